@@ -1,0 +1,57 @@
+"""One way to load an engine, whichever runtime executes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+
+from deploy.engines.base import Engine, TensorSpec
+from deploy.errors import DeployError
+
+__all__ = ["ENGINES", "Engine", "TensorSpec", "load_engine"]
+
+Loader = Callable[[Path, int], Engine]
+
+
+def _loader(module: str) -> Loader:
+    def load(path: Path, threads: int) -> Engine:
+        # A runtime is imported only when a file asks for it: each is an optional package.
+        return import_module(f"deploy.engines.{module}").load(path, threads=threads)
+
+    return load
+
+
+ENGINES: Mapping[str, Loader] = MappingProxyType(
+    {
+        "onnxruntime": _loader("onnxruntime"),
+        "openvino": _loader("openvino"),
+        "tensorrt_rtx": _loader("tensorrt"),
+    }
+)
+_RUNTIME_OF = {".onnx": "onnxruntime", ".engine": "tensorrt_rtx"}
+
+
+def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = None) -> Engine:
+    """Load the model file at ``path``.
+
+    Args:
+        path: an ONNX file or a TensorRT-RTX engine.
+        threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
+        runtime: a key of ``ENGINES``; by default the file's ending decides (``.onnx``: ONNX Runtime).
+
+    Raises:
+        DeployError: the runtime is unknown, or the file is missing or cannot be used.
+        MissingDependency: the runtime's package is not installed.
+    """
+    path = Path(path)
+    chosen = _RUNTIME_OF.get(path.suffix) if runtime is None else runtime
+    if chosen is None:
+        raise DeployError(
+            f"{path.name} does not say which runtime loads it "
+            f"(endings known: {', '.join(sorted(_RUNTIME_OF))}); name the runtime."
+        )
+    if chosen not in ENGINES:
+        raise DeployError(f"There is no runtime {chosen!r}; choose one of {', '.join(sorted(ENGINES))}.")
+    return ENGINES[chosen](path, threads)

@@ -1,0 +1,111 @@
+"""The contract every engine keeps: named inputs, named outputs, ``run``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from deploy.errors import DeployError
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Element type (a NumPy name such as ``float32``) and shape, ``None`` where a dimension is free."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('any' if d is None else str(d) for d in self.shape)}]"
+
+    def accepts(self, array: np.ndarray) -> bool:
+        """Whether ``array`` has this element type and fits this shape."""
+        return (
+            array.dtype == np.dtype(self.dtype)
+            and array.ndim == len(self.shape)
+            and all(want is None or want == got for want, got in zip(self.shape, array.shape, strict=True))
+        )
+
+
+class Engine(ABC):
+    """Something that runs a network.
+
+    Attributes:
+        name: what a table calls it, usually the file's name without its ending.
+        runtime: which library runs it, a key of ``deploy.engines.ENGINES``.
+        precision: ``fp32``, ``fp16``, ``int8``, or ``unknown`` where the file does not say.
+        inputs: the tensors ``run`` asks for, by name.
+        outputs: the tensors ``run`` gives, by name.
+        path: the file it was loaded from, where there is one.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    path: Path | None = None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once on ``feeds`` and return every output by name.
+
+        Raises:
+            DeployError: a name is missing or unknown, a type or a shape differs, or the engine is closed.
+        """
+        self._check(feeds)
+        return self._run(feeds)
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run on feeds that were checked."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the runtime holds; closing twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        if set(feeds) != set(self.inputs):
+            raise DeployError(
+                f"{self.name} takes the inputs {sorted(self.inputs)} but was given {sorted(feeds)}; "
+                "feed exactly those names."
+            )
+        for key, spec in self.inputs.items():
+            array = feeds[key]
+            if not isinstance(array, np.ndarray):
+                raise DeployError(
+                    f"{self.name} takes NumPy arrays but input {key!r} is a {type(array).__name__}; "
+                    "convert it with numpy.asarray."
+                )
+            if not spec.accepts(array):
+                raise DeployError(
+                    f"{self.name} takes input {key!r} as {spec} but was given "
+                    f"{array.dtype}{list(array.shape)}; convert or reshape it first."
+                )
+
+
+def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
+    """The precision a model file states in its metadata, or else in its name (``model.int8.onnx``)."""
+    stated = metadata.get("niwaki.precision")
+    if stated is not None:
+        return stated
+    return next((part for part in path.name.split(".") if part in ("fp32", "fp16", "int8")), "unknown")
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says first, without its final full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""Engines that OpenVINO executes on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
+from deploy.errors import DeployError, MissingDependency
+
+
+class OpenVinoEngine(Engine):
+    """An ONNX file on OpenVINO's CPU device, tuned for the latency of one request.
+
+    Args:
+        path: an ONNX file.
+        threads: how many threads one run may use; 0 lets OpenVINO choose.
+
+    Raises:
+        DeployError: the file is missing or OpenVINO cannot compile it.
+        MissingDependency: OpenVINO is not installed.
+    """
+
+    runtime = "openvino"
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise MissingDependency(
+                "The package openvino cannot be imported here; get it with `uv sync --extra openvino` or "
+                "`pip install 'niwaki[openvino]'`."
+            ) from error
+        if not path.is_file():
+            raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
+        if threads < 0:
+            raise DeployError(f"threads is {threads}; give 0 (let the runtime choose) or more.")
+        # Left alone OpenVINO computes in bf16 where the CPU has it, which is not what the file says.
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            core = ov.Core()
+            model = core.read_model(path)
+            self.precision = precision_of(path, _metadata(model))
+            compiled = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise DeployError(f"OpenVINO cannot load {path} ({first_line(error)}); export it again.") from error
+        self.name = path.name.removesuffix(".onnx")
+        self.path = path
+        self.inputs = {port.get_any_name(): _spec(port) for port in compiled.inputs}
+        self.outputs = {port.get_any_name(): _spec(port) for port in compiled.outputs}
+        self._request: Any = compiled.create_infer_request()
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._request is None:
+            raise DeployError(f"{self.name} is closed; load it again before running it.")
+        try:
+            values = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise DeployError(f"OpenVINO could not run {self.name} ({first_line(error)}).") from error
+        return {name: values[name] for name in self.outputs}
+
+    def close(self) -> None:
+        self._request = None
+
+
+def load(path: Path, *, threads: int = 1) -> OpenVinoEngine:
+    """Load ``path`` with OpenVINO; see :class:`OpenVinoEngine`."""
+    return OpenVinoEngine(path, threads=threads)
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
+    return TensorSpec(np.dtype(port.get_element_type().to_dtype()).name, shape)
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    if not model.has_rt_info(["framework"]):
+        return {}
+    return {key: str(value) for key, value in model.get_rt_info(["framework"]).value.items()}

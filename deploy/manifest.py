@@ -1,0 +1,177 @@
+"""The manifest of a bundle: what it says, how it is written and how it is verified."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deploy.errors import DeployError
+from deploy.files import sha256, share
+from deploy.preprocess import Preprocessing
+from deploy.records import explain, versions_info
+
+MANIFEST = "manifest.json"
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundledFile(BaseModel):
+    """A file of the bundle: its plain name, its size and its SHA-256 in hexadecimal."""
+
+    model_config = _STRICT
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What ``manifest.json`` says; ``models`` maps a precision to its file."""
+
+    # Left alone pydantic writes NaN as null without a word; kept, it is refused when the manifest is written.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    format: Literal["niwaki-bundle-1"] = "niwaki-bundle-1"
+    task: str
+    default: str
+    models: dict[str, BundledFile] = Field(min_length=1)
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = Field(min_length=1)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    latency: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_default(self) -> Self:
+        if self.default not in self.models:
+            raise ValueError(f"the default {self.default!r} is not among the models {sorted(self.models)}")
+        return self
+
+
+def write_bundle(
+    folder: str | Path,
+    *,
+    models: Mapping[str, Path],
+    default: str,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    task: str = "classification",
+    metrics: Mapping[str, Any],
+    latency: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write a bundle to ``folder``, whole or not at all; an older bundle there is replaced.
+
+    Args:
+        folder: where it goes.
+        models: precision to ONNX file; copied as ``model.<precision>.onnx``.
+        default: the precision that is loaded when none is named.
+        preprocessing: how an image becomes the network's input.
+        classes: their names, in the order of the network's outputs.
+        task: what the network does.
+        metrics: what was measured about its quality; JSON values.
+        latency: what was measured about its speed; JSON values.
+        provenance: where it comes from; JSON values.
+
+    Raises:
+        DeployError: a model file is missing, the parts do not fit, or ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeployError(f"{folder} exists and is not a bundle; choose another folder or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise DeployError(f"Cannot write {folder} ({error.strerror}); choose a folder you may write to.") from error
+    new = temporary / "new"
+    new.mkdir()
+    try:
+        items = {precision: _copy(source, new, precision) for precision, source in models.items()}
+        try:
+            manifest = Manifest(
+                task=task,
+                default=default,
+                models=items,
+                preprocessing=preprocessing,
+                classes=tuple(classes),
+                metrics=dict(metrics),
+                latency=dict(latency),
+                provenance=dict(provenance),
+                versions=versions_info(),
+            )
+            text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False)
+        except ValidationError as error:
+            raise DeployError(f"The bundle {folder} cannot be written ({explain(error)}).") from error
+        except ValueError as error:
+            raise DeployError(f"The bundle {folder} cannot be written ({error}); give JSON values.") from error
+        (new / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _put_in_place(new, folder, temporary / "old")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _copy(source: Path, folder: Path, precision: str) -> BundledFile:
+    if not Path(source).is_file():
+        raise DeployError(f"There is no {precision} model at {source}; export it first.")
+    if not re.fullmatch(r"[a-z0-9]+", precision):
+        raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
+    target = folder / f"model.{precision}.onnx"
+    shutil.copyfile(source, target)
+    return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
+
+
+def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
+    """Rename ``new`` to ``folder``; an older bundle steps aside first, for a full folder is in the way."""
+    share(new)
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the bundle at ``folder`` and verify every file it names.
+
+    Raises:
+        DeployError: the folder is no bundle, its format is unknown, or a file is missing or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DeployError(
+            f"{folder} is not a bundle: its {MANIFEST} cannot be read ({error.strerror}); check the path."
+        ) from error
+    except ValidationError as error:
+        raise DeployError(f"{path} is not a bundle's manifest ({explain(error)}); make the bundle again.") from error
+    for item in manifest.models.values():
+        _verify(folder, item)
+    return manifest
+
+
+def _verify(folder: Path, item: BundledFile) -> None:
+    path = folder / item.file
+    if not path.is_file() or path.is_symlink():
+        raise DeployError(f"{folder} lacks the file {item.file}; copy the whole bundle again.")
+    size = path.stat().st_size
+    if size != item.bytes:
+        raise DeployError(f"{path} has {size} bytes instead of {item.bytes}; copy the whole bundle again.")
+    found = sha256(path)
+    if found != item.sha256:
+        raise DeployError(
+            f"{path} was altered: its SHA-256 is {found[:12]}... instead of {item.sha256[:12]}...; "
+            "copy the whole bundle again."
+        )

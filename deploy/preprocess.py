@@ -1,0 +1,113 @@
+"""From an image file to the array a network reads, the same at training-time evaluation and in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from deploy.errors import DeployError
+
+Mode = Literal["L", "RGB"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+_CHANNELS = {"L": 1, "RGB": 3}
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes a float32 array (C, H, W).
+
+    Attributes:
+        size: (height, width) in pixels of what the network reads.
+        mode: ``L`` for one grey channel, ``RGB`` for three.
+        mean: per channel, subtracted after scaling to 0..1.
+        std: per channel, divided by after the subtraction.
+        interpolation: the filter of the one resize.
+        resize: ``stretch`` to ``size``, or the ``shorter_side_center_crop`` that keeps the aspect ratio.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int]
+    mode: Mode = "RGB"
+    mean: tuple[float, ...] = Field(default=(), validate_default=True)
+    std: tuple[float, ...] = Field(default=(), validate_default=True)
+    interpolation: Interpolation = "bilinear"
+    resize: Literal["stretch", "shorter_side_center_crop"] = "stretch"
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if min(value) < 1:
+            raise ValueError(f"size is {value}; both sides need at least one pixel")
+        return value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = _CHANNELS.get(info.data.get("mode", ""), 0)
+        value = value or (0.0 if info.field_name == "mean" else 1.0,) * channels
+        if channels and len(value) != channels:
+            raise ValueError(f"{info.field_name} has {len(value)} values; the mode has {channels} channels")
+        if not np.isfinite(value).all() or (info.field_name == "std" and min(value, default=1.0) <= 0):
+            raise ValueError(f"{info.field_name} is {value}; it must be finite, and a std above zero")
+        return value
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the arrays that come out."""
+        return (_CHANNELS[self.mode], *self.size)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Turn ``image``, of any mode and size, into a float32 array (C, H, W)."""
+        height, width = self.size
+        upright = ImageOps.exif_transpose(image).convert(self.mode)
+        pixels = np.asarray(
+            upright.resize((width, height), Image.Resampling[self.interpolation.upper()], box=self._box(upright)),
+            dtype=np.float32,
+        ).reshape(height, width, -1)
+        mean = np.asarray(self.mean, dtype=np.float32)
+        std = np.asarray(self.std, dtype=np.float32)
+        return np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1))
+
+    def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """The part of ``image`` that is kept: (left, top, right, bottom) in source pixels.
+
+        Cropping the source and resizing once equals resizing the shorter side and cropping the centre,
+        without a second rounding of the pixels.
+        """
+        if self.resize == "stretch":
+            return (0.0, 0.0, float(image.width), float(image.height))
+        height, width = self.size
+        scale = min(image.width / width, image.height / height)
+        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+        # Rounding may step a hair over the edge, which Pillow refuses.
+        return (
+            max(left, 0.0),
+            max(top, 0.0),
+            min(left + width * scale, float(image.width)),
+            min(top + height * scale, float(image.height)),
+        )
+
+
+def load(path: Path) -> Image.Image:
+    """Read the whole image at ``path``.
+
+    Raises:
+        DeployError: the file is missing, is no image Pillow knows, is cut short or is too large to be one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DeployError(f"There is no image file at {path}; check the path.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        raise DeployError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from error
+    except Image.DecompressionBombError as error:
+        raise DeployError(f"{path} is too large to be opened safely ({error}); scale it down first.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged data
+        raise DeployError(f"{path} is a damaged image ({error}); replace the file.") from error

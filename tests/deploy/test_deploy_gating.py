@@ -1,0 +1,93 @@
+"""The gate as a table: what passes, what stops a release, and why."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.errors import DeployError
+from deploy.gating import gate
+from deploy.records import Bench, Record
+
+MEASURED = {
+    "model": "student",
+    "runtime": "onnxruntime",
+    "precision": "int8",
+    "batch": 1,
+    "status": "measured",
+    "reference": "teacher",
+    "repeats": 100,
+    "median_ms": 1.0,
+    "ratio_to_dense": 0.5,
+    "accuracy": 0.97,
+}
+BUILT = {**MEASURED, "status": "built", "reason": "there is no GPU here"}
+
+
+def bench(*records):
+    return Bench(name="b", records=tuple(Record(name=name, **fields) for name, fields in records))
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, None),
+        ({"ratio_to_dense": 0.55}, None),
+        ({"ratio_to_dense": 0.551}, "latency"),
+        ({"ratio_to_dense": 0.1}, None),
+        ({"ratio_to_dense": None}, "latency"),
+        ({"accuracy": 0.96}, None),
+        ({"accuracy": 0.959}, "accuracy"),
+        ({"accuracy": None}, "accuracy"),
+        ({"accuracy": 1.0}, None),
+        ({"median_ms": 1000.0}, None),
+        ({"batch": 8}, "setting"),
+        ({"reference": "other"}, "setting"),
+        ({"precision": "fp16"}, "setting"),
+        ({"runtime": "openvino"}, "setting"),
+        ({"status": "built", "reason": "no time"}, "measurement"),
+    ],
+)
+def test_each_change_is_judged(change, fails):
+    result = gate(bench(("a", {**MEASURED, **change})), bench(("a", MEASURED)))
+    assert result.passed is (fails is None)
+    assert [line.what for line in result.lines if not line.ok] == ([fails] if fails else [])
+
+
+def test_a_missing_record_fails_and_a_new_one_is_not_looked_at():
+    both = bench(("a", MEASURED), ("b", MEASURED))
+    missing = gate(bench(("a", MEASURED)), both)
+    assert [(line.name, line.what) for line in missing.lines if not line.ok] == [("b", "presence")]
+    assert gate(both, bench(("a", MEASURED))).passed
+
+
+def test_a_record_the_baseline_did_not_measure_needs_only_to_be_there():
+    baseline = bench(("a", MEASURED), ("gpu", BUILT))
+    assert gate(bench(("a", MEASURED), ("gpu", BUILT)), baseline).passed
+    assert gate(bench(("a", MEASURED), ("gpu", {**MEASURED, "accuracy": 0.1})), baseline).passed
+    assert not gate(bench(("a", MEASURED)), baseline).passed
+
+
+def test_a_finding_holds_the_figures():
+    result = gate(bench(("a", {**MEASURED, "accuracy": 0.9})), bench(("a", MEASURED)), accuracy_tolerance=0.02)
+    (line,) = (line for line in result.lines if line.what == "accuracy")
+    assert (line.value, line.baseline, line.ok) == (0.9, 0.97, False)
+    assert line.limit == pytest.approx(0.95)
+
+
+def test_a_baseline_without_measurements_and_bad_tolerances_are_errors():
+    with pytest.raises(DeployError, match="no measured record"):
+        gate(bench(("a", MEASURED)), bench(("a", BUILT)))
+    for name in ("latency_tolerance", "accuracy_tolerance"):
+        for value in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(DeployError, match=name):
+                gate(bench(("a", MEASURED)), bench(("a", MEASURED)), **{name: value})
+
+
+@given(ratio=st.floats(0.01, 10), tolerance=st.floats(0, 2))
+def test_a_record_passes_its_own_gate_and_a_faster_one_passes_too(ratio, tolerance):
+    old = bench(("a", {**MEASURED, "ratio_to_dense": ratio}))
+    new = bench(("a", {**MEASURED, "ratio_to_dense": ratio / 2}))
+    assert gate(old, old, latency_tolerance=tolerance).passed
+    assert gate(new, old, latency_tolerance=tolerance).passed
+    slower = bench(("a", {**MEASURED, "ratio_to_dense": ratio * (1 + tolerance) * 1.01}))
+    assert not gate(slower, old, latency_tolerance=tolerance).passed
