@@ -1,0 +1,34 @@
+"""Exact structured pruning: trace channels, score them, plan what stays, cut, and prove the cut.
+
+trace = prune.trace(model, example)
+scores = prune.score(trace, model, "l1")
+plan = prune.plan(trace, scores, budget=prune.Budget(macs=0.5), round_to=8)
+small = prune.apply(model, plan)
+prune.check(model, plan, example)
+"""
+
+from compress.prune.budget import Budget
+from compress.prune.criteria import CRITERIA, score
+from compress.prune.planning import Plan, plan, smallest_share
+from compress.prune.proof import Proof, check
+from compress.prune.surgery import apply, mask, validate
+from compress.prune.tracing import trace
+from compress.prune.units import Group, Trace, protect
+
+__all__ = [
+    "CRITERIA",
+    "Budget",
+    "Group",
+    "Plan",
+    "Proof",
+    "Trace",
+    "apply",
+    "check",
+    "mask",
+    "plan",
+    "protect",
+    "score",
+    "smallest_share",
+    "trace",
+    "validate",
+]

@@ -1,0 +1,244 @@
+"""Plans: which channels stay. A plan is frozen, is JSON, holds names only and is sufficient by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from compress.errors import PlanError
+from compress.prune.budget import Budget
+from compress.prune.units import Group, Role, Slot, Trace
+
+Kept = npt.NDArray[np.bool_]
+
+
+class KeptSlot(BaseModel):
+    """Which indices of one dimension stay, out of how many, and what that dimension does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kept: tuple[int, ...]
+    of: int
+    role: Role
+
+
+class GroupSize(BaseModel):
+    """Channels of one group before and after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    before: int
+    after: int
+    slots: int
+
+
+class Plan(BaseModel):
+    """What stays.
+
+    Args:
+        architecture: hash of the network that the plan is for (`architecture_hash`).
+        slots: `parameter:dimension` -> kept indices; only dimensions that lose channels.
+        attributes: module -> attribute -> (value before, value after).
+        groups: every free group with its size before and after.
+        protected: `parameter:dimension` -> why it stays whole.
+        costs: MACs and parameters before and after.
+        asked: criterion, scope, budget, rounding, as asked for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["niwaki-plan-1"] = "niwaki-plan-1"
+    architecture: str
+    slots: dict[str, KeptSlot]
+    attributes: dict[str, dict[str, tuple[int, int]]]
+    groups: tuple[GroupSize, ...] = ()
+    protected: dict[str, str] = {}
+    costs: dict[str, float] = {}
+    asked: dict[str, Any] = {}
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads a plan; raises PlanError with one sentence when the text is not one."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            raise PlanError(f"Not a pruning plan: {where}: {first['msg']}; make it again with niwaki.") from None
+
+    def kept_indices(self, slot: Slot, size: int) -> npt.NDArray[np.int64]:
+        """Kept indices of one dimension; all of them when the plan does not touch it."""
+        found = self.slots.get(f"{slot[0]}:{slot[1]}")
+        return np.arange(size) if found is None else np.asarray(found.kept, dtype=np.int64)
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by name, under each of its names when it is shared."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def architecture_hash(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of all parameters and buffers."""
+    shapes = {name: list(tensor.shape) for name, tensor in named_tensors(model).items()}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+
+
+def plan(
+    trace: Trace,
+    scores: torch.Tensor,
+    *,
+    budget: Budget | None = None,
+    ratio: float | None = None,
+    scope: Literal["global", "group"] = "global",
+    round_to: int = 1,
+    min_kept: int = 1,
+    asked: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Chooses the units that stay.
+
+    Args:
+        trace: the network.
+        scores: one score a unit, higher stays; shape (units,).
+        budget: the share of the MACs that may remain; the largest network within it is taken.
+        ratio: instead of a budget, the share of the free units that goes (0 <= ratio < 1).
+        scope: `global` ranks all units together, each score divided by its group's mean; `group` removes the
+            same share of every group.
+        round_to: kept channels of a group are rounded up to a multiple of it.
+        min_kept: channels of a group that always stay.
+        asked: what to record of the request beside these arguments.
+
+    Raises:
+        PlanError: both or neither of budget and ratio, nothing is free, or the budget cannot be reached.
+    """
+    if (budget is None) == (ratio is None):
+        raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise PlanError(f"A ratio of {ratio} is impossible; give the share that goes, at least 0 and below 1.")
+    if tuple(scores.shape) != (trace.units,):
+        raise PlanError(f"The scores have shape {tuple(scores.shape)}, this trace has {trace.units} units.")
+    if not trace.groups and ratio != 0:
+        reason = next(iter(sorted(set(trace.protected.values()))), "it has no channels")
+        raise PlanError(f"No channel of this network is free to go (for example: {reason[:160]}).")
+    order = _removal_order(trace, scores.detach().double().cpu().numpy(), scope)
+    if budget is not None and budget.macs is None:
+        raise PlanError("A latency budget is met by measuring: search over plans with macs budgets.")
+    if ratio is not None:
+        gone = round(ratio * len(order))
+    else:
+        assert budget is not None
+        assert budget.macs is not None
+        gone = _fewest_removed(trace, order, budget.macs, round_to, min_kept)
+    kept = _round_up(trace, order, gone, round_to, min_kept)
+    request = {"scope": scope, "round_to": round_to, "min_kept": min_kept, "ratio": ratio, **(asked or {})}
+    if budget is not None:
+        request["budget"] = budget.model_dump(exclude_none=True)
+    return plan_from_kept(trace, kept, asked=request)
+
+
+def smallest_share(trace: Trace, round_to: int = 1, min_kept: int = 1) -> float:
+    """Share of the MACs that remains when every free group is cut as far as it goes."""
+    order = _removal_order(trace, np.zeros(trace.units), "group")
+    whole = trace.macs(np.ones(trace.units, dtype=bool))
+    return trace.macs(_round_up(trace, order, len(order), round_to, min_kept)) / whole if whole else 1.0
+
+
+def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
+    """The plan that keeps exactly the units in `kept` (bool, one a unit)."""
+    padded = np.append(kept, True)
+    slots: dict[str, KeptSlot] = {}
+    for slot, units in trace.slots.items():
+        stays = padded[units]
+        if not stays.all():
+            indices = tuple(int(i) for i in np.flatnonzero(stays))
+            slots[f"{slot[0]}:{slot[1]}"] = KeptSlot(kept=indices, of=len(units), role=trace.roles[slot])
+    sizes = trace.kept_sizes(kept)
+    attributes: dict[str, dict[str, tuple[int, int]]] = {}
+    for a in trace.attributes:
+        after = sizes[a.slot] * a.factor // a.divisor
+        if after != a.value:
+            attributes.setdefault(a.module, {})[a.name] = (a.value, after)
+    everything = np.ones(trace.units, dtype=bool)
+    return Plan(
+        architecture=trace.architecture,
+        slots=slots,
+        attributes=attributes,
+        groups=tuple(
+            GroupSize(name=g.name, before=len(g.units), after=int(kept[g.units].sum()), slots=len(g.slots))
+            for g in trace.groups
+        ),
+        protected=dict(trace.protected),
+        costs={
+            "macs_before": trace.macs(everything),
+            "macs_after": trace.macs(kept),
+            "units_before": trace.units,
+            "units_after": int(kept.sum()),
+            "units_not_preserving": int((~kept & ~trace.preserving).sum()),
+        },
+        asked=dict(asked or {}),
+    )
+
+
+def _removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: str) -> list[tuple[int, int]]:
+    """(group, unit) pairs, first to go first."""
+    keyed: list[tuple[float, float, int, int]] = []
+    for g, group in enumerate(trace.groups):
+        own = scores[group.units]
+        mean = float(own.mean()) or 1.0
+        ranked = np.argsort(own, kind="stable")
+        for rank, k in enumerate(ranked):
+            key = (rank + 0.5) / len(ranked) if scope == "group" else float(own[k]) / mean
+            keyed.append((key, float(own[k]) / mean, g, int(group.units[k])))
+    return [(g, unit) for _, _, g, unit in sorted(keyed)]
+
+
+def _round_up(trace: Trace, order: list[tuple[int, int]], gone: int, round_to: int, min_kept: int) -> Kept:
+    """Keeps all but the first `gone` of `order`, then takes the best of them back until sizes are right."""
+    removed: dict[int, list[int]] = {}
+    for g, unit in order[:gone]:
+        removed.setdefault(g, []).append(unit)
+    kept = np.ones(trace.units, dtype=bool)
+    for g, units in removed.items():
+        stays = _stays(trace.groups[g], len(units), round_to, min_kept)
+        kept[units[: len(trace.groups[g].units) - stays]] = False
+    return kept
+
+
+def _stays(group: Group, gone: int, round_to: int, min_kept: int) -> int:
+    size = len(group.units)
+    least = max(size - gone, min_kept, 1)
+    return min(size, -(-least // round_to) * round_to)
+
+
+def _fewest_removed(trace: Trace, order: list[tuple[int, int]], share: float, round_to: int, min_kept: int) -> int:
+    """Bisects for the fewest units to remove such that the MACs are within the budget."""
+    whole = trace.macs(np.ones(trace.units, dtype=bool))
+
+    def share_at(gone: int) -> float:
+        return trace.macs(_round_up(trace, order, gone, round_to, min_kept)) / whole
+
+    if share_at(len(order)) > share:
+        floor = np.ceil(share_at(len(order)) * 1000) / 1000
+        raise PlanError(
+            f"A budget of {share:g} of the MACs is impossible: with at least {max(min_kept, 1)} channels a group, "
+            f"in multiples of {round_to}, no less than {floor:g} can remain; ask for macs: {floor:g} or more."
+        )
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if share_at(middle) <= share:
+            high = middle
+        else:
+            low = middle + 1
+    return low
