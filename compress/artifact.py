@@ -1,0 +1,127 @@
+"""A saved network without code or pickle: `model.json` beside `model.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from compress import models
+from compress.errors import ArtifactError, PlanError
+from compress.files import write_text
+from compress.prune.planning import Plan, architecture_hash, named_tensors
+from compress.prune.surgery import apply
+
+
+class Description(BaseModel):
+    """What `model.json` says: how to build the network, and what the weights must hash to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["niwaki-artifact-1"] = "niwaki-artifact-1"
+    factory: str
+    arguments: dict[str, Any] = {}
+    task: Literal["classification"] = "classification"
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any] = {}
+    plan: Plan | None = None
+    architecture: str = ""
+    weights_sha256: str = ""
+    seed: int = 0
+
+
+def save(model: nn.Module, directory: str | Path, description: Description) -> Path:
+    """Writes `model.json` and `model.safetensors` into a new folder that appears whole.
+
+    Args:
+        model: the network, cut by `description.plan` if there is one.
+        directory: the folder; replaced when it exists.
+        description: how to build it; the hashes are filled in here.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
+        save_file(state, temporary / "model.safetensors")
+        filled = description.model_copy(
+            update={
+                "architecture": architecture_hash(model),
+                "weights_sha256": _sha256(temporary / "model.safetensors"),
+            }
+        )
+        write_text(temporary / "model.json", filled.model_dump_json(indent=1))
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.replace(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def describe(directory: str | Path) -> Description:
+    """Reads `model.json`; raises ArtifactError when it is missing or damaged."""
+    path = Path(directory) / "model.json"
+    if not path.is_file():
+        raise ArtifactError(f"{directory} holds no model.json; it is not a saved network.")
+    try:
+        return Description.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise ArtifactError(f"{path} is damaged: {where}: {first['msg']}; save the network again.") from None
+
+
+def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
+    """Rebuilds a saved network: made and cut without storage, then given its weights.
+
+    Args:
+        directory: what `save` wrote.
+        trusted: further modules whose factories may be imported; torchvision's and ours always may.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, a hash or a shape is wrong.
+        ModelError: the factory is unknown or not trusted.
+    """
+    about = describe(directory)
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        raise ArtifactError(f"{directory} holds no model.safetensors; it is not a whole saved network.")
+    if _sha256(path) != about.weights_sha256:
+        raise ArtifactError(f"{path} does not have the hash that model.json gives; copy the folder again.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
+    with torch.device("meta"):
+        model = models.build(about.factory, about.arguments, len(about.classes), trusted=(*models.TRUSTED, *trusted))
+    if about.plan is not None:
+        try:
+            model = apply(model, about.plan)
+        except PlanError as error:
+            raise ArtifactError(f"{directory}: {error}") from None
+    own = named_tensors(model)
+    for name, tensor in own.items():
+        if name not in state:
+            raise ArtifactError(f"{path} lacks '{name}'; save the network again.")
+        if state[name].shape != tensor.shape:
+            raise ArtifactError(
+                f"{path} has '{name}' as {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}."
+            )
+    if architecture_hash(model) != about.architecture:
+        raise ArtifactError(f"{directory} builds another architecture than it was saved from; use that version.")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,261 @@
+"""The command `niwaki`. Each command imports what it needs when it runs, so that some work without torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from deploy.records import Bench, Record
+
+app = typer.Typer(
+    name="niwaki",
+    help="Transfer, prune, distil and deploy a vision network, and measure that it was worth it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/digits.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Do everything that a recipe asks for: teacher, student, engines, records, report, bundle."""
+    _need_torch("run")
+    with warnings.catch_warnings():
+        # Libraries warn their developers; a user can do nothing about it.
+        warnings.simplefilter("ignore")
+        from compress.recipe import load_recipe
+        from compress.run import run
+        from compress.ui import Ui
+
+        asked = load_recipe(recipe, overrides or [])
+        folder = out or Path("runs") / asked.name
+        report = run(asked, folder, Ui.choose(quiet=quiet, json=as_json), resume=resume)
+    from compress.summary import summary, table
+
+    figures = summary(folder)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    elif not quiet:
+        console = _console()
+        console.print(table(figures))
+        prefix = f"niwaki predict {folder / 'bundle'} {folder / 'samples'}/*.png"
+        console.print(f"\nReport   {report}", soft_wrap=True, markup=False)
+        console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
+        gate = f"niwaki gate NEWER/bench.json --baseline {folder / 'bench.json'}"
+        console.print(f"Gate     {gate}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads that one run may use.")] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Classify images with a bundle; needs no torch."""
+    import deploy
+
+    with deploy.load(bundle, threads=threads) as engine:
+        found = engine.predict(images)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for item in found:
+        print(f"{item['file']}: {item['class']} ({100 * item['probability']:.1f} %)")
+
+
+@app.command()
+def gate(
+    record: Annotated[Path, typer.Argument(help="A bench.json.")],
+    baseline: Annotated[Path, typer.Option(help="The bench.json to hold it against.")],
+    latency_tolerance: Annotated[
+        float, typer.Option(min=0.0, help="How much the ratio to dense may grow, relatively.")
+    ] = 0.10,
+    accuracy_tolerance: Annotated[
+        float, typer.Option(min=0.0, help="How much accuracy may fall, as a share of 1.")
+    ] = 0.01,
+    as_json: JsonFlag = False,
+) -> None:
+    """Exit 1 when latency (as a ratio to dense) or accuracy is worse than a baseline allows."""
+    import deploy
+    from deploy.records import Bench
+
+    result = deploy.gate(
+        Bench.from_file(record),
+        Bench.from_file(baseline),
+        latency_tolerance=latency_tolerance,
+        accuracy_tolerance=accuracy_tolerance,
+    )
+    if as_json:
+        print(result.model_dump_json(indent=1))
+    else:
+        columns = ("engine", "what", "now", "baseline", "limit", "")
+        shown = Table(*columns, title="Gate", title_justify="left")
+        for line in result.lines:
+            values = [_short(v) for v in (line.value, line.baseline, line.limit)]
+            shown.add_row(line.name, line.what, *values, "ok" if line.ok else "[bold red]FAILS[/]")
+        console = _console()
+        console.print(shown)
+        console.print("passed" if result.passed else "failed", style="green" if result.passed else "bold red")
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    engines: Annotated[list[Path], typer.Argument(help="ONNX files or bundles; the first is the reference.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=5)] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time engines against the first one, in turns, on seeded noise; needs no torch."""
+    result = _timed(engines, batch, threads, rounds)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(result.to_json(), encoding="utf-8")
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        _console().print(_bench_table(result))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a run's report.html again."""
+    from deploy.report import write_report
+
+    path = write_report(folder)
+    print(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what is installed, what works here, and how to get what is missing."""
+    from compress.doctor import diagnose, render
+
+    checks = diagnose()
+    if as_json:
+        print(json.dumps([check.to_dict() for check in checks], indent=1))
+    else:
+        render(checks, _console())
+    if any(check.required and not check.ok for check in checks):
+        raise typer.Exit(3)
+
+
+def main() -> NoReturn:
+    """Runs the command; every failure that a user can cause is one sentence and an exit code."""
+    try:
+        # Outside standalone mode a typer.Exit comes back as its code.
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        _say("stopped; the same command with --resume goes on where it was.")
+        sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, OSError) and not hasattr(error, "exit_code"):
+            raise
+        _say(_message(error))
+        code = 3 if isinstance(error, OSError) else error.exit_code
+    sys.exit(code or 0)
+
+
+def _message(error: Exception) -> str:
+    if hasattr(error, "format_message"):  # what the command line parser raises
+        return f"{error.format_message()} (niwaki --help lists the commands and their options)"
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}; free some space or choose another folder with --out."
+    return str(error)
+
+
+def _timed(paths: list[Path], batch: int, threads: int, rounds: int) -> Bench:
+    """Opens the engines and times them on the same noise."""
+    from contextlib import ExitStack
+
+    import numpy as np
+
+    import deploy
+    from deploy.engines import load_engine
+    from deploy.errors import DeployError
+    from deploy.records import Bench
+
+    with ExitStack() as stack:
+        engines = []
+        for path in paths:
+            opened = deploy.load(path, threads=threads) if path.is_dir() else load_engine(path, threads=threads)
+            engines.append(stack.enter_context(opened))
+            engines[-1].name = str(path)
+        inputs = {}
+        for name, spec in engines[0].inputs.items():
+            if any(size is None for size in spec.shape[1:]):
+                raise DeployError(f"{paths[0]} leaves the size of '{name}' open; export it with a fixed size first.")
+            shape = (batch, *(size or 1 for size in spec.shape[1:]))
+            inputs[name] = np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
+        records = deploy.benchmark(engines, inputs, rounds=rounds)
+    settings = {"threads": threads, "batch": batch, "rounds": rounds}
+    return Bench(name=paths[0].stem, settings=settings, records=tuple(records))
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, highlight=False).print(f"niwaki: {sentence}", soft_wrap=True, markup=False)
+
+
+def _need_torch(command: str) -> None:
+    from importlib.util import find_spec
+
+    from compress.errors import MissingError
+
+    missing = [name for name in ("torch", "yaml", "lightning", "nncf") if find_spec(name) is None]
+    if missing:
+        raise MissingError(
+            f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
+            "pip install 'niwaki[compress]'."
+        )
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _bench_table(result: Bench) -> Table:
+    shown = Table("engine", "median", "p90", "p99", "ratio to the first", title=_machine(result))
+    for record in result.records:
+        shown.add_row(record.name, *_times(record))
+    return shown
+
+
+def _times(record: Record) -> list[str]:
+    low, high = record.ratio_interval or (0.0, 0.0)
+    times = [f"{value:.3f} ms" for value in (record.median_ms, record.p90_ms, record.p99_ms) if value is not None]
+    return [*times, f"{record.ratio_to_dense:.3f} [{low:.3f}, {high:.3f}]"]
+
+
+def _machine(result: Bench) -> str:
+    return f"{result.machine.get('cpu', 'unknown CPU')}, {result.settings.get('threads')} thread(s)"

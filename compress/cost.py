@@ -1,0 +1,31 @@
+"""What a network costs: MACs, parameters and the FLOPs of training it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one forward pass on one image (convolutions and matrix products)."""
+    network = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(example[:1].to("meta"))
+    return counter.get_total_flops() // 2
+
+
+def training_flops(model: nn.Module, example: Tensor) -> int:
+    """FLOPs of one forward and backward pass on one image, counted by torch (two a multiply-accumulate)."""
+    network = copy.deepcopy(model).to("meta").train()
+    batch = example[:1].to("meta").expand(2, *example.shape[1:])
+    with FlopCounterMode(display=False) as counter:
+        network(batch).sum().backward()
+    return counter.get_total_flops() // 2

@@ -1,0 +1,295 @@
+"""What is installed here, what works, and for each thing that is missing one line on how to get it.
+
+Packages are read from their metadata and the kernels from what their build left behind. Only the runtimes
+are loaded, because whether one loads, and for which devices, is the question; and torch, where no tool of
+the system can say whether there is a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+DISTRIBUTION = "niwaki"
+TIMEOUT = 20  # seconds for a tool of the system to say who it is
+
+# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki[EXTRA]"`.
+SPECIAL = {
+    "tensorrt": "install TensorRT from NVIDIA's own package index, or use the extra tensorrt-rtx",
+}
+# What a broken import raises: the package is absent, a library of its is, or it refuses this machine.
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: whether it is there, whether Niwaki cannot run without it, and how to get it."""
+
+    name: str
+    ok: bool
+    required: bool
+    found: str
+    fix: str = ""
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """The same for `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of the distribution's own metadata."""
+
+    name: str
+    ranges: str
+    extra: str
+    marker: str
+
+    def applies(self) -> bool:
+        """Whether this machine is one that the requirement is meant for."""
+        facts = {"sys_platform": sys.platform, "platform_machine": platform.machine()}
+        named = re.findall(r"(\w+) == ['\"]([^'\"]+)['\"]", self.marker)
+        return all(facts.get(key, value) == value for key, value in named)
+
+
+def diagnose() -> list[Check]:
+    """Look at everything, base first; no check raises."""
+    return [_python(), *_packages(), *_kernels(), *_tools(), *_runtimes()]
+
+
+def render(checks: Sequence[Check], console: Console) -> None:
+    """A table of what was found, then the ways out; text from outside is printed as text, never as markup."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("Looked at", no_wrap=True)
+    table.add_column("Found", overflow="fold")
+    for check in checks:
+        mark = Text("✓", "green") if check.ok else Text("✗", "bold red") if check.required else Text("–", "yellow")
+        table.add_row(mark, Text(check.name), Text(check.found, "" if check.ok else "dim"))
+    console.print(table)
+    wanting = [check for check in checks if not check.ok and check.fix]
+    if wanting:
+        console.print()
+        console.print(Text("What is missing, and how to get it", "bold"))
+    for fix in dict.fromkeys(check.fix for check in wanting):
+        names = ", ".join(check.name for check in wanting if check.fix == fix)
+        console.print(Text.assemble("  ", (names, "bold"), f": {fix}"))
+    required = [check.name for check in wanting if check.required]
+    console.print()
+    if required:
+        console.print(Text(f"Niwaki cannot run here yet: see {', '.join(required)} above.", "bold red"))
+    else:
+        console.print(Text("Everything that is required is here; – marks what is optional.", "green"))
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    wanted = _metadata("Requires-Python") or ">=3.11"
+    fix = f"Niwaki runs on Python {wanted}: make an environment with one of those"
+    return Check("Python", satisfies(found, wanted), True, found, fix)
+
+
+def _packages() -> list[Check]:
+    requirements = _requirements()
+    if not requirements:
+        fix = 'in a checkout run "uv sync", elsewhere "pip install niwaki"'
+        return [Check(DISTRIBUTION, False, True, "not installed as a distribution", fix)]
+    found = f"{importlib.metadata.version(DISTRIBUTION)}"
+    return [Check(DISTRIBUTION, True, True, found), *map(_package, requirements)]
+
+
+def _package(requirement: Requirement) -> Check:
+    extra = requirement.extra
+    title = f"{requirement.name} [{extra}]" if extra else requirement.name
+    fix = SPECIAL.get(extra, f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}")
+    found = _version(requirement.name)
+    if found is None:
+        if not requirement.applies():
+            return Check(title, False, False, f"not for {sys.platform} on {platform.machine()}")
+        return Check(title, False, not extra, "not installed", fix)
+    if not satisfies(found, requirement.ranges):
+        way_out = f'pip install "{requirement.name}{requirement.ranges}"'
+        return Check(title, False, not extra, f"{found}, outside {requirement.ranges}", way_out)
+    return Check(title, True, not extra, found)
+
+
+def _requirements() -> list[Requirement]:
+    """What pyproject.toml asks for, as the installed metadata has it: said once, there."""
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return sorted(map(_requirement, lines), key=lambda requirement: requirement.extra)
+
+
+def _requirement(line: str) -> Requirement:
+    """`torch<2.16,>=2.11; extra == "compress"` in its parts."""
+    wanted, _, marker = line.partition(";")
+    name = re.split(r"[^\w.-]", wanted.strip(), maxsplit=1)[0]
+    ranges = ",".join(re.findall(r"[<>=!~]+\s*[\w.*]+", wanted))
+    extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", marker)
+    return Requirement(name, ranges, extra[1] if extra else "", marker)
+
+
+def satisfies(version: str, ranges: str) -> bool:
+    """Whether a version lies in `>=a,<b`, the only bounds that this project writes."""
+    return all(
+        (_release(version) >= _release(bound)) == (sign == ">=")
+        for sign, bound in re.findall(r"(>=|<)\s*([\d.]+)", ranges)
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """2.15.0+cu132 -> (2, 15); zeros at the end say nothing."""
+    digits = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in digits[0].split(".")] if digits else [0]
+    while len(numbers) > 1 and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _metadata(field: str) -> str | None:
+    try:
+        return importlib.metadata.metadata(DISTRIBUTION)[field]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels() -> Iterable[Check]:
+    import cpp_ext
+
+    info = cpp_ext.build_info()
+    build = info.get("build") or {}
+    why = str(build.get("why") or "never built here")
+    rebuild = "in a checkout run: pip install --no-build-isolation --no-deps -e . (it needs torch and "
+    torch = _version("torch")
+    for part, title, needs in (
+        ("cpu", "Kernels for the CPU", "a C++ compiler"),
+        ("cuda", "Kernels for CUDA", "nvcc of the CUDA version that torch has"),
+    ):
+        there = bool(info.get(part))
+        if there and torch is None:
+            yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki[compress]"')
+            continue
+        compiler = build.get("compiler" if part == "cpu" else "cuda_compiler")
+        found = ("built" + (f" with {compiler}" if compiler else "")) if there else why
+        yield Check(title, there, False, found, f"{rebuild}{needs})")
+
+
+def _tools() -> list[Check]:
+    compiler = shutil.which(os.environ.get("CXX", "").split(" ")[0]) or _first("g++", "c++", "clang++", "cl")
+    return [
+        Check(
+            "C++ compiler",
+            compiler is not None,
+            False,
+            _says([compiler, "--version"]) if compiler else "none on PATH",
+            "install g++ or clang (Debian: apt install g++; macOS: xcode-select --install), or set CXX",
+        ),
+        _nvcc(),
+        _gpu(),
+    ]
+
+
+def _nvcc() -> Check:
+    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    nvcc = _first("nvcc") or next((str(h / "bin/nvcc") for h in homes if (h / "bin/nvcc").is_file()), None)
+    found = _says([nvcc, "--version"], r"release ([\d.]+)") if nvcc else "not on PATH and no CUDA_HOME"
+    fix = "only to build the CUDA kernels: install the CUDA toolkit, or set CUDA_HOME to it"
+    return Check("nvcc", nvcc is not None, False, found, fix)
+
+
+def _gpu() -> Check:
+    fix = "only for CUDA and TensorRT: an NVIDIA GPU with its driver, whose nvidia-smi is on PATH"
+    if smi := _first("nvidia-smi"):
+        query = [smi, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+        lines = _run(query)
+        if lines is not None:
+            return Check("NVIDIA GPU", True, False, "; ".join(lines.splitlines()) or "none listed")
+        return Check("NVIDIA GPU", False, False, "nvidia-smi fails", fix)
+    # In a container torch may see a GPU whose tools are not there.
+    if _version("torch") is not None:
+        torch = _load("torch")
+        if isinstance(torch, ModuleType) and torch.cuda.is_available():
+            names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+            return Check("NVIDIA GPU", True, False, names)
+    return Check("NVIDIA GPU", False, False, "none", fix)
+
+
+def _runtimes() -> Iterable[Check]:
+    looks: tuple[tuple[str, str, str, Callable[[ModuleType], str]], ...] = (
+        ("ONNX Runtime", "onnxruntime", "", lambda m: ", ".join(m.get_available_providers())),
+        ("OpenVINO", "openvino", "openvino", lambda m: ", ".join(m.Core().available_devices)),
+        ("TensorRT", "tensorrt", "tensorrt", _tensorrt),
+        ("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx", _tensorrt),
+    )
+    for title, module, extra, look in looks:
+        fix = SPECIAL.get(extra, f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}")
+        loaded = _load(module)
+        if isinstance(loaded, str):
+            yield Check(f"{title} works", False, not extra, loaded, fix)
+            continue
+        try:
+            yield Check(f"{title} works", True, not extra, look(loaded))
+        except BROKEN as error:
+            yield Check(f"{title} works", False, not extra, _first_line(error), fix)
+
+
+def _tensorrt(module: ModuleType) -> str:
+    """A builder works without a GPU; engines only run where there is one."""
+    runs = "runs engines on the GPU" if _gpu().ok else "no GPU here to run them on"
+    return f"{module.__version__}: builds engines, {runs}"
+
+
+def _load(name: str) -> ModuleType | str:
+    """The module, or why it does not load."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == name else _first_line(error)
+    except BROKEN as error:
+        return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _first(*commands: str) -> str | None:
+    return next(filter(None, map(shutil.which, commands)), None)
+
+
+def _says(command: list[str], pattern: str = r"(.*)") -> str:
+    """What a tool says about itself: the first match of `pattern`."""
+    text = _run(command)
+    said = re.search(pattern, text) if text else None
+    return said[1].strip() if said else f"{command[0]} does not answer"
+
+
+def _run(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

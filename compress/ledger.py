@@ -1,0 +1,87 @@
+"""The ledger: what each stage did and cost, and how good each network is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compress.errors import ArtifactError
+from compress.files import write_text
+
+
+class StageEntry(BaseModel):
+    """One finished stage: its seconds, the FLOPs it trained with and what it measured."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    title: str
+    seconds: float
+    training_flops: float | None = None
+    metrics: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
+class ModelEntry(BaseModel):
+    """One network: accuracies are shares of 1, sizes are counts, file_bytes is its fp32 artifact."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    title: str
+    role: str
+    macs: int
+    params: int
+    file_bytes: int
+    training_flops: float
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    test_correct: int | None = None
+    test_total: int | None = None
+
+
+class Ledger(BaseModel):
+    """Everything that one run has to show; `with_...` give a new one."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal["niwaki-ledger-1"] = "niwaki-ledger-1"
+    name: str
+    seed: int
+    created: str
+    kernels: str
+    machine: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    classes: tuple[str, ...] = ()
+    stages: tuple[StageEntry, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
+    plan: dict[str, Any] | None = None
+    test_images: int | None = None
+
+    def done(self, stage: str) -> bool:
+        return any(entry.name == stage for entry in self.stages)
+
+    def model(self, name: str) -> ModelEntry:
+        return next(entry for entry in self.models if entry.name == name)
+
+    def with_stage(self, entry: StageEntry) -> Ledger:
+        return self.model_copy(update={"stages": (*self.stages, entry)})
+
+    def with_model(self, entry: ModelEntry) -> Ledger:
+        """Adds a network, or replaces the entry of that name in its place."""
+        if any(e.name == entry.name for e in self.models):
+            models = tuple(entry if e.name == entry.name else e for e in self.models)
+        else:
+            models = (*self.models, entry)
+        return self.model_copy(update={"models": models})
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Raises ArtifactError when the file is damaged."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise ArtifactError(f"{path} is not a ledger ({reason}); start the run again without --resume.") from None

@@ -1,0 +1,208 @@
+"""Networks by name: any torchvision classifier, or a factory that can be imported."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+
+TRUSTED = ("torchvision", "compress.models")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut, as in He et al., Deep Residual Learning, 2016."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class CifarResNet(nn.Module):
+    """The thin ResNet for 32x32 images: three stages of (depth - 2) / 6 blocks, widths w, 2w, 4w."""
+
+    def __init__(self, depth: int, width: int, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(blocks, width, width, 1)
+        self.layer2 = self._stage(blocks, width, 2 * width, 2)
+        self.layer3 = self._stage(blocks, 2 * width, 4 * width, 2)
+        self.fc = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(blocks: int, channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(channels_in, channels_out, stride)
+        return nn.Sequential(first, *(BasicBlock(channels_out, channels_out, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def cifar_resnet(depth: int = 20, width: int = 16, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
+    """A CIFAR-style ResNet; `depth` is 6n + 2. Raises ValueError for another depth."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth {depth} is not 6n + 2 (8, 14, 20, 32, 44, 56, ...)")
+    return CifarResNet(depth, width, in_channels, num_classes)
+
+
+def build(
+    factory: str, arguments: Mapping[str, Any], num_classes: int, *, trusted: tuple[str, ...] | None = None
+) -> nn.Module:
+    """Builds a network with random weights.
+
+    Args:
+        factory: `torchvision:NAME` or `module:function`; the function takes `num_classes`.
+        arguments: keyword arguments for the factory.
+        num_classes: outputs of the classifier.
+        trusted: modules that may be imported; None for any (a recipe is the user's own, an artifact is not).
+
+    Raises:
+        ModelError: no such factory, it is not trusted, or it refuses the arguments.
+    """
+    module, _, name = factory.partition(":")
+    if not name:
+        raise ModelError(f"The model factory '{factory}' is not 'torchvision:NAME' or 'module:function'.")
+    if trusted is not None and module not in trusted:
+        raise ModelError(
+            f"The factory '{factory}' is not one of {', '.join(trusted)}; if you trust that code, "
+            f"pass trusted=('{module}',) to load it."
+        )
+    make: Callable[..., nn.Module]
+    if module == "torchvision":
+        make = _torchvision_factory(name)
+    else:
+        try:
+            make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ModelError(f"The model factory '{factory}' cannot be imported ({error}).") from None
+    try:
+        return make(num_classes=num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {error}.") from None
+
+
+def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = [k for k in known if k[:4] == name[:4]] or known
+        raise ModelError(f"torchvision has no classifier '{name}'; it has for example {', '.join(close[:5])}.")
+
+    def make(**arguments: Any) -> nn.Module:
+        return models.get_model(name, weights=None, **arguments)
+
+    return make
+
+
+def pretrained(factory: str, weights: str) -> dict[str, Tensor]:
+    """Reads the weights that a recipe names: DEFAULT (torchvision downloads them) or a local file.
+
+    Raises:
+        ModelError: no such file, not a weight file, or no network for DEFAULT.
+    """
+    return _default_weights(factory) if weights == "DEFAULT" else read_weights(Path(weights))
+
+
+def _default_weights(factory: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    module, _, name = factory.partition(":")
+    if module != "torchvision":
+        raise ModelError(f"weights: DEFAULT is for torchvision models, not for '{factory}'; name a local file.")
+    try:
+        return models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"The weights of {name} cannot be downloaded ({error}); connect this machine, or name a local "
+            ".safetensors or .pth file under model.weights."
+        ) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from `.safetensors`, or from `.pth`/`.pt` with `weights_only`: nothing is unpickled.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise ModelError(f"There is no weight file {path}; check model.weights.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} is not a readable weight file ({_short(error)}); fetch it again.") from None
+    except Exception as error:  # noqa: BLE001  safetensors raises a type of its own
+        raise ModelError(f"{path} is not a readable weight file ({_short(error)}); fetch it again.") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path} does not hold a state dict of tensors; save model.state_dict() to it.")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads pretrained weights into everything but the classifier, which keeps its fresh one if shapes differ.
+
+    Raises:
+        ModelError: the weights are of another architecture.
+    """
+    own = model.state_dict()
+    head = classifier_name(model)
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = [n for n in own if n not in state and n not in counters and not n.startswith(f"{head}.")]
+    extra = [n for n in state if n not in own and not n.startswith(f"{head}.")]
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith(f"{head}.")]
+    if missing or extra or shapes:
+        example = (missing or extra or shapes)[0]
+        what = "lacks" if missing else "also has" if extra else "has another shape for"
+        raise ModelError(
+            f"The weights {source} are of another architecture than {type(model).__name__}: "
+            f"the file {what} '{example}' ({len(missing) + len(extra) + len(shapes)} differences); "
+            "name the model that they were saved from, or other weights."
+        )
+    fitting = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
+    model.load_state_dict({**own, **fitting})
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Path of the last linear layer, the classifier. Raises ModelError where there is none."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise ModelError(f"{type(model).__name__} has no linear classifier, which transfer and distilling need.")
+    return linears[-1]
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

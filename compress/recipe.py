@@ -1,0 +1,227 @@
+"""Recipes: what the user asks for. YAML outside, frozen and validated inside."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compress.errors import RecipeError
+from compress.prune.budget import Budget
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRecipe(Part):
+    """`torchvision:NAME` or `module:function`, and where its pretrained weights come from."""
+
+    factory: str
+    arguments: dict[str, Any] = {}
+    weights: str | None = None
+
+
+class RenderedDigits(Part):
+    kind: Literal["rendered_digits"]
+    images: Annotated[int, Field(ge=100)] = 4000
+
+
+class HandwrittenDigits(Part):
+    kind: Literal["handwritten_digits"]
+    train_per_class: Annotated[int, Field(ge=1, le=100)] = 20
+    val_per_class: Annotated[int, Field(ge=1, le=50)] = 20
+
+
+class FolderData(Part):
+    """An ImageFolder tree. `val` is a folder, or the share of the training images that is held out."""
+
+    kind: Literal["folder"]
+    path: str
+    train: str = "train"
+    val: str | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test: str = "test"
+
+
+DataRecipe = Annotated[RenderedDigits | HandwrittenDigits | FolderData, Field(discriminator="kind")]
+
+
+class PreprocessingRecipe(Part):
+    """How an image becomes the network's input, in training, evaluation and the bundle alike."""
+
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+    mode: Literal["L", "RGB"] = "RGB"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    resize: Literal["stretch", "shorter_side_center_crop"] = "shorter_side_center_crop"
+
+
+class TrainRecipe(Part):
+    """One stage of training, by epochs or by training FLOPs."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    training_flops: Positive | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Weight = 5e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Literal["none", "affine", "crop_flip"] = "none"
+    backbone_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainRecipe:
+        if (self.epochs is None) == (self.training_flops is None):
+            raise ValueError("give exactly one of epochs and training_flops")
+        return self
+
+
+class SourceRecipe(Part):
+    """A source domain to pretrain on."""
+
+    data: DataRecipe
+    train: TrainRecipe
+
+
+class PruneRecipe(Part):
+    criterion: Literal["l1", "l2", "random"] = "l1"
+    budget: Budget = Budget(macs=0.5)
+    scope: Literal["global", "group"] = "global"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    min_kept: Annotated[int, Field(ge=1)] = 8
+    protect: tuple[str, ...] = ()
+
+
+class DistillRecipe(TrainRecipe):
+    """The student's training: weights of the losses, and what to train beside it for comparison."""
+
+    labels: Weight = 1.0
+    logits: Weight = 1.0
+    temperature: Positive = 4.0
+    class_means: Weight = 1.0
+    reuse_classifier: bool = True
+    compare: tuple[Literal["finetuned", "scratch"], ...] = ("finetuned", "scratch")
+
+
+class DeployRecipe(Part):
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
+    rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm\d+$")], ...] = ("sm86", "sm89")
+    calibration_images: Annotated[int, Field(ge=1)] = 200
+    threads: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=5)] = 200
+    ship: Literal["fp32", "fp16", "int8"] = "int8"
+
+    @model_validator(mode="after")
+    def _ships_what_it_makes(self) -> DeployRecipe:
+        if "fp32" not in self.precisions:
+            raise ValueError("precisions must hold fp32, which the others are made from")
+        if self.ship not in self.precisions:
+            raise ValueError(f"ship is {self.ship}, which precisions does not hold")
+        return self
+
+
+class Recipe(Part):
+    """Everything one run is asked to do."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    model: ModelRecipe
+    source: SourceRecipe | None = None
+    target: DataRecipe
+    preprocessing: PreprocessingRecipe
+    transfer: TrainRecipe
+    twin: bool = True
+    prune: PruneRecipe = PruneRecipe()
+    distill: DistillRecipe
+    deploy: DeployRecipe = DeployRecipe()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file and applies `key.key=value` overrides.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key or a value of the wrong type or range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
+    for override in overrides:
+        _set(raw, override)
+    try:
+        return Recipe.model_validate(_expanded(raw, path))
+    except ValidationError as error:
+        raise RecipeError(_sentence(path, error)) from None
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {override} is not KEY=VALUE, such as prune.budget.macs=0.4.")
+    *parents, last = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override}: '{parent}' is a value, not a group of keys.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    """Replaces ${NAME} by the environment's value in every string."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RecipeError(f"{path} uses ${{{name}}}, which is not set; export {name}=/the/folder first.")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, value)
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    """The first fault as one sentence: file, key, value, way out."""
+    fault = error.errors()[0]
+    # Tags of unions stand in the location beside the keys; the user did not write them.
+    tags = {"rendered_digits", "handwritten_digits", "folder", "str", "constrained-float", "float"}
+    keys = [str(part) for part in fault["loc"] if str(part) not in tags]
+    where = ".".join(keys) or "the recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
+    if fault["type"] == "missing":
+        return f"{path}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = fault.get("input")
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    return f"{path}: {where}: {message}{shown}; change it (docs/recipes.md says what it may hold)."

@@ -1,0 +1,276 @@
+"""The stages that make networks: pretrain, transfer, prune, distil, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from compress import cost, distill, models, prune
+from compress.errors import PlanError
+from compress.files import replacing
+from compress.prune import Budget, Plan, Trace
+from compress.recipe import Recipe
+from compress.train import Trainable, evaluate, fit
+from compress.transfer import fresh, started_from
+from compress.ui import StageView
+from compress.workspace import Workspace
+
+PRETRAINED = "checkpoints/pretrained.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage has to say of itself."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    training_flops: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+StageFunction = Callable[[Workspace, StageView], Outcome]
+
+
+def pretrain(work: Workspace, view: StageView) -> Outcome:
+    """Trains the network on the source domain."""
+    recipe = work.recipe
+    assert recipe.source is not None
+    model = fresh(recipe.model, len(work.source.classes), recipe.seed)
+    flops = cost.training_flops(model, work.example)
+    task = Trainable(model, work.source, flops, recipe.seed)
+    result = fit(task, recipe.source.train, work.fabric, view.advance)
+    with replacing(work.out / PRETRAINED) as temporary:
+        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, temporary)
+    view.notes.append(f"{100 * result.val_accuracy:.1f} % of source validation")
+    return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops)
+
+
+def transfer(work: Workspace, view: StageView) -> Outcome:
+    """Fine-tunes the pretrained network on the target: the teacher."""
+    recipe, classes = work.recipe, len(work.target.classes)
+    before = 0.0
+    if recipe.source is not None:
+        state = load_file(work.out / PRETRAINED)
+        model = started_from(recipe.model, classes, recipe.seed, state, PRETRAINED)
+        before = next(s.training_flops or 0.0 for s in work.ledger.stages if s.name == "pretrain")
+    elif recipe.model.weights is not None:
+        state = models.pretrained(recipe.model.factory, recipe.model.weights)
+        model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
+    else:
+        model = fresh(recipe.model, classes, recipe.seed)
+    task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 1)
+    result = fit(task, recipe.transfer, work.fabric, view.advance)
+    work.save(
+        "teacher",
+        "Dense teacher",
+        "teacher",
+        model,
+        val_accuracy=result.val_accuracy,
+        training_flops=before + result.training_flops,
+    )
+    view.notes.append(f"teacher: {100 * result.val_accuracy:.1f} % of validation")
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+
+
+def twin(work: Workspace, view: StageView) -> Outcome:
+    """The teacher's architecture from random weights, target data alone, the teacher's training FLOPs."""
+    recipe = work.recipe
+    model = fresh(recipe.model, len(work.target.classes), recipe.seed + 100)
+    task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 2)
+    budget = work.ledger.model("teacher").training_flops
+    result = fit(
+        task,
+        recipe.transfer.model_copy(update={"backbone_lr": 1.0}),
+        work.fabric,
+        view.advance,
+        budget=budget,
+    )
+    work.save(
+        "twin",
+        "Teacher's twin from scratch",
+        "twin",
+        model,
+        val_accuracy=result.val_accuracy,
+        training_flops=result.training_flops,
+    )
+    view.notes.append(f"without transfer: {100 * result.val_accuracy:.1f} % of validation")
+    notes: tuple[str, ...] = ()
+    if recipe.source is None and recipe.model.weights is not None:
+        notes = ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
+
+
+def traced(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Trace:
+    """The trace, with what the recipe protects: its patterns, and the features that a reused classifier reads."""
+    trace = prune.trace(model, example[:2])
+    trace = prune.protect(trace, recipe.prune.protect)
+    if recipe.distill.reuse_classifier:
+        head = f"{models.classifier_name(model)}.weight"
+        trace = prune.protect(trace, [head], "the teacher's classifier is reused")
+    return trace
+
+
+def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float]) -> Outcome:
+    """Removes whole channels down to the budget, proves the cut and saves the network as it then is.
+
+    Args:
+        work: the run.
+        view: its progress.
+        measure: latency of a network as a share of the dense one's, for a latency budget.
+    """
+    asked = work.recipe.prune
+    teacher = work.load("teacher")
+    trace = traced(work.recipe, teacher, work.example)
+    scores = prune.score(trace, teacher, asked.criterion, seed=work.recipe.seed)
+
+    def planned(budget: Budget) -> Plan:
+        return prune.plan(
+            trace,
+            scores,
+            budget=budget,
+            scope=asked.scope,
+            round_to=asked.round_to,
+            min_kept=asked.min_kept,
+            asked={"criterion": asked.criterion},
+        )
+
+    notes: tuple[str, ...] = ()
+    if asked.budget.latency is None:
+        plan = planned(asked.budget)
+    else:
+        floor = prune.smallest_share(trace, asked.round_to, asked.min_kept)
+        plan, ratio = _within_latency(asked.budget.latency, floor, planned, teacher, measure, view)
+        notes = (f"Measured latency of the cut network: {ratio:.3f} of the dense one's.",)
+    proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed)
+    small = prune.apply(teacher, plan)
+    right, total = evaluate(small, work.target.splits["val"], work.fabric)
+    work.save("pruned", "Pruned, not trained", "pruned", small, plan=plan, val_accuracy=right / total)
+    dense, own = work.ledger.model("teacher"), work.ledger.model("pruned")
+    share = own.macs / dense.macs
+    work.ledger = work.ledger.model_copy(
+        update={
+            "plan": {
+                "criterion": asked.criterion,
+                "scope": asked.scope,
+                "round_to": asked.round_to,
+                "budget": asked.budget.model_dump(exclude_none=True),
+                "macs_before": dense.macs,
+                "macs_after": own.macs,
+                "params_before": dense.params,
+                "params_after": own.params,
+                "proof": proof.model_dump(),
+                "groups": [g.model_dump() for g in plan.groups],
+                "protected": plan.protected,
+            }
+        }
+    )
+    view.notes.append(f"{100 * share:.1f} % of the MACs; cut = masked within {proof.worst:.0e}")
+    return Outcome({"macs_share": share, "val_accuracy": right / total, "proof": proof.worst}, None, notes)
+
+
+def _within_latency(
+    target: float,
+    floor: float,
+    planned: Callable[[Budget], Plan],
+    teacher: nn.Module,
+    measure: Callable[[nn.Module], float],
+    view: StageView,
+) -> tuple[Plan, float]:
+    """Bisects the MACs for the largest network whose measured latency is within the target."""
+    low, high, tries = floor, 1.0, 7
+    best: tuple[Plan, float] | None = None
+    fastest = 1.0
+    for attempt in range(tries):
+        share = low if attempt == 0 else (low + high) / 2
+        plan = planned(Budget(macs=min(1.0, share * 1.0001)))
+        ratio = measure(prune.apply(teacher, plan))
+        fastest = min(fastest, ratio)
+        view.advance(attempt + 1, tries, f"{100 * share:.0f} % of the MACs: latency x {ratio:.2f}")
+        if ratio <= target:
+            low, best = share, (plan, ratio)
+        elif attempt == 0:
+            break
+        else:
+            high = share
+    if best is None:
+        raise PlanError(
+            f"A latency of {target:g} of the dense one is impossible here: the smallest network that the recipe "
+            f"allows measured {fastest:.2f}; ask for latency: {min(1.0, fastest * 1.05):.2f} or more, "
+            "or lower prune.min_kept."
+        )
+    return best
+
+
+def distil(work: Workspace, view: StageView) -> Outcome:
+    """Fine-tunes the pruned network under the teacher's eyes: the student."""
+    recipe = work.recipe.distill
+    teacher, student = work.load("teacher"), work.load("pruned")
+    plan = _plan(work)
+    head = f"{models.classifier_name(teacher)}.weight"
+    width = teacher.get_parameter(head).shape[1]
+    kept = torch.from_numpy(plan.kept_indices((head, 1), width))
+    if recipe.reuse_classifier:
+        distill.reuse_classifier(student, teacher)
+    flops = cost.training_flops(student, work.example) + 2 * cost.macs(teacher, work.example)
+    means = distill.class_means(teacher, work.target.splits["train"], len(work.target.classes))
+    teacher.to(work.fabric.device)
+    loss = distill.student_loss(recipe, student, teacher, kept, means)
+    task = Trainable(student, work.target, flops, work.recipe.seed + 3, loss)
+    result = fit(task, recipe, work.fabric, view.advance)
+    student.requires_grad_(True)
+    work.save(
+        "student",
+        "Student: pruned and distilled",
+        "student",
+        student,
+        plan=plan,
+        val_accuracy=result.val_accuracy,
+        training_flops=result.training_flops,
+    )
+    view.notes.append(f"student: {100 * result.val_accuracy:.1f} % of validation")
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+
+
+def finetuned(work: Workspace, view: StageView) -> Outcome:
+    """The same pruned network fine-tuned on labels alone, with the student's training FLOPs."""
+    return _without_teacher(work, view, "finetuned", "Pruned and fine-tuned, no teacher", work.load("pruned"))
+
+
+def scratch(work: Workspace, view: StageView) -> Outcome:
+    """The same small architecture from random weights, with the student's training FLOPs."""
+    plan = _plan(work)
+    dense = fresh(work.recipe.model, len(work.target.classes), work.recipe.seed + 200)
+    # Fresh weights are drawn for the dense network and then cut: the draw's scale is off by the width alone,
+    # which the norm layers that follow undo.
+    return _without_teacher(work, view, "scratch", "Small network from scratch", prune.apply(dense, plan))
+
+
+def _without_teacher(work: Workspace, view: StageView, name: str, title: str, model: nn.Module) -> Outcome:
+    budget = work.ledger.model("student").training_flops
+    recipe = work.recipe.distill
+    if name == "scratch":
+        recipe = recipe.model_copy(update={"backbone_lr": 1.0})
+    task = Trainable(model, work.target, cost.training_flops(model, work.example), work.recipe.seed + 4)
+    result = fit(task, recipe, work.fabric, view.advance, budget=budget)
+    work.save(
+        name,
+        title,
+        name,
+        model,
+        plan=_plan(work),
+        val_accuracy=result.val_accuracy,
+        training_flops=result.training_flops,
+    )
+    view.notes.append(f"{100 * result.val_accuracy:.1f} % of validation")
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+
+
+def _plan(work: Workspace) -> Plan:
+    from compress.artifact import describe
+
+    plan = describe(work.folder("pruned")).plan
+    assert plan is not None
+    return plan

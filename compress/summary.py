@@ -1,0 +1,61 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+COLUMNS = ("dense", "pruned", "distilled", "int8")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run, from its ledger and its bench record."""
+    ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    bench = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    models = {entry["name"]: entry for entry in ledger["models"]}
+    records = {record["name"]: record for record in bench["records"]}
+    engines = {}
+    for name in COLUMNS:
+        if name in records:
+            record = records[name]
+            model = models[record["model"]]
+            engines[name] = {
+                "accuracy": record["accuracy"],
+                "macs": model["macs"],
+                "params": model["params"],
+                "file_bytes": record["file_bytes"],
+                "median_ms": record["median_ms"],
+                "speedup": record["speedup"],
+            }
+    return {
+        "run": str(folder),
+        "name": ledger["name"],
+        "seed": ledger["seed"],
+        "test_images": ledger["test_images"],
+        "engines": engines,
+        "test_accuracy": {name: entry["test_accuracy"] for name, entry in models.items()},
+        "seconds": sum(stage["seconds"] for stage in ledger["stages"]),
+        "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")),
+    }
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """dense | pruned | distilled | int8, one row a figure."""
+    engines = figures["engines"]
+    shown = Table("", *engines, title=f"{figures['name']}: {figures['seconds']:.0f} s in all", title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    rows = {
+        f"accuracy on {figures['test_images']} test images": lambda e: f"{100 * e['accuracy']:.1f} %",
+        "MACs": lambda e: f"{e['macs'] / 1e6:.1f} M",
+        "parameters": lambda e: f"{e['params'] / 1e3:.0f} k",
+        "ONNX file": lambda e: f"{e['file_bytes'] / 1e3:.0f} kB",
+        "latency (median)": lambda e: f"{e['median_ms']:.2f} ms",
+        "speed-up": lambda e: f"{e['speedup']:.2f}x",
+    }
+    for label, render in rows.items():
+        shown.add_row(label, *(render(engine) for engine in engines.values()))
+    return shown

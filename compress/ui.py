@@ -1,0 +1,86 @@
+"""What a person sees while a run goes on: a line and a bar a stage, or plain lines, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[int, int, str], None]
+"""Called with steps done, steps in all and what to show beside them."""
+
+
+@dataclass
+class StageView:
+    """One running stage as seen from inside it."""
+
+    advance: Advance
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ui:
+    """Where progress goes.
+
+    Args:
+        console: standard error when standard output is for JSON.
+        style: `bars` on a terminal, `lines` elsewhere, `quiet` for nothing.
+    """
+
+    console: Console
+    style: Literal["bars", "lines", "quiet"]
+
+    @classmethod
+    def choose(cls, *, quiet: bool = False, json: bool = False) -> Ui:
+        console = Console(stderr=json, highlight=False)
+        if quiet:
+            return cls(console, "quiet")
+        return cls(console, "bars" if console.is_terminal else "lines")
+
+    def line(self, text: str) -> None:
+        if self.style != "quiet":
+            # A log wants one line a line, whatever width is assumed for it.
+            self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def stage(self, number: int, count: int, title: str) -> Iterator[StageView]:
+        """Announces a stage, shows its progress and an ETA, and says what came of it."""
+        start = time.perf_counter()
+        head = f"[{number:>2}/{count}] {title}"
+        if self.style != "bars":
+            self.line(head)
+            view = StageView(lambda done, total, text: None)
+            yield view
+        else:
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.console.print(head, style="bold", markup=False)
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task("working", total=None, text="")
+
+                def advance(done: int, total: int, text: str) -> None:
+                    progress.update(task, completed=done, total=total, text=text)
+
+                view = StageView(advance)
+                yield view
+        notes = "; ".join(view.notes)
+        self.line(f"        {time.perf_counter() - start:6.1f} s  {notes}".rstrip())

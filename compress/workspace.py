@@ -1,0 +1,109 @@
+"""What the stages of one run share: the recipe, the folder, the data and the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from compress import artifact, cost, data
+from compress.data import ImageData, ImageReader
+from compress.ledger import Ledger, ModelEntry, StageEntry
+from compress.prune.planning import Plan
+from compress.recipe import Recipe
+from compress.train import make_fabric
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass
+class Workspace:
+    """One run's folder and everything that its stages read.
+
+    Args:
+        recipe: what is asked for.
+        out: the run folder.
+        reader: how images are read and prepared.
+        target: the target data, already checked.
+        ledger: what is done so far; `ledger.json` always says the same.
+    """
+
+    recipe: Recipe
+    out: Path
+    reader: ImageReader
+    target: ImageData
+    ledger: Ledger
+
+    @cached_property
+    def source(self) -> ImageData:
+        assert self.recipe.source is not None
+        return data.load(self.recipe.source.data, self.reader, self.recipe.seed)
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        return make_fabric(self.recipe.device, self.recipe.precision)
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Eight prepared training images, shape (8, C, H, W)."""
+        return self.target.example(8)
+
+    def folder(self, model: str) -> Path:
+        """Where a network's artifact lies: the three of the design on top, comparisons under checkpoints."""
+        return self.out / model if model in {"teacher", "pruned", "student"} else self.out / "checkpoints" / model
+
+    def load(self, model: str) -> nn.Module:
+        module, _, _ = self.recipe.model.factory.partition(":")
+        return artifact.load(self.folder(model), trusted=(module,))
+
+    def save(
+        self,
+        name: str,
+        title: str,
+        role: str,
+        model: nn.Module,
+        *,
+        plan: Plan | None = None,
+        val_accuracy: float | None = None,
+        training_flops: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        """Writes an artifact and enters the network into the ledger (written when its stage is done)."""
+        about = artifact.Description(
+            factory=self.recipe.model.factory,
+            arguments=self.recipe.model.arguments,
+            classes=self.target.classes,
+            preprocessing=self.recipe.preprocessing.model_dump(mode="json"),
+            plan=plan,
+            seed=self.recipe.seed if seed is None else seed,
+        )
+        folder = artifact.save(model, self.folder(name), about)
+        entry = ModelEntry(
+            name=name,
+            title=title,
+            role=role,
+            macs=cost.macs(model, self.example),
+            params=cost.parameters(model),
+            file_bytes=(folder / "model.safetensors").stat().st_size,
+            training_flops=training_flops,
+            val_accuracy=val_accuracy,
+        )
+        self.ledger = self.ledger.with_model(entry)
+
+    def finish(self, entry: StageEntry) -> None:
+        """Enters a finished stage and writes the ledger; from here on a resumed run skips it."""
+        self.ledger = self.ledger.with_stage(entry)
+        self.ledger.write(self.out / "ledger.json")
+        self.log("stage", name=entry.name, seconds=round(entry.seconds, 3), metrics=entry.metrics)
+
+    def log(self, event: str, **values: object) -> None:
+        """Appends one line to `log.jsonl`."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
