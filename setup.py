@@ -87,20 +87,14 @@ def find_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
         return None, "this torch was built without CUDA"
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = shutil.which("nvcc")
-    guesses = (
-        [Path(given)]
-        if given
-        else [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"))[::-1]]
-    )
+    guesses = [Path(given)] if given else [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"))[::-1]]
     if on_path and not given:
         guesses.insert(0, Path(on_path).resolve().parent.parent)
     others = []
     for home in guesses:
         if not ((home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file()):
             continue
-        text = subprocess.run(
-            [home / "bin/nvcc", "--version"], capture_output=True, text=True, check=False
-        ).stdout
+        text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
         release = re.search(r"release (\d+)\.(\d+)", text)
         if release and release[1] == torch_cuda.partition(".")[0]:
             return home, f"{release[1]}.{release[2]}"
@@ -123,9 +117,7 @@ def default_archs(cuda: str) -> str:
 def extensions(cuda_home: Path | None) -> list[Extension]:
     """The extension modules to build where torch can be imported: `_C`, and `_C_cuda` with a CUDA toolkit."""
     if cuda_home:
-        os.environ["CUDA_HOME"] = str(
-            cuda_home
-        )  # torch guesses it from the nvcc on PATH otherwise, when imported
+        os.environ["CUDA_HOME"] = str(cuda_home)  # torch guesses it from the nvcc on PATH otherwise, when imported
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     # No contraction: the builds for different vector widths must round alike.
@@ -147,10 +139,7 @@ def extensions(cuda_home: Path | None) -> list[Extension]:
         modules.append(
             CUDAExtension(
                 "cpp_ext._C_cuda",
-                [
-                    f"{CSRC}/cuda/{name}"
-                    for name in ("module_cuda.cpp", "filter_norm_cuda.cu", "channel_slice_cuda.cu")
-                ],
+                [f"{CSRC}/cuda/{name}" for name in ("module_cuda.cpp", "filter_norm_cuda.cu", "channel_slice_cuda.cu")],
                 extra_compile_args={"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": nvcc},
                 extra_link_args=link,
                 py_limited_api=True,
@@ -195,11 +184,7 @@ def kernel_build(report: Report, cuda_why: str) -> type[build_ext]:
             try:
                 super().build_extensions()
             except (CCompilerError, BaseError, RuntimeError, OSError, ValueError) as error:
-                way_out = (
-                    "NIWAKI_CUDA=0 to build without them"
-                    if report.cuda_compiler
-                    else "CXX to another compiler"
-                )
+                way_out = "NIWAKI_CUDA=0 to build without them" if report.cuda_compiler else "CXX to another compiler"
                 what = "CPU or CUDA kernels" if report.cuda_compiler else "CPU kernels"
                 reason = " ".join(str(part) for part in error.args) or type(error).__name__
                 raise SystemExit(

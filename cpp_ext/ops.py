@@ -139,9 +139,7 @@ def _norm_dtype(x: Tensor) -> torch.dtype:
 
 def _check_filter_norm(x: Tensor, p: int, dim: int) -> None:
     if x.dtype not in NORM_DTYPES:
-        raise ValueError(
-            f"filter_norm got a tensor of {x.dtype}: convert it to float32, float64, float16 or bfloat16."
-        )
+        raise ValueError(f"filter_norm got a tensor of {x.dtype}: convert it to float32, float64, float16 or bfloat16.")
     if p not in (1, 2):
         raise ValueError(f"filter_norm computes the norms p = 1 and p = 2, got p = {p}.")
     if not -x.dim() <= dim < x.dim():
@@ -153,9 +151,7 @@ def _check_filter_norm(x: Tensor, p: int, dim: int) -> None:
 
 def _check_channel_slice(x: Tensor, keep0: Tensor | None, keep1: Tensor | None) -> None:
     if x.dim() == 0:
-        raise ValueError(
-            "channel_slice got a tensor of 0 dimensions: pass one with channels, of 1 dimension or more."
-        )
+        raise ValueError("channel_slice got a tensor of 0 dimensions: pass one with channels, of 1 dimension or more.")
     for dim, keep in enumerate((keep0, keep1)):
         if keep is None:
             continue
@@ -169,9 +165,7 @@ def _check_channel_slice(x: Tensor, keep0: Tensor | None, keep1: Tensor | None) 
                 "convert it with .long().flatten()."
             )
         if keep.device != x.device:
-            raise ValueError(
-                f"channel_slice got keep{dim} on another device than x: move it with .to(x.device)."
-            )
+            raise ValueError(f"channel_slice got keep{dim} on another device than x: move it with .to(x.device).")
 
 
 def _filter_norm_fake(x: Tensor, p: int, dim: int) -> Tensor:

@@ -46,9 +46,7 @@ ANY_DTYPES = [
     torch.complex128,
 ]
 LAYOUTS = ["contiguous", "permuted", "stepped", "expanded", "offset"]
-examples = settings(
-    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+examples = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -144,8 +142,7 @@ def test_the_number_of_threads_changes_no_bit():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             results.append(
-                [cpp_ext.filter_norm(x, p, d) for p in (1, 2) for d in (0, 1)]
-                + [cpp_ext.channel_slice(x, None, keep)]
+                [cpp_ext.filter_norm(x, p, d) for p in (1, 2) for d in (0, 1)] + [cpp_ext.channel_slice(x, None, keep)]
             )
     finally:
         torch.set_num_threads(threads)
@@ -174,18 +171,14 @@ def test_opcheck(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mode", ["compiled", "reference"])
 @examples
-@given(
-    dim=st.integers(0, 1), indices=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 8), min_size=1)
-)
+@given(dim=st.integers(0, 1), indices=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 8), min_size=1))
 def test_an_index_out_of_bounds_is_an_error(device, mode, dim, indices):
     size = (6, 5)[dim]
     wild = [i for i, index in enumerate(indices) if not 0 <= index < size]
     assume(wild)
     keeps = [None, None]
     keeps[dim] = torch.tensor(indices, device=device)
-    sentence = (
-        rf"keep{dim}\[{wild[0]}\] = {indices[wild[0]]} for a dimension of size {size}: pass indices between"
-    )
+    sentence = rf"keep{dim}\[{wild[0]}\] = {indices[wild[0]]} for a dimension of size {size}: pass indices between"
     slice_ = cpp_ext.channel_slice if mode == "compiled" else cpp_ext.channel_slice_reference
     with pytest.raises(IndexError, match=sentence):
         slice_(torch.zeros(6, 5, 2, device=device), *keeps)
@@ -248,9 +241,7 @@ def test_missing_kernels_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr(ops, "build_info", lambda: info)
     monkeypatch.setattr(ops, "_load", ops._load.__wrapped__)
     for call in (lambda: cpp_ext.filter_norm(torch.ones(2)), lambda: cpp_ext.channel_slice(torch.ones(2))):
-        with pytest.raises(
-            cpp_ext.KernelsMissing, match=r"no torch.*--no-build-isolation.*NIWAKI_KERNELS=reference"
-        ):
+        with pytest.raises(cpp_ext.KernelsMissing, match=r"no torch.*--no-build-isolation.*NIWAKI_KERNELS=reference"):
             call()
     info["build"] = None
     with pytest.raises(cpp_ext.KernelsMissing, match="CPU kernels are not installed: install torch"):
@@ -264,9 +255,7 @@ def test_kernels_that_do_not_load_say_why(monkeypatch):
     monkeypatch.setattr(ops, "build_info", lambda: {"cpu": True, "cuda": True, "build": None})
     monkeypatch.setattr(ops, "_load", ops._load.__wrapped__)
     monkeypatch.setattr(ops.importlib, "import_module", broken)
-    with pytest.raises(
-        cpp_ext.KernelsMissing, match=r"do not load under torch .*undefined symbol: torch_something"
-    ):
+    with pytest.raises(cpp_ext.KernelsMissing, match=r"do not load under torch .*undefined symbol: torch_something"):
         ops.kernels_in_use()
 
 

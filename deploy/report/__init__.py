@@ -1,0 +1,50 @@
+"""One self-contained page from the files of a run: nothing to fetch, nothing to execute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import DeployError
+from deploy.files import write_text
+from deploy.report.page import page
+from deploy.report.view import Results, read_recipe
+
+__all__ = ["render", "write_report"]
+
+FORMATS = {"ledger.json": "niwaki-ledger-1", "bench.json": "niwaki-bench-1"}
+
+
+def render(ledger: Mapping[str, Any], bench: Mapping[str, Any], recipe_yaml: str) -> str:
+    """The page as text; whatever the two files leave out is shown as an en dash or not at all."""
+    return page(Results(ledger, bench, read_recipe(recipe_yaml)), recipe_yaml)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder, whole or not at all, and return its path."""
+    run_dir = Path(run_dir)
+    text = render(_read(run_dir / "ledger.json"), _read(run_dir / "bench.json"), _text(run_dir / "recipe.yaml"))
+    return write_text(run_dir / "report.html", text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"{path} cannot be read ({error}): give the folder of a finished run.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DeployError(f"{path} is not JSON ({error}): run the recipe again with --resume.") from error
+    expected = FORMATS[path.name]
+    found = value.get("format") if isinstance(value, dict) else type(value).__name__
+    if found != expected:
+        raise DeployError(
+            f"{path} has the format {found!r}, not {expected!r}: it comes from another version of niwaki."
+        )
+    return value

@@ -1,0 +1,185 @@
+"""What stands behind the outcome: widths, stages, proofs, and the engines that no figure is from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deploy.report import units
+from deploy.report.markup import (
+    LEFT,
+    NOWRAP,
+    card,
+    esc,
+    facts,
+    folded,
+    pair,
+    part,
+    section,
+    table,
+    td,
+    th,
+    tr,
+)
+from deploy.report.view import Facts, Results, mapping, rows
+
+# What the proof compares -> its name, and the largest relative error in float64 that is rounding alone.
+PROOFS = {
+    "eval_forward": ("forward, evaluation", 1e-10),
+    "train_forward": ("forward, training", 1e-8),
+    "train_gradient": ("gradients, training", 1e-8),
+}
+SHOWN_GROUPS = 24
+
+
+def widths(plan: Facts) -> str:
+    """Each group's channels, dense as an outline and kept as its filling."""
+    groups = [
+        (esc(group.get("name")), before, after)
+        for group in rows(plan.get("groups"))
+        if (before := units.number(group.get("before"))) and (after := units.number(group.get("after"))) is not None
+    ]
+    if not groups:
+        return ""
+    widest = max(before for _, before, _ in groups)
+    lines = [_group(name, before, after, widest) for name, before, after in groups]
+    shown = f'<div class="widths">{"".join(lines[:SHOWN_GROUPS])}</div>'
+    if rest := lines[SHOWN_GROUPS:]:
+        shown += folded(f"and {len(rest)} more", f'<div class="widths">{"".join(rest)}</div>')
+    costs = [
+        f"{what} {units.count(plan.get(f'{key}_before'))} → {units.count(plan.get(f'{key}_after'))}"
+        for key, what in (("macs", "MACs"), ("params", "parameters"))
+        if units.number(plan.get(f"{key}_after")) is not None
+    ]
+    lead = "Channels of each group of layers that must stay equal: outline dense, filling kept."
+    kept = [(name, esc(why)) for name, why in mapping(plan.get("protected")).items()]
+    count = f"{len(kept)} group{'' if len(kept) == 1 else 's'} left whole, and why"
+    whole = folded(count, facts(kept)) if kept else ""
+    in_all = f" In all: {'; '.join(costs)}." if costs else ""
+    return section("Widths before and after", lead + in_all, card(shown), whole)
+
+
+def _group(name: str, before: float, after: float, widest: float) -> str:
+    kept = f'<b style="width:{min(100.0, 100 * after / before):.1f}%"></b>'
+    return (
+        f'<div class="group"><code title="{name}">{name}</code>'
+        f'<span class="bar"><i style="width:{100 * before / widest:.1f}%">{kept}</i></span>'
+        f"<span>{before:,.0f} → {after:,.0f}</span></div>"
+    )
+
+
+def stages(records: Sequence[Facts]) -> str:
+    """The ledger: time, training FLOPs and metrics of each stage."""
+    if not records:
+        return ""
+    taken = [units.number(stage.get("seconds")) or 0.0 for stage in records]
+    flops = sum(units.number(stage.get("training_flops")) or 0.0 for stage in records)
+    lines = [_stage(stage, seconds / (max(taken) or 1.0)) for stage, seconds in zip(records, taken, strict=True)]
+    figures = (f"<b>{units.seconds(sum(taken))}</b>", f"<b>{units.count(flops or None)}</b>")
+    lines.append(tr(th("Total"), *(td(figure, NOWRAP) for figure in figures), td("", LEFT)))
+    head = ("<Stage", "Time", "Training FLOPs", "<What it gave")
+    return section("The ledger, stage by stage", "", table(head, lines, "ledger"))
+
+
+def _stage(stage: Facts, share: float) -> str:
+    noted = stage.get("notes")
+    notes = "".join(f"<li>{esc(note)}</li>" for note in noted) if isinstance(noted, list | tuple) else ""
+    metrics = "".join(
+        pair(_title(str(name)), _metric(str(name), value)) for name, value in mapping(stage.get("metrics")).items()
+    )
+    bar = f'<span class="share" style="width:{100 * share:.0f}%"></span>'
+    return tr(
+        th(stage.get("title") or stage.get("name")),
+        td(units.seconds(stage.get("seconds")) + bar, NOWRAP),
+        td(units.count(stage.get("training_flops")), NOWRAP),
+        td(metrics + (f'<ul class="notes">{notes}</ul>' if notes else ""), LEFT),
+    )
+
+
+def _title(name: str) -> str:
+    """A metric's name without its unit, which the value carries."""
+    for unit in ("_ms", "_seconds", "_bytes"):
+        name = name.removesuffix(unit)
+    return name.replace("_", " ")
+
+
+def _metric(name: str, value: Any) -> str:
+    """A metric in its own unit, as its name tells it."""
+    amount = units.number(value)
+    if amount is None:
+        return esc(value)
+    if "accuracy" in name:
+        return units.percent(amount)
+    if name.endswith("bytes"):
+        return units.size(amount)
+    if name.endswith("_ms"):
+        return units.milliseconds(amount)
+    if name.endswith("seconds"):
+        return units.seconds(amount)
+    if name.startswith(("macs", "params", "training_flops")):
+        return units.count(amount)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return units.scientific(amount) if 0 < abs(amount) < 1e-3 or abs(amount) >= 1e6 else units.significant(amount)
+
+
+def proof(results: Results) -> str:
+    """Surgery changed nothing but the size, and the engines compute what the networks compute."""
+    shown = _surgery(mapping(results.plan().get("proof"))) + _parity(rows(results.bench.get("records")))
+    return section("Proof", "", shown) if shown else ""
+
+
+def _surgery(errors: Facts) -> str:
+    if not errors:
+        return ""
+    lead = (
+        "The sliced network against the same network with the dropped channels set to zero, "
+        "in double precision, before any further training: largest relative error."
+    )
+    lines = (_surgery_error(str(name), value) for name, value in errors.items())
+    head = ("<Compared", "error", "allowed", "verdict")
+    return part("Slicing changed nothing but the size", lead, table(head, lines))
+
+
+def _surgery_error(name: str, value: Any) -> str:
+    title, bound = PROOFS.get(name, (name, None))
+    error, verdict = units.number(value), units.NONE
+    if bound is not None and error is not None:
+        verdict = '<span class="ok">✓ holds</span>' if error <= bound else '<span class="bad">✗ fails</span>'
+    allowed = units.NONE if bound is None else f"≤{units.SPACE}{units.scientific(bound)}"
+    return tr(th(title), td(units.scientific(value)), td(allowed), td(verdict, NOWRAP))
+
+
+def _parity(records: Sequence[Facts]) -> str:
+    lines = [
+        tr(
+            th(record.get("name")),
+            td(esc(parity.get("batch"))),
+            td(units.scientific(parity.get("max_relative_error"))),
+            td(units.decibels(parity.get("snr_db"))),
+        )
+        for record in records
+        for parity in rows(record.get("parity"))
+    ]
+    lead = "Outputs of each engine against the network it was made from, on the same inputs."
+    head = ("<Engine", "batch", "largest relative error", "signal to noise")
+    return part("The engines compute what the networks compute", lead, table(head, lines)) if lines else ""
+
+
+def built(records: Sequence[Facts]) -> str:
+    """Engines for other devices, with the reason why no figure is theirs."""
+    if not records:
+        return ""
+    lines = [
+        tr(
+            th(record.get("name")),
+            td(esc(record.get("runtime")), LEFT),
+            td(esc(record.get("precision")), LEFT),
+            td(units.size(record.get("file_bytes")), NOWRAP),
+            td(esc(record.get("reason")), LEFT),
+        )
+        for record in records
+    ]
+    head = ("<Engine", "<Runtime", "<Precision", "Size", "<Why not")
+    lead = "These engines are in the folder of the run; no figure above is theirs."
+    return section("Built, not measured here", lead, table(head, lines))

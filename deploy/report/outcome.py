@@ -1,0 +1,175 @@
+"""What came out of the run: the table of the four networks, the plot, and what each step bought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from deploy.report import units
+from deploy.report.markup import card, esc, part, section, small, table, td, th, tr
+from deploy.report.plots import Point, accuracy_latency
+from deploy.report.view import Column, Facts, Purchase, Results, interval, ratio, wilson
+
+
+def came_out(results: Results) -> str:
+    """The four networks side by side, in numbers and as a plot, and every engine that was timed."""
+    images = results.test_images()
+    lead = f"Accuracy on {images:,} test images that no stage trained on or chose by." if images else ""
+    parts = (
+        _networks(results.columns(), results.final()),
+        _plot(results),
+        _engines(results.records("measured")),
+    )
+    return section("What came out", lead, *parts)
+
+
+def bought(purchases: Sequence[Purchase]) -> str:
+    """Transfer, inheritance and distillation: accuracy without and with each."""
+    known = [value for p in purchases for value in (p.before, p.after) if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    lead = "Test accuracy without the step (ring) and with it (dot). Both ends of a line have the same architecture."
+    return section("What each step bought", lead, card("".join(_purchase(p, low, span) for p in purchases)))
+
+
+def _networks(columns: Sequence[Column], final: Column) -> str:
+    dense = columns[0]
+
+    def line(title: str, value: Callable[[Column], str], beside: Callable[[Column], str] | None = None) -> str:
+        cells = (
+            td(f"<b>{value(c)}</b>", _mark(c, final), beside(c) if beside and c is not dense else "") for c in columns
+        )
+        return tr(th(title), *cells)
+
+    def share(value: Callable[[Column], Any]) -> Callable[[Column], str]:
+        def beside(column: Column) -> str:
+            part_of = ratio(value(column), value(dense))
+            return "" if part_of is None else units.percent(part_of, 0)
+
+        return beside
+
+    def gap(column: Column) -> str:
+        if column.accuracy is None or dense.accuracy is None:
+            return ""
+        return units.points(column.accuracy - dense.accuracy)
+
+    def model(key: str) -> Callable[[Column], Any]:
+        return lambda column: column.model.get(key)
+
+    def latency(key: str) -> Callable[[Column], str]:
+        return lambda column: units.milliseconds(column.record.get(key))
+
+    def file_bytes(column: Column) -> float | None:
+        return column.file_bytes
+
+    lines = (
+        line("Test accuracy", lambda c: units.percent(c.accuracy), gap),
+        line("MACs", lambda c: units.count(c.model.get("macs")), share(model("macs"))),
+        line("Parameters", lambda c: units.count(c.model.get("params")), share(model("params"))),
+        line("File size", lambda c: units.size(c.file_bytes), share(file_bytes)),
+        line("Latency, median", latency("median_ms")),
+        line("Latency, p90", latency("p90_ms")),
+        line("Latency, p99", latency("p99_ms")),
+        line("Speed-up", lambda c: units.times(c.speedup), _speed_interval),
+    )
+    heads = "".join(f'<th scope="col"{_mark(c, final)}>{esc(c.heading)}{small(esc(c.caption))}</th>' for c in columns)
+    return (
+        f'<div class="card scroll"><table class="main"><thead><tr><td></td>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _mark(column: Column, final: Column) -> str:
+    return ' class="final"' if column.name == final.name else ""
+
+
+def _speed_interval(column: Column) -> str:
+    """The interval of the ratio turned over: the longest time is the least speed-up."""
+    ends = interval(column.record)
+    return f"{units.times(1 / ends[1])} to {units.times(1 / ends[0])}" if ends and all(ends) else ""
+
+
+def _plot(results: Results) -> str:
+    columns = {column.name: column for column in results.columns()}
+    images = results.test_images()
+    points = [
+        point for r in results.records("measured") if (point := _point(r, columns.get(str(r.get("name"))), images))
+    ]
+    if not points:
+        return ""
+    said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
+    upright = "Upright lines: 95 % interval of the accuracy on this test set. " if images else ""
+    caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
+    drawings = (
+        f'<div class="plot large" role="img" aria-label="{esc(said)}">'
+        f"{accuracy_latency(points, width=8.6, height=4.0, salt='large')}</div>"
+        # The same for a phone: a drawing made for a page would be scaled down until nobody can read it.
+        f'<div class="plot small" aria-hidden="true">'
+        f"{accuracy_latency(points, width=4.1, height=4.3, salt='small')}</div>"
+    )
+    figure = f"<figure>{card(drawings)}<figcaption>{esc(caption)}</figcaption></figure>"
+    return part("Accuracy against latency", "", figure)
+
+
+def _point(record: Facts, column: Column | None, images: int | None) -> Point | None:
+    name = str(record.get("name"))
+    latency = units.number(record.get("median_ms"))
+    accuracy = column.accuracy if column else units.number(record.get("accuracy"))
+    if latency is None or latency <= 0 or accuracy is None or not 0 <= accuracy <= 1:
+        return None
+    low, high = wilson(accuracy, images) if images else (None, None)
+    label = "pruned, not fine-tuned" if name == "pruned" else name.replace("-", " ")
+    return Point(name, label, latency, accuracy, units.number(record.get("p90_ms")), low, high)
+
+
+def _engines(records: Sequence[Facts]) -> str:
+    if not records:
+        return ""
+    head = ("<Engine", "accuracy", "median", "p90", "p99", "least", "time, dense = 1", "batch", "repeats")
+    return part("Every engine that was timed", "", table(head, map(_engine, records)))
+
+
+def _engine(record: Facts) -> str:
+    ends, share = interval(record), units.number(record.get("ratio_to_dense"))
+    runtime = " ".join(esc(record[key]) for key in ("runtime", "precision") if record.get(key) is not None)
+    return tr(
+        th(record.get("name"), runtime),
+        td(units.percent(record.get("accuracy"))),
+        *(td(units.milliseconds(record.get(key))) for key in ("median_ms", "p90_ms", "p99_ms", "min_ms")),
+        td(
+            units.NONE if share is None else f"{share:.3f}",
+            "",
+            f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "",
+        ),
+        td(esc(record.get("batch"))),
+        td(esc(record.get("repeats"))),
+    )
+
+
+def _purchase(purchase: Purchase, low: float, span: float) -> str:
+    """One line: the name, the track from ring to dot on the scale that all lines share, and the gain."""
+    flops = [units.count(model.get("training_flops")) for model in (purchase.without, purchase.with_it)]
+    cost = "" if units.NONE in flops else small(f"training FLOPs {flops[0]} against {flops[1]}")
+    title = f"<div><b>{esc(purchase.name)}</b>{small(esc(purchase.meaning))}{cost}</div>"
+    if purchase.before is None or purchase.after is None or purchase.gain is None:
+        gain = f'<div class="gain">{units.NONE}{small("not measured")}</div>'
+        return f'<div class="buy">{title}<div></div>{gain}</div>'
+    before, after = (100 * (value - low) / span for value in (purchase.before, purchase.after))
+    left, right = sorted((before, after))
+    # Two figures closer than their own width are written away from each other.
+    sides = (" left", " right") if before <= after else (" right", " left")
+    sides = sides if right - left < 30 else ("", "")
+    loss = " loss" if purchase.gain < 0 else ""
+    track = (
+        f'<span class="rail{loss}" style="left:{left:.1f}%;width:{right - left:.1f}%"></span>'
+        f'<span class="dot" style="left:{before:.1f}%"></span>'
+        f'<span class="dot full" style="left:{after:.1f}%"></span>'
+        f'<span class="at{sides[0]}" style="left:{before:.1f}%">{units.percent(purchase.before)}</span>'
+        f'<span class="at{sides[1]}" style="left:{after:.1f}%">{units.percent(purchase.after)}</span>'
+    )
+    noise, doubt = purchase.noise, ""
+    if noise is not None:
+        doubt = f"{'within' if abs(purchase.gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
+    gain = f'<div class="gain">{units.points(purchase.gain)}{small(doubt)}</div>'
+    return f'<div class="buy">{title}<div class="track">{track}</div>{gain}</div>'

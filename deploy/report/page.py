@@ -1,0 +1,143 @@
+"""The page from top to bottom: who ran what, what was asked, and where it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from string import Template
+from typing import Any
+
+from deploy.report import units
+from deploy.report.evidence import built, proof, stages, widths
+from deploy.report.markup import esc, facts, folded, pair, section
+from deploy.report.outcome import bought, came_out
+from deploy.report.view import Facts, Results, mapping, ratio, rows
+
+TREE = (
+    '<svg viewBox="0 0 48 48" fill="currentColor" aria-hidden="true">'
+    '<path d="M22 46c1-8-3-12-1-18s6-6 5-13h2c2 8-4 9-5 15s3 9 3 16z"/>'
+    '<ellipse cx="27" cy="10" rx="10" ry="5.5"/><ellipse cx="12" cy="24" rx="10" ry="5"/>'
+    '<ellipse cx="37" cy="27" rx="9.5" ry="4.6"/></svg>'
+)
+FOOTER = (
+    "<footer>Every figure on this page is read from <code>ledger.json</code> and <code>bench.json</code> "
+    "in the folder of the run. To make it again: <code>niwaki run recipe.yaml --out FOLDER</code>.</footer>"
+)
+SHOWN_SETTINGS = 8
+
+
+def page(results: Results, recipe_yaml: str) -> str:
+    """The whole document."""
+    parts = (
+        _header(results),
+        _asked(results, recipe_yaml),
+        came_out(results),
+        bought(results.purchases()),
+        widths(results.plan()),
+        stages(rows(results.ledger.get("stages"))),
+        proof(results),
+        built(results.records("built")),
+        _machine(results),
+        FOOTER,
+    )
+    template = Template(resources.files(__package__).joinpath("page.html.tmpl").read_text("utf-8"))
+    return template.substitute(name=esc(_name(results)), body="\n".join(filter(None, parts)))
+
+
+def _name(results: Results) -> Any:
+    return results.ledger.get("name") or results.bench.get("name") or "unnamed run"
+
+
+def _header(results: Results) -> str:
+    dense, final = results.columns()[0], results.final()
+    created, seed = results.ledger.get("created"), results.ledger.get("seed")
+    brand = ["Niwaki report", str(created)[:16].replace("T", " ") if created else ""]
+    brand.append("" if seed is None else f"seed {seed}")
+    macs = ratio(final.model.get("macs"), dense.model.get("macs"))
+    against = ""
+    if final.accuracy is not None and dense.accuracy is not None:
+        against = f", {units.points(final.accuracy - dense.accuracy)} against dense"
+    tiles = (
+        (units.percent(final.accuracy), f"test accuracy{against}"),
+        (units.percent(macs, 0), f"of the MACs: {units.count(final.model.get('macs'))}"),
+        (
+            units.percent(ratio(final.file_bytes, dense.file_bytes), 0),
+            f"of the file size: {units.size(final.file_bytes)}",
+        ),
+        (
+            units.times(final.speedup),
+            f"the speed: {units.milliseconds(final.record.get('median_ms'))} median",
+        ),
+    )
+    shown = "".join(f'<div class="tile"><b>{figure}</b><span>{said}</span></div>' for figure, said in tiles)
+    return (
+        f'<header><div class="brand">{TREE}<span>{esc(" · ".join(filter(None, brand)))}</span></div>'
+        f"<h1>{esc(_name(results))}</h1>"
+        f'<p class="verdict">{esc(results.verdict())}</p><div class="tiles">{shown}</div></header>'
+    )
+
+
+def _asked(results: Results, recipe_yaml: str) -> str:
+    plan = results.plan()
+    bounds = {key: value for key, value in mapping(plan.get("budget")).items() if value is not None}
+    budget = ", ".join(f"{esc(key)} ≤ {_budget(value)}" for key, value in bounds.items())
+    cut = [("budget", budget)] if budget else []
+    names = (("criterion", "criterion"), ("scope", "scope"), ("round_to", "widths in multiples of"))
+    cut += [(title, esc(plan[key])) for key, title in names if plan.get(key)]
+    lines: list[tuple[Any, str]] = [("Cut", "".join(pair(key, value) for key, value in cut))] if cut else []
+    classes = results.ledger.get("classes")
+    if isinstance(classes, list | tuple):
+        shown = ", ".join(map(str, classes[:12])) + (", …" if len(classes) > 12 else "")
+        lines.append(("Classes", f"{len(classes)}: {esc(shown)}"))
+    lines += _recipe(results.recipe)
+    full = folded("The whole recipe, as resolved", f"<pre>{esc(recipe_yaml.strip())}</pre>")
+    return section("What was asked", "", facts(lines), full if recipe_yaml.strip() else "")
+
+
+def _budget(value: Any) -> str:
+    """A share of the dense network reads as one; anything else is given as it was written."""
+    share = units.number(value)
+    return units.percent(share, 0) if share is not None and 0 < share <= 1 else esc(value)
+
+
+def _recipe(recipe: Facts) -> list[tuple[str, str]]:
+    """One line per section."""
+    single = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
+    sections = [("recipe", single), *((key, value) for key, value in recipe.items() if key not in single)]
+    lines = []
+    for title, settings in sections:
+        known = [(key, value) for key, value in _flat(settings) if _short(value)]
+        shown = "".join(pair(key, esc(value)) for key, value in known[:SHOWN_SETTINGS])
+        rest = len(known) - SHOWN_SETTINGS
+        shown += pair(f"and {rest} more below", "") if rest > 0 else ""
+        if shown:
+            lines.append((str(title).replace("_", " ").capitalize(), shown))
+    return lines
+
+
+def _flat(settings: Facts) -> Iterable[tuple[str, Any]]:
+    """The settings of a section, those of a mapping within it under a dotted name, a list as one text."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", innermost) for inner, innermost in _flat(value))
+        else:
+            yield str(key), ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _short(value: Any) -> bool:
+    """Fit for a line: what is null or long is in the full text."""
+    return isinstance(value, str | int | float) and 0 < len(str(value)) < 80
+
+
+def _machine(results: Results) -> str:
+    parts = {
+        "Machine": mapping(results.bench.get("machine")) or mapping(results.ledger.get("machine")),
+        "Timing": mapping(results.bench.get("settings")),
+        "Versions": {**mapping(results.ledger.get("versions")), **mapping(results.bench.get("versions"))},
+    }
+    lines = [
+        (title, "".join(pair(str(key).replace("_", " "), esc(value)) for key, value in values.items()))
+        for title, values in parts.items()
+        if values
+    ]
+    return section("Where it was measured", "", facts(lines)) if lines else ""

@@ -1,0 +1,246 @@
+"""What the ledger and the record say, picked out for the page: no markup and no drawing here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
+
+Facts = Mapping[str, Any]
+
+# Column -> (record, model the record runs, heading, what the column is).
+COLUMNS = (
+    ("dense", "teacher", "Dense", "the teacher, fp32"),
+    ("pruned", "pruned", "Pruned", "cut, not yet trained again"),
+    ("distilled", "student", "Distilled", "the student, fp32"),
+    ("int8", "student", "int8", "the student, quantised"),
+)
+
+# What was bought -> (role without it, role with it, what the two differ in).
+PURCHASES = (
+    ("Transfer", "twin", "teacher", "the dense network from scratch, against pretrained and fine-tuned"),
+    (
+        "Inheritance",
+        "scratch",
+        "finetuned",
+        "the small network from scratch, against the pruned weights fine-tuned",
+    ),
+    ("Distillation", "finetuned", "student", "the pruned weights fine-tuned alone, against with the teacher"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One network of the main table: its model in the ledger and its record in the bench file."""
+
+    name: str
+    heading: str
+    caption: str
+    model: Facts
+    record: Facts
+
+    @property
+    def is_fp32(self) -> bool:
+        return self.name in ("dense", "pruned", "distilled")
+
+    @property
+    def accuracy(self) -> float | None:
+        """Measured with this engine when it was, else with the model it came from."""
+        if (measured := number(self.record.get("accuracy"))) is not None:
+            return measured
+        # An engine of lower precision is another function than the model: the model's accuracy is not its own.
+        return number(self.model.get("test_accuracy")) if self.is_fp32 else None
+
+    @property
+    def file_bytes(self) -> float | None:
+        """The engine's file when there is one, else, for fp32, the model's."""
+        if (engine := number(self.record.get("file_bytes"))) is not None:
+            return engine
+        return number(self.model.get("file_bytes")) if self.is_fp32 else None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster than the dense network."""
+        if (given := number(self.record.get("speedup"))) is not None:
+            return given
+        ratio = number(self.record.get("ratio_to_dense"))
+        return 1 / ratio if ratio else None
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """What one step bought: test accuracy without it and with it."""
+
+    name: str
+    meaning: str
+    without: Facts
+    with_it: Facts
+
+    @property
+    def before(self) -> float | None:
+        return number(self.without.get("test_accuracy"))
+
+    @property
+    def after(self) -> float | None:
+        return number(self.with_it.get("test_accuracy"))
+
+    @property
+    def gain(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def noise(self) -> float | None:
+        """Half of the 95 % interval of a difference of two shares of this test set."""
+        total = number(self.with_it.get("test_total"))
+        if self.before is None or self.after is None or total is None or total <= 0:
+            return None
+        if not (0 <= self.before <= 1 and 0 <= self.after <= 1):
+            return None
+        return 1.96 * math.sqrt(sum(p * (1 - p) for p in (self.before, self.after)) / total)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Both files together, with every part that may be missing replaced by an empty one."""
+
+    ledger: Facts
+    bench: Facts
+    recipe: Facts
+
+    def models(self) -> list[Facts]:
+        return rows(self.ledger.get("models"))
+
+    def records(self, status: str) -> list[Facts]:
+        return [record for record in rows(self.bench.get("records")) if record.get("status") == status]
+
+    def plan(self) -> Facts:
+        return mapping(self.ledger.get("plan"))
+
+    def role(self, role: str) -> Facts:
+        return next((model for model in self.models() if role in (model.get("role"), model.get("name"))), {})
+
+    def columns(self) -> list[Column]:
+        measured = {str(record.get("name")): record for record in self.records("measured")}
+        models = {str(model.get("name")): model for model in self.models()}
+        columns = []
+        for name, role, heading, caption in COLUMNS:
+            record = measured.get(name, {})
+            model = models.get(str(record.get("model"))) or self.role(role)
+            columns.append(Column(name, heading, caption, model, record))
+        return columns
+
+    def purchases(self) -> list[Purchase]:
+        return [
+            Purchase(name, meaning, self.role(without), self.role(with_it))
+            for name, without, with_it, meaning in PURCHASES
+        ]
+
+    def test_images(self) -> int | None:
+        total = number(self.ledger.get("test_images") or self.role("teacher").get("test_total"))
+        return int(total) if total is not None and total >= 1 else None
+
+    def final(self) -> Column:
+        """The network that goes out: what the recipe ships, where that was measured, else the distilled one."""
+        *_, distilled, int8 = self.columns()
+        ship = mapping(self.recipe.get("deploy")).get("ship")
+        if ship == "fp16":
+            fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
+            return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled
+        return int8 if int8.record and ship != "fp32" else distilled
+
+    def verdict(self) -> str:
+        """The run in one sentence, with its numbers."""
+        dense, final = self.columns()[0], self.final()
+        name = "The distilled network" if final.name == "distilled" else f"The distilled {final.heading} network"
+        claims = [_accuracy_claim(final, dense, self.test_images()), _cost_claim(final, dense)]
+        claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings"))))
+        spoken = [claim for claim in claims if claim]
+        if not spoken:
+            return "This run has not measured anything yet."
+        head, last = ", ".join(spoken[:-1]), spoken[-1]
+        return f"{name} {head}{', and ' if head else ''}{last}."
+
+
+def read_recipe(text: str) -> Facts:
+    """The recipe's keys; without PyYAML, or of a text that it refuses, none: the page shows the text anyway."""
+    try:
+        import yaml
+    except ImportError:
+        return {}
+    try:
+        return mapping(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return {}
+
+
+def rows(value: Any) -> list[Facts]:
+    """The mappings of a list; anything else is left out."""
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def mapping(value: Any) -> Facts:
+    """`value` when it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def ratio(value: Any, reference: Any) -> float | None:
+    """value / reference, where both are numbers and the reference is not zero."""
+    top, bottom = number(value), number(reference)
+    return None if top is None or not bottom else top / bottom
+
+
+def wilson(share: float, total: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `total` trials (Wilson's, which stays within 0 and 1)."""
+    z = 1.96
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _accuracy_claim(final: Column, dense: Column, images: int | None) -> str:
+    if final.accuracy is None:
+        return ""
+    claim = f"gets {percent(final.accuracy)} of the {f'{images:,} ' if images else ''}test images right"
+    if dense.accuracy is None:
+        return claim
+    gap = points(final.accuracy - dense.accuracy)
+    if gap.startswith("±"):
+        return f"{claim}, level with its dense teacher"
+    side = "below" if gap.startswith(MINUS) else "above"
+    return f"{claim} ({gap[1:]} {side} its dense teacher)"
+
+
+def _cost_claim(final: Column, dense: Column) -> str:
+    macs = ratio(final.model.get("macs"), dense.model.get("macs"))
+    bytes_ = ratio(final.file_bytes, dense.file_bytes)
+    needs = [f"{percent(macs, 0)} of the MACs"] if macs is not None else []
+    if bytes_ is not None:
+        needs.append(f"{percent(bytes_, 0)} of the file size ({size(final.file_bytes)})")
+    return f"needs {' and '.join(needs)}" if needs else ""
+
+
+def _speed_claim(final: Column, dense: Column, settings: Facts) -> str:
+    speedup = final.speedup
+    if speedup is None:
+        return ""
+    low, high = interval(final.record) or (None, None)
+    figures = f"{milliseconds(final.record.get('median_ms'))} against {milliseconds(dense.record.get('median_ms'))}"
+    how = [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
+    how += [f"batch {count(final.record['batch'])}"] if number(final.record.get("batch")) else []
+    setting = f"; median{''.join(f', {part}' for part in how)}"
+    if low is not None and high is not None and low <= 1 <= high:
+        return f"runs about as fast ({figures}{setting})"
+    pace = f"{times(speedup)} as fast" if speedup >= 1 else f"only {times(speedup)} as fast"
+    return f"runs {pace} ({figures}{setting})"
+
+
+def interval(record: Facts) -> tuple[float, float] | None:
+    """The interval of the ratio to the dense network, when the record holds one."""
+    ends = record.get("ratio_interval")
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        return None
+    low, high = number(ends[0]), number(ends[1])
+    return None if low is None or high is None else (low, high)

@@ -1,0 +1,530 @@
+"""One tiny network for each rule of the table: which channels it ties together, and a proof by cutting."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from prune_nets import Net, conv, draw, image, proved, sizes
+from torch import nn
+
+from compress import prune
+from compress.errors import ModelError, PlanError
+from compress.prune.planning import plan_from_kept
+
+
+def halves(trace, fewer, more):
+    """A plan that takes `fewer` units from the first group and `more` from the second."""
+    kept = np.ones(trace.units, dtype=bool)
+    for group, gone in zip(trace.groups, (fewer, more), strict=False):
+        kept[group.units[:gone]] = False
+    return plan_from_kept(trace, kept)
+
+
+# Products -------------------------------------------------------------------------------------------------
+
+
+def test_a_convolution_ties_rows_to_the_next_columns():
+    trace = proved(Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 8), b=conv(8, 5)))
+    assert sizes(trace) == {"a": 8}
+    assert set(trace.groups[0].slots) == {("a.weight", 0), ("a.bias", 0), ("b.weight", 1)}
+    assert trace.roles["a.weight", 0] == trace.roles["a.bias", 0] == "producer"
+    assert trace.roles["b.weight", 1] == "consumer"
+
+
+def test_a_grouped_convolution_keeps_its_groups_equal():
+    net = Net(lambda m, x: m.c(F.relu(m.g(F.relu(m.a(x))))), a=conv(3, 16), g=conv(16, 12, groups=4), c=conv(12, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 4, "g": 3}
+    small = prune.apply(net, halves(trace, 1, 1))
+    assert (small.g.groups, small.g.in_channels, small.g.out_channels) == (4, 12, 8)
+    assert small.g.weight.shape == (8, 3, 3, 3)
+
+
+def test_a_depthwise_convolution_ties_in_to_out_with_its_multiplier():
+    net = Net(lambda m, x: m.c(F.relu(m.d(F.relu(m.a(x))))), a=conv(3, 6), d=conv(6, 12, groups=6), c=conv(12, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 6}
+    np.testing.assert_array_equal(trace.slots["d.weight", 0], np.repeat(trace.slots["a.weight", 0], 2))
+    small = prune.apply(net, halves(trace, 2, 0))
+    assert (small.d.groups, small.d.in_channels, small.d.out_channels) == (4, 4, 8)
+
+
+def test_a_transposed_convolution_has_its_rows_in_dimension_one():
+    net = Net(
+        lambda m, x: m.c(F.relu(m.t(F.relu(m.a(x))))), a=conv(3, 6), t=nn.ConvTranspose2d(6, 4, 2, 2), c=conv(4, 5)
+    )
+    trace = proved(net)
+    assert sizes(trace) == {"a": 6, "t": 4}
+    assert trace.roles["t.weight", 1] == "producer"
+    assert trace.roles["t.weight", 0] == "consumer"
+
+
+def test_a_grouped_transposed_convolution_is_protected_by_name():
+    net = Net(lambda m, x: m.c(m.t(m.a(x))), a=conv(3, 6), t=nn.ConvTranspose2d(6, 4, 2, 2, groups=2), c=conv(4, 5))
+    trace = prune.trace(net, image())
+    assert sizes(trace) == {}
+    assert trace.protected["a.weight:0"] == "grouped transposed convolution"
+
+
+def test_a_one_dimensional_convolution_is_a_convolution():
+    net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 5, 3))
+    assert sizes(proved(net, torch.randn(8, 3, 12))) == {"a": 8}
+
+
+def test_linear_layers_tie_rows_to_columns():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10, bias=False), nn.ReLU(), nn.Linear(10, 4))
+    trace = proved(net, torch.randn(8, 6))
+    assert sizes(trace) == {"0": 8, "2": 10}
+    assert trace.protected["4.weight:0"] == "graph output"
+
+
+def test_a_linear_layer_reads_the_last_of_three_dimensions():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert sizes(proved(net, torch.randn(8, 5, 6))) == {"0": 8}
+
+
+# Norms ----------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_belongs_to_its_channels():
+    net = Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=conv(3, 8), n=nn.BatchNorm2d(8), b=conv(8, 5))
+    trace = proved(net)
+    slots = set(trace.groups[0].slots)
+    assert {("n.weight", 0), ("n.bias", 0), ("n.running_mean", 0), ("n.running_var", 0)} <= slots
+    assert trace.roles["n.running_var", 0] == "statistic"
+    small = prune.apply(net, halves(trace, 3, 0))
+    assert small.n.num_features == len(small.n.running_var) == len(small.n.weight) == 5
+
+
+@pytest.mark.parametrize("settings", [{"affine": False}, {"track_running_stats": False}])
+def test_batch_norm_without_affine_or_statistics_is_cut_too(settings):
+    net = Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=conv(3, 8), n=nn.BatchNorm2d(8, **settings), b=conv(8, 5))
+    trace = prune.trace(net, image())
+    assert sizes(trace) == {"a": 8}
+    proved(net)
+    if "affine" not in settings:
+        assert prune.apply(net, halves(trace, 3, 0)).n.num_features == 5
+
+
+# Channels that meet ---------------------------------------------------------------------------------------
+
+
+def test_a_residual_sum_ties_both_sides():
+    net = Net(
+        lambda m, x: (lambda y: m.c(F.relu(y + m.b(y))))(F.relu(m.a(x))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 5)
+    )
+    trace = proved(net)
+    assert sizes(trace) == {"a": 8}
+    assert {("a.weight", 0), ("b.weight", 0), ("b.weight", 1), ("c.weight", 1)} <= set(trace.groups[0].slots)
+
+
+def test_a_squeeze_and_excite_gate_follows_its_channels():
+    def run(m, x):
+        y = F.relu(m.a(x))
+        gate = torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(y, 1)))))
+        return m.b(y * gate)
+
+    net = Net(run, a=conv(3, 8), down=conv(8, 4, 1), up=conv(4, 8, 1), b=conv(8, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 8, "down": 4}
+    assert ("up.weight", 0) in trace.groups[0].slots
+    assert trace.preserving.all()
+
+
+def test_division_keeps_the_zero_of_what_is_divided():
+    net = Net(lambda m, x: m.c(m.a(x) / (1 + m.b(x).abs())), a=conv(3, 8), b=conv(3, 8), c=conv(8, 5))
+    assert sizes(proved(net)) == {"a": 8}
+
+
+def test_a_gate_of_one_channel_lets_no_channel_go_alone():
+    net = Net(lambda m, x: m.c(m.a(x) * torch.sigmoid(m.g(x))), a=conv(3, 8), g=conv(3, 1), c=conv(8, 5))
+    trace = prune.trace(net, image())
+    assert all(len(group.units) == 1 for group in trace.groups)
+    plan = prune.plan(trace, prune.score(trace, net), ratio=0.9)
+    assert plan.slots == {}
+
+
+# Moving elements ------------------------------------------------------------------------------------------
+
+
+def test_a_concat_is_the_concatenation_of_labels():
+    net = Net(lambda m, x: m.c(F.relu(torch.cat([m.a(x), m.b(x)], 1))), a=conv(3, 4), b=conv(3, 6), c=conv(10, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 4, "b": 6}
+    both = np.concatenate([trace.slots["a.weight", 0], trace.slots["b.weight", 0]])
+    np.testing.assert_array_equal(trace.slots["c.weight", 1], both)
+
+
+def test_a_concat_of_a_channel_with_itself_cuts_both_columns():
+    net = Net(lambda m, x: (lambda y: m.c(torch.cat([y, y.neg()], 1)))(m.a(x)), a=conv(3, 4), c=conv(8, 5))
+    trace = proved(net)
+    np.testing.assert_array_equal(trace.slots["c.weight", 1], np.tile(trace.slots["a.weight", 0], 2))
+
+
+def test_a_concat_over_space_ties_its_parts():
+    net = Net(lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 3)), a=conv(3, 4), b=conv(3, 4), c=conv(4, 5))
+    assert sizes(proved(net)) == {"a": 4}
+
+
+def test_halves_that_are_multiplied_go_in_pairs():
+    def run(m, x):
+        left, right = m.a(x).chunk(2, 1)
+        return m.b(left * torch.sigmoid(right))
+
+    trace = proved(Net(run, a=conv(3, 8), b=conv(4, 5)))
+    assert sizes(trace) == {"a": 4}
+    np.testing.assert_array_equal(trace.slots["a.weight", 0][:4], trace.slots["a.weight", 0][4:])
+
+
+def test_halves_with_their_own_readers_stay_equal_or_stay_whole():
+    """`chunk(2)` halves whatever is there: what one half loses, the other has to lose too."""
+
+    def run(m, x):
+        left, right = m.a(x).chunk(2, 1)
+        return m.b(left) + m.c(right)
+
+    net = Net(run, a=conv(3, 8), b=conv(4, 5), c=conv(4, 5))
+    trace = prune.trace(net, image())
+    prune.check(net, halves(trace, 1, 3), image())
+
+
+def test_a_slice_with_a_hard_coded_end_is_found_by_the_trial_cut():
+    net = Net(lambda m, x: m.b(m.a(x)[:, 2:6]), a=conv(3, 8), b=conv(4, 5))
+    trace = proved(net)
+    assert sizes(trace) == {}
+    assert trace.protected["a.weight:0"].startswith("fixed size")
+
+
+def test_a_slice_over_space_leaves_channels_alone():
+    assert sizes(proved(Net(lambda m, x: m.b(m.a(x)[:, :, 1:6, ::2]), a=conv(3, 8), b=conv(8, 5)))) == {"a": 8}
+
+
+def test_a_flip_ties_mirrored_channels():
+    net = Net(lambda m, x: (lambda y: m.b(F.relu(y + y.flip(1))))(m.a(x)), a=conv(3, 8), b=conv(8, 5))
+    trace = proved(net)
+    units = trace.slots["a.weight", 0]
+    assert sizes(trace) == {"a": 4}
+    np.testing.assert_array_equal(units, units[::-1])
+
+
+def test_a_flip_over_space_leaves_channels_alone():
+    assert sizes(proved(Net(lambda m, x: m.b(m.a(x).flip(3)), a=conv(3, 8), b=conv(8, 5)))) == {"a": 8}
+
+
+def test_a_roll_over_space_leaves_channels_alone():
+    assert sizes(proved(Net(lambda m, x: m.b(m.a(x).roll((1, 2), (2, 3))), a=conv(3, 8), b=conv(8, 5)))) == {"a": 8}
+
+
+def test_a_roll_of_channels_by_a_fixed_number_is_protected():
+    net = Net(lambda m, x: m.b(F.relu(m.a(x).roll(3, 1) + m.c(x))), a=conv(3, 8), c=conv(3, 8), b=conv(8, 5))
+    assert sizes(proved(net, draws=6)) == {}
+
+
+def test_a_roll_of_channels_by_half_of_them_is_never_cut_wrongly():
+    def run(m, x):
+        y = m.a(x)
+        return m.b(F.relu(y.roll(y.shape[1] // 2, 1) + m.c(x)))
+
+    proved(Net(run, a=conv(3, 8), c=conv(3, 8), b=conv(8, 5)), draws=6)
+
+
+def shuffled(y, groups):
+    n, c, h, w = y.shape
+    return y.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def test_a_channel_shuffle_is_never_cut_wrongly():
+    """The code shuffles by c // g, so that only some choices of channels come out in the same order."""
+    proved(Net(lambda m, x: m.b(F.relu(shuffled(m.a(x), 2))), a=conv(3, 8), b=conv(8, 5)), draws=6)
+
+
+def test_a_shuffle_between_grouped_convolutions_is_never_cut_wrongly():
+    net = Net(
+        lambda m, x: m.c(m.h(shuffled(F.relu(m.g(m.a(x))), 2))),
+        a=conv(3, 8), g=conv(8, 8, groups=2), h=conv(8, 8, groups=2), c=conv(8, 5),
+    )  # fmt: skip
+    proved(net, draws=6)
+
+
+def test_a_hard_coded_view_is_found_by_the_trial_cut():
+    def run(m, x):
+        y = F.relu(m.a(x))
+        return m.b(y.view(len(y), 2, 4, 8, 8).transpose(1, 2).reshape(y.shape))
+
+    trace = proved(Net(run, a=conv(3, 8), b=conv(8, 5)))
+    assert sizes(trace) == {}
+    assert trace.protected["a.weight:0"].startswith("fixed size")
+    assert trace.unknown_ops == ()
+
+
+def test_a_hard_coded_view_holds_no_other_group_back():
+    def run(m, x):
+        y = F.relu(m.a(x))
+        y = y.view(len(y), 8, 64).view(y.shape)
+        return m.c(F.relu(m.b(y)))
+
+    trace = proved(Net(run, a=conv(3, 8), b=conv(8, 6), c=conv(6, 5)))
+    assert sizes(trace) == {"b": 6}
+
+
+def test_a_flatten_repeats_a_channel_for_each_position():
+    net = Net(lambda m, x: m.b(torch.flatten(m.a(x), 1)), a=conv(3, 6, stride=2), b=nn.Linear(6 * 16, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 6}
+    np.testing.assert_array_equal(trace.slots["b.weight", 1], np.repeat(trace.slots["a.weight", 0], 16))
+    assert prune.apply(net, halves(trace, 2, 0)).b.in_features == 64
+
+
+def test_pixel_shuffle_never_cuts_wrongly():
+    net = Net(lambda m, x: m.b(F.pixel_shuffle(m.a(x), 2)), a=conv(3, 16), b=conv(4, 5))
+    proved(net)
+
+
+# Over space -----------------------------------------------------------------------------------------------
+
+SPATIAL = {
+    "max": nn.MaxPool2d(2, padding=1),
+    "average": nn.AvgPool2d(2),
+    "adaptive": nn.AdaptiveAvgPool2d(3),
+    "global": nn.AdaptiveAvgPool2d(1),
+    "adaptive max": nn.AdaptiveMaxPool2d(2),
+    "nearest": nn.Upsample(scale_factor=2),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "zero pad": nn.ZeroPad2d(2),
+    "reflection": nn.ReflectionPad2d(1),
+    "replication": nn.ReplicationPad2d(1),
+    "dropout": nn.Dropout(0.3),
+}
+
+
+@pytest.mark.parametrize("layer", SPATIAL.values(), ids=SPATIAL)
+def test_what_mixes_positions_leaves_channels_alone(layer):
+    net = Net(lambda m, x: m.b(m.s(F.relu(m.a(x)))), a=conv(3, 6), s=layer, b=conv(6, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 6}
+    assert trace.preserving.all()
+
+
+def test_a_pad_with_a_value_is_a_constant():
+    net = Net(lambda m, x: m.b(F.pad(m.a(x), (1, 1, 1, 1), value=1.0)), a=conv(3, 6), b=conv(6, 5))
+    trace = prune.trace(net, image())
+    assert not trace.preserving[trace.slots["a.weight", 0]].any()
+
+
+def test_a_pad_of_channels_is_protected():
+    net = Net(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 1))), a=conv(3, 6), b=conv(8, 5))
+    trace = proved(net)
+    assert sizes(trace) == {}
+    assert "constant_pad_nd" in trace.protected["a.weight:0"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_mean_over_space_keeps_channels(keep):
+    def run(m, x):
+        y = F.relu(m.a(x)).mean((2, 3), keepdim=keep)
+        return m.b(y.flatten(1))
+
+    assert sizes(proved(Net(run, a=conv(3, 6), b=nn.Linear(6, 5)))) == {"a": 6}
+
+
+def test_a_mean_over_channels_protects_them():
+    net = Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(3, 6), b=conv(1, 5))
+    trace = prune.trace(net, image())
+    assert sizes(trace) == {}
+    assert "aten.mean" in trace.protected["a.weight:0"]
+
+
+# Zeros that become constants ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sigmoid, torch.exp, torch.cos, F.softplus, lambda y: y + 1, lambda y: 1 - y]
+)
+def test_a_zero_that_becomes_a_constant_is_not_preserving(function):
+    net = Net(lambda m, x: m.b(function(m.a(x))), a=conv(3, 6), b=conv(6, 5))
+    trace = prune.trace(net, image())
+    assert not trace.preserving[trace.slots["a.weight", 0]].any()
+    kept = np.ones(trace.units, dtype=bool)
+    kept[trace.slots["a.weight", 0][:2]] = False
+    assert plan_from_kept(trace, kept).costs["units_not_preserving"] == 2
+
+
+def test_a_norm_after_a_sigmoid_brings_the_zero_back():
+    net = Net(lambda m, x: m.b(m.n(torch.sigmoid(m.a(x)))), a=conv(3, 6), n=nn.BatchNorm2d(6), b=conv(6, 5))
+    assert proved(net).preserving.all()
+
+
+BOUNDED = {
+    "clamp within": (lambda y: y.clamp(-1, 1), True),
+    "clamp above zero": (lambda y: y.clamp(0.5, 1), False),
+    "clamp by name": (lambda y: torch.clamp(y, max=-0.5), False),
+    "clamp_min": (lambda y: y.clamp_min(0.0), True),
+    "clamp_min above zero": (lambda y: y.clamp_min(0.5), False),
+    "clamp_max": (lambda y: y.clamp_max(1.0), True),
+    "clamp_max below zero": (lambda y: y.clamp_max(-0.5), False),
+    "relu6": (F.relu6, True),
+    "hardtanh": (F.hardtanh, True),
+    "hardtanh above zero": (lambda y: F.hardtanh(y, 0.5, 2.0), False),
+}
+
+
+@pytest.mark.parametrize(("function", "preserves"), BOUNDED.values(), ids=BOUNDED)
+def test_bounds_keep_zero_only_around_it(function, preserves):
+    net = Net(lambda m, x: m.b(function(m.a(x))), a=conv(3, 6), b=conv(6, 5))
+    trace = prune.trace(net, image())
+    assert trace.preserving[trace.slots["a.weight", 0]].all() == preserves
+    if preserves:
+        proved(net)
+
+
+def test_writing_into_a_view_is_not_missed():
+    def run(m, x):
+        y = m.a(x)
+        y[:, :, :2].add_(1.0)
+        return m.b(y)
+
+    net = Net(run, a=conv(3, 6), b=conv(6, 5))
+    trace = prune.trace(net, image())
+    free = np.concatenate([g.units for g in trace.groups]) if trace.groups else np.empty(0, np.int64)
+    assert not trace.preserving[free].any(), "channels that a masked network turns into constants"
+
+
+# Parameters -----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_parameter_scales_its_channels():
+    net = Net(
+        lambda m, x: m.b(F.relu(m.a(x) * m.scale + m.offset)),
+        a=conv(3, 6), b=conv(6, 5),
+        scale=nn.Parameter(torch.rand(1, 6, 1, 1)), offset=nn.Parameter(torch.rand(6, 1, 1)),
+    )  # fmt: skip
+    trace = proved(net)
+    assert {("scale", 1), ("offset", 0)} <= set(trace.groups[0].slots)
+    small = prune.apply(net, halves(trace, 2, 0))
+    assert small.scale.shape == (1, 4, 1, 1)
+    assert small.offset.shape == (4, 1, 1)
+
+
+def test_tied_weights_are_cut_as_one_and_stay_tied():
+    a, b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    b.weight = a.weight
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), a, nn.ReLU(), b, nn.ReLU(), nn.Linear(8, 4))
+    trace = proved(net, torch.randn(8, 6))
+    assert trace.tied == {"4.weight": "2.weight"}
+    small = prune.apply(net, draw(trace, 3))
+    assert small[4].weight is small[2].weight
+    assert small[4].in_features == small[4].weight.shape[1]
+
+
+def test_a_layer_used_twice_ties_its_rows_to_its_columns():
+    net = Net(lambda m, x: m.c(F.relu(m.b(F.relu(m.b(m.a(x)))))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 5))
+    trace = proved(net)
+    assert sizes(trace) == {"a": 8}
+    np.testing.assert_array_equal(trace.slots["b.weight", 0], trace.slots["b.weight", 1])
+
+
+def test_frozen_parameters_are_cut_and_stay_frozen():
+    net = Net(lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))), a=conv(3, 6), b=conv(6, 7), c=conv(7, 5))
+    net.a.requires_grad_(False)
+    net.b.weight.requires_grad_(False)
+    trace = proved(net)
+    small = prune.apply(net, draw(trace, 0))
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == {
+        n: p.requires_grad for n, p in net.named_parameters()
+    }
+
+
+def test_a_parameter_used_as_a_whole_is_protected():
+    def run(m, x):
+        return m.b(m.a(x)) @ m.w.softmax(0)
+
+    net = Net(run, a=nn.Linear(6, 8), b=nn.Linear(8, 4), w=nn.Parameter(torch.rand(4, 3)))
+    trace = prune.trace(net, torch.randn(4, 6))
+    assert sizes(trace) == {"a": 8}
+
+
+# Protection -----------------------------------------------------------------------------------------------
+
+
+def test_input_and_output_are_protected():
+    trace = prune.trace(Net(lambda m, x: m.b(m.a(x)), a=conv(3, 8), b=conv(8, 5)), image())
+    assert trace.protected == {"a.weight:1": "graph input", "b.weight:0": "graph output", "b.bias:0": "graph output"}
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+
+
+OUTPUTS = {
+    "tuple": lambda y: (y, y.mean((2, 3))),
+    "list": lambda y: [y],
+    "dict": lambda y: {"logits": y, "more": [y]},
+    "dataclass": Result,
+}
+
+
+@pytest.mark.parametrize("wrap", OUTPUTS.values(), ids=OUTPUTS)
+def test_every_kind_of_output_is_protected_or_refused(wrap):
+    net = Net(lambda m, x: wrap(m.b(m.a(x))), a=conv(3, 8), b=conv(8, 5))
+    try:
+        trace = prune.trace(net, image())
+    except ModelError:
+        return
+    assert sizes(trace) == {"a": 8}
+    assert trace.protected["b.weight:0"] == "graph output"
+
+
+def test_an_unknown_operator_protects_by_name():
+    net = Net(lambda m, x: m.c(m.b(torch.sort(m.a(x), dim=1).values)), a=conv(3, 8), b=conv(8, 7), c=conv(7, 5))
+    trace = proved(net)
+    assert trace.unknown_ops == ("aten.sort",)
+    assert trace.protected["a.weight:0"] == "unknown operator aten.sort"
+    assert trace.protected["b.weight:1"] == "unknown operator aten.sort"
+    assert sizes(trace) == {"b": 7}
+
+
+def test_layer_norm_is_unknown_and_protects():
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    trace = prune.trace(net, torch.randn(4, 6))
+    assert sizes(trace) == {}
+    assert "layer_norm" in trace.protected["0.weight:0"]
+
+
+def test_a_branch_that_only_training_takes_is_traced():
+    def run(m, x):
+        y = F.relu(m.a(x))
+        return (m.b(y), m.aux(y)) if m.training else m.b(y)
+
+    net = Net(run, a=conv(3, 8), b=conv(8, 5), aux=conv(8, 2)).eval()
+    trace = proved(net)
+    assert ("aux.weight", 1) in trace.groups[0].slots
+    assert trace.protected["aux.weight:0"] == "graph output"
+    expected = prune.trace(Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 8), b=conv(8, 5)), image())
+    kept = np.ones(trace.units, dtype=bool)
+    assert prune.trace(net, image()).macs(kept) == expected.macs(np.ones(expected.units, dtype=bool))
+
+
+def test_tracing_leaves_the_network_as_it_was():
+    net = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4)).train()
+    net[1].eval()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    prune.trace(net, image())
+    assert [m.training for m in net] == [True, False, True, True]
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+
+
+def test_a_wrong_example_is_one_sentence():
+    with pytest.raises(ModelError, match=r"forward pass of Sequential fails on inputs of shape \(8, 4, 8, 8\)"):
+        prune.trace(nn.Sequential(conv(3, 8)), image(channels=4))
+
+
+def test_a_plan_that_does_not_preserve_is_not_called_a_fault_of_the_trace():
+    net = Net(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=conv(3, 6), b=conv(6, 5))
+    trace = prune.trace(net, image())
+    try:
+        prune.check(net, draw(trace, 1), image())
+    except PlanError as error:
+        assert "fault of the trace" not in str(error)

@@ -1,0 +1,134 @@
+"""The doctor names what is there and what is not, each with a way out, and never raises."""
+
+import importlib.metadata
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from compress import doctor
+
+
+@pytest.fixture(scope="module")
+def checks():
+    return doctor.diagnose()
+
+
+def fit(checks) -> bool:
+    return all(check.ok for check in checks if check.required)
+
+
+def shown(checks) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    doctor.render(checks, console)
+    return console.file.getvalue()
+
+
+def test_this_environment_is_fit(checks):
+    assert fit(checks)
+    named = {check.name: check for check in checks}
+    assert {"Python", "numpy", "onnxruntime", "torch [compress]", "C++ compiler", "NVIDIA GPU"} <= set(named)
+    assert named["torch [compress]"].found == importlib.metadata.version("torch")
+    assert "CPUExecutionProvider" in named["ONNX Runtime works"].found
+
+
+def test_each_thing_that_is_missing_has_a_way_out(checks):
+    for check in checks:
+        assert check.ok or check.fix or check.found.startswith("not for "), check
+        assert "\n" not in check.fix + check.found
+
+
+def test_json_holds_every_check(checks):
+    value = json.loads(json.dumps([check.to_dict() for check in checks]))
+    assert [doctor.Check(**check) for check in value] == checks
+
+
+def test_the_table_holds_every_name_and_way_out(checks):
+    text = " ".join(shown(checks).split())
+    for check in checks:
+        assert check.name in text
+        assert check.ok or " ".join(check.fix.split()) in text
+
+
+def test_a_missing_base_package_fails_and_an_extra_does_not(monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name in ("pydantic", "torch"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    checks = doctor.diagnose()
+    named = {check.name: check for check in checks}
+    assert named["pydantic"] == doctor.Check("pydantic", False, True, "not installed", "pip install niwaki")
+    assert named["torch [compress]"].fix == 'pip install "niwaki[compress]"'
+    assert not named["torch [compress]"].required and not fit(checks)
+    assert "Niwaki cannot run here yet: see pydantic above." in shown(checks)
+
+
+def test_a_version_outside_the_range_is_named(monkeypatch):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.10.1" if name == "torch" else real(name))
+    (torch,) = (check for check in doctor.diagnose() if check.name == "torch [compress]")
+    assert not torch.ok and torch.found.startswith("2.10.1, outside ")
+    assert torch.fix.startswith('pip install "torch<')
+
+
+def test_not_installed_as_a_distribution(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    for function in ("version", "requires", "metadata"):
+        monkeypatch.setattr(importlib.metadata, function, absent)
+    (niwaki,) = (check for check in doctor.diagnose() if check.name == "niwaki")
+    assert not niwaki.ok and "pip install niwaki" in niwaki.fix
+
+
+def test_a_runtime_that_does_not_load_says_why(monkeypatch):
+    real = doctor.importlib.import_module
+
+    def broken(name, *args):
+        if name == "openvino":
+            raise OSError("libtbb.so.12: cannot open shared object file\nand more")
+        return real(name, *args)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    (openvino,) = (check for check in doctor.diagnose() if check.name == "OpenVINO works")
+    assert not openvino.ok and openvino.found == "libtbb.so.12: cannot open shared object file"
+
+
+def test_text_from_outside_is_not_markup():
+    assert "[red]boom[/nonsense]" in shown([doctor.Check("[b]x", False, True, "[red]boom[/nonsense]", "[/]")])
+
+
+@pytest.mark.parametrize(
+    "version, ranges, fits",
+    [
+        ("2.15.0", ">=2.11,<2.16", True),
+        ("2.15.0+cu132", ">=2.11,<2.16", True),
+        ("2.16.0", "<2.16,>=2.11", False),
+        ("2.11", ">=2.11.0", True),
+        ("2.9.1", ">=2.11", False),
+        ("10.0", ">=9.1,<11", True),
+        ("1.0", "", True),
+    ],
+)
+def test_ranges(version, ranges, fits):
+    assert doctor.satisfies(version, ranges) is fits
+
+
+def test_a_requirement_knows_the_machines_it_is_for(monkeypatch):
+    line = 'rtx<2,>=1.4; (sys_platform == "linux" and platform_machine == "x86_64") and extra == "tensorrt-rtx"'
+    requirement = doctor._requirement(line)
+    assert (requirement.name, requirement.ranges, requirement.extra) == ("rtx", "<2,>=1.4", "tensorrt-rtx")
+    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    assert not requirement.applies()
+
+
+def test_asking_the_doctor_loads_no_torch():
+    code = "import sys; from compress import doctor; assert 'torch' not in sys.modules and doctor.diagnose"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,324 @@
+"""What holds the house together: who may import whom, what is locked, what the repository never names."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNTIME_PATH = ("bundle", "preprocess", "bench", "gating", "errors", "engines")
+TORCH_LOADER = ROOT / "deploy/engines/torch.py"  # the one engine that is torch; it loads only when asked for
+
+
+# --- who may import whom
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file, by name from the top."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            yield module
+            yield from (f"{module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.args[0].value
+
+
+def offenders(paths: list[Path], *packages: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in imports(path)
+        if name.split(".")[0] in packages
+    ]
+
+
+def runtime_path() -> list[Path]:
+    home = ROOT / "deploy"
+    return [p for p in sources("deploy") if p.relative_to(home).with_suffix("").parts[0] in RUNTIME_PATH]
+
+
+def test_the_packages_are_where_they_are_looked_for():
+    assert all(sources(package) for package in ("compress", "deploy", "cpp_ext"))
+    assert {path.stem for path in runtime_path()} >= {"bundle", "preprocess", "bench", "gating", "errors"}
+
+
+def test_an_import_inside_a_function_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "deploy/engines/x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "def f():\n    import torch.nn\n    from ..a import b\n    importlib.import_module('compress.prune')\n"
+    )
+    assert set(imports(file)) == {"torch.nn", "deploy.a", "deploy.a.b", "compress.prune"}
+
+
+def test_deploy_imports_neither_compress_nor_cpp_ext():
+    assert not offenders(sources("deploy"), "compress", "cpp_ext")
+
+
+def test_cpp_ext_imports_neither_compress_nor_deploy():
+    assert not offenders(sources("cpp_ext"), "compress", "deploy")
+
+
+def test_only_run_and_cli_of_compress_import_deploy():
+    allowed = {ROOT / "compress/run.py", ROOT / "compress/cli.py"}
+    assert not offenders([path for path in sources("compress") if path not in allowed], "deploy")
+
+
+def test_the_runtime_path_imports_no_torch():
+    assert not offenders([path for path in runtime_path() if path != TORCH_LOADER], "torch", "torchvision")
+
+
+def test_in_deploy_only_the_report_draws():
+    others = [path for path in sources("deploy") if ROOT / "deploy/report" not in path.parents]
+    assert not offenders(others, "matplotlib")
+
+
+@pytest.mark.parametrize("module", ["compress", "deploy", "cpp_ext", "compress.cli", "deploy.report"])
+def test_importing_loads_no_torch(module):
+    heavy = {"torch", "torchvision", "onnx", "nncf", "matplotlib"}
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_runtime_path_loads_where_there_is_no_torch():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in runtime_path()
+        if path != TORCH_LOADER
+    ]
+    code = (
+        "import importlib, sys\n"
+        "for name in ('torch', 'torchvision', 'onnx', 'matplotlib', 'yaml'): sys.modules[name] = None\n"
+        f"for name in {modules}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what is locked
+
+
+def wanted() -> dict[str, list[Requirement]]:
+    """Every range of pyproject.toml that the lock has to satisfy, by package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    lines = list(project["project"]["dependencies"])
+    for extra, inside in project["project"]["optional-dependencies"].items():
+        lines += inside if extra != "tensorrt" else []
+    lines += project["dependency-groups"]["dev"]
+    ranges: dict[str, list[Requirement]] = {}
+    for requirement in map(Requirement, lines):
+        if requirement.name != project["project"]["name"]:
+            ranges.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return ranges
+
+
+def locked(text: str) -> dict[str, list[tuple[str, int]]]:
+    """Package -> (version, number of hashes) of each of its entries; a package may differ by Python version."""
+    entries: dict[str, list[tuple[str, int]]] = {}
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        head = entry.split("\\")[0].split(";")[0].strip()
+        name, _, version = head.partition("==")
+        entries.setdefault(canonicalize_name(name), []).append((version, entry.count("--hash=sha256:")))
+    return entries
+
+
+def disagreements(ranges: dict[str, list[Requirement]], lock: str) -> list[str]:
+    entries = locked(lock)
+    said = [f"{name} is not in requirements.lock." for name in ranges if name not in entries]
+    for name, versions in entries.items():
+        said += [f"{name} {version} has no hash in requirements.lock." for version, count in versions if not count]
+        said += [
+            f"{name} is locked at {version}, which {requirement} in pyproject.toml does not allow."
+            for version, _ in versions
+            for requirement in ranges.get(name, [])
+            if not requirement.specifier.contains(version, prereleases=True)
+        ]
+    return said
+
+
+def test_the_lock_satisfies_pyproject():
+    said = disagreements(wanted(), (ROOT / "requirements.lock").read_text("utf-8"))
+    assert not said, "\n".join([*said, "Refresh the lock: see CONTRIBUTING.md."])
+
+
+def test_a_lock_that_disagrees_is_told_in_a_sentence_a_package():
+    ranges = {"a": [Requirement("a>=2")], "b": [Requirement("b")], "c": [Requirement("c")]}
+    lock = "a==1.0 \\\n    --hash=sha256:00\nb==1.0 ; python_version < '3.12'\n"
+    assert disagreements(ranges, lock) == [
+        "c is not in requirements.lock.",
+        "a is locked at 1.0, which a>=2 in pyproject.toml does not allow.",
+        "b 1.0 has no hash in requirements.lock.",
+    ]
+
+
+def test_the_lock_names_no_host():
+    assert "://" not in (ROOT / "requirements.lock").read_text("utf-8")
+
+
+def test_every_range_has_an_upper_end():
+    """What was tested is all that is promised; tools of development may move freely."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    open_ended = [line for line in lines if not any(s.operator == "<" for s in Requirement(line).specifier)]
+    assert not open_ended
+
+
+# --- what the repository never names
+
+
+def tracked() -> list[Path]:
+    """The files that git has or would take."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    except FileNotFoundError:
+        pytest.skip("git is not installed, so its list of files cannot be asked for")
+    if done.returncode:
+        pytest.skip("this is not a git checkout, so there is no list of files")
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# Written in parts, so that this file does not hold what it looks for.
+HOSTS = ("pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".org", "pypi.nvidia" + ".com")
+FOLDERS = ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/")
+
+
+def test_no_file_names_a_package_index_or_a_folder_of_one_machine():
+    found = []
+    for path in tracked():
+        text = path.read_bytes().decode("utf-8", "ignore")
+        # Only after what cannot be part of a name: `frame/work/` is a folder of anybody's.
+        found += [f"{path.relative_to(ROOT)} names {host}" for host in HOSTS if host in text]
+        found += [
+            f"{path.relative_to(ROOT)} names {folder}"
+            for folder in FOLDERS
+            if re.search(rf"(?<![\w.~}}-]){re.escape(folder)}", text)
+        ]
+    assert not found
+
+
+def test_only_the_build_looks_for_the_data_beside_the_checkout():
+    beside = "shared" + "/data"
+    naming = [path for path in tracked() if beside.encode() in path.read_bytes()]
+    assert naming in ([], [ROOT / ".ci/run"])
+
+
+def test_what_must_not_be_committed_is_not():
+    names = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    assert "uv.lock" not in names
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc", ".onnx", ".engine", ".pth"))]
+
+
+# --- a bundle where there is no torch
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """A bundle that answers by brightness: dark, grey or bright."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from deploy.manifest import write_bundle
+    from deploy.preprocess import Preprocessing
+
+    weight = numpy_helper.from_array(np.array([[-8.0, 0.0, 8.0]], np.float32), "weight")
+    bias = numpy_helper.from_array(np.array([4.0, 2.0, -4.0], np.float32), "bias")
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+        ],
+        "brightness",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [weight, bias],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "brightness.onnx")
+    return write_bundle(
+        folder / "bundle",
+        models={"fp32": folder / "brightness.onnx"},
+        default="fp32",
+        preprocessing=Preprocessing(size=(8, 8), mode="L"),
+        classes=("dark", "grey", "bright"),
+        metrics={},
+        latency={},
+        provenance={},
+    )
+
+
+def uv() -> str:
+    found = shutil.which("uv")
+    if found is None:
+        pytest.skip("uv is not on PATH: pip install uv")
+    return found
+
+
+def offline(done: subprocess.CompletedProcess) -> bool:
+    return bool(re.search(r"error sending request|dns error|Failed to fetch|timed out", done.stderr, re.I))
+
+
+def step(*command: str | Path, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=cwd, check=False)
+    if done.returncode and offline(done):
+        pytest.skip("the package index cannot be reached from here")
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_a_bundle_runs_where_torch_is_not_installed(tmp_path):
+    from PIL import Image
+
+    tool, bundle, dist = uv(), tiny_bundle(tmp_path), tmp_path / "dist"
+    named = ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONPATH", "PYTHONHOME")
+    env = {key: value for key, value in os.environ.items() if key not in named}
+    source = tmp_path / "source"
+    left = (".git", ".venv", "*.so", "_build.json", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    ignored = shutil.ignore_patterns(*left)
+    shutil.copytree(ROOT, source, ignore=ignored)
+    step(tool, "build", "--wheel", "--python", sys.executable, "--out-dir", dist, source, env=env, cwd=tmp_path)
+    (wheel,) = dist.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl"), "built without torch, the wheel has to be pure"
+    step(tool, "venv", "--python", sys.executable, tmp_path / "env", env=env, cwd=tmp_path)
+    scripts = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / "python"
+    step(tool, "pip", "install", "--python", python, wheel, env=env, cwd=tmp_path)
+    for name in ("torch", "matplotlib", "onnx"):
+        done = subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False, cwd=tmp_path)
+        assert done.returncode == 1, f"{name} came along"
+
+    Image.new("L", (8, 8), 250).save(tmp_path / "snow.png")
+    done = step(scripts / "niwaki", "predict", bundle, tmp_path / "snow.png", "--json", env=env, cwd=tmp_path)
+    assert "bright" in json.dumps(json.loads(done.stdout))
+    doctor = step(scripts / "niwaki", "doctor", "--json", env=env, cwd=tmp_path)
+    assert all(check["ok"] for check in json.loads(doctor.stdout) if check["required"])
