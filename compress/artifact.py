@@ -116,6 +116,9 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
             raise ArtifactError(
                 f"{path} has '{name}' as {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}."
             )
+    extra = sorted(set(state) - set(own))
+    if extra:
+        raise ArtifactError(f"{path} also holds '{extra[0]}', which the network does not have; save it again.")
     if architecture_hash(model) != about.architecture:
         raise ArtifactError(f"{directory} builds another architecture than it was saved from; use that version.")
     model.load_state_dict(state, assign=True)

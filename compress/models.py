@@ -102,10 +102,16 @@ def build(
             make = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise ModelError(f"The model factory '{factory}' cannot be imported ({error}).") from None
+        # What a module merely imports is not its factory, whoever trusts the module.
+        if not callable(make) or getattr(make, "__module__", module) != module:
+            raise ModelError(f"'{factory}' is not a function of that module; name the factory where it is defined.")
     try:
-        return make(num_classes=num_classes, **arguments)
+        model = make(num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:
         raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {error}.") from None
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
+    return model
 
 
 def _torchvision_factory(name: str) -> Callable[..., nn.Module]:

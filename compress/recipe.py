@@ -170,7 +170,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(raw, override)
     try:
-        return Recipe.model_validate(_expanded(raw, path))
+        expanded = _expanded(raw, path)
+    except RecursionError:
+        raise RecipeError(f"{path} has an alias that holds itself; write the value out.") from None
+    try:
+        return Recipe.model_validate(expanded)
     except ValidationError as error:
         raise RecipeError(_sentence(path, error)) from None
 

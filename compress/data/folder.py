@@ -60,7 +60,7 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
         if val_classes != classes:
             raise DataError(f"{root / recipe.val} has other classes than {root / recipe.train}.")
     else:
-        train, val = _held_out(train, recipe.val)
+        train, val = _held_out(train, recipe.val, classes, root / recipe.train)
     splits = {}
     for name, items in (("train", train), ("val", val), ("test", test)):
         images = FileImages([path for path, _ in items], reader)
@@ -85,7 +85,9 @@ def _listed(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     return items, tuple(names)
 
 
-def _held_out(items: list[tuple[Path, int]], share: float) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+def _held_out(
+    items: list[tuple[Path, int]], share: float, classes: Sequence[str], folder: Path
+) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
     """Takes a share of each class out of the training images; the same ones every time."""
     order = np.random.default_rng(0).permutation(len(items))
     train: list[tuple[Path, int]] = []
@@ -94,7 +96,10 @@ def _held_out(items: list[tuple[Path, int]], share: float) -> tuple[list[tuple[P
         own = [items[i] for i in order if items[i][1] == label]
         count = max(1, round(share * len(own)))
         if count >= len(own):
-            raise DataError(f"A class has only {len(own)} training image(s); no validation split can be taken.")
+            raise DataError(
+                f"{folder / classes[label]} has only {len(own)} image(s), of which no validation split can be taken; "
+                "add some, or give target.val a folder."
+            )
         val += own[:count]
         train += own[count:]
     return train, val

@@ -65,7 +65,9 @@ class Split:
 
     def _prepare(self, start: int, stop: int) -> Tensor:
         arrays = [self.reader.prepare(self.images[i]) for i in range(start, min(stop, len(self)))]
-        return torch.from_numpy(np.stack(arrays))
+        # What is first read while evaluating is kept, and trained on later.
+        with torch.inference_mode(False):
+            return torch.from_numpy(np.stack(arrays))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All images in order."""

@@ -90,8 +90,7 @@ def _training_errors(
 
 
 def _run(model: Callable[..., object], inputs: list[Tensor]) -> list[Tensor]:
-    out = model(*inputs)
-    return tensors(dict(out) if isinstance(out, dict) else out)
+    return tensors(model(*inputs))
 
 
 def _error(left: list[Tensor], right: list[Tensor]) -> float:

@@ -6,8 +6,8 @@ protects every channel that reaches it and is reported by name; it is never gues
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,11 +49,13 @@ Rule = Callable[[Labeller, Call], Any]
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in a nest of tuples, lists and dictionaries."""
+    """All tensors in a nest of tuples, lists, dictionaries and dataclasses."""
     if isinstance(values, torch.Tensor):
         return [values]
-    if isinstance(values, dict):
+    if isinstance(values, Mapping):
         return [t for v in values.values() for t in tensors(v)]
+    if is_dataclass(values) and not isinstance(values, type):
+        return [t for v in vars(values).values() for t in tensors(v)]
     if isinstance(values, list | tuple):
         return [t for v in values for t in tensors(v)]
     return []
@@ -129,8 +131,11 @@ def add(tracer: Labeller, call: Call) -> Flow:
 
 def clamp(tracer: Labeller, call: Call) -> Flow:
     """y = min(max(x, low), high): zero stays zero where low <= 0 <= high."""
-    low = call.kwargs.get("min", call.arg(1))
-    high = call.kwargs.get("max", call.arg(2))
+    low, high = call.kwargs.get("min", call.arg(1)), call.kwargs.get("max", call.arg(2))
+    if call.name.startswith("aten.clamp_max"):
+        low, high = None, call.kwargs.get("max", call.arg(1))
+    if call.name.startswith("aten.hardtanh"):
+        low, high = call.arg(1, -1), call.arg(2, 1)
     inside = (low is None or low <= 0) and (high is None or high >= 0)
     return (keeps_zero if inside else loses_zero)(tracer, call)
 
@@ -375,14 +380,14 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_named(
         keeps_zero,
-        "relu relu_ relu6 hardtanh hardtanh_ hardswish hardswish_ silu silu_ gelu leaky_relu leaky_relu_ elu "
+        "relu relu_ relu6 hardswish hardswish_ silu silu_ gelu leaky_relu leaky_relu_ elu "
         "elu_ mish tanh neg abs sqrt square sign floor round maximum minimum",
     ),
     **_named(loses_zero, "sigmoid sigmoid_ hardsigmoid hardsigmoid_ exp softplus cos rsqrt reciprocal rsub"),
     **_named(multiplies, "mul mul_ bernoulli bernoulli_"),
     **_named(first_zero, "div div_ pow"),
     **_named(add, "add add_ sub sub_"),
-    **_named(clamp, "clamp clamp_ clamp_min clamp_min_ clamp_max"),
+    **_named(clamp, "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ hardtanh hardtanh_"),
     **_named(convolution, "convolution"),
     **_named(matmul, "mm addmm"),
     **_named(batch_norm, "_native_batch_norm_legit_no_training native_batch_norm _native_batch_norm_legit"),
@@ -395,7 +400,7 @@ RULES: dict[str, Rule] = {
     ),
     **_named(pad, "constant_pad_nd"),
     **_named(mean, "mean"),
-    **_named(same, "detach alias clone contiguous _to_copy lift_fresh native_dropout dropout"),
+    **_named(same, "detach alias clone contiguous _to_copy lift_fresh native_dropout dropout empty_like"),
     **_named(reshape, "view _unsafe_view reshape unsqueeze squeeze"),
     **_named(permute, "permute transpose t"),
     **_named(expand, "expand"),

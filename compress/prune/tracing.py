@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,10 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import ModelError
 from compress.prune.labels import Flow, Labels, Weight
-from compress.prune.planning import Plan, architecture_hash, named_tensors, plan_from_kept
+from compress.prune.planning import architecture_hash, named_tensors, plan_from_kept
 from compress.prune.rules import RULES, Call, Carried, tensors
 from compress.prune.surgery import apply
 from compress.prune.units import Attribute, Cost, Group, Role, Slot, Trace, components, group_units
+
+Fixed = tuple[Slot, Labels, str]
+"""Indices of a slot that have to stay, and why."""
+
+Sightings = list[tuple[str, Labels]]
+"""For each operator's output, the operator and the unit of each of its channels, in the order of the pass."""
+
+TRIALS = 80
+"""Trial cuts that one trace may take before it protects what it has not cleared."""
 
 
 def trace(model: nn.Module, *example_inputs: torch.Tensor) -> Trace:
@@ -35,18 +46,22 @@ def trace(model: nn.Module, *example_inputs: torch.Tensor) -> Trace:
     Raises:
         ModelError: the forward pass fails on these inputs.
     """
-    fixed: list[tuple[str, str]] = []
+    fixed: list[Fixed] = []
     while True:
-        found = _watch(model, example_inputs, fixed)
-        broken = _trial_cut(model, example_inputs, found, list(found.groups))
+        found, seen = _watch(model, example_inputs, fixed)
+        broken = _Trials(model, example_inputs, found, seen).broken(list(found.groups))
         if not broken:
             return found
-        fixed += [(slot[0], reason) for group, reason in broken for slot in group.slots]
+        fixed += [
+            (slot, np.flatnonzero(np.isin(found.slots[slot], group.units)), reason)
+            for group, reason in broken
+            for slot in group.slots
+        ]
 
 
-def _watch(model: nn.Module, inputs: tuple[torch.Tensor, ...], fixed: list[tuple[str, str]]) -> Trace:
+def _watch(model: nn.Module, inputs: tuple[torch.Tensor, ...], fixed: list[Fixed]) -> tuple[Trace, Sightings]:
     tracer = _Tracer(model)
-    with _evaluating(model):
+    with _own_flags(model):
         tracer.run(inputs, training=False)
         # Auxiliary heads and the like run in training only.
         if any(name not in tracer.seen for name, _ in model.named_parameters()):
@@ -72,6 +87,7 @@ class _Tracer(TorchDispatchMode):
         self.tied: dict[str, str] = {}
         self.known: dict[int, tuple[torch.Tensor, Carried]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sightings: list[tuple[str, Labels]] = []
 
     def run(self, inputs: tuple[torch.Tensor, ...], training: bool) -> None:
         """One pass; a second one adds to the labels of the first."""
@@ -83,8 +99,9 @@ class _Tracer(TorchDispatchMode):
             state: dict[str, torch.Tensor] = {}
             first: dict[int, tuple[str, torch.Tensor]] = {}
             for name, tensor in named_tensors(self.model).items():
-                fake = mode.from_tensor(tensor.detach()) if id(tensor) not in first else first[id(tensor)][1]
-                owner = first.setdefault(id(tensor), (name, fake))[0]
+                # Fresh and contiguous: a stride of the user's says nothing about channels.
+                fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                owner, fake = first.setdefault(id(tensor), (name, fresh))
                 if owner != name:
                     self.tied[name] = owner
                 state[name] = fake
@@ -94,7 +111,8 @@ class _Tracer(TorchDispatchMode):
             on_meta = any(tensor.is_meta for tensor in self.model.parameters())
             fakes = []
             for tensor in inputs:
-                fake = mode.from_tensor(tensor.detach().to("meta") if on_meta else tensor.detach())
+                device = torch.device("meta") if on_meta else tensor.device
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                 self.known[id(fake)] = (fake, Flow(None, "graph input"))
                 fakes.append(fake)
             try:
@@ -106,7 +124,12 @@ class _Tracer(TorchDispatchMode):
                     f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
                     f"({_first_line(error)}); give an example input that the model accepts."
                 ) from error
-        for tensor in tensors(dict(out) if isinstance(out, dict) else out):
+        if not tensors(out):
+            raise ModelError(
+                f"{type(self.model).__name__} returns {type(out).__name__}, in which no tensor is found; "
+                "return a tensor, or a tuple, list, dictionary or dataclass of tensors."
+            )
+        for tensor in tensors(out):
             self.protect(self.flow(tensor).labels, "graph output")
         if training:
             del self.costs[counted:]
@@ -126,10 +149,23 @@ class _Tracer(TorchDispatchMode):
         for tensor, what in zip(outs, carried, strict=False):
             if isinstance(tensor, torch.Tensor):
                 self.known[id(tensor)] = (tensor, what)
+                if isinstance(what, Flow):
+                    self.sightings.append((name, np.empty(0, np.int64) if what.labels is None else what.labels))
+        if name.endswith("_"):
+            self._written(outs[0])
         for tensor in outs[len(carried) :]:
             if isinstance(tensor, torch.Tensor):
                 self.known[id(tensor)] = (tensor, Flow(None, f"output of {name}"))
         return out
+
+    def _written(self, tensor: torch.Tensor) -> None:
+        """What shares storage with a tensor written in place may hold something else than zero now."""
+        storage = tensor.untyped_storage()._cdata
+        own = self.known[id(tensor)][1]
+        for key, (other, what) in self.known.items():
+            if other is not tensor and isinstance(what, Flow) and other.untyped_storage()._cdata == storage:
+                zero = what.zero and isinstance(own, Flow) and own.zero
+                self.known[key] = (other, replace(what, zero=zero))
 
     # What rules call -------------------------------------------------------------------------------------
 
@@ -191,7 +227,7 @@ class _Tracer(TorchDispatchMode):
 
     # From labels to units --------------------------------------------------------------------------------
 
-    def finish(self, fixed: list[tuple[str, str]]) -> Trace:
+    def finish(self, fixed: list[Fixed]) -> tuple[Trace, Sightings]:
         left = np.concatenate([a for a, _ in self.equalities]) if self.equalities else np.empty(0, np.int64)
         right = np.concatenate([b for _, b in self.equalities]) if self.equalities else np.empty(0, np.int64)
         unit_of = components(self.count, left, right)
@@ -201,27 +237,28 @@ class _Tracer(TorchDispatchMode):
         for labels, reason in self.protections:
             for unit in np.unique(unit_of[labels]):
                 reason_of.setdefault(int(unit), reason)
-        for name, reason in fixed:
-            for key, units in slots.items():
-                if key[0] == name:
-                    for unit in np.unique(units):
-                        reason_of.setdefault(int(unit), reason)
+        for slot, index, reason in fixed:
+            for unit in np.unique(slots[slot][index]):
+                reason_of.setdefault(int(unit), reason)
+        preserving = np.ones(count, dtype=bool)
+        for labels in self.constants:
+            preserving[unit_of[labels]] = False
+        for unit in np.flatnonzero(~preserving):
+            reason_of.setdefault(int(unit), "a masked channel becomes a constant on the way")
         stay = np.zeros(count, dtype=bool)
         stay[list(reason_of)] = True
         produced = np.zeros(count, dtype=bool)
         for key, units in slots.items():
             if self.roles[key] == "producer":
                 produced[units] = True
-        preserving = np.ones(count, dtype=bool)
-        for labels in self.constants:
-            preserving[unit_of[labels]] = False
         groups = group_units(slots, self.roles, ~stay & produced)
         protected = {}
         for key, units in slots.items():
             reasons = {reason_of[int(u)] for u in np.unique(units[stay[units]])}
             if reasons:
                 protected[f"{key[0]}:{key[1]}"] = "; ".join(sorted(reasons))
-        return Trace(
+        sightings = [(name, unit_of[labels.reshape(-1)]) for name, labels in self.sightings]
+        found = Trace(
             architecture=architecture_hash(self.model),
             units=count,
             slots=slots,
@@ -236,6 +273,7 @@ class _Tracer(TorchDispatchMode):
             parameters=self.shapes,
             tied=self.tied,
         )
+        return found, sightings
 
 
 def _attributes(model: nn.Module, slots: dict[Slot, Any], tied: dict[str, str]) -> Iterator[Attribute]:
@@ -265,7 +303,7 @@ def _attributes(model: nn.Module, slots: dict[Slot, Any], tied: dict[str, str]) 
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _own_flags(model: nn.Module) -> Iterator[None]:
     """Gives every module its own training flag back, also when some were frozen."""
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -278,40 +316,78 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 # The trial cut --------------------------------------------------------------------------------------------
 
 
-def _trial_cut(
-    model: nn.Module, inputs: tuple[torch.Tensor, ...], found: Trace, groups: list[Group]
-) -> list[tuple[Group, str]]:
-    """The groups among `groups` that cannot lose half of their channels, each with the reason."""
-    if not groups:
-        return []
-    kept = np.ones(found.units, dtype=bool)
-    for group in groups:
-        kept[group.units[1::2]] = False
-    reason = _cut_fails(model, inputs, found, plan_from_kept(found, kept))
-    if not reason:
-        return []
-    if len(groups) == 1:
-        return [(groups[0], reason)]
-    half = len(groups) // 2
-    broken = _trial_cut(model, inputs, found, groups[:half]) + _trial_cut(model, inputs, found, groups[half:])
-    # Halves that pass alone and fail together depend on each other: all of them stay.
-    return broken or [(group, reason) for group in groups]
+@dataclass
+class _Trials:
+    """Cuts tried on a network, to find the sizes that its code fixes."""
+
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    found: Trace
+    seen: Sightings
+    left: int = TRIALS
+
+    def broken(self, groups: list[Group]) -> list[tuple[Group, str]]:
+        """The groups among `groups` that cannot lose channels freely, each with the reason."""
+        if not groups:
+            return []
+        if self.left <= 0:
+            return [(group, "fixed size: too many fixed sizes to tell them apart") for group in groups]
+        self.left -= 1
+        reason = next(filter(None, (self._fails(self._cut(groups, way)) for way in _WAYS)), "")
+        if not reason:
+            return []
+        if len(groups) == 1:
+            return [(groups[0], reason)]
+        half = len(groups) // 2
+        found = self.broken(groups[:half]) + self.broken(groups[half:])
+        # Halves that pass alone and fail together depend on each other: all of them stay.
+        return found or [(group, reason) for group in groups]
+
+    def _cut(self, groups: list[Group], way: str) -> npt.NDArray[np.bool_]:
+        """The units that stay. Groups of one size lose different numbers in one of `first` and `last`."""
+        kept = np.ones(self.found.units, dtype=bool)
+        place = {id(group): k for k, group in enumerate(self.found.groups)}
+        for group in groups:
+            k, n = place[id(group)], len(group.units)
+            most = max(1, n - 2)
+            cut = {
+                "every other": group.units[1::2],
+                "first": group.units[: 1 + k % most],
+                "last": group.units[n - 1 - k // most % most :],
+            }
+            # A group of one channel cannot lose it.
+            kept[cut[way][: n - 1]] = False
+        return kept
+
+    def _fails(self, kept: npt.NDArray[np.bool_]) -> str:
+        """Why the network cut down to `kept` does not run or does not see the same channels, or ""."""
+        plan = plan_from_kept(self.found, kept)
+        small = apply(_on_meta(self.model), plan)
+        try:
+            again, seen = _watch(small, self.inputs, [])
+        except ModelError as error:
+            return f"fixed size: {_first_line(error.__cause__ or error)}"
+        before = {slot: units[plan.kept_indices(slot, len(units))] for slot, units in self.found.slots.items()}
+        if set(before) != set(again.slots) or [n for n, _ in seen] != [n for n, _ in self.seen]:
+            return "fixed size: the network takes another way after a cut"
+        pairs = [(before[slot], again.slots[slot]) for slot in before]
+        # Not only the parameters: every operator has to see the channels that are left in the same places.
+        pairs += [(_runs(a[kept[a]]), _runs(b)) for (_, a), (_, b) in zip(self.seen, seen, strict=True)]
+        if any(len(a) != len(b) for a, b in pairs):
+            return "fixed size: other channels are reached after a cut"
+        both = np.unique(np.concatenate([np.stack(pair) for pair in pairs], axis=1), axis=1)
+        if any(len(np.unique(row)) != both.shape[1] for row in both):
+            return "fixed size: channels meet in other ways after a cut"
+        return ""
 
 
-def _cut_fails(model: nn.Module, inputs: tuple[torch.Tensor, ...], found: Trace, plan: Plan) -> str:
-    """Why the network cut by `plan` does not run or does not see the same channels, or ""."""
-    small = apply(_on_meta(model), plan)
-    try:
-        again = _watch(small, inputs, [])
-    except ModelError as error:
-        return f"fixed size: {_first_line(error.__cause__ or error)}"
-    before = {slot: units[plan.kept_indices(slot, len(units))] for slot, units in found.slots.items()}
-    if set(before) != set(again.slots) or any(len(before[s]) != len(again.slots[s]) for s in before):
-        return "fixed size: other channels are reached after a cut"
-    pairs = np.unique(np.concatenate([np.stack([before[s], again.slots[s]]) for s in before], axis=1), axis=1)
-    if any(len(np.unique(row)) != pairs.shape[1] for row in pairs):
-        return "fixed size: channels meet in other ways after a cut"
-    return ""
+# Halves, pairs, wraps and strides show in one of these cuts, sizes that two groups share in one of the last two.
+_WAYS = ("every other", "first", "last")
+
+
+def _runs(units: Labels) -> Labels:
+    """Without repeats in a row: a channel that is spread over positions is one channel."""
+    return units[np.append(True, units[1:] != units[:-1])] if len(units) else units
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

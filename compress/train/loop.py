@@ -108,7 +108,9 @@ def fit(
         images = inputs.to(fabric.device, memory_format=torch.channels_last)
         loss = loss_of(wrapped, images, labels.to(fabric.device))
         if not bool(torch.isfinite(loss)):
-            raise TrainingError(f"The loss is {float(loss):g} at step {step} of {total}; lower lr ({recipe.lr:g}).")
+            raise TrainingError(
+                f"The loss is {float(loss.detach()):g} at step {step} of {total}; lower lr ({recipe.lr:g})."
+            )
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         optimizer.step()
@@ -120,7 +122,7 @@ def fit(
             accuracy, validation_loss = _validate(network, task.data.splits["val"], fabric)
             if (accuracy, -validation_loss) >= best:
                 best, state = (accuracy, -validation_loss), _copy(network)
-        progress(step, total, f"loss {float(loss):.3f}  val {100 * accuracy:.1f} %")
+        progress(step, total, f"loss {float(loss.detach()):.3f}  val {100 * accuracy:.1f} %")
     network.load_state_dict(state)
     network.cpu().eval()
     return Fit(best[0], total, total * batch * task.flops_per_image)

@@ -140,7 +140,7 @@ def test_protecting_all_leaves_nothing_to_plan(net, trace):
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
 def test_an_impossible_ratio_is_refused(trace, scores, ratio):
-    with pytest.raises(PlanError, match="ratio of .* is impossible"):
+    with pytest.raises(PlanError, match=r"ratio of .* is impossible"):
         prune.plan(trace, scores, ratio=ratio)
 
 

@@ -1,6 +1,7 @@
 """Networks drawn at random out of the operators that the rules know: whatever is planned, the cut equals the mask."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -91,18 +92,19 @@ class Drawn(nn.Module):
 
 specs = st.builds(
     Drawn,
-    st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
+    st.lists(st.sampled_from(KINDS), min_size=2, max_size=5),
     st.sampled_from([6, 8, 12]),
     st.booleans(),
     st.integers(0, 100),
 )
 
 
+@pytest.mark.slow
 def test_whatever_is_drawn_the_cut_equals_the_mask():
     lost = []
     x = image(batch=8, side=6)
 
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(specs, st.integers(0, 10_000))
     def holds(net, seed):
         trace = prune.trace(net, x[:1])

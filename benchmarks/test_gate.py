@@ -1,0 +1,68 @@
+"""The gate as a benchmark: a finished run's engines, timed again in turns, held against the committed baseline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deploy
+from deploy.engines import Engine, load_engine
+from deploy.records import Bench
+
+BASELINE = Path(__file__).parent / "baselines" / "digits.json"
+FILES = {
+    "dense": "teacher.fp32",
+    "pruned": "pruned.fp32",
+    "distilled": "student.fp32",
+    "distilled-fp16": "student.fp16",
+    "int8": "student.int8",
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder() -> Path:
+    folder = Path(os.environ.get("NIWAKI_RUN", "runs/digits"))
+    if not (folder / "bench.json").is_file():
+        pytest.skip(f"no finished run in {folder}: niwaki run recipes/digits.yaml, or name one by NIWAKI_RUN")
+    return folder
+
+
+@pytest.fixture
+def engines(run_folder: Path) -> Iterator[dict[str, Engine]]:
+    with ExitStack() as stack:
+        opened = {}
+        for name, stem in FILES.items():
+            opened[name] = stack.enter_context(load_engine(run_folder / "deploy" / f"{stem}.onnx", threads=1))
+            opened[name].name = name
+        yield opened
+
+
+@pytest.fixture
+def image(engines: dict[str, Engine]) -> dict[str, np.ndarray]:
+    ((name, spec),) = engines["dense"].inputs.items()
+    shape = [size or 1 for size in spec.shape]
+    return {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+
+
+def test_gate_against_the_baseline(run_folder, engines, image, benchmark):
+    """Latency is measured here and now, as a ratio to dense; accuracy is what the run measured."""
+    measured = Bench.from_file(run_folder / "bench.json")
+    accuracy = {record.name: record.accuracy for record in measured.records}
+    timed = deploy.benchmark(list(engines.values()), image, reference="dense", rounds=100)
+    records = tuple(record.model_copy(update={"accuracy": accuracy[record.name]}) for record in timed)
+    result = deploy.gate(
+        measured.model_copy(update={"records": records}),
+        Bench.from_file(BASELINE),
+        latency_tolerance=0.3,
+        accuracy_tolerance=0.02,
+    )
+    benchmark.extra_info["ratio_to_dense"] = {record.name: record.ratio_to_dense for record in records}
+    benchmark(engines["int8"].run, image)
+    assert result.passed, [line for line in result.lines if not line.ok]
+    int8 = next(record for record in records if record.name == "int8")
+    assert int8.ratio_interval[1] < 1, "the int8 student is not faster than the fp32 teacher"

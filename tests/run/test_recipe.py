@@ -1,0 +1,296 @@
+"""Recipes: what is refused is refused in one sentence that names the file and the key, before anything is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from compress import cli
+from compress.errors import RecipeError
+from compress.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "recipes/digits.yaml"
+
+
+def altered(path, change):
+    """The digits recipe after `change`, written to `path`."""
+    raw = yaml.safe_load(DIGITS.read_text(encoding="utf-8"))
+    change(raw)
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def put(*keys_and_value):
+    *parents, last, value = keys_and_value
+
+    def change(raw):
+        for key in parents:
+            raw = raw[key]
+        raw[last] = value
+
+    return change
+
+
+def drop(*keys):
+    def change(raw):
+        for key in keys[:-1]:
+            raw = raw[key]
+        del raw[keys[-1]]
+
+    return change
+
+
+# what is wrong -> (how it is made, the key that the sentence has to name, another word of it)
+FAULTS = {
+    "unknown key": (put("prun", {}), "'prun'", "unknown"),
+    "unknown inner key": (put("transfer", "epoch", 3), "'transfer.epoch'", "unknown"),
+    "unknown budget": (put("prune", "budget", {"flops": 0.5}), "prune.budget.flops", "unknown"),
+    "wrong type": (put("transfer", "batch_size", "many"), "transfer.batch_size", "'many'"),
+    "list for a value": (put("seed", [1]), "seed", "integer"),
+    "value for a group": (put("distill", 3), "distill", "3"),
+    "missing key": (drop("target"), "'target'", "missing"),
+    "missing inner key": (drop("model", "factory"), "'model.factory'", "missing"),
+    "missing kind": (drop("target", "kind"), "target", "kind"),
+    "unknown kind": (put("target", "kind", "video"), "target", "video"),
+    "neither length": (drop("transfer", "epochs"), "transfer", "exactly one of epochs and training_flops"),
+    "both lengths": (put("distill", "training_flops", 1e9), "distill", "exactly one of epochs and training_flops"),
+    "neither budget": (put("prune", "budget", {}), "prune.budget", "exactly one of macs and latency"),
+    "both budgets": (
+        put("prune", "budget", {"macs": 0.5, "latency": 0.5}),
+        "prune.budget",
+        "exactly one of macs and latency",
+    ),
+    "budget over one": (put("prune", "budget", "macs", 1.5), "prune.budget.macs", "less than or equal to 1"),
+    "budget of zero": (put("prune", "budget", "macs", 0), "prune.budget.macs", "greater than 0"),
+    "no number": (put("transfer", "lr", float("nan")), "transfer.lr", "nan"),
+    "infinite": (put("transfer", "lr", float("inf")), "transfer.lr", "inf"),
+    "negative": (put("distill", "logits", -1), "distill.logits", "-1"),
+    "unknown criterion": (put("prune", "criterion", "magic"), "prune.criterion", "'magic'"),
+    "unknown comparison": (put("distill", "compare", ["other"]), "distill.compare", "'other'"),
+    "a name with a slash": (put("name", "../../up"), "name", "../../up"),
+    "an empty name": (put("name", ""), "name", "''"),
+    "a name that is a number": (put("name", 7), "name", "7"),
+    "no fp32": (put("deploy", "precisions", ["int8"]), "deploy", "fp32"),
+    "ships what it does not make": (put("deploy", "precisions", ["fp32"]), "deploy", "ship"),
+    "a target that is none": (put("deploy", "rtx_targets", ["ampere"]), "deploy.rtx_targets", "ampere"),
+    "a size of one side": (put("preprocessing", "size", [32]), "preprocessing.size", "missing"),
+    "a size too small": (put("preprocessing", "size", [4, 32]), "preprocessing.size", "4"),
+    "an unknown augmentation": (put("transfer", "augment", "mixup"), "transfer.augment", "'mixup'"),
+}
+
+# What is found only when the data and the model are looked at.
+LATER = {
+    "means that do not fit the mode": (put("preprocessing", "mean", [0.1, 0.2]), "preprocessing.mean"),
+    "a source as the target": (put("target", {"kind": "rendered_digits"}), "rendered_digits has no test split"),
+    "a missing folder": (put("target", {"kind": "folder", "path": "/nowhere"}), "/nowhere"),
+    "a factory that is not there": (put("model", "factory", "compress.models:gpt"), "compress.models:gpt"),
+    "arguments it refuses": (put("model", "arguments", "depth", 9), "depth"),
+    "a torchvision name that is not there": (put("model", {"factory": "torchvision:resnet19"}), "resnet19"),
+    "an impossible budget": (put("prune", "budget", {"macs": 0.001}), "prune.budget.macs"),
+    "all protected": (put("prune", "protect", ["*"]), "free to go"),
+    "weights that are not there": (put("model", "weights", "nowhere.pth"), "nowhere.pth"),
+    "a network for colour": (put("model", "arguments", "in_channels", 3), "shape"),
+}
+
+
+def run_cli(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr()
+    return caught.value.code, shown.out, shown.err
+
+
+def one_sentence(text):
+    assert text.startswith("niwaki: ")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert "Traceback" not in text
+    assert all(c.isprintable() for c in text[:-1])
+
+
+@pytest.mark.parametrize(("change", "key", "word"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_one_sentence_with_file_and_key(tmp_path, change, key, word):
+    path = altered(tmp_path / "mine.yaml", change)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert key in message
+    assert word in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [*((c, k) for c, k, _ in list(FAULTS.values())[:6]), *LATER.values()],
+    ids=[*list(FAULTS)[:6], *LATER],
+)
+def test_a_fault_exits_two_and_writes_nothing(tmp_path, monkeypatch, capsys, change, key):
+    path, out = altered(tmp_path / "mine.yaml", change), tmp_path / "out"
+    code, shown, error = run_cli(monkeypatch, capsys, "run", path, "--out", out)
+    assert code == 2
+    assert shown == ""
+    one_sentence(error)
+    assert key in error
+    assert not out.exists()
+
+
+TEXTS = {
+    "not YAML": b"a: [1\nb: }",
+    "a tab": b"name: x\n\tseed: 0\n",
+    "a list": b"- a\n- b\n",
+    "a word": b"digits",
+    "empty": b"",
+    "binary": bytes(range(128, 256)),
+    "a python object": b"name: !!python/object/apply:os.system ['true']\n",
+    "numbers for keys": b"1: 2\n",
+    "a loop": b"name: &a [*a]\n",
+    "a null byte": b"name: a\x00b\n",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_what_is_no_recipe_is_one_sentence(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        with pytest.raises(RecipeError, match="There is no recipe") as caught:
+            load_recipe(path)
+        assert str(path) in str(caught.value)
+
+
+def test_an_environment_variable_is_expanded_or_asked_for(tmp_path, monkeypatch):
+    path = altered(tmp_path / "mine.yaml", put("target", {"kind": "folder", "path": "${MY_IMAGES}/a"}))
+    monkeypatch.delenv("MY_IMAGES", raising=False)
+    with pytest.raises(RecipeError, match=r"uses \$\{MY_IMAGES\}, which is not set; export MY_IMAGES=") as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    monkeypatch.setenv("MY_IMAGES", "/images")
+    assert load_recipe(path).target.path == "/images/a"
+
+
+# --set ----------------------------------------------------------------------------------------------------
+
+
+def test_set_changes_one_key():
+    sets = ["prune.budget.macs=0.3", "seed=7", "distill.compare=[scratch]", "model.arguments.width=8", "twin=no"]
+    recipe = load_recipe(DIGITS, sets)
+    assert recipe.prune.budget.macs == 0.3
+    assert recipe.seed == 7
+    assert recipe.distill.compare == ("scratch",)
+    assert recipe.model.arguments == {"depth": 20, "width": 8, "in_channels": 1}
+    assert recipe.twin is False
+    assert load_recipe(DIGITS).seed == 0
+
+
+def test_set_makes_the_groups_it_needs(tmp_path):
+    path = altered(tmp_path / "mine.yaml", drop("deploy"))
+    assert load_recipe(path, ["deploy.threads=2"]).deploy.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", "--set seed is not KEY=VALUE"),
+        ("=3", "--set =3 is not KEY=VALUE"),
+        ("seed.more=3", "'seed' is a value, not a group of keys"),
+        ("seed=[1", "'[1' is not a YAML value"),
+        ("seeed=3", "'seeed' is unknown"),
+        ("prune.budget.macs=", "prune.budget"),
+        ("transfer.epochs=0", "transfer.epochs"),
+        ("a..b=3", "a"),
+    ],
+)
+def test_a_wrong_set_is_one_sentence(monkeypatch, capsys, tmp_path, override, words):
+    code, _, error = run_cli(monkeypatch, capsys, "run", DIGITS, "--out", tmp_path / "out", "--set", override)
+    assert code == 2
+    one_sentence(error)
+    assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+# The recipes that are shipped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_recipes_are_valid_and_survive_writing(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("NIWAKI_DATA", "/data")
+    recipe = load_recipe(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(copy) == recipe
+    assert load_recipe(copy).to_yaml() == recipe.to_yaml()
+
+
+# The command line -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", DIGITS, "--nonsense"], ["nonsense"], ["gate", "a.json"], ["predict"]]
+)
+def test_wrong_usage_exits_two_with_a_hint(monkeypatch, capsys, arguments):
+    code, _, error = run_cli(monkeypatch, capsys, *arguments)
+    assert code == 2
+    one_sentence(error)
+    assert "niwaki --help" in error
+
+
+def test_help_lists_the_commands(monkeypatch, capsys):
+    code, shown, _ = run_cli(monkeypatch, capsys, "--help")
+    assert code == 0
+    for command in ("run", "predict", "gate", "bench", "report", "doctor"):
+        assert command in shown
+
+
+@pytest.mark.parametrize("held", ["file", "folder"])
+def test_an_out_that_holds_something_else_is_left_alone(monkeypatch, capsys, tmp_path, held):
+    out = tmp_path / "out"
+    if held == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    for extra in ([], ["--resume"]):
+        code, _, error = run_cli(monkeypatch, capsys, "run", DIGITS, "--out", out, *extra)
+        assert code == 2
+        one_sentence(error)
+        assert str(out) in error
+    assert (out if held == "file" else out / "mine.txt").read_text() == "mine"
+
+
+def test_a_missing_bundle_record_or_image_is_one_sentence(monkeypatch, capsys, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for arguments in (
+        ["predict", nowhere, "x.png"],
+        ["gate", nowhere, "--baseline", nowhere],
+        ["report", nowhere],
+        ["bench", nowhere.with_suffix(".onnx")],
+    ):
+        code, shown, error = run_cli(monkeypatch, capsys, *arguments)
+        assert code == 2, arguments
+        assert shown == ""
+        one_sentence(error)
+        assert str(nowhere) in error
+
+
+def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
+    path = altered(tmp_path / "mine.yaml", put("transfer", "epoch", 3))
+    command = [sys.executable, "-c", "from compress.cli import main; main()", "run", str(path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    one_sentence(done.stderr)
+    assert str(path) in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
