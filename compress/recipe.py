@@ -95,12 +95,20 @@ class SourceRecipe(Part):
 
 
 class PruneRecipe(Part):
-    criterion: Literal["l1", "l2", "random"] = "l1"
+    criterion: Literal["l1", "l2", "signal", "random"] = "l1"
     budget: Budget = Budget(macs=0.5)
     scope: Literal["global", "group"] = "global"
     round_to: Annotated[int, Field(ge=1)] = 8
     min_kept: Annotated[int, Field(ge=1)] = 8
+    rounds: Annotated[int, Field(ge=1, le=50)] = 1
+    recover_epochs: Annotated[int, Field(ge=1)] = 8
     protect: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _rounds_by_macs(self) -> PruneRecipe:
+        if self.rounds > 1 and self.budget.macs is None:
+            raise ValueError("rounds above 1 need a macs budget; a latency budget is met in one cut")
+        return self
 
 
 class DistillRecipe(TrainRecipe):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compress import cost, distill, models, prune
+from compress import artifact, cost, distill, models, prune
 from compress.errors import PlanError
 from compress.files import replacing
 from compress.prune import Budget, Plan, Trace
@@ -116,6 +116,8 @@ def traced(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Trace:
 def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float]) -> Outcome:
     """Removes whole channels down to the budget, proves the cut and saves the network as it then is.
 
+    Over several rounds a part of the way is cut each time, and the network learns from the teacher in between.
+
     Args:
         work: the run.
         view: its progress.
@@ -123,8 +125,44 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
     """
     asked = work.recipe.prune
     teacher = work.load("teacher")
-    trace = traced(work.recipe, teacher, work.example)
-    scores = prune.score(trace, teacher, asked.criterion, seed=work.recipe.seed)
+    network, flops = teacher, 0.0
+    plan: Plan | None = None
+    notes: tuple[str, ...] = ()
+    for turn in range(1, asked.rounds + 1):
+        planned = _planner(work, network)
+        if asked.budget.macs is not None:
+            left = 1 - (1 - asked.budget.macs) * turn / asked.rounds
+            now = cost.macs(network, work.example) / cost.macs(teacher, work.example)
+            step = planned(Budget(macs=min(1.0, left / now)))
+        else:
+            step, notes = _within_latency(work, planned, network, measure, view)
+        plan = step if plan is None else plan.then(step)
+        network = prune.apply(network, step)
+        if turn < asked.rounds:
+            flops += _recover(work, view, teacher, network, plan, turn)
+    assert plan is not None
+    proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed)
+    right, total = evaluate(network, work.target.splits["val"], work.fabric)
+    work.save(
+        "pruned",
+        "Pruned, not trained",
+        "pruned",
+        network,
+        plan=plan,
+        val_accuracy=right / total,
+        training_flops=flops,
+    )
+    share = _enter_plan(work, plan, proof)
+    view.notes.append(f"{100 * share:.1f} % of the MACs; cut = masked within {proof.worst:.0e}")
+    metrics = {"macs_share": share, "val_accuracy": right / total, "proof": proof.worst}
+    return Outcome(metrics, flops or None, notes)
+
+
+def _planner(work: Workspace, network: nn.Module) -> Callable[[Budget], Plan]:
+    """A function from a budget to a plan for `network`, which is traced and scored once."""
+    asked = work.recipe.prune
+    trace = traced(work.recipe, network, work.example)
+    scores = prune.score(trace, network, asked.criterion, seed=work.recipe.seed)
 
     def planned(budget: Budget) -> Plan:
         return prune.plan(
@@ -137,25 +175,46 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
             asked={"criterion": asked.criterion},
         )
 
-    notes: tuple[str, ...] = ()
-    if asked.budget.latency is None:
-        plan = planned(asked.budget)
-    else:
-        floor = prune.smallest_share(trace, asked.round_to, asked.min_kept)
-        plan, ratio = _within_latency(asked.budget.latency, floor, planned, teacher, measure, view)
-        notes = (f"Measured latency of the cut network: {ratio:.3f} of the dense one's.",)
-    proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed)
-    small = prune.apply(teacher, plan)
-    right, total = evaluate(small, work.target.splits["val"], work.fabric)
-    work.save("pruned", "Pruned, not trained", "pruned", small, plan=plan, val_accuracy=right / total)
+    return planned
+
+
+def _recover(work: Workspace, view: StageView, teacher: nn.Module, network: nn.Module, plan: Plan, turn: int) -> float:
+    """Distils for a few epochs between two rounds of cutting; returns the FLOPs spent."""
+    recipe = work.recipe.distill
+    short = recipe.model_copy(update={"epochs": work.recipe.prune.recover_epochs, "training_flops": None})
+    rounds = work.recipe.prune.rounds - 1
+
+    def advance(done: int, total: int, text: str) -> None:
+        view.advance((turn - 1) * total + done, rounds * total, text)
+
+    task = _taught(work, teacher, network, plan, work.recipe.seed + 10 + turn)
+    return fit(task, short, work.fabric, advance).training_flops
+
+
+def _taught(work: Workspace, teacher: nn.Module, student: nn.Module, plan: Plan, seed: int) -> Trainable:
+    """The student's training under the losses of the recipe; its classifier is the teacher's where that is asked."""
+    recipe = work.recipe.distill
+    head = f"{models.classifier_name(teacher)}.weight"
+    kept = torch.from_numpy(plan.kept_indices((head, 1), teacher.get_parameter(head).shape[1]))
+    if recipe.reuse_classifier:
+        distill.reuse_classifier(student, teacher)
+    flops = cost.training_flops(student, work.example) + 2 * cost.macs(teacher, work.example)
+    means = distill.class_means(teacher, work.target.splits["train"], len(work.target.classes))
+    teacher.to(work.fabric.device)
+    return Trainable(student, work.target, flops, seed, distill.student_loss(recipe, student, teacher, kept, means))
+
+
+def _enter_plan(work: Workspace, plan: Plan, proof: prune.Proof) -> float:
+    """Writes the plan's figures into the ledger; returns the share of the MACs that is left."""
+    asked = work.recipe.prune
     dense, own = work.ledger.model("teacher"), work.ledger.model("pruned")
-    share = own.macs / dense.macs
     work.ledger = work.ledger.model_copy(
         update={
             "plan": {
                 "criterion": asked.criterion,
                 "scope": asked.scope,
                 "round_to": asked.round_to,
+                "rounds": asked.rounds,
                 "budget": asked.budget.model_dump(exclude_none=True),
                 "macs_before": dense.macs,
                 "macs_after": own.macs,
@@ -167,24 +226,27 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
             }
         }
     )
-    view.notes.append(f"{100 * share:.1f} % of the MACs; cut = masked within {proof.worst:.0e}")
-    return Outcome({"macs_share": share, "val_accuracy": right / total, "proof": proof.worst}, None, notes)
+    return own.macs / dense.macs
 
 
 def _within_latency(
-    target: float,
-    floor: float,
+    work: Workspace,
     planned: Callable[[Budget], Plan],
     teacher: nn.Module,
     measure: Callable[[nn.Module], float],
     view: StageView,
-) -> tuple[Plan, float]:
+) -> tuple[Plan, tuple[str, ...]]:
     """Bisects the MACs for the largest network whose measured latency is within the target."""
-    low, high, tries = floor, 1.0, 7
+    asked = work.recipe.prune
+    target = asked.budget.latency
+    assert target is not None
+    trace = traced(work.recipe, teacher, work.example)
+    low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept), 1.0, 7
     best: tuple[Plan, float] | None = None
     fastest = 1.0
     for attempt in range(tries):
         share = low if attempt == 0 else (low + high) / 2
+        # A hair above the floor, so that rounding does not push the floor out of reach.
         plan = planned(Budget(macs=min(1.0, share * 1.0001)))
         ratio = measure(prune.apply(teacher, plan))
         fastest = min(fastest, ratio)
@@ -201,25 +263,15 @@ def _within_latency(
             f"allows measured {fastest:.2f}; ask for latency: {min(1.0, fastest * 1.05):.2f} or more, "
             "or lower prune.min_kept."
         )
-    return best
+    return best[0], (f"Measured latency of the cut network: {best[1]:.3f} of the dense one's.",)
 
 
 def distil(work: Workspace, view: StageView) -> Outcome:
-    """Fine-tunes the pruned network under the teacher's eyes: the student."""
-    recipe = work.recipe.distill
-    teacher, student = work.load("teacher"), work.load("pruned")
+    """Trains the pruned network under the teacher's eyes: the student."""
     plan = _plan(work)
-    head = f"{models.classifier_name(teacher)}.weight"
-    width = teacher.get_parameter(head).shape[1]
-    kept = torch.from_numpy(plan.kept_indices((head, 1), width))
-    if recipe.reuse_classifier:
-        distill.reuse_classifier(student, teacher)
-    flops = cost.training_flops(student, work.example) + 2 * cost.macs(teacher, work.example)
-    means = distill.class_means(teacher, work.target.splits["train"], len(work.target.classes))
-    teacher.to(work.fabric.device)
-    loss = distill.student_loss(recipe, student, teacher, kept, means)
-    task = Trainable(student, work.target, flops, work.recipe.seed + 3, loss)
-    result = fit(task, recipe, work.fabric, view.advance)
+    student = work.load("pruned")
+    task = _taught(work, work.load("teacher"), student, plan, work.recipe.seed + 3)
+    result = fit(task, work.recipe.distill, work.fabric, view.advance)
     student.requires_grad_(True)
     work.save(
         "student",
@@ -228,31 +280,32 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         student,
         plan=plan,
         val_accuracy=result.val_accuracy,
-        training_flops=result.training_flops,
+        training_flops=work.ledger.model("pruned").training_flops + result.training_flops,
     )
     view.notes.append(f"student: {100 * result.val_accuracy:.1f} % of validation")
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
 
 
 def finetuned(work: Workspace, view: StageView) -> Outcome:
-    """The same pruned network fine-tuned on labels alone, with the student's training FLOPs."""
-    return _without_teacher(work, view, "finetuned", "Pruned and fine-tuned, no teacher", work.load("pruned"))
+    """The same pruned network fine-tuned on labels alone, with the training FLOPs of distilling."""
+    before = work.ledger.model("pruned").training_flops
+    return _without_teacher(work, view, "finetuned", "Pruned and fine-tuned, no teacher", work.load("pruned"), before)
 
 
 def scratch(work: Workspace, view: StageView) -> Outcome:
-    """The same small architecture from random weights, with the student's training FLOPs."""
-    plan = _plan(work)
+    """The same small architecture from random weights, with all of the student's training FLOPs."""
     dense = fresh(work.recipe.model, len(work.target.classes), work.recipe.seed + 200)
-    # Fresh weights are drawn for the dense network and then cut: the draw's scale is off by the width alone,
-    # which the norm layers that follow undo.
-    return _without_teacher(work, view, "scratch", "Small network from scratch", prune.apply(dense, plan))
+    # Weights are drawn for the dense network and then cut: the scale is off by the width alone, which norms undo.
+    small = prune.apply(dense, _plan(work))
+    return _without_teacher(work, view, "scratch", "Small network from scratch", small, 0.0)
 
 
-def _without_teacher(work: Workspace, view: StageView, name: str, title: str, model: nn.Module) -> Outcome:
-    budget = work.ledger.model("student").training_flops
-    recipe = work.recipe.distill
-    if name == "scratch":
-        recipe = recipe.model_copy(update={"backbone_lr": 1.0})
+def _without_teacher(
+    work: Workspace, view: StageView, name: str, title: str, model: nn.Module, before: float
+) -> Outcome:
+    """Trains on labels alone until the network has cost what the student has; `before` is spent already."""
+    budget = work.ledger.model("student").training_flops - before
+    recipe = work.recipe.distill.model_copy(update={"backbone_lr": 1.0} if name == "scratch" else {})
     task = Trainable(model, work.target, cost.training_flops(model, work.example), work.recipe.seed + 4)
     result = fit(task, recipe, work.fabric, view.advance, budget=budget)
     work.save(
@@ -262,15 +315,13 @@ def _without_teacher(work: Workspace, view: StageView, name: str, title: str, mo
         model,
         plan=_plan(work),
         val_accuracy=result.val_accuracy,
-        training_flops=result.training_flops,
+        training_flops=before + result.training_flops,
     )
     view.notes.append(f"{100 * result.val_accuracy:.1f} % of validation")
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
 
 
 def _plan(work: Workspace) -> Plan:
-    from compress.artifact import describe
-
-    plan = describe(work.folder("pruned")).plan
+    plan = artifact.describe(work.folder("pruned")).plan
     assert plan is not None
     return plan

@@ -57,9 +57,33 @@ def l2(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
     return _sum_over_producers(trace, weights, 2).sqrt()
 
 
+def signal(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
+    """How much of a unit's signal its readers take in: the scale of its norms times the norm of its columns.
+
+    Both are divided by their mean over a parameter, so that layers of other widths compare. A filter's own norm says
+    little where a norm layer follows. Our own choice, between Network Slimming's scales (Liu et al., 2017) and the
+    group norms of DepGraph (Fang et al., 2023); a unit without a norm layer counts by its columns alone.
+    """
+    scale = torch.zeros(trace.units, dtype=torch.float64)
+    columns = torch.zeros(trace.units, dtype=torch.float64)
+    for (name, dim), units in trace.slots.items():
+        weight = weights.get(name)
+        if weight is None:
+            continue
+        index = torch.from_numpy(units)
+        if weight.dim() == 1 and name.endswith("weight"):
+            sizes = weight.detach().double().abs().cpu()
+            scale.index_add_(0, index, sizes / sizes.mean().clamp_min(1e-30))
+        elif weight.dim() > 1 and trace.roles[name, dim] == "consumer":
+            norms = cpp_ext.filter_norm(weight.detach(), 2, dim).double().cpu()
+            columns.index_add_(0, index, (norms / norms.mean().clamp_min(1e-30)) ** 2)
+    has_norm = scale > 0
+    return columns.sqrt() * torch.where(has_norm, scale, scale[has_norm].mean() if has_norm.any() else 1.0)
+
+
 def uniform(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
     """Random scores: the baseline that a criterion has to beat."""
     return torch.rand(trace.units, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": uniform}
+CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "signal": signal, "random": uniform}

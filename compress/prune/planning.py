@@ -75,6 +75,44 @@ class Plan(BaseModel):
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise PlanError(f"Not a pruning plan: {where}: {first['msg']}; make it again with niwaki.") from None
 
+    def then(self, later: Plan) -> Plan:
+        """One plan that does what this plan and then `later`, made for the network it leaves, do.
+
+        Raises:
+            PlanError: `later` does not fit what this plan leaves.
+        """
+        slots = dict(self.slots)
+        for key, second in later.slots.items():
+            first = self.slots.get(key)
+            if first is None:
+                slots[key] = second
+                continue
+            if second.of != len(first.kept):
+                raise PlanError(
+                    f"The later plan takes '{key}' to have {second.of} channels, {len(first.kept)} are left."
+                )
+            kept = tuple(first.kept[i] for i in second.kept)
+            slots[key] = KeptSlot(kept=kept, of=first.of, role=first.role)
+        attributes = {module: dict(changes) for module, changes in self.attributes.items()}
+        for module, changes in later.attributes.items():
+            for name, (before, after) in changes.items():
+                known = attributes.setdefault(module, {})
+                known[name] = (known.get(name, (before, before))[0], after)
+        sizes = {group.name: group for group in self.groups}
+        first_costs = {name: value for name, value in self.costs.items() if name.endswith("_before")}
+        return later.model_copy(
+            update={
+                "architecture": self.architecture,
+                "slots": slots,
+                "attributes": attributes,
+                "groups": tuple(
+                    group.model_copy(update={"before": sizes[group.name].before}) if group.name in sizes else group
+                    for group in later.groups
+                ),
+                "costs": {**later.costs, **first_costs},
+            }
+        )
+
     def kept_indices(self, slot: Slot, size: int) -> npt.NDArray[np.int64]:
         """Kept indices of one dimension; all of them when the plan does not touch it."""
         found = self.slots.get(f"{slot[0]}:{slot[1]}")
