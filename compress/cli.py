@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def run_command(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    threads: Annotated[int, typer.Option(min=1, help="Threads that one run may use.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Classify images with a bundle; needs no torch."""
@@ -117,7 +119,7 @@ def gate(
         shown = Table(*columns, title="Gate", title_justify="left")
         for line in result.lines:
             values = [_short(v) for v in (line.value, line.baseline, line.limit)]
-            shown.add_row(line.name, line.what, *values, "ok" if line.ok else "[bold red]FAILS[/]")
+            shown.add_row(escape(line.name), line.what, *map(escape, values), "ok" if line.ok else "[bold red]FAILS[/]")
         console = _console()
         console.print(shown)
         console.print("passed" if result.passed else "failed", style="green" if result.passed else "bold red")
@@ -129,9 +131,9 @@ def gate(
 def bench(
     engines: Annotated[list[Path], typer.Argument(help="ONNX files or bundles; the first is the reference.")],
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    rounds: Annotated[int, typer.Option(min=5)] = 50,
+    batch: Annotated[int, typer.Option(min=1, max=4096)] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
+    rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise; needs no torch."""
@@ -182,10 +184,15 @@ def main() -> NoReturn:
         if not isinstance(error, OSError) and not hasattr(error, "exit_code"):
             raise
         _say(_message(error))
-        code = 3 if isinstance(error, OSError) else error.exit_code
+        code = _os_code(error) if isinstance(error, OSError) else error.exit_code
     if code == INTERRUPTED:
         _say("stopped; the same command with --resume goes on where it was.")
     sys.exit(code or 0)
+
+
+def _os_code(error: OSError) -> int:
+    """A path that cannot be used is the user's to mend; a full disk and the like are the machine's."""
+    return 2 if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError) else 3
 
 
 def _message(error: Exception) -> str:
@@ -193,7 +200,9 @@ def _message(error: Exception) -> str:
         return f"{error.format_message()} (niwaki --help lists the commands and their options)"
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{where}; free some space or choose another folder with --out."
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "check that path and its permissions, or choose another folder"
+        return f"{error.strerror or error}{where}; {remedy}."
     return str(error)
 
 
@@ -251,9 +260,9 @@ def _short(value: Any) -> str:
 
 
 def _bench_table(result: Bench) -> Table:
-    shown = Table("engine", "median", "p90", "p99", "ratio to the first", title=_machine(result))
+    shown = Table("engine", "median", "p90", "p99", "ratio to the first", title=escape(_machine(result)))
     for record in result.records:
-        shown.add_row(record.name, *_times(record))
+        shown.add_row(escape(record.name), *map(escape, _times(record)))
     return shown
 
 

@@ -61,7 +61,10 @@ class Ledger(BaseModel):
         return any(entry.name == stage for entry in self.stages)
 
     def model(self, name: str) -> ModelEntry:
-        return next(entry for entry in self.models if entry.name == name)
+        found = next((entry for entry in self.models if entry.name == name), None)
+        if found is None:
+            raise ArtifactError(f"The ledger knows no network '{name}'; start the run again in another folder.")
+        return found
 
     def with_stage(self, entry: StageEntry) -> Ledger:
         return self.model_copy(update={"stages": (*self.stages, entry)})

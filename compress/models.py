@@ -11,6 +11,8 @@ from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.errors import ModelError
@@ -100,14 +102,14 @@ def build(
     else:
         try:
             make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ModelError(f"The model factory '{factory}' cannot be imported ({error}).") from None
         # What a module merely imports is not its factory, whoever trusts the module.
         if not callable(make) or getattr(make, "__module__", module) != module:
             raise ModelError(f"'{factory}' is not a function of that module; name the factory where it is defined.")
     try:
         model = make(num_classes=num_classes, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {error}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
@@ -123,6 +125,9 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
         raise ModelError(f"torchvision has no classifier '{name}'; it has for example {', '.join(close[:5])}.")
 
     def make(**arguments: Any) -> nn.Module:
+        # Auxiliary classifiers answer in training only, in a shape of their own.
+        if name in ("googlenet", "inception_v3"):
+            arguments = {"aux_logits": False, "init_weights": False} | arguments
         return models.get_model(name, weights=None, **arguments)
 
     return make
@@ -162,13 +167,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"There is no weight file {path}; check model.weights.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} is not a readable weight file ({_short(error)}); fetch it again.") from None
-    except Exception as error:  # noqa: BLE001  safetensors raises a type of its own
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise ModelError(f"{path} is not a readable weight file ({_short(error)}); fetch it again.") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -188,7 +189,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     head = classifier_name(model)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     missing = [n for n in own if n not in state and n not in counters and not n.startswith(f"{head}.")]
-    extra = [n for n in state if n not in own and not n.startswith(f"{head}.")]
+    extra = [n for n in state if n not in own and not n.startswith((f"{head}.", "aux1.", "aux2.", "AuxLogits."))]
     shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith(f"{head}.")]
     if missing or extra or shapes:
         example = (missing or extra or shapes)[0]

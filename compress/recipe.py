@@ -15,7 +15,9 @@ from compress.errors import RecipeError
 from compress.prune.budget import Budget
 
 Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Weight = Annotated[float, Field(ge=0, le=1e4)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Part(BaseModel):
@@ -32,7 +34,7 @@ class ModelRecipe(Part):
 
 class RenderedDigits(Part):
     kind: Literal["rendered_digits"]
-    images: Annotated[int, Field(ge=100)] = 4000
+    images: Annotated[int, Field(ge=100, le=1_000_000)] = 4000
 
 
 class HandwrittenDigits(Part):
@@ -57,7 +59,7 @@ DataRecipe = Annotated[RenderedDigits | HandwrittenDigits | FolderData, Field(di
 class PreprocessingRecipe(Part):
     """How an image becomes the network's input, in training, evaluation and the bundle alike."""
 
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+    size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
     mode: Literal["L", "RGB"] = "RGB"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
@@ -68,11 +70,11 @@ class PreprocessingRecipe(Part):
 class TrainRecipe(Part):
     """One stage of training, by epochs or by training FLOPs."""
 
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    training_flops: Positive | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: Epochs | None = None
+    training_flops: Annotated[float, Field(gt=0, le=1e24)] | None = None
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.05
+    lr: Rate = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Weight = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -101,7 +103,7 @@ class PruneRecipe(Part):
     round_to: Annotated[int, Field(ge=1)] = 8
     min_kept: Annotated[int, Field(ge=1)] = 8
     rounds: Annotated[int, Field(ge=1, le=50)] = 1
-    recover_epochs: Annotated[int, Field(ge=1)] = 8
+    recover_epochs: Epochs = 8
     protect: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -116,24 +118,35 @@ class DistillRecipe(TrainRecipe):
 
     labels: Weight = 1.0
     logits: Weight = 1.0
-    temperature: Positive = 4.0
+    temperature: Rate = 4.0
     class_means: Weight = 1.0
     reuse_classifier: bool = True
     compare: tuple[Literal["finetuned", "scratch"], ...] = ("finetuned", "scratch")
 
+    @model_validator(mode="after")
+    def _learns_something(self) -> DistillRecipe:
+        if not (self.labels or self.logits or self.class_means):
+            raise ValueError("labels, logits and class_means are all 0; give one of them some weight")
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError("compare names something twice")
+        return self
+
 
 class DeployRecipe(Part):
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
-    rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm\d+$")], ...] = ("sm86", "sm89")
-    calibration_images: Annotated[int, Field(ge=1)] = 200
-    threads: Annotated[int, Field(ge=1)] = 1
-    rounds: Annotated[int, Field(ge=5)] = 200
+    rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm[1-9][0-9]{1,2}$")], ...] = ("sm86", "sm89")
+    calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 200
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"
 
     @model_validator(mode="after")
     def _ships_what_it_makes(self) -> DeployRecipe:
         if "fp32" not in self.precisions:
             raise ValueError("precisions must hold fp32, which the others are made from")
+        for key in ("precisions", "rtx_targets"):
+            if len(set(getattr(self, key))) != len(getattr(self, key)):
+                raise ValueError(f"{key} names something twice")
         if self.ship not in self.precisions:
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
         return self
@@ -143,7 +156,7 @@ class Recipe(Part):
     """Everything one run is asked to do."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     model: ModelRecipe
@@ -171,7 +184,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
@@ -199,7 +212,7 @@ def _set(raw: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: '{parent}' is a value, not a group of keys.")
     try:
         place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
 
 

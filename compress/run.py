@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,12 +24,12 @@ import cpp_ext
 import deploy
 from compress import data, models, prune, stages
 from compress.data import ImageReader
-from compress.errors import PlanError, RecipeError
+from compress.errors import ModelError, PlanError, RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger, StageEntry
 from compress.recipe import Recipe
 from compress.stages import Outcome, StageFunction
-from compress.train import evaluate
+from compress.train import evaluate, make_fabric
 from compress.transfer import fresh, started_from
 from compress.ui import StageView, Ui
 from compress.workspace import Workspace
@@ -41,6 +43,8 @@ from deploy.quantize import int8_from_fp32, signed_from_unsigned
 from deploy.records import Bench, Record, machine_info, versions_info
 
 BATCHES = (1, 2, 5)
+PARITY = "deploy/parity.json"
+ENGINES = "deploy/engines.json"
 FP32_PARITY = 1e-4
 EVALUATION_BATCH = 64
 
@@ -71,7 +75,13 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
         NiwakiError, DeployError: one sentence about what cannot be used and the way out.
     """
     work = _prepare(recipe, out, ui, resume)
-    todo = _stages(recipe)
+    with _alone(out):
+        _forget_lost(work)
+        return _carry_out(work, ui)
+
+
+def _carry_out(work: Workspace, ui: Ui) -> Path:
+    todo = _stages(work.recipe)
     for number, (name, title, function) in enumerate(todo, start=1):
         if work.ledger.done(name):
             ui.line(f"[{number:>2}/{len(todo)}] {title}: done before")
@@ -91,7 +101,44 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
         )
     from deploy.report import write_report
 
-    return write_report(out)
+    return write_report(work.out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds the run folder against a second process; raises RecipeError when one has it."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.") from None
+        yield
+
+
+def _outputs(recipe: Recipe) -> dict[str, list[str]]:
+    """What each stage leaves that a later one, or the user, needs."""
+    return {
+        "pretrain": [stages.PRETRAINED],
+        "transfer": ["teacher/model.json", "teacher/model.safetensors"],
+        "twin": ["checkpoints/twin/model.safetensors"],
+        "prune": ["pruned/model.json", "pruned/model.safetensors"],
+        "distill": ["student/model.json", "student/model.safetensors"],
+        "finetuned": ["checkpoints/finetuned/model.safetensors"],
+        "scratch": ["checkpoints/scratch/model.safetensors"],
+        "export": [PARITY, *(variant.onnx for variant in _variants(recipe))],
+        "build": [ENGINES],
+        "bench": ["bench.json"],
+        "bundle": ["bundle/manifest.json"],
+    }
+
+
+def _forget_lost(work: Workspace) -> None:
+    """Takes back the stages whose files are gone, and all that came after them, so that they are done again."""
+    outputs = _outputs(work.recipe)
+    for k, entry in enumerate(work.ledger.stages):
+        if not all((work.out / name).is_file() for name in outputs.get(entry.name, [])):
+            work.ledger = work.ledger.model_copy(update={"stages": work.ledger.stages[:k]})
+            return
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
@@ -142,6 +189,7 @@ def _prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     if going_on:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
+    make_fabric(recipe.device, recipe.precision)
     _check_model(recipe, target)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoints").mkdir(exist_ok=True)
@@ -174,7 +222,7 @@ def _going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(
             f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
         )
-    if (out / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
+    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode():
         raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
     return True
 
@@ -187,7 +235,17 @@ def _check_model(recipe: Recipe, target: data.ImageData) -> None:
         model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
     else:
         model = fresh(recipe.model, classes, recipe.seed)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in recipe.prune.protect:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
     trace = stages.traced(recipe, model, example)
+    answer = model.train()(example)
+    if not isinstance(answer, torch.Tensor):
+        raise ModelError(
+            f"{recipe.model.factory} returns {type(answer).__name__} in training, not logits; "
+            "name a factory whose network returns one tensor."
+        )
     if not trace.groups:
         reason = next(iter(sorted(trace.protected.values())), "it has no channels")
         raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
@@ -232,6 +290,7 @@ def _export(work: Workspace, view: StageView) -> Outcome:
             int8_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
             signed_from_unsigned(path, path.with_suffix(".trt.onnx"))
         with load_engine(path, threads=recipe.deploy.threads) as engine:
+            _check_finite(work, engine, variant)
             found[variant.name] = parity(model, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
     view.advance(len(variants), len(variants), "")
     worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in found.items()}
@@ -242,11 +301,22 @@ def _export(work: Workspace, view: StageView) -> Outcome:
                 f"{variant.onnx} differs from torch by {worst[variant.name]:.1e} (limit {FP32_PARITY:g}); "
                 "please report the model."
             )
-    write_text(out / "deploy/parity.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
         view.notes.append(f"int8 at {snr['int8']:.1f} dB")
     return Outcome({f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()})
+
+
+def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:
+    """Refuses a precision in which real images overflow."""
+    (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
+    logits = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})[output]
+    if not np.isfinite(logits).all():
+        raise DeployError(
+            f"{variant.onnx} gives NaN or infinity on validation images; leave {variant.precision} out of "
+            "deploy.precisions, or train longer so that the network is better conditioned."
+        )
 
 
 def _calibration(work: Workspace) -> list[np.ndarray]:
@@ -282,7 +352,7 @@ def _build(work: Workspace, view: StageView) -> Outcome:
             break
         size = engine.stat().st_size
         built.append({"target": target, "precision": precision, "file": engine.name, "bytes": size})
-    write_text(work.out / "deploy/engines.json", json.dumps(built, indent=1) + "\n")
+    write_text(work.out / ENGINES, json.dumps(built, indent=1) + "\n")
     view.notes.append(f"{len(built)} engines" if built else notes[0] if notes else "nothing to build")
     return Outcome({"engines": float(len(built))}, None, notes)
 
@@ -322,7 +392,7 @@ def _bench(work: Workspace, view: StageView) -> Outcome:
     recipe, out = work.recipe, work.out
     variants = _variants(recipe)
     accuracy = next(s.metrics for s in work.ledger.stages if s.name == "test")
-    checked = json.loads((out / "deploy/parity.json").read_text(encoding="utf-8"))
+    checked = json.loads((out / PARITY).read_text(encoding="utf-8"))
     image = work.target.splits["val"].inputs(0, 1).numpy()
     with ExitStack() as stack:
         engines = []
@@ -368,7 +438,7 @@ def _bench(work: Workspace, view: StageView) -> Outcome:
 
 def _built_records(out: Path) -> Iterator[Record]:
     """Engines for GPUs are recorded as built, with why they have no times."""
-    listed = out / "deploy/engines.json"
+    listed = out / ENGINES
     for built in json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []:
         yield Record(
             name=f"distilled-{built['precision']}-rtx-{built['target']}",
@@ -434,10 +504,13 @@ def _write_samples(work: Workspace) -> None:
     folder.mkdir()
     split = work.target.splits["test"]
     labels = split.labels.tolist()
+    prefers_colour = work.recipe.preprocessing.mode == "RGB"
     for label, name in enumerate(work.target.classes[:10]):
         if label in labels:
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-            split.images[labels.index(label)].save(folder / f"{safe}.png")
+            file = folder / f"{safe}.png"
+            file = folder / f"{safe}-{label}.png" if file.exists() else file
+            split.images[labels.index(label)].convert("RGB" if prefers_colour else "L").save(file)
 
 
 # Latency as a budget --------------------------------------------------------------------------------------

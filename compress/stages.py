@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from compress import artifact, cost, distill, models, prune
@@ -53,7 +53,7 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
     recipe, classes = work.recipe, len(work.target.classes)
     before = 0.0
     if recipe.source is not None:
-        state = load_file(work.out / PRETRAINED)
+        state = models.read_weights(work.out / PRETRAINED)
         model = started_from(recipe.model, classes, recipe.seed, state, PRETRAINED)
         before = next(s.training_flops or 0.0 for s in work.ledger.stages if s.name == "pretrain")
     elif recipe.model.weights is not None:

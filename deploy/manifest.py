@@ -52,6 +52,8 @@ class Manifest(BaseModel):
     def _has_default(self) -> Self:
         if self.default not in self.models:
             raise ValueError(f"the default {self.default!r} is not among the models {sorted(self.models)}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +41,8 @@ class Preprocessing(BaseModel):
     @field_validator("size")
     @classmethod
     def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if min(value) < 1:
-            raise ValueError(f"size is {value}; both sides need at least one pixel")
+        if min(value) < 1 or max(value) > 4096:
+            raise ValueError(f"size is {value}; both sides have to be between 1 and 4096 pixels")
         return value
 
     @field_validator("mean", "std")
@@ -51,8 +52,9 @@ class Preprocessing(BaseModel):
         value = value or (0.0 if info.field_name == "mean" else 1.0,) * channels
         if channels and len(value) != channels:
             raise ValueError(f"{info.field_name} has {len(value)} values; the mode has {channels} channels")
-        if not np.isfinite(value).all() or (info.field_name == "std" and min(value, default=1.0) <= 0):
-            raise ValueError(f"{info.field_name} is {value}; it must be finite, and a std above zero")
+        low, high = (1e-6, 1e6) if info.field_name == "std" else (-1e6, 1e6)
+        if not all(low <= number <= high for number in value):
+            raise ValueError(f"{info.field_name} is {value}; each has to be between {low:g} and {high:g}")
         return value
 
     @property
@@ -92,6 +94,17 @@ class Preprocessing(BaseModel):
         )
 
 
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """16-bit grey scaled down to 8, which Pillow's own conversion would clip; pixels without a range are refused."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        scaled = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        scaled.info.update(image.info)
+        return scaled
+    if image.mode in ("I", "F"):
+        raise DeployError(f"{path} has pixels of mode {image.mode}, which have no fixed range; convert it to 8 bits.")
+    return image.convert("RGB") if image.mode == "LAB" else image
+
+
 def load(path: Path) -> Image.Image:
     """Read the whole image at ``path``.
 
@@ -102,9 +115,12 @@ def load(path: Path) -> Image.Image:
     if not path.is_file():
         raise DeployError(f"There is no image file at {path}; check the path.")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with warnings.catch_warnings():
+            # What Pillow warns of (odd EXIF, many pixels) is either harmless here or an error below.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return _eight_bits(image, path)
     except UnidentifiedImageError as error:
         raise DeployError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:

@@ -78,11 +78,17 @@ def _listed(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
         raise DataError(f"{folder} has {len(names)} class folder(s); put each class's images in its own folder.")
     items: list[tuple[Path, int]] = []
     for label, name in enumerate(names):
-        own = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        own = sorted(p for p in (folder / name).rglob("*") if _is_image(p))
         if not own:
             raise DataError(f"The class folder {folder / name} holds no image; add some, or remove the folder.")
         items += [(path, label) for path in own]
     return items, tuple(names)
+
+
+def _is_image(path: Path) -> bool:
+    """By its ending; hidden files are some system's own, a broken link is an error that shows when it is read."""
+    known = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return known and (path.is_file() or path.is_symlink())
 
 
 def _held_out(

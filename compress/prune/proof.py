@@ -45,7 +45,8 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Tensor, seed: int = 0) 
         PlanError: the plan is not legal, or an error is above 1e-10 (eval) or 1e-8 (train).
     """
     generator = torch.Generator().manual_seed(seed)
-    dense = _without_noise(copy.deepcopy(model).double().cpu())
+    # Every gradient is compared, also those of parameters that the user has frozen.
+    dense = _without_noise(copy.deepcopy(model).double().cpu()).requires_grad_(True)
     _randomise_norms(dense, generator)
     cut, masked = apply(dense, plan), mask(dense, plan)
     inputs = [t.detach().cpu().double() for t in example_inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class _Tracer(TorchDispatchMode):
                 self.known[id(fake)] = (fake, Flow(None, "graph input"))
                 fakes.append(fake)
             try:
-                with self:
+                with self, _quiet():
                     out = functional_call(self.model, state, tuple(fakes), tie_weights=False)
             except Exception as error:
                 shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
@@ -300,6 +301,18 @@ def _attributes(model: nn.Module, slots: dict[Slot, Any], tied: dict[str, str]) 
             if (name, dim) in slots:
                 value = int(getattr(module, attribute))
                 yield Attribute(path, attribute, value, (name, dim), factor, divisor)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs what fails on fake tensors before it raises it; the error alone is for the user."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

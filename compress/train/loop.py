@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from compress.data.images import Batch, ImageData, Split, hash_seed
-from compress.errors import TrainingError
+from compress.errors import MissingError, TrainingError
 from compress.models import classifier_name
 from compress.recipe import TrainRecipe
 
@@ -56,9 +56,9 @@ class Fit:
 
 
 def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
-    """One process on one device. Raises TrainingError when that device is not there."""
+    """One process on one device. Raises MissingError when that device is not there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device: cuda, but torch sees no GPU here; set device: auto or cpu.")
+        raise MissingError("device: cuda, but torch sees no GPU here; set device: auto or cpu.")
     return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
 
 
@@ -108,6 +108,11 @@ def fit(
         images = inputs.to(fabric.device, memory_format=torch.channels_last)
         loss = loss_of(wrapped, images, labels.to(fabric.device))
         if not bool(torch.isfinite(loss)):
+            if step == 1:
+                raise TrainingError(
+                    "The loss is not finite before any update: the weights that training starts from, or the teacher, "
+                    "give NaN or infinity; train the stage before longer, or with a lower lr."
+                )
             raise TrainingError(
                 f"The loss is {float(loss.detach()):g} at step {step} of {total}; lower lr ({recipe.lr:g})."
             )

@@ -294,3 +294,24 @@ def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
     one_sentence(done.stderr)
     assert str(path) in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=18446744073709551616", "seed"),
+        ("source.data.images=10000000000", "source.data.images"),
+        ("transfer.lr=1e30", "transfer.lr"),
+        ("transfer.epochs=1000000000", "transfer.epochs"),
+        ("deploy.rtx_targets=[sm00]", "deploy.rtx_targets"),
+        ("deploy.threads=100000", "deploy.threads"),
+        ("deploy.precisions=[fp32, fp32]", "precisions"),
+        ("distill.compare=[scratch, scratch]", "compare"),
+        ("preprocessing.size=[100000, 100000]", "preprocessing.size"),
+        ("prune={budget: {latency: 0.5}, rounds: 3}", "rounds"),
+    ],
+)
+def test_values_out_of_bounds_are_named(override, key):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipes/digits.yaml", [override])
+    assert key in str(caught.value)

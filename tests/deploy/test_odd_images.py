@@ -1,0 +1,28 @@
+"""Images whose pixels are not 8 bits: scaled or refused, never clipped in silence."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy import preprocess
+from deploy.errors import DeployError
+from deploy.preprocess import Preprocessing
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    pixels = Preprocessing(size=(32, 32), mode="L")(preprocess.load(tmp_path / "ramp.png"))
+    assert np.abs(pixels[0] - ramp / 65535).max() < 0.01
+
+
+def test_pixels_without_a_range_are_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DeployError, match="no fixed range"):
+        preprocess.load(tmp_path / "float.tiff")
+
+
+@pytest.mark.parametrize("std", [1e-300, 0.0, float("nan"), 1e300])
+def test_a_scale_that_gives_no_numbers_is_refused(std):
+    with pytest.raises(ValueError, match="between"):
+        Preprocessing(size=(8, 8), mode="L", std=(std,))
