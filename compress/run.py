@@ -107,7 +107,7 @@ def _carry_out(work: Workspace, ui: Ui) -> Path:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Holds the run folder against a second process; raises RecipeError when one has it."""
-    with (out / ".lock").open("w") as file:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

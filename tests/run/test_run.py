@@ -1,5 +1,6 @@
 """One tiny run from recipe to bundle: its folder, its manners, resuming it, gating it, predicting with it."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -187,6 +188,29 @@ def test_resuming_what_is_done_changes_the_report_alone(done, out):
     after = hashes(out)
     assert {n for n in before | after if before.get(n) != after.get(n)} <= {"report.html"}
     assert process.stdout.count("done before") == 11
+
+
+@pytest.mark.parametrize("lost", ["bundle", "deploy/student.int8.onnx", "student/model.safetensors"])
+def test_resuming_makes_what_was_lost_again(out, tmp_path, lost):
+    shutil.copytree(out, tmp_path / "out")
+    gone = tmp_path / "out" / lost
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    process = run("--resume", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "done before" in process.stdout
+    for name in ("teacher/model.safetensors", "student/model.safetensors", "deploy/student.fp32.onnx"):
+        assert digest(tmp_path / "out" / name) == digest(out / name), name
+    assert (tmp_path / "out/bundle/manifest.json").is_file()
+
+
+def test_two_processes_cannot_share_a_folder(out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    with (tmp_path / "out/log.jsonl").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = run("--resume", cwd=tmp_path)
+    assert process.returncode == 2
+    one_sentence(process.stderr)
+    assert "Another process" in process.stderr
 
 
 def test_resuming_with_a_changed_recipe_exits_two(done, out):
