@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,15 +20,15 @@ from torch import nn
 
 import cpp_ext
 import deploy
-from compress import data, models, prune, stages
+from compress import data, stages
 from compress.data import ImageReader
-from compress.errors import ModelError, PlanError, RecipeError
+from compress.errors import RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger, StageEntry
+from compress.preflight import alone, check_model, going_on
 from compress.recipe import Recipe
 from compress.stages import Outcome, StageFunction
 from compress.train import evaluate, make_fabric
-from compress.transfer import fresh, started_from
 from compress.ui import StageView, Ui
 from compress.workspace import Workspace
 from deploy import preprocess
@@ -75,7 +73,7 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
         NiwakiError, DeployError: one sentence about what cannot be used and the way out.
     """
     work = _prepare(recipe, out, ui, resume)
-    with _alone(out):
+    with alone(out):
         _forget_lost(work)
         return _carry_out(work, ui)
 
@@ -102,17 +100,6 @@ def _carry_out(work: Workspace, ui: Ui) -> Path:
     from deploy.report import write_report
 
     return write_report(work.out)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Holds the run folder against a second process; raises RecipeError when one has it."""
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.") from None
-        yield
 
 
 def _outputs(recipe: Recipe) -> dict[str, list[str]]:
@@ -175,7 +162,7 @@ def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
 
 def _prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     """Checks the whole request, then makes the folder or takes up the one that is there."""
-    going_on = _going_on(recipe, out, resume)
+    resuming = going_on(recipe, out, resume)
     try:
         prepare = Preprocessing(**recipe.preprocessing.model_dump())
     except ValidationError as error:
@@ -186,11 +173,11 @@ def _prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     target = data.load(recipe.target, reader, recipe.seed)
     if "test" not in target.splits:
         raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")
-    if going_on:
+    if resuming:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
     make_fabric(recipe.device, recipe.precision)
-    _check_model(recipe, target)
+    check_model(recipe, target)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoints").mkdir(exist_ok=True)
     write_text(out / "recipe.yaml", recipe.to_yaml())
@@ -208,55 +195,6 @@ def _prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     work = Workspace(recipe, out, reader, target, ledger)
     work.log("start", name=recipe.name, seed=recipe.seed)
     return work
-
-
-def _going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
-    """Whether `out` holds a run to go on with; raises RecipeError when it holds anything else."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"--out {out} is a file; name a folder.")
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    if not (out / "ledger.json").is_file() or not (out / "recipe.yaml").is_file():
-        raise RecipeError(f"The folder {out} is not empty and holds no run; choose another --out.")
-    if not resume:
-        raise RecipeError(
-            f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
-        )
-    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode():
-        raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
-    return True
-
-
-def _check_model(recipe: Recipe, target: data.ImageData) -> None:
-    """Builds, loads and traces the network and sees that the budget can be met, before any training."""
-    classes, example = len(target.classes), target.example(2)
-    if recipe.model.weights is not None:
-        state = models.pretrained(recipe.model.factory, recipe.model.weights)
-        model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
-    else:
-        model = fresh(recipe.model, classes, recipe.seed)
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in recipe.prune.protect:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
-    trace = stages.traced(recipe, model, example)
-    answer = model.train()(example)
-    if not isinstance(answer, torch.Tensor):
-        raise ModelError(
-            f"{recipe.model.factory} returns {type(answer).__name__} in training, not logits; "
-            "name a factory whose network returns one tensor."
-        )
-    if not trace.groups:
-        reason = next(iter(sorted(trace.protected.values())), "it has no channels")
-        raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
-    if recipe.prune.budget.macs is not None:
-        floor = prune.smallest_share(trace, recipe.prune.round_to, recipe.prune.min_kept)
-        if floor > recipe.prune.budget.macs:
-            raise RecipeError(
-                f"prune.budget.macs: {recipe.prune.budget.macs:g} is impossible for {recipe.model.factory}: at least "
-                f"{floor:.3f} of its MACs remain with min_kept {recipe.prune.min_kept} and round_to "
-                f"{recipe.prune.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
-            )
 
 
 def _cut(work: Workspace, view: StageView) -> Outcome:

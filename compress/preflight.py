@@ -1,0 +1,77 @@
+"""What is checked before a run writes anything, and what keeps two processes out of one folder."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress import data, models, prune, stages
+from compress.errors import ModelError, PlanError, RecipeError
+from compress.recipe import Recipe
+from compress.transfer import fresh, started_from
+
+
+def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
+    """Whether `out` holds a run to go on with; raises RecipeError when it holds anything else."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"--out {out} is a file; name a folder.")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / "ledger.json").is_file() or not (out / "recipe.yaml").is_file():
+        raise RecipeError(f"The folder {out} is not empty and holds no run; choose another --out.")
+    if not resume:
+        raise RecipeError(
+            f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
+        )
+    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode():
+        raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
+    return True
+
+
+def check_model(recipe: Recipe, target: data.ImageData) -> None:
+    """Builds, loads and traces the network and sees that the budget can be met, before any training."""
+    classes, example = len(target.classes), target.example(2)
+    if recipe.model.weights is not None:
+        state = models.pretrained(recipe.model.factory, recipe.model.weights)
+        model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
+    else:
+        model = fresh(recipe.model, classes, recipe.seed)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in recipe.prune.protect:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
+    trace = stages.traced(recipe, model, example)
+    answer = model.train()(example)
+    if not isinstance(answer, torch.Tensor):
+        raise ModelError(
+            f"{recipe.model.factory} returns {type(answer).__name__} in training, not logits; "
+            "name a factory whose network returns one tensor."
+        )
+    if not trace.groups:
+        reason = next(iter(sorted(trace.protected.values())), "it has no channels")
+        raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
+    if recipe.prune.budget.macs is not None:
+        floor = prune.smallest_share(trace, recipe.prune.round_to, recipe.prune.min_kept)
+        if floor > recipe.prune.budget.macs:
+            raise RecipeError(
+                f"prune.budget.macs: {recipe.prune.budget.macs:g} is impossible for {recipe.model.factory}: at least "
+                f"{floor:.3f} of its MACs remain with min_kept {recipe.prune.min_kept} and round_to "
+                f"{recipe.prune.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
+            )
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Holds the run folder against a second process; raises RecipeError when one has it."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.") from None
+        yield
