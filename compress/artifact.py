@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,8 +16,9 @@ from torch import nn
 from compress import models
 from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
-from compress.prune.planning import Plan, architecture_hash, named_tensors
+from compress.prune.planning import Plan, architecture_hash
 from compress.prune.surgery import apply
+from compress.zoo import Task
 
 
 class Description(BaseModel):
@@ -28,7 +28,7 @@ class Description(BaseModel):
     format: Literal["niwaki-artifact-1"] = "niwaki-artifact-1"
     factory: str
     arguments: dict[str, Any] = {}
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     classes: tuple[str, ...]
     preprocessing: dict[str, Any] = {}
     plan: Plan | None = None
@@ -101,14 +101,14 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
         state = load_file(path)
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
-    with torch.device("meta"):
+    with models.on_meta():
         model = models.build(about.factory, about.arguments, len(about.classes), trusted=(*models.TRUSTED, *trusted))
     if about.plan is not None:
         try:
             model = apply(model, about.plan)
         except PlanError as error:
             raise ArtifactError(f"{directory}: {error}") from None
-    own = named_tensors(model)
+    own = model.state_dict(keep_vars=True)
     for name, tensor in own.items():
         if name not in state:
             raise ArtifactError(f"{path} lacks '{name}'; save the network again.")
@@ -121,6 +121,11 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
         raise ArtifactError(f"{path} also holds '{extra[0]}', which the network does not have; save it again.")
     if architecture_hash(model) != about.architecture:
         raise ArtifactError(f"{directory} builds another architecture than it was saved from; use that version.")
+    # One parameter under two names is filled once.
+    filled: dict[int, nn.Parameter] = {}
+    for name, tensor in own.items():
+        if isinstance(tensor, nn.Parameter):
+            state[name] = filled.setdefault(id(tensor), nn.Parameter(state[name], tensor.requires_grad))
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -43,7 +43,8 @@ def run_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Do everything that a recipe asks for: teacher, student, engines, records, report, bundle."""
-    _need_torch("run")
+    _need_torch("run", ("torch", "yaml", "lightning", "nncf"))
+    _importable_from_here()
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     with warnings.catch_warnings():
@@ -69,6 +70,39 @@ def run_command(
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
         gate = f"niwaki gate NEWER/bench.json --baseline {folder / 'bench.json'}"
         console.print(f"Gate     {gate}", soft_wrap=True, markup=False)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="torchvision:NAME, module:function, or a saved network's folder.")],
+    size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keep what touches these parameters; repeatable.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="Code that a saved network may import; repeatable.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List every slot, name and attribute.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show which channels of a network can go, which must stay and why; needs no weights and no data."""
+    _need_torch("inspect", ("torch", "torchvision", "scipy", "safetensors"))
+    _importable_from_here()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from compress.inspect import inspect_model, subject
+        from compress.outline import render
+
+        with Console(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
+            found = subject(model, size=size, trusted=tuple(trust or ()))
+            seen = inspect_model(
+                found.model, found.example, name=model, forward=found.forward, protect=tuple(protect or ())
+            )
+    if as_json:
+        print(seen.model_dump_json(indent=1))
+    elif not quiet:
+        render(seen, _console(), everything=everything)
 
 
 @app.command()
@@ -235,15 +269,23 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int) -> Bench:
 
 
 def _say(sentence: str) -> None:
-    Console(stderr=True, highlight=False).print(f"niwaki: {sentence}", soft_wrap=True, markup=False)
+    Console(stderr=True, highlight=False, emoji=False).print(f"niwaki: {sentence}", soft_wrap=True, markup=False)
 
 
-def _need_torch(command: str) -> None:
+def _importable_from_here() -> None:
+    """A user's own `module:function` lies in the current folder, which an installed command does not search."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # Last: a torch.py that lies about must not become torch.
+        sys.path.append(here)
+
+
+def _need_torch(command: str, packages: tuple[str, ...]) -> None:
     from importlib.util import find_spec
 
     from compress.errors import MissingError
 
-    missing = [name for name in ("torch", "yaml", "lightning", "nncf") if find_spec(name) is None]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise MissingError(
             f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "

@@ -31,7 +31,8 @@ def parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one forward pass on one image (convolutions and matrix products)."""
-    network = copy.deepcopy(model).to("meta").eval()
+    # Torch's counter hooks what asks for a gradient and stumbles over views of parameters that have none.
+    network = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(example[:1].to("meta"))
     return counter.get_total_flops() // 2

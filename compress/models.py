@@ -1,10 +1,12 @@
-"""Networks by name: any torchvision classifier, or a factory that can be imported."""
+"""Networks by name: any of torchvision's, or a factory that can be imported."""
 
 from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -14,10 +16,29 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
+from compress import zoo
 from compress.errors import ModelError
 
 TRUSTED = ("torchvision", "compress.models")
+
+# What a factory may raise on arguments that make no sense to it.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class BasicBlock(nn.Module):
@@ -42,6 +63,8 @@ class BasicBlock(nn.Module):
 
 class CifarResNet(nn.Module):
     """The thin ResNet for 32x32 images: three stages of (depth - 2) / 6 blocks, widths w, 2w, 4w."""
+
+    image_size = 32
 
     def __init__(self, depth: int, width: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -82,7 +105,7 @@ def build(
     Args:
         factory: `torchvision:NAME` or `module:function`; the function takes `num_classes`.
         arguments: keyword arguments for the factory.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; detectors and segmenters count the background.
         trusted: modules that may be imported; None for any (a recipe is the user's own, an artifact is not).
 
     Raises:
@@ -98,7 +121,7 @@ def build(
         )
     make: Callable[..., nn.Module]
     if module == "torchvision":
-        make = _torchvision_factory(name)
+        make = zoo.maker(name)
     else:
         try:
             make = getattr(importlib.import_module(module), name)
@@ -109,28 +132,53 @@ def build(
             raise ModelError(f"'{factory}' is not a function of that module; name the factory where it is defined.")
     try:
         model = make(num_classes=num_classes, **arguments)
-    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {error}.") from None
+    except _REFUSALS as error:
+        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {_short(error)}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
     return model
 
 
-def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
-    from torchvision import models
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Networks that this thread builds inside have no storage for what a state dict holds.
 
-    known = models.list_models(module=models)
-    if name not in known:
-        close = [k for k in known if k[:4] == name[:4]] or known
-        raise ModelError(f"torchvision has no classifier '{name}'; it has for example {', '.join(close[:5])}.")
+    Parameters and saved buffers are on the meta device. All else that a constructor computes (widths, anchors,
+    buffers that are not saved) is real, which `torch.device("meta")` would leave without values for good.
+    """
+    thread = threading.get_ident()
+    empties = WeakIdKeyDictionary()
+    replaced: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
-    def make(**arguments: Any) -> nn.Module:
-        # Auxiliary classifiers answer in training only, in a shape of their own.
-        if name in ("googlenet", "inception_v3"):
-            arguments = {"aux_logits": False, "init_weights": False} | arguments
-        return models.get_model(name, weights=None, **arguments)
+    def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> Any:
+        # Lazy parameters have no shape yet.
+        if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
+            return None
+        # One that is registered twice stays one.
+        if value not in empties:
+            empties[value] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
+        return empties[value]
 
-    return make
+    def buffer(module: nn.Module, name: str, value: Tensor | None) -> Any:
+        if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
+            return None
+        empty = value.detach().to("meta")
+        replaced.append((module, name, value, empty))
+        return empty
+
+    handles = [
+        register_module_parameter_registration_hook(parameter),
+        register_module_buffer_registration_hook(buffer),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        # Whether a buffer is saved is known only after its registration.
+        for module, name, value, empty in replaced:
+            if name in module._non_persistent_buffers_set and module._buffers.get(name) is empty:
+                module._buffers[name] = value
 
 
 def pretrained(factory: str, weights: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,14 +37,15 @@ def score(trace: Trace, model: nn.Module, criterion: str = "l1", *, seed: int = 
 
 def _sum_over_producers(trace: Trace, weights: dict[str, Tensor], p: int) -> Tensor:
     """Scatters the p-th powers of all filter norms onto the units that the filters make."""
-    total = torch.zeros(trace.units, dtype=torch.float64)
+    norms, owners = [], []
     for (name, dim), units in trace.slots.items():
         weight = weights.get(name)
-        if trace.roles[name, dim] != "producer" or weight is None or weight.dim() < 2:
-            continue
-        norms = cpp_ext.filter_norm(weight.detach(), p, dim).double().cpu() ** p
-        index = torch.from_numpy(units)
-        total.index_add_(0, index[index >= 0], norms[index >= 0])
+        if weight is not None and weight.dim() > 1 and trace.roles[name, dim] == "producer":
+            norms.append(cpp_ext.filter_norm(weight.detach(), p, dim).cpu())
+            owners.append(units)
+    total = torch.zeros(trace.units, dtype=torch.float64)
+    if norms:
+        total.index_add_(0, torch.from_numpy(np.concatenate(owners)), torch.cat(norms).double() ** p)
     return total
 
 

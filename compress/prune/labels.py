@@ -1,11 +1,12 @@
 """Labels: what a tensor's channels are called while a forward pass is watched.
 
-A `Flow` stands for an activation: an integer array that broadcasts to the tensor's shape, size 1 in each
-dimension that carries no channel. A `Weight` stands for a parameter or buffer: one label array a dimension.
+A tensor carries a `Flow`: one `Layer` for each way in which its elements belong to channels. An activation mostly
+has one, a weight has one a dimension, an outer product those of both sides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,39 +14,82 @@ import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]
 
+Slot = tuple[str, int]
+"""A parameter or buffer by name, and one of its dimensions."""
 
-@dataclass(frozen=True)
-class Flow:
-    """Channels of an activation.
+
+class Layer:
+    """One way in which a tensor's elements belong to channels. Made by the thousand and never changed.
 
     Args:
-        labels: int64, broadcasts to the tensor's shape; None when no channel is followed through it.
-        origin: why there are no labels ("graph input", "unknown operator aten.sort"), else "".
-        zero: whether a channel that is masked where it is produced is exactly zero here.
+        labels: int64, as many dimensions as the tensor, size 1 in each along which the label does not change.
+        zero: whether elements of a channel that is masked where it is produced are exactly zero here.
+        slot: the parameter and dimension that these labels are, when nothing has been computed yet.
+
+    Attributes:
+        dims: the dimensions along which the label changes.
     """
 
-    labels: Labels | None
+    __slots__ = ("_vector", "dims", "labels", "slot", "zero")
+
+    def __init__(self, labels: Labels, zero: bool = True, slot: Slot | None = None) -> None:
+        self.labels, self.zero, self.slot = labels, zero, slot
+        self.dims = tuple([d for d, n in enumerate(labels.shape) if n > 1])
+        self._vector: Labels | None = None
+
+    @property
+    def vector(self) -> Labels:
+        """The labels in a row: one array for as long as the layer lasts, so that slots can share it."""
+        if self._vector is None:
+            self._vector = self.labels.reshape(-1)
+        return self._vector
+
+    def over(self, dim: int) -> bool:
+        return self.labels.shape[dim] > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Channels of a tensor.
+
+    Args:
+        layers: at most one for each set of dimensions.
+        origin: why no channel is followed ("graph input", "unknown operator aten.sort"), else "".
+        uniform: one value all over, of a size that the code asked for: it meets any channel.
+    """
+
+    layers: tuple[Layer, ...] = ()
     origin: str = ""
-    zero: bool = True
+    uniform: bool = False
 
-    def with_labels(self, labels: Labels) -> Flow:
-        return replace(self, labels=labels)
+    def moved(self, labels: Iterable[Labels]) -> Flow:
+        """The same layers with their labels moved as the tensor's elements were."""
+        layers = (Layer(new, layer.zero, layer.slot) for new, layer in zip(labels, self.layers, strict=True))
+        return replace(self, layers=tuple(layer for layer in layers if layer.labels.size > 1))
+
+    def with_zero(self, zero: bool) -> Flow:
+        """The same channels; whether a masked one is still zero."""
+        if all(layer.zero == zero and layer.slot is None for layer in self.layers):
+            return self
+        return replace(self, layers=tuple(Layer(layer.labels, zero) for layer in self.layers))
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter or buffer by name, with `dims[i]` the dimension of the stored tensor seen at place i."""
-
-    name: str
-    shape: tuple[int, ...]
-    dims: tuple[int, ...]
+def placed(labels: Labels, ndim: int, dim: int) -> Labels:
+    """A label vector laid along one dimension of `ndim`."""
+    shape = [1] * ndim
+    shape[dim] = -1
+    return labels.reshape(shape)
 
 
-def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -> Labels | None:
+def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Labels, list[Labels]] | None:
     """Reshapes broadcast labels as the tensor is reshaped from `old` to `new`.
 
     The shapes are cut into the shortest runs with equal products; a run without channels stays unlabelled,
-    a run with channels is written out in full and reshaped. None when the shapes do not line up.
+    a run with channels is written out in full and reshaped.
+
+    Returns:
+        the labels, and for each run that is split into several dimensions its labels in these (a rectangle
+        that has to stay one); None when the shapes do not line up.
     """
     blocks: list[tuple[int, int, int, int]] = []
     i = j = 0
@@ -68,18 +112,28 @@ def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -
         blocks.append((i0, i, j0, j))
     shape_in: list[int] = []
     shape_out: list[int] = []
+    split: list[tuple[int, int]] = []
     for i0, i1, j0, j1 in blocks:
         labelled = any(n > 1 for n in labels.shape[i0:i1])
         shape_in += old[i0:i1] if labelled else [1] * (i1 - i0)
         shape_out += new[j0:j1] if labelled else [1] * (j1 - j0)
-    return shrink(np.broadcast_to(labels, shape_in).reshape(shape_out))
+        if labelled and sum(n > 1 for n in new[j0:j1]) > 1:
+            split.append((j0, j1))
+    if not split and labels.size == 1:
+        return labels.reshape([1] * len(new)), []
+    wide = np.broadcast_to(labels, shape_in).reshape(shape_out)
+    rectangles = []
+    for j0, j1 in split:
+        inner = wide[tuple(slice(None) if j0 <= d < j1 else 0 for d in range(len(new)))]
+        rectangles.append(inner.reshape([n for n in inner.shape if n > 1]))
+    return shrink(wide), rectangles
 
 
 def shrink(labels: Labels) -> Labels:
     """Drops to size 1 each dimension along which the labels do not change."""
     for d, n in enumerate(labels.shape):
         if n > 1:
-            first = labels.take([0], axis=d)
+            first = labels[(slice(None),) * d + (slice(0, 1),)]
             if bool((labels == first).all()):
                 labels = first
     return labels

@@ -19,6 +19,9 @@ from compress.prune.units import Group, Role, Slot, Trace
 
 Kept = npt.NDArray[np.bool_]
 
+Order = npt.NDArray[np.int64]
+"""Rows (group, unit), first to go first."""
+
 
 class KeptSlot(BaseModel):
     """Which indices of one dimension stay, out of how many, and what that dimension does."""
@@ -46,6 +49,7 @@ class Plan(BaseModel):
         architecture: hash of the network that the plan is for (`architecture_hash`).
         slots: `parameter:dimension` -> kept indices; only dimensions that lose channels.
         attributes: module -> attribute -> (value before, value after).
+        substitutions: module -> the class of `compress.prune.attention` that takes its place, its weights unchanged.
         groups: every free group with its size before and after.
         protected: `parameter:dimension` -> why it stays whole.
         costs: MACs and parameters before and after.
@@ -57,6 +61,7 @@ class Plan(BaseModel):
     architecture: str
     slots: dict[str, KeptSlot]
     attributes: dict[str, dict[str, tuple[int, int]]]
+    substitutions: dict[str, str] = {}
     groups: tuple[GroupSize, ...] = ()
     protected: dict[str, str] = {}
     costs: dict[str, float] = {}
@@ -105,6 +110,7 @@ class Plan(BaseModel):
                 "architecture": self.architecture,
                 "slots": slots,
                 "attributes": attributes,
+                "substitutions": {**self.substitutions, **later.substitutions},
                 "groups": tuple(
                     group.model_copy(update={"before": sizes[group.name].before}) if group.name in sizes else group
                     for group in later.groups
@@ -129,7 +135,12 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def architecture_hash(model: nn.Module) -> str:
     """SHA-256 over the names and shapes of all parameters and buffers."""
-    shapes = {name: list(tensor.shape) for name, tensor in named_tensors(model).items()}
+    return shapes_hash(named_tensors(model))
+
+
+def shapes_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and shapes."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
 
 
@@ -162,6 +173,12 @@ def plan(
     """
     if (budget is None) == (ratio is None):
         raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    if scope not in ("global", "group"):
+        raise PlanError(f"scope='{scope}' is unknown; give 'global' or 'group'.")
+    if not isinstance(round_to, int) or not isinstance(min_kept, int) or round_to < 1 or min_kept < 0:
+        raise PlanError(f"round_to={round_to} and min_kept={min_kept} have to be whole, at least 1 and at least 0.")
+    if not bool(torch.isfinite(scores).all()):
+        raise PlanError("Some scores are not finite numbers; check the weights, or score by another criterion.")
     if ratio is not None and not 0 <= ratio < 1:
         raise PlanError(f"A ratio of {ratio} is impossible; give the share that goes, at least 0 and below 1.")
     if tuple(scores.shape) != (trace.units,):
@@ -194,24 +211,31 @@ def smallest_share(trace: Trace, round_to: int = 1, min_kept: int = 1) -> float:
 
 def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
     """The plan that keeps exactly the units in `kept` (bool, one a unit)."""
-    padded = np.append(kept, True)
     slots: dict[str, KeptSlot] = {}
+    # Slots of one group often are one array: its indices are written out once.
+    written: dict[int, tuple[int, ...]] = {}
     for slot, units in trace.slots.items():
-        stays = padded[units]
-        if not stays.all():
-            indices = tuple(int(i) for i in np.flatnonzero(stays))
-            slots[f"{slot[0]}:{slot[1]}"] = KeptSlot(kept=indices, of=len(units), role=trace.roles[slot])
+        if id(units) not in written:
+            written[id(units)] = tuple(np.flatnonzero(kept[units]).tolist())
+        stays = written[id(units)]
+        if len(stays) < len(units):
+            role = trace.roles[slot]
+            slots[f"{slot[0]}:{slot[1]}"] = KeptSlot.model_construct(kept=stays, of=len(units), role=role)
     sizes = trace.kept_sizes(kept)
     attributes: dict[str, dict[str, tuple[int, int]]] = {}
     for a in trace.attributes:
         after = sizes[a.slot] * a.factor // a.divisor
         if after != a.value:
             attributes.setdefault(a.module, {})[a.name] = (a.value, after)
+    cut = [key.rpartition(":")[0] for key in slots]
     everything = np.ones(trace.units, dtype=bool)
     return Plan(
         architecture=trace.architecture,
         slots=slots,
         attributes=attributes,
+        substitutions={
+            path: name for path, name in trace.substitutions.items() if any(key.startswith(f"{path}.") for key in cut)
+        },
         groups=tuple(
             GroupSize(name=g.name, before=len(g.units), after=int(kept[g.units].sum()), slots=len(g.slots))
             for g in trace.groups
@@ -228,28 +252,32 @@ def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None 
     )
 
 
-def _removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: str) -> list[tuple[int, int]]:
-    """(group, unit) pairs, first to go first."""
-    keyed: list[tuple[float, float, int, int]] = []
+def _removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: str) -> Order:
+    """What goes, first to go first."""
+    keys, relative, owner, unit = [], [], [], []
     for g, group in enumerate(trace.groups):
         own = scores[group.units]
-        mean = float(own.mean()) or 1.0
         ranked = np.argsort(own, kind="stable")
-        for rank, k in enumerate(ranked):
-            key = (rank + 0.5) / len(ranked) if scope == "group" else float(own[k]) / mean
-            keyed.append((key, float(own[k]) / mean, g, int(group.units[k])))
-    return [(g, unit) for _, _, g, unit in sorted(keyed)]
+        share = own[ranked] / (float(own.mean()) or 1.0)
+        keys.append((np.arange(len(ranked)) + 0.5) / len(ranked) if scope == "group" else share)
+        relative.append(share)
+        owner.append(np.full(len(ranked), g))
+        unit.append(group.units[ranked])
+    if not keys:
+        return np.empty((0, 2), np.int64)
+    whole = [np.concatenate(parts) for parts in (unit, owner, relative, keys)]
+    return np.stack([whole[1], whole[0]], axis=1)[np.lexsort(whole)]
 
 
-def _round_up(trace: Trace, order: list[tuple[int, int]], gone: int, round_to: int, min_kept: int) -> Kept:
+def _round_up(trace: Trace, order: Order, gone: int, round_to: int, min_kept: int) -> Kept:
     """Keeps all but the first `gone` of `order`, then takes the best of them back until sizes are right."""
-    removed: dict[int, list[int]] = {}
-    for g, unit in order[:gone]:
-        removed.setdefault(g, []).append(unit)
+    going = order[:gone]
+    going = going[np.argsort(going[:, 0], kind="stable")]
     kept = np.ones(trace.units, dtype=bool)
-    for g, units in removed.items():
-        stays = _stays(trace.groups[g], len(units), round_to, min_kept)
-        kept[units[: len(trace.groups[g].units) - stays]] = False
+    for g, start, count in zip(*np.unique(going[:, 0], return_index=True, return_counts=True), strict=True):
+        group = trace.groups[g]
+        stays = _stays(group, int(count), round_to, min_kept)
+        kept[going[start : start + len(group.units) - stays, 1]] = False
     return kept
 
 
@@ -259,7 +287,7 @@ def _stays(group: Group, gone: int, round_to: int, min_kept: int) -> int:
     return min(size, -(-least // round_to) * round_to)
 
 
-def _fewest_removed(trace: Trace, order: list[tuple[int, int]], share: float, round_to: int, min_kept: int) -> int:
+def _fewest_removed(trace: Trace, order: Order, share: float, round_to: int, min_kept: int) -> int:
     """Bisects for the fewest units to remove such that the MACs are within the budget."""
     whole = trace.macs(np.ones(trace.units, dtype=bool))
 

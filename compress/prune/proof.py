@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,115 +15,227 @@ from torch import Tensor, nn
 
 from compress.errors import PlanError
 from compress.prune.planning import Plan
+from compress.prune.reference import KeptStatistics, Repeatable, TooFewValuesError, kept_by_tensor
 from compress.prune.rules import tensors
-from compress.prune.surgery import apply, mask
+from compress.prune.surgery import apply, mask_
 
 FORWARD_LIMIT = 1e-10
 TRAIN_LIMIT = 1e-8
 
+Forward = Callable[..., Any]
+"""Runs a network, or a part of it: called with the network and the inputs."""
+
+Kept = Mapping[int, Mapping[int, Tensor]]
+
 
 class Proof(BaseModel):
-    """Largest relative errors of the cut network against the masked one, in float64."""
+    """Largest relative errors of the cut network against the masked one, in float64.
+
+    Args:
+        eval_forward: of the outputs in eval mode.
+        train_forward: of the outputs in train mode.
+        train_gradient: of the gradients of all parameters in train mode.
+        train_mode: False where batch statistics would have come from too few values to be compared: then the train
+            figures were taken with BatchNorms in eval mode.
+    """
 
     model_config = ConfigDict(frozen=True)
     eval_forward: float
     train_forward: float
     train_gradient: float
+    train_mode: bool = True
 
     @property
     def worst(self) -> float:
         return max(self.eval_forward, self.train_forward, self.train_gradient)
 
 
-def check(model: nn.Module, plan: Plan, *example_inputs: Tensor, seed: int = 0) -> Proof:
+def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
     """Compares `apply` with `mask` in float64: outputs in eval, outputs and gradients in train.
 
+    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both
+    networks whatever is drawn at random is its mean.
+
     Args:
-        model: the dense network; it is not changed. Its BatchNorm statistics are randomised in a copy, so
-            that no equality holds by chance.
+        model: the dense network; it is not changed. In a copy its statistics and each parameter that is constant (a
+            head that starts at zero, say) are randomised, so that no equality holds by chance.
         plan: the plan to prove.
-        example_inputs: a batch; at least 8 images keep BatchNorm's batch statistics well conditioned.
-        seed: of the statistics and of the input noise.
+        example_inputs: a batch: tensors, or lists, tuples and dictionaries of them; floating ones get some noise.
+            Where a BatchNorm has fewer than 16 values per channel of it, BatchNorms stay in eval mode.
+        seed: of all that is random here.
+        forward: how to run the network, or the part that is to be compared, such as a detector's backbone:
+            `forward(network, *inputs)`; `network(*inputs)` without it.
 
     Raises:
-        PlanError: the plan is not legal, or an error is above 1e-10 (eval) or 1e-8 (train).
+        PlanError: the plan is not legal, the cut network does not run, or an error is above 1e-10 (eval) or 1e-8
+            (train).
     """
     generator = torch.Generator().manual_seed(seed)
     # Every gradient is compared, also those of parameters that the user has frozen.
-    dense = _without_noise(copy.deepcopy(model).double().cpu()).requires_grad_(True)
-    _randomise_norms(dense, generator)
-    cut, masked = apply(dense, plan), mask(dense, plan)
-    inputs = [t.detach().cpu().double() for t in example_inputs]
-    inputs = [t + 0.1 * torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in inputs]
-    with torch.no_grad():
-        eval_forward = _error(_run(cut.eval(), inputs), _run(masked.eval(), inputs))
-    train_forward, train_gradient = _training_errors(cut, masked, plan, inputs, generator)
-    proof = Proof(eval_forward=eval_forward, train_forward=train_forward, train_gradient=train_gradient)
-    if eval_forward > FORWARD_LIMIT or max(train_forward, train_gradient) > TRAIN_LIMIT:
+    dense = copy.deepcopy(model).cpu().double().requires_grad_(True)
+    _randomise(dense, generator)
+    inputs = [_noisy(value, generator) for value in example_inputs]
+    run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
+    # At no time are there two networks of full size.
+    cut = apply(dense, plan)
+    masked = mask_(dense, plan)
+    reference = KeptStatistics(masked, plan)
+    try:
+        expected = run.evaluated(masked, reference)
+        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=True)
+        train_mode = True
+    except TooFewValuesError:
+        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=False)
+        train_mode = False
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PlanError(
-            f"The cut network differs from the masked one (eval {eval_forward:.1e}, train {train_forward:.1e}, "
-            f"gradient {train_gradient:.1e}; limits {FORWARD_LIMIT:g} and {TRAIN_LIMIT:g}); "
-            "this is a fault of the trace, please report the model."
+            f"{type(model).__name__} does not run in double precision on this example ({said}); "
+            "give the example that was traced, and compute in one precision."
+        ) from error
+    del dense, masked
+    try:
+        eval_forward = _error(run.evaluated(cut), expected)
+        own = run.trained(cut, batch_statistics=train_mode)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PlanError(
+            f"The cut network does not run ({said}); this is a fault of the trace, please report the model."
+        ) from error
+    proof = Proof(
+        eval_forward=eval_forward,
+        train_forward=_error(own.outputs, trained.outputs),
+        train_gradient=_gradient_error(own.gradients, trained.gradients),
+        train_mode=train_mode,
+    )
+    if proof.eval_forward > FORWARD_LIMIT or max(proof.train_forward, proof.train_gradient) > TRAIN_LIMIT:
+        raise PlanError(
+            f"The cut network differs from the masked one (eval {proof.eval_forward:.1e}, "
+            f"train {proof.train_forward:.1e}, gradient {proof.train_gradient:.1e}; "
+            f"limits {FORWARD_LIMIT:g} and {TRAIN_LIMIT:g}); this is a fault of the trace, please report the model."
         )
     return proof
 
 
-def _training_errors(
-    cut: nn.Module, masked: nn.Module, plan: Plan, inputs: list[Tensor], generator: torch.Generator
-) -> tuple[float, float]:
-    """Train mode, or eval mode where a norm would see a single value a channel."""
-    train = all(len(t) > 1 for t in inputs)
-    outputs = [_run(net.train(train), inputs) for net in (cut, masked)]
-    weights = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in outputs[1]]
-    for out in outputs:
-        torch.stack([(o * w).sum() for o, w in zip(out, weights, strict=True)]).sum().backward()
-    forward = _error(*outputs)
-    expected: dict[str, Tensor] = {}
-    for name, parameter in masked.named_parameters():
-        if parameter.grad is not None:
-            grad = parameter.grad
-            for d in range(grad.dim()):
-                grad = grad.index_select(d, torch.from_numpy(plan.kept_indices((name, d), grad.shape[d])))
-            expected[name] = grad
-    got = {name: p.grad for name, p in cut.named_parameters() if p.grad is not None}
-    if set(got) != set(expected):
+@dataclass(frozen=True)
+class _Trained:
+    """What one training step computes: its outputs, and each gradient by its parameter's first name."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How each of the networks is run: the same way, on the same inputs."""
+
+    forward: Forward
+    inputs: list[Any]
+    seed: int
+
+    def evaluated(self, network: nn.Module, reference: KeptStatistics | None = None) -> list[Tensor]:
+        """Outputs in eval mode."""
+        with torch.no_grad(), reference or nullcontext(), Repeatable():
+            return self._outputs(network.eval())
+
+    def trained(
+        self,
+        network: nn.Module,
+        kept: Kept | None = None,
+        reference: KeptStatistics | None = None,
+        *,
+        batch_statistics: bool,
+    ) -> _Trained:
+        """Outputs in train mode and the gradients of a random weighting of them, cut down to `kept`."""
+        # Recomputed activations (checkpointing) need the modes in the backward pass too.
+        with reference or nullcontext(), Repeatable(batch_statistics):
+            outputs = self._outputs(network.train())
+            generator = torch.Generator().manual_seed(self.seed + 1)
+            loss = torch.zeros((), dtype=torch.float64)
+            for out in outputs:
+                weights = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+                if out.requires_grad:
+                    loss = loss + (out * weights).sum()
+            if loss.requires_grad:
+                loss.backward()
+        gradients: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                for d, index in (kept or {}).get(id(parameter), {}).items():
+                    gradient = gradient.index_select(d, index)
+                gradients[name] = gradient
+        return _Trained([out.detach() for out in outputs], gradients)
+
+    def _outputs(self, network: nn.Module) -> list[Tensor]:
+        # What is drawn by other means than Repeatable knows is at least drawn alike.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            # A network may write into its inputs.
+            return tensors(self.forward(network, *copy.deepcopy(self.inputs)))
+
+
+def _error(values: list[Tensor], references: list[Tensor]) -> float:
+    if len(values) != len(references):
+        return float("inf")
+    return max((_difference(a, b, 0.0) for a, b in zip(values, references, strict=True)), default=0.0)
+
+
+def _gradient_error(values: dict[str, Tensor], references: dict[str, Tensor]) -> float:
+    if set(values) != set(references):
         raise PlanError("The cut network trains other parameters than the masked one; please report the model.")
-    scale = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
+    scale = max(map(_largest, references.values()), default=0.0)
     # A gradient that is zero but for rounding is measured against the network's largest one.
-    gradient = max((_difference(got[n], g, 1e-3 * scale) for n, g in expected.items()), default=0.0)
-    return forward, gradient
-
-
-def _run(model: Callable[..., object], inputs: list[Tensor]) -> list[Tensor]:
-    return tensors(model(*inputs))
-
-
-def _error(left: list[Tensor], right: list[Tensor]) -> float:
-    return max(_difference(a, b, 0.0) for a, b in zip(left, right, strict=True))
+    return max((_difference(values[n], g, 1e-3 * scale) for n, g in references.items()), default=0.0)
 
 
 def _difference(value: Tensor, reference: Tensor, floor: float) -> float:
-    value, reference = value.detach(), reference.detach()
-    if not bool(torch.isfinite(reference).all()) or not bool(torch.isfinite(value).all()):
+    if value.shape != reference.shape:
         return float("inf")
-    scale = max(float(reference.abs().max()) if reference.numel() else 0.0, floor, 1e-30)
-    return float((value - reference).abs().max()) / scale if reference.numel() else 0.0
+    scale = _largest(reference)
+    error = _largest(value.double() - reference.double())
+    return error / max(scale, floor, 1e-30) if math.isfinite(scale) and math.isfinite(error) else float("inf")
 
 
-def _without_noise(model: nn.Module) -> nn.Module:
-    """Turns off dropout and stochastic depth, which no two networks draw alike."""
+def _largest(tensor: Tensor) -> float:
+    """Largest absolute value, 0 of nothing, NaN where there is one: in one pass."""
+    return float(torch.linalg.vector_norm(tensor.detach().double(), float("inf"))) if tensor.numel() else 0.0
+
+
+def _noisy(value: Any, generator: torch.Generator) -> Any:
+    """`value` on the CPU, with the floating tensors in it in float64 and noisy."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if not value.is_floating_point():
+            return value
+        return value.double() + 0.1 * torch.randn(value.shape, dtype=torch.float64, generator=generator)
+    if isinstance(value, Mapping):
+        return {key: _noisy(entry, generator) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [_noisy(entry, generator) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
+    return value
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Gives norms other statistics, and noise to what is constant: a layer that starts at zero hides every error."""
+    constants: list[Tensor] = list(model.parameters())
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
-            setattr(module, "p", 0.0)  # noqa: B010  (typed as a submodule by torch)
-        if isinstance(module, nn.MultiheadAttention):
-            module.dropout = 0.0
-    return model
-
-
-def _randomise_norms(model: nn.Module, generator: torch.Generator) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            mean, var = module.running_mean, module.running_var
-            assert var is not None
+        own = dict(module.named_buffers(recurse=False))
+        mean, var = own.get("running_mean"), own.get("running_var")
+        if mean is not None and var is not None:
             mean.add_(0.1 * torch.randn(mean.shape, dtype=mean.dtype, generator=generator))
             var.mul_(0.5 + torch.rand(var.shape, dtype=var.dtype, generator=generator))
+        # torchvision's FrozenBatchNorm2d.
+        constants += [own[name] for name in ("weight", "bias") if name in own]
+    for tensor in constants:
+        if tensor.is_floating_point() and _is_constant(tensor):
+            tensor.add_(0.1 * torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator))
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """One value throughout, or a lone zero."""
+    if tensor.numel() < 2:
+        return not bool(tensor.any())
+    return bool((tensor == tensor.reshape(-1)[0]).all())

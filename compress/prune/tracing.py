@@ -2,415 +2,393 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import ModelError
-from compress.prune.labels import Flow, Labels, Weight
-from compress.prune.planning import architecture_hash, named_tensors, plan_from_kept
-from compress.prune.rules import RULES, Call, Carried, tensors
-from compress.prune.surgery import apply
-from compress.prune.units import Attribute, Cost, Group, Role, Slot, Trace, components, group_units
+from compress.prune.attention import substitute, substitute_for
+from compress.prune.attributes import candidates, set_size
+from compress.prune.planning import named_tensors
+from compress.prune.probe import clone, stand_ins, uncollected
+from compress.prune.reference import Repeatable
+from compress.prune.rules import tensors
+from compress.prune.settle import Choices, Settled, settle
+from compress.prune.trial import Blame, StoppedError, Trial
+from compress.prune.units import Attribute, Group, Trace
+from compress.prune.watch import Found, Watch
 
-Fixed = tuple[Slot, Labels, str]
-"""Indices of a slot that have to stay, and why."""
-
-Sightings = list[tuple[str, Labels]]
-"""For each operator's output, the operator and the unit of each of its channels, in the order of the pass."""
-
-TRIALS = 80
-"""Trial cuts that one trace may take before it protects what it has not cleared."""
+Forward = Callable[..., Any]
 
 
-def trace(model: nn.Module, *example_inputs: torch.Tensor) -> Trace:
+def trace(
+    model: nn.Module, *example_inputs: Any, forward: Forward | None = None, heads: Literal["whole", "dims"] = "whole"
+) -> Trace:
     """Watches one forward pass of `model` and finds the channels that live or die together.
 
-    The pass runs on fake tensors and computes nothing; branches that only training takes are watched too.
-    Sizes that the code fixes are found by cutting half of each group and tracing again on the meta device.
+    The pass runs without storage and computes nothing, or on the real tensors where the code looks at what they hold;
+    branches that only training takes are watched too. Sizes that the code fixes are found by cutting every group and
+    watching again.
 
     Args:
         model: any network that runs in eager mode; it is not changed.
-        example_inputs: tensors of the shapes it is fed, batch first.
+        example_inputs: what it is fed: tensors, or lists and dictionaries of them, batch first.
+        forward: called as `forward(model, *example_inputs)` instead of the model, to watch a part of it.
+        heads: what goes of an attention: `whole` heads, or the same `dims` of every head.
 
     Raises:
         ModelError: the forward pass fails on these inputs.
     """
-    fixed: list[Fixed] = []
-    while True:
-        found, seen = _watch(model, example_inputs, fixed)
-        broken = _Trials(model, example_inputs, found, seen).broken(list(found.groups))
-        if not broken:
-            return found
-        fixed += [
-            (slot, np.flatnonzero(np.isin(found.slots[slot], group.units)), reason)
-            for group, reason in broken
-            for slot in group.slots
-        ]
+    if heads not in ("whole", "dims"):
+        raise ModelError(f"heads='{heads}' is unknown; give 'whole' for whole heads or 'dims' for dims of every head.")
+    with uncollected():
+        return _Tracing(model, example_inputs, forward, heads).trace()
 
 
-def _watch(model: nn.Module, inputs: tuple[torch.Tensor, ...], fixed: list[Fixed]) -> tuple[Trace, Sightings]:
-    tracer = _Tracer(model)
-    with _own_flags(model):
-        tracer.run(inputs, training=False)
-        # Auxiliary heads and the like run in training only.
-        if any(name not in tracer.seen for name, _ in model.named_parameters()):
-            tracer.run(inputs, training=True)
-    return tracer.finish(fixed)
+TRIALS = 200
+"""Cuts that one trace may try before it protects what it has not cleared."""
 
 
-class _Tracer(TorchDispatchMode):
-    """Collects labels, equalities and costs while operators run."""
+class _WholeRMSNorm(nn.RMSNorm):
+    """An RMS norm as one operator: torch's own is taken to pieces before it can be seen.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.count = 0
-        self.equalities: list[tuple[Labels, Labels]] = []
-        self.protections: list[tuple[Labels, str]] = []
-        self.constants: list[Labels] = []
-        self.slots: dict[Slot, Labels] = {}
-        self.roles: dict[Slot, Role] = {}
-        self.costs: list[Cost] = []
-        self.unknown_ops: dict[str, None] = {}
-        self.seen: set[str] = set()
-        self.tied: dict[str, str] = {}
-        self.known: dict[int, tuple[torch.Tensor, Carried]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.sightings: list[tuple[str, Labels]] = []
+    For channels it is what a layer norm is, so in a pass, whose numbers nobody reads, it is one.
+    """
 
-    def run(self, inputs: tuple[torch.Tensor, ...], training: bool) -> None:
-        """One pass; a second one adds to the labels of the first."""
-        self.known = {}
-        counted = len(self.costs)
-        self.model.train(training)
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode, torch.no_grad():
-            state: dict[str, torch.Tensor] = {}
-            first: dict[int, tuple[str, torch.Tensor]] = {}
-            for name, tensor in named_tensors(self.model).items():
-                # Fresh and contiguous: a stride of the user's says nothing about channels.
-                fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-                owner, fake = first.setdefault(id(tensor), (name, fresh))
-                if owner != name:
-                    self.tied[name] = owner
-                state[name] = fake
-                shape = tuple(tensor.shape)
-                self.shapes[name] = shape
-                self.known[id(fake)] = (fake, Weight(owner, shape, tuple(range(len(shape)))))
-            on_meta = any(tensor.is_meta for tensor in self.model.parameters())
-            fakes = []
-            for tensor in inputs:
-                device = torch.device("meta") if on_meta else tensor.device
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-                self.known[id(fake)] = (fake, Flow(None, "graph input"))
-                fakes.append(fake)
-            try:
-                with self, _quiet():
-                    out = functional_call(self.model, state, tuple(fakes), tie_weights=False)
-            except Exception as error:
-                shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
-                raise ModelError(
-                    f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
-                    f"({_first_line(error)}); give an example input that the model accepts."
-                ) from error
-        if not tensors(out):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_layer_norm(x, self.normalized_shape, self.weight, None, 1e-6)[0]
+
+
+@dataclass
+class _Tracing:
+    """One network, and how passes over it and over cuts of it are run."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    forward: Forward | None
+    heads: str
+    real: bool = False
+    trials: int = TRIALS
+    choices: Choices = field(default_factory=Choices)
+    tried: set[tuple[str, str]] = field(default_factory=set)
+
+    def trace(self) -> Trace:
+        self.tensors = named_tensors(self.model)
+        first: dict[int, str] = {}
+        owners = {name: first.setdefault(id(tensor), name) for name, tensor in self.tensors.items()}
+        self.tied = {name: owner for name, owner in owners.items() if owner != name}
+        self.modules = list(self.model.named_modules())
+        self.substitutions = {path: name for path, module in self.modules if (name := substitute_for(module))}
+        if any(nn.parameter.is_lazy(t) for t in self.tensors.values()):
+            raise ModelError(
+                f"{type(self.model).__name__} has lazy layers that have seen no input; run it once on an example first."
+            )
+        try:
+            self.shell, self.state = self._shell()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be copied ({_first_line(error)}); "
+                "take what cannot be copied off its modules."
+            ) from error
+        self.found = self._watched()
+        settled = self._settle()
+        while settled.trace.groups:
+            blames = self._blames(settled, list(settled.trace.groups))
+            if not blames:
+                break
+            settled = self._remedy(settled, blames)
+        return settled.trace
+
+    def _settle(self) -> Settled:
+        return settle(self.shell, self.tensors, self.found, self.choices, self.tied, self.substitutions, self.heads)
+
+    # Passes ----------------------------------------------------------------------------------------------
+
+    def _shell(self) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """A copy of the network to make probes from, with its substitutes in place."""
+        memo = stand_ins(self.tensors, {}, self.real)
+        state = {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
+        shell = clone(self.model, dict(memo))
+        for path, name in self.substitutions.items():
+            substitute(shell.get_submodule(path), name)
+        for path, module in self.modules:
+            if type(module) is nn.RMSNorm:
+                shell.get_submodule(path).__class__ = _WholeRMSNorm
+        return shell.eval(), state
+
+    def _probe(self, kept: dict[str, dict[int, Any]]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """A copy to run, with its parameters and buffers by name under which their slots are kept."""
+        memo = stand_ins(self.state, kept, self.real)
+        return clone(self.shell, dict(memo)), {name: memo[id(tensor)] for name, tensor in self.state.items()}
+
+    def _run(self, net: nn.Module, watch: Watch, training: bool) -> Any:
+        if training:
+            net.train()
+        with torch.no_grad():
+            inputs = [_copied(value, self.real) for value in self.inputs]
+            watch.enter(inputs, "graph input")
+            # What training draws at random is no difference.
+            with Repeatable(batch_statistics=False) if training else nullcontext(), watch:
+                return net(*inputs) if self.forward is None else self.forward(net, *inputs)
+
+    def _watched(self) -> Found:
+        """Passes over the whole network: without storage first, on its real tensors where that fails."""
+        on_meta = any(tensor.is_meta for tensor in self.tensors.values())
+        try:
+            return self._both_modes()
+        except Exception as error:
+            if on_meta:
+                raise self._refusal(error) from error
+        self.real = True
+        try:
+            self.shell, self.state = self._shell()
+            return self._both_modes()
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> ModelError:
+        if isinstance(error, ModelError):
+            return error
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(self.inputs))
+        return ModelError(
+            f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
+            f"({_first_line(error)}); give an example input that the model accepts."
+        )
+
+    def _both_modes(self) -> Found:
+        net, state = self._probe({})
+        watch = Watch(state, Found(), self.heads)
+        self._pass(net, watch, training=False)
+        self._train_too(net, watch)
+        if self.tensors and not watch.found.seen:
+            raise ModelError(
+                f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
+                "(its copy computes with other tensors, or with complex ones); give a network of plain torch modules."
+            )
+        for path, module in self.modules:
+            if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                for (name, _), labels in watch.found.slots.items():
+                    if name.startswith(f"{path}."):
+                        watch.protect(labels, f"{type(module).__name__} has no rule")
+        return watch.found
+
+    def _train_too(self, net: nn.Module, watch: Watch) -> None:
+        """Watches what training does where it differs: auxiliary heads and the like."""
+        found = watch.found
+        lists: tuple[list[Any], ...] = (
+            found.equalities,
+            found.protections,
+            found.altered,
+            found.rectangles,
+            found.costs,
+        )
+        before = [len(entries) for entries in lists]
+        names = {self.tied.get(name, name) for name, _ in self.model.named_parameters()}
+        try:
+            self._pass(net, watch, training=True)
+        except Exception:
+            # A network may want more in training than an example: its targets. What evaluation does is all seen then.
+            if names - found.seen:
+                raise
+            return
+        evaluated, trained = found.passes
+        if [(c.name, c.sources, c.shapes) for c in evaluated] == [(c.name, c.sources, c.shapes) for c in trained]:
+            found.passes.pop()
+            for entries, count in zip(lists, before, strict=True):
+                del entries[count:]
+        del found.costs[before[-1] :]
+
+    def _pass(self, net: nn.Module, watch: Watch, training: bool) -> None:
+        watch.calls = []
+        out = self._run(net, watch, training)
+        outs = tensors(out)
+        if not outs:
             raise ModelError(
                 f"{type(self.model).__name__} returns {type(out).__name__}, in which no tensor is found; "
                 "return a tensor, or a tuple, list, dictionary or dataclass of tensors."
             )
-        for tensor in tensors(out):
-            self.protect(self.flow(tensor).labels, "graph output")
-        if training:
-            del self.costs[counted:]
+        for tensor in outs:
+            for layer in watch.flow(tensor).layers:
+                watch.role(layer.slot, "producer")
+                watch.protect(layer.labels, "graph output")
+        watch.found.passes.append(watch.calls)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = str(func.overloadpacket)
-        call = Call(name, args, kwargs or {}, out)
-        if not tensors(out) or not any(id(t) in self.known for t in tensors((args, kwargs))):
-            return out
-        rule = RULES.get(name)
-        results = rule(self, call) if rule is not None else self.unknown(call)
-        outs = list(out) if isinstance(out, list | tuple) else [out]
-        carried = results if isinstance(results, list | tuple) else [results]
-        for tensor, what in zip(outs, carried, strict=False):
-            if isinstance(tensor, torch.Tensor):
-                self.known[id(tensor)] = (tensor, what)
-                if isinstance(what, Flow):
-                    self.sightings.append((name, np.empty(0, np.int64) if what.labels is None else what.labels))
-        if name.endswith("_"):
-            self._written(outs[0])
-        for tensor in outs[len(carried) :]:
-            if isinstance(tensor, torch.Tensor):
-                self.known[id(tensor)] = (tensor, Flow(None, f"output of {name}"))
-        return out
+    # Trial cuts ------------------------------------------------------------------------------------------
 
-    def _written(self, tensor: torch.Tensor) -> None:
-        """What shares storage with a tensor written in place may hold something else than zero now."""
-        storage = tensor.untyped_storage()._cdata
-        own = self.known[id(tensor)][1]
-        for key, (other, what) in self.known.items():
-            if other is not tensor and isinstance(what, Flow) and other.untyped_storage()._cdata == storage:
-                zero = what.zero and isinstance(own, Flow) and own.zero
-                self.known[key] = (other, replace(what, zero=zero))
+    def _blames(self, settled: Settled, groups: list[Group]) -> list[Blame]:
+        """What goes wrong when `groups` are cut, in two uneven ways."""
+        if self.trials <= 0:
+            units = np.concatenate([group.units for group in groups])
+            return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
+        self.trials -= 1
+        for kept in _uneven(settled.trace, groups, self.found.picks):
+            blames = self._tried(settled, kept, groups)
+            if blames:
+                return blames
+        return []
 
-    # What rules call -------------------------------------------------------------------------------------
-
-    def fresh(self, size: int) -> Labels:
-        labels = np.arange(self.count, self.count + size, dtype=np.int64)
-        self.count += size
-        return labels
-
-    def carried(self, tensor: torch.Tensor) -> Carried:
-        return self.known[id(tensor)][1] if id(tensor) in self.known else Flow(None, "a constant")
-
-    def flow(self, tensor: torch.Tensor) -> Flow:
-        """An activation's labels; a vector parameter used as an operand becomes one, labelled by its slot."""
-        carried = self.carried(tensor)
-        if isinstance(carried, Flow):
-            return carried
-        self.seen.add(carried.name)
-        wide = [i for i, d in enumerate(carried.dims) if carried.shape[d] > 1]
-        if not wide:
-            return Flow(None, "a constant")
-        if len(wide) > 1:
-            for place in wide:
-                self.protect(self.slot(carried, place, "producer"), "a parameter used as a whole")
-            return Flow(None, f"the parameter {carried.name}")
-        labels = self.slot(carried, wide[0], "producer")
-        return Flow(labels.reshape([-1 if i == wide[0] else 1 for i in range(len(carried.dims))]))
-
-    def slot(self, weight: Weight, place: int, role: Role) -> Labels:
-        self.seen.add(weight.name)
-        key = (weight.name, weight.dims[place])
-        if key not in self.slots:
-            self.slots[key] = self.fresh(weight.shape[weight.dims[place]])
-            self.roles[key] = role
-        elif self.roles[key] != role:
-            self.protect(self.slots[key], f"{weight.name} both makes and reads channels")
-        return self.slots[key]
-
-    def equate(self, left: Labels, right: Labels) -> None:
-        self.equalities.append((left.reshape(-1), right.reshape(-1)))
-
-    def protect(self, labels: Labels | None, reason: str) -> None:
-        if labels is not None:
-            self.protections.append((labels.reshape(-1), reason))
-
-    def read(self, flow: Flow, labels: Labels, reason: str) -> None:
-        if not flow.zero:
-            self.constants.append(labels)
-
-    def spend(self, weight: Weight, macs: float) -> None:
-        self.costs.append(Cost(weight.name, float(macs)))
-
-    def unknown(self, call: Call) -> Flow:
-        reaching = [self.flow(t) for t in tensors((call.args, call.kwargs))]
-        if any(flow.labels is not None for flow in reaching):
-            self.unknown_ops[call.name] = None
-        for flow in reaching:
-            self.protect(flow.labels, f"unknown operator {call.name}")
-        return Flow(None, f"unknown operator {call.name}")
-
-    # From labels to units --------------------------------------------------------------------------------
-
-    def finish(self, fixed: list[Fixed]) -> tuple[Trace, Sightings]:
-        left = np.concatenate([a for a, _ in self.equalities]) if self.equalities else np.empty(0, np.int64)
-        right = np.concatenate([b for _, b in self.equalities]) if self.equalities else np.empty(0, np.int64)
-        unit_of = components(self.count, left, right)
-        count = int(unit_of.max()) + 1 if len(unit_of) else 0
-        slots = {key: unit_of[labels] for key, labels in self.slots.items()}
-        reason_of: dict[int, str] = {}
-        for labels, reason in self.protections:
-            for unit in np.unique(unit_of[labels]):
-                reason_of.setdefault(int(unit), reason)
-        for slot, index, reason in fixed:
-            for unit in np.unique(slots[slot][index]):
-                reason_of.setdefault(int(unit), reason)
-        preserving = np.ones(count, dtype=bool)
-        for labels in self.constants:
-            preserving[unit_of[labels]] = False
-        for unit in np.flatnonzero(~preserving):
-            reason_of.setdefault(int(unit), "a masked channel becomes a constant on the way")
-        stay = np.zeros(count, dtype=bool)
-        stay[list(reason_of)] = True
-        produced = np.zeros(count, dtype=bool)
-        for key, units in slots.items():
-            if self.roles[key] == "producer":
-                produced[units] = True
-        groups = group_units(slots, self.roles, ~stay & produced)
-        protected = {}
-        for key, units in slots.items():
-            reasons = {reason_of[int(u)] for u in np.unique(units[stay[units]])}
-            if reasons:
-                protected[f"{key[0]}:{key[1]}"] = "; ".join(sorted(reasons))
-        sightings = [(name, unit_of[labels.reshape(-1)]) for name, labels in self.sightings]
-        found = Trace(
-            architecture=architecture_hash(self.model),
-            units=count,
-            slots=slots,
-            roles=self.roles,
-            groups=groups,
-            protected=protected,
-            protected_units=stay | ~produced,
-            preserving=preserving,
-            unknown_ops=tuple(self.unknown_ops),
-            costs=tuple(self.costs),
-            attributes=tuple(_attributes(self.model, slots, self.tied)),
-            parameters=self.shapes,
-            tied=self.tied,
-        )
-        return found, sightings
-
-
-def _attributes(model: nn.Module, slots: dict[Slot, Any], tied: dict[str, str]) -> Iterator[Attribute]:
-    """The sizes that torch's own layers keep as numbers, each with the slot that it follows."""
-    for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        name = f"{path}.weight" if path else "weight"
-        name = tied.get(name, name)
-        if isinstance(module, nn.Linear):
-            follows = [("out_features", 0, 1, 1), ("in_features", 1, 1, 1)]
-        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-            follows = [("in_channels", 0, 1, 1), ("out_channels", 1, module.groups, 1)]
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            follows = [("out_channels", 0, 1, 1), ("in_channels", 1, module.groups, 1)]
-            if module.groups > 1 and weight is not None and weight.shape[1] == 1:
-                per = module.out_channels // module.groups
-                follows = [("out_channels", 0, 1, 1), ("in_channels", 0, 1, per), ("groups", 0, 1, per)]
-        elif isinstance(module, nn.modules.batchnorm._NormBase):
-            name = name if module.affine else f"{path}.running_mean"
-            follows = [("num_features", 0, 1, 1)]
-        else:
-            continue
-        for attribute, dim, factor, divisor in follows:
-            if (name, dim) in slots:
-                value = int(getattr(module, attribute))
-                yield Attribute(path, attribute, value, (name, dim), factor, divisor)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch logs what fails on fake tensors before it raises it; the error alone is for the user."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _own_flags(model: nn.Module) -> Iterator[None]:
-    """Gives every module its own training flag back, also when some were frozen."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-# The trial cut --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Trials:
-    """Cuts tried on a network, to find the sizes that its code fixes."""
-
-    model: nn.Module
-    inputs: tuple[torch.Tensor, ...]
-    found: Trace
-    seen: Sightings
-    left: int = TRIALS
-
-    def broken(self, groups: list[Group]) -> list[tuple[Group, str]]:
-        """The groups among `groups` that cannot lose channels freely, each with the reason."""
-        if not groups:
-            return []
-        if self.left <= 0:
-            return [(group, "fixed size: too many fixed sizes to tell them apart") for group in groups]
-        self.left -= 1
-        reason = next(filter(None, (self._fails(self._cut(groups, way)) for way in _WAYS)), "")
-        if not reason:
-            return []
-        if len(groups) == 1:
-            return [(groups[0], reason)]
-        half = len(groups) // 2
-        found = self.broken(groups[:half]) + self.broken(groups[half:])
-        # Halves that pass alone and fail together depend on each other: all of them stay.
-        return found or [(group, reason) for group in groups]
-
-    def _cut(self, groups: list[Group], way: str) -> npt.NDArray[np.bool_]:
-        """The units that stay. Groups of one size lose different numbers in one of `first` and `last`."""
-        kept = np.ones(self.found.units, dtype=bool)
-        place = {id(group): k for k, group in enumerate(self.found.groups)}
-        for group in groups:
-            k, n = place[id(group)], len(group.units)
-            most = max(1, n - 2)
-            cut = {
-                "every other": group.units[1::2],
-                "first": group.units[: 1 + k % most],
-                "last": group.units[n - 1 - k // most % most :],
-            }
-            # A group of one channel cannot lose it.
-            kept[cut[way][: n - 1]] = False
-        return kept
-
-    def _fails(self, kept: npt.NDArray[np.bool_]) -> str:
-        """Why the network cut down to `kept` does not run or does not see the same channels, or ""."""
-        plan = plan_from_kept(self.found, kept)
-        small = apply(_on_meta(self.model), plan)
+    def _tried(self, settled: Settled, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
+        found = settled.trace
+        cut: dict[str, dict[int, Any]] = {}
+        for (name, dim), units in found.slots.items():
+            stays = kept[units]
+            if not stays.all():
+                cut.setdefault(name, {})[dim] = np.flatnonzero(stays)
+        net, state = self._probe(cut)
+        sizes = found.kept_sizes(kept)
+        for a in found.attributes:
+            after = sizes[a.slot] * a.factor // a.divisor
+            if after != a.value:
+                set_size(net.get_submodule(a.module), a.name, a.value, after)
+        trial = Trial(state, self.found, settled, kept, self.heads, net)
+        free = ~found.protected_units
         try:
-            again, seen = _watch(small, self.inputs, [])
-        except ModelError as error:
-            return f"fixed size: {_first_line(error.__cause__ or error)}"
-        before = {slot: units[plan.kept_indices(slot, len(units))] for slot, units in self.found.slots.items()}
-        if set(before) != set(again.slots) or [n for n, _ in seen] != [n for n, _ in self.seen]:
-            return "fixed size: the network takes another way after a cut"
-        pairs = [(before[slot], again.slots[slot]) for slot in before]
-        # Not only the parameters: every operator has to see the channels that are left in the same places.
-        pairs += [(_runs(a[kept[a]]), _runs(b)) for (_, a), (_, b) in zip(self.seen, seen, strict=True)]
-        if any(len(a) != len(b) for a, b in pairs):
-            return "fixed size: other channels are reached after a cut"
-        both = np.unique(np.concatenate([np.stack(pair) for pair in pairs], axis=1), axis=1)
-        if any(len(np.unique(row)) != both.shape[1] for row in both):
-            return "fixed size: channels meet in other ways after a cut"
-        return ""
+            for k, calls in enumerate(self.found.passes):
+                trial.begin(calls)
+                self._run(net, trial, training=k > 0)
+        except StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
+            reason = f"fixed size: {_first_line(error)}"
+            if not any(free[b.units].any() for b in trial.blames):
+                return self._culprits(
+                    settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
+                )
+        else:
+            if not trial.blames:
+                return []
+        blames = [b for b in trial.blames if free[b.units].any()]
+        reason = "fixed size: the network takes another way after a cut"
+        return blames or self._culprits(settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
+
+    def _culprits(self, settled: Settled, groups: list[Group], blame: Blame) -> list[Blame]:
+        """The groups that make a cut fail where no operator tells which: found by halves."""
+        if len(groups) == 1:
+            return [Blame(groups[0].units, blame.reason, blame.call, blame.module)]
+        half = len(groups) // 2
+        found = self._blames(settled, groups[:half]) + self._blames(settled, groups[half:])
+        # Halves that pass alone and fail together depend on each other: all of them stay.
+        return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
+
+    # What is done about it -------------------------------------------------------------------------------
+
+    def _remedy(self, settled: Settled, blames: list[Blame]) -> Settled:
+        """Follows a size that a module keeps, else ties a split in another way, else protects what was blamed."""
+        patched = self._patched(settled, blames)
+        if patched is not None:
+            return patched
+        free = ~settled.trace.protected_units
+        turned = set()
+        for blame in blames:
+            own = blame.units[free[blame.units]]
+            ties = [k for k, units in settled.tied.items() if np.isin(units, own).any()]
+            turned.update(ties)
+            if not ties:
+                labels = np.flatnonzero(np.isin(settled.unit_of, own))
+                self.choices.held.append((labels, blame.reason))
+        for k in turned:
+            self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
+        return self._settle()
+
+    def _patched(self, settled: Settled, blames: list[Blame]) -> Settled | None:
+        """Takes the sizes kept by the blamed modules for sizes of the blamed groups, where the cut then passes.
+
+        Each blame's sizes are tried one at a time, all blames at once, and in the end its sizes together.
+        """
+        open_: list[tuple[int, list[Attribute]]] = [
+            (b.call, found) for b in blames if (found := self._sizes(settled, b))
+        ]
+        before = {b.call for b in blames}
+        accepted: list[Attribute] = []
+        known = list(self.choices.patches)
+        for turn in range(max((len(found) for _, found in open_), default=-1) + 1):
+            trying = [
+                (call, found[turn : turn + 1] if turn < len(found) else found)
+                for call, found in open_
+                if turn < len(found) or turn == len(found) > 1
+            ]
+            if not trying or self.trials <= 0:
+                break
+            self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
+            tried = self._settle()
+            calls = {b.call for b in self._blames(tried, list(tried.trace.groups))}
+            # What fails earlier than before was broken by the patch, and what comes after was not reached.
+            passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
+            accepted += [a for call, sizes in trying if call in passed for a in sizes]
+            open_ = [(call, found) for call, found in open_ if call not in passed]
+        self.choices.patches = [*known, *accepted]
+        return self._settle() if accepted else None
+
+    def _sizes(self, settled: Settled, blame: Blame) -> list[Attribute]:
+        """Sizes that the blamed module, or the closest one around it that has any, keeps; each is tried once."""
+        groups = [g for g in settled.trace.groups if np.isin(g.units, blame.units).any()]
+        path = blame.module
+        while True:
+            found = [
+                a for a in candidates(self.shell, path, groups, settled.trace) if (a.module, a.name) not in self.tried
+            ]
+            if found or not path:
+                break
+            path = path.rpartition(".")[0]
+        self.tried.update((a.module, a.name) for a in found)
+        return found
 
 
-# Halves, pairs, wraps and strides show in one of these cuts, sizes that two groups share in one of the last two.
-_WAYS = ("every other", "first", "last")
+def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
+    """What stays in each trial: one, or more where some groups are small or the code picks channels by their place.
+
+    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
+    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
+    get others. Of a small group its last channel goes. Further trials take the first and the last channel alone.
+    """
+    rng = np.random.default_rng(len(groups))
+    kept, front, back = np.ones((3, trace.units), dtype=bool)
+    for group in groups:
+        n = len(group.units)
+        front[group.units[0]] = False
+        back[group.units[-1]] = False
+        if n >= LARGE:
+            more = rng.permutation(np.arange(2, n // 2))
+            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
+            kept[group.units[[0, 1, -1]]] = False
+        else:
+            kept[group.units[-1]] = False
+    small = any(len(group.units) < LARGE for group in groups)
+    if picks:
+        return [kept, front, back]
+    return [kept, front] if small else [kept]
 
 
-def _runs(units: Labels) -> Labels:
-    """Without repeats in a row: a channel that is spread over positions is one channel."""
-    return units[np.append(True, units[1:] != units[:-1])] if len(units) else units
+LARGE = 5
+"""Channels of a group that one trial cut tells everything about."""
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy without storage."""
-    memo: dict[int, Any] = {}
-    for tensor in named_tensors(model).values():
-        empty = torch.empty_like(tensor, device="meta")
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    return copy.deepcopy(model, memo)
+def _copied(value: Any, real: bool) -> Any:
+    """An input, or its stand-in without storage."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v, real) for v in value)
+    if isinstance(value, dict):
+        return {k: _copied(v, real) for k, v in value.items()}
+    return value
+
+
+def _path(net: nn.Module, error: BaseException) -> str:
+    """The innermost module in whose code an error was raised."""
+    paths = {id(module): path for path, module in net.named_modules()}
+    found, step = "", error.__traceback__
+    while step is not None:
+        own = step.tb_frame.f_locals.get("self")
+        found = paths.get(id(own), found)
+        step = step.tb_next
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,11 +11,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-Slot = tuple[str, int]
-"""A parameter or buffer by name, and one of its dimensions."""
-
-Role = str
-"""`producer` (its rows make the channel), `consumer` (its columns read it) or `statistic` (a variance)."""
+from compress.prune.labels import Slot
+from compress.prune.rules import Role
 
 
 @dataclass(frozen=True)
@@ -35,15 +32,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Cost:
-    """One multiply-accumulate operator: MACs = coefficient x kept(weight dim 0) x kept(weight dim 1)."""
+    """One multiply-accumulate operator: MACs = coefficient x the number kept of each of `factors`.
 
-    weight: str
+    A factor is an array of units, or rows of them that count where all units of a column are kept.
+    """
+
     coefficient: float
+    factors: tuple[npt.NDArray[np.int64], ...]
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A size that a module keeps as a number and that surgery has to patch.
+    """A size that a module keeps as a number, or in a tuple of them, and that surgery has to patch.
 
     Its new value is the kept length of `slot` times `factor`, divided by `divisor`.
     """
@@ -63,17 +63,19 @@ class Trace:
     Args:
         architecture: SHA-256 of the names and shapes that the trace was taken from.
         units: number of units, the sets of channels that live or die together.
-        slots: slot -> unit id per index; -1 where the index belongs to no unit.
+        slots: slot -> unit id per index.
         roles: slot -> role.
         groups: free groups, in the order of the forward pass.
         protected: slot as `name:dim` -> reason, for each slot with channels that must stay.
         protected_units: True for each unit that must stay.
-        preserving: False for each unit whose removal is not the same as masking it.
+        preserving: False for each unit whose removal is masking it only if what it takes part in counts the kept
+            channels alone: those under a norm over channels.
         unknown_ops: operators without a rule, by name; the channels that reach them are protected.
         costs: the multiply-accumulate operators.
         attributes: sizes to patch.
         parameters: name -> shape of each parameter (buffers not among them).
         tied: other name of a parameter -> the name under which its slots are kept.
+        substitutions: module -> the class of `compress.prune.attention` that has to take its place.
     """
 
     architecture: str
@@ -89,26 +91,29 @@ class Trace:
     attributes: tuple[Attribute, ...]
     parameters: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str] = field(default_factory=dict)
+    substitutions: Mapping[str, str] = field(default_factory=dict)
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
         """Length of each slot when only the units in `kept` (bool, one a unit) stay."""
-        padded = np.append(kept, True)
-        return {slot: int(padded[units].sum()) for slot, units in self.slots.items()}
+        # Slots that hold the same units are one array.
+        distinct = {id(units): units for units in self.slots.values()}
+        sizes = {key: int(np.count_nonzero(kept[units])) for key, units in distinct.items()}
+        return {slot: sizes[id(units)] for slot, units in self.slots.items()}
 
     def macs(self, kept: npt.NDArray[np.bool_]) -> float:
         """Multiply-accumulates of one forward pass when only the units in `kept` stay."""
-        sizes = self.kept_sizes(kept)
         total = 0.0
         for cost in self.costs:
-            shape = self.parameters[cost.weight]
-            n0 = sizes.get((cost.weight, 0), shape[0])
-            n1 = sizes.get((cost.weight, 1), shape[1])
-            total += cost.coefficient * n0 * n1
+            macs = cost.coefficient
+            for units in cost.factors:
+                macs *= np.count_nonzero(kept[units] if units.ndim == 1 else kept[units].all(axis=0))
+            total += macs
         return total
 
 
-def protect(trace: Trace, patterns: Sequence[str], reason: str = "the user's choice") -> Trace:
+def protect(trace: Trace, patterns: Sequence[str] | str, reason: str = "the user's choice") -> Trace:
     """The same trace, with every group protected that touches a parameter matching one of `patterns` (`*`)."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     held = {name for name, _ in trace.slots if any(fnmatchcase(name, pattern) for pattern in patterns)}
     stay = [g for g in trace.groups if any(name in held for name, _ in g.slots)]
     units = trace.protected_units.copy()
@@ -128,26 +133,40 @@ def components(count: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.in
 
 
 def group_units(
-    slots: Mapping[Slot, npt.NDArray[np.int64]],
-    roles: Mapping[Slot, Role],
-    free: npt.NDArray[np.bool_],
+    slots: Mapping[Slot, npt.NDArray[np.int64]], roles: Mapping[Slot, Role], free: npt.NDArray[np.bool_]
 ) -> tuple[Group, ...]:
-    """Gathers the free units that occupy the same slots."""
-    # Equal sums of one random 64-bit number a slot mean equal sets of slots.
-    numbers = np.random.default_rng(0).integers(1, 2**63 - 1, size=len(slots), dtype=np.uint64)
-    signature = np.zeros(len(free), dtype=np.uint64)
-    first = np.full(len(free), len(slots), dtype=np.int64)
-    for k, units in enumerate(slots.values()):
-        present = np.unique(units[units >= 0])
-        signature[present] += numbers[k]
-        first[present] = np.minimum(first[present], k)
+    """Gathers the free units that occupy the same slots, in the order of the first slot that each occupies."""
     ids = np.flatnonzero(free)
+    if not len(ids):
+        return ()
     order = list(slots)
-    groups: list[Group] = []
-    _, inverse = np.unique(signature[ids], return_inverse=True)
-    for g in range(int(inverse.max()) + 1 if len(ids) else 0):
-        units = ids[inverse == g]
-        members = tuple(s for s in order if bool((slots[s] == units[0]).any()))
-        producer = next((s for s in members if roles[s] == "producer"), members[0])
-        groups.append(Group(producer[0].rsplit(".", 1)[0], units, members))
-    return tuple(sorted(groups, key=lambda group: int(first[group.units[0]])))
+    # Slots that hold the same units are one array, looked at once.
+    sharing: dict[int, list[int]] = {}
+    for k, units in enumerate(slots.values()):
+        sharing.setdefault(id(units), []).append(k)
+    shared = list(sharing.values())
+    arrays = [slots[order[own[0]]] for own in shared]
+    everything = np.concatenate(arrays)
+    owner = np.repeat(np.arange(len(arrays)), [len(units) for units in arrays])
+    # Equal sums of one random 64-bit number for each place in a slot mean equal places in equal slots.
+    numbers = np.random.default_rng(0).integers(1, 2**63 - 1, size=len(arrays), dtype=np.uint64)
+    signature = np.zeros(len(free), dtype=np.uint64)
+    np.add.at(signature, everything, numbers[owner])
+    _, first, inverse = np.unique(signature[ids], return_index=True, return_inverse=True)
+    members = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[members], np.arange(len(first) + 1))
+    # The slots of a group are those of its first unit.
+    group_of = np.full(len(free), -1)
+    group_of[ids[first]] = np.arange(len(first))
+    seen = np.flatnonzero(group_of[everything] >= 0)
+    pairs = np.unique(group_of[everything[seen]] * len(arrays) + owner[seen])
+    start = np.searchsorted(pairs // len(arrays), np.arange(len(first) + 1))
+    groups = []
+    for g in range(len(first)):
+        units = ids[members[bounds[g] : bounds[g + 1]]]
+        places = sorted(k for pair in pairs[start[g] : start[g + 1]] for k in shared[pair % len(arrays)])
+        own = [order[k] for k in places]
+        producer = next((s for s in own if roles[s] == "producer"), own[0])
+        name = producer[0].rpartition(".")[0] or producer[0]
+        groups.append((places[0], Group(name, units, tuple(own))))
+    return tuple(group for _, group in sorted(groups, key=lambda pair: (pair[0], int(pair[1].units[0]))))

@@ -281,3 +281,27 @@ def test_real_pretrained_weights_are_read_and_cut():
     trace = prune.trace(net, image(1, 64))
     plan = prune.plan(trace, prune.score(trace, net), budget=prune.Budget(macs=0.5), round_to=8, min_kept=8)
     prune.check(net, plan, image(4, 64))
+
+
+class Tied(torch.nn.Module):
+    """A layer whose weight goes by two names."""
+
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, num_classes)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(self.b(torch.relu(self.a(x))))
+
+
+def test_a_parameter_of_two_names_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tied, "__module__", __name__)
+    description = Description(factory=f"{__name__}:Tied", classes=tuple("abcd"))
+    net = Tied().eval()
+    folder = compress.save(net, tmp_path / "net", description)
+    back = compress.load(folder, trusted=(__name__,))
+    assert back.b.weight is back.a.weight
+    x = torch.randn(2, 8)
+    assert torch.equal(back(x), net(x))

@@ -45,15 +45,19 @@ def test_reshape_equals_the_reshape_of_every_elements_label(case):
     found = reshape_labels(labels, old, new)
     assert found is not None
     expected = np.broadcast_to(labels, old).reshape(new)
-    assert len(found.shape) == len(new)
-    np.testing.assert_array_equal(np.broadcast_to(found, new), expected)
+    moved, _ = found
+    assert len(moved.shape) == len(new)
+    np.testing.assert_array_equal(np.broadcast_to(moved, new), expected)
 
 
 def test_a_reshape_writes_out_only_the_run_that_carries_channels():
     labels = np.arange(6).reshape(1, 6, 1, 1)
-    found = reshape_labels(labels, (32, 6, 7, 5), (32, 2, 3, 35))
+    found, rectangles = reshape_labels(labels, (32, 6, 7, 5), (32, 2, 3, 35))
     assert found.shape == (1, 2, 3, 1)
-    assert reshape_labels(labels, (32, 6, 7, 5), (32, 6 * 35)).shape == (1, 210)
+    np.testing.assert_array_equal(rectangles, [np.arange(6).reshape(2, 3)])
+    found, rectangles = reshape_labels(labels, (32, 6, 7, 5), (32, 6 * 35))
+    assert found.shape == (1, 210)
+    assert rectangles == []
 
 
 def test_shapes_that_do_not_line_up_have_no_labels():

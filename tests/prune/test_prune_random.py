@@ -1,143 +1,66 @@
-"""Networks drawn at random out of the operators that the rules know: whatever is planned, the cut equals the mask."""
+"""Networks drawn at random out of the operators that the rules know: whatever is planned, the cut equals the mask.
+
+`benchmarks/random_networks.py` examines more of them, by hand, and reduces what it finds.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prune_nets import draw, image
+from prune_nets import image
+from random_blocks import IMAGES, B
+from random_nets import Outcome, Spec, built, chain, drawn, examine, from_seed, reduced
+from random_tokens import TOKENS
 from torch import nn
 
-from compress import cost, prune
-
-CLASSES = 4
+from compress import prune
 
 
-class Block(nn.Module):
-    """One drawn operator on `c` channels; `out` is how many come out."""
-
-    def __init__(self, kind, c, wide):
-        super().__init__()
-        self.kind, self.out = kind, c
-        if kind in {"conv", "norm", "split"}:
-            self.a = nn.Conv2d(c, wide, 3, padding=1, bias=kind == "conv")
-            self.out = wide
-        if kind == "norm":
-            self.n = nn.BatchNorm2d(wide)
-        if kind == "depthwise":
-            self.a = nn.Conv2d(c, 2 * c, 3, padding=1, groups=c)
-            self.out = 2 * c
-        if kind == "grouped":
-            self.a = nn.Conv2d(c, c, 3, padding=1, groups=2)
-        if kind == "residual":
-            self.a, self.n, self.b = nn.Conv2d(c, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.Conv2d(wide, c, 1)
-        if kind == "dense":
-            self.a = nn.Conv2d(c, wide, 3, padding=1)
-            self.out = c + wide
-        if kind == "gate":
-            self.a, self.b = nn.Conv2d(c, max(2, c // 2), 1), nn.Conv2d(max(2, c // 2), c, 1)
-        if kind == "up":
-            self.a = nn.ConvTranspose2d(c, wide, 2, 2)
-            self.out = wide
-
-    def forward(self, x):
-        if self.kind == "residual":
-            return F.relu(x + self.b(F.relu(self.n(self.a(x)))))
-        if self.kind == "dense":
-            return torch.cat([x, F.relu(self.a(x))], 1)
-        if self.kind == "gate":
-            return x * torch.sigmoid(self.b(F.relu(self.a(x.mean((2, 3), keepdim=True)))))
-        if self.kind == "split":
-            left, right = self.a(x).chunk(2, 1)
-            return torch.cat([F.relu(left), torch.tanh(right)], 1)
-        if self.kind == "shuffle":
-            n, c, h, w = x.shape
-            return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        if self.kind == "norm":
-            return F.relu(self.n(self.a(x)))
-        if self.kind == "up":
-            return F.max_pool2d(F.relu(self.a(x)), 2)
-        if self.kind == "flip":
-            return x + x.flip(1)
-        return F.relu(self.a(x))
+@st.composite
+def specs(choose):
+    return drawn(lambda options: choose(st.sampled_from(options)))
 
 
-KINDS = ("conv", "norm", "depthwise", "grouped", "residual", "dense", "gate", "split", "shuffle", "up", "flip")
+def examined(count: int) -> list[Outcome]:
+    """What `count` networks showed; Hypothesis, which draws some of them twice, reduces one that fails."""
+    outcomes: dict[Spec, Outcome] = {}
 
-
-class Drawn(nn.Module):
-    """A stem, drawn blocks, and a classifier over all positions or over their mean."""
-
-    def __init__(self, kinds, width, flatten, seed):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks, c = nn.ModuleList(), width
-        for k, kind in enumerate(kinds):
-            if c * 2 > 64 and kind in {"depthwise", "dense"}:
-                continue
-            self.blocks.append(Block(kind, c, width + 2 * (k % 3)))
-            c = self.blocks[-1].out
-        self.flatten = flatten
-        self.head = nn.Linear(c * (9 if flatten else 1), CLASSES)
-
-    def forward(self, x):
-        x = F.relu(self.stem(x))
-        for block in self.blocks:
-            x = block(x)
-        x = F.adaptive_avg_pool2d(x, 3 if self.flatten else 1)
-        return self.head(torch.flatten(x, 1))
-
-
-specs = st.builds(
-    Drawn,
-    st.lists(st.sampled_from(KINDS), min_size=2, max_size=5),
-    st.sampled_from([6, 8, 12]),
-    st.booleans(),
-    st.integers(0, 100),
-)
-
-
-@pytest.mark.slow
-def test_whatever_is_drawn_the_cut_equals_the_mask():
-    lost = []
-    x = image(batch=8, side=6)
-
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(specs, st.integers(0, 10_000))
-    def holds(net, seed):
-        trace = prune.trace(net, x[:1])
-        plan = draw(trace, seed)
-        prune.check(net, plan, x, seed=seed)
-        small = prune.apply(net, plan).eval()
-        assert small(x).shape == (8, CLASSES)
-        assert cost.macs(small, x) == plan.costs["macs_after"]
-        assert cost.macs(net, x) == plan.costs["macs_before"]
-        assert prune.Plan.from_json(plan.to_json()) == plan
-        lost.append(bool(plan.slots))
+    @settings(max_examples=2 * count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(specs())
+    def holds(spec):
+        if spec not in outcomes and len(outcomes) < count:
+            outcomes[spec] = examine(spec)
 
     holds()
-    assert sum(lost) >= 0.8 * len(lost), f"{sum(lost)} of {len(lost)} networks lost a channel"
+    return list(outcomes.values())
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(specs)
-def test_pruning_nothing_is_the_identity(net):
-    x = image(batch=2, side=6)
-    trace = prune.trace(net, x)
-    plan = prune.plan(trace, prune.score(trace, net), ratio=0)
-    assert plan.slots == {}
-    assert plan.attributes == {}
-    same = prune.apply(net, plan)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), same.parameters(), strict=True))
-    assert torch.equal(net.eval()(x), same.eval()(x))
+def lost(outcomes: list[Outcome]) -> str:
+    return f"{sum(o.lost for o in outcomes)} of {len(outcomes)} networks lost a channel"
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(specs, st.floats(0.1, 0.9))
-def test_a_ratio_of_each_group_goes_within_rounding(net, ratio):
-    trace = prune.trace(net, image(batch=1, side=6))
+def test_whatever_is_drawn_the_cut_equals_the_mask():
+    outcomes = examined(60)
+    assert len(outcomes) == 60
+    assert sum(o.lost for o in outcomes) >= 0.9 * len(outcomes), lost(outcomes)
+    assert sum(o.counted for o in outcomes) >= 0.5 * len(outcomes), "the costs of most networks can be counted"
+
+
+@pytest.mark.zoo
+def test_of_500_networks_none_is_a_counter_example_and_19_of_20_lose_a_channel():
+    outcomes = examined(500)
+    assert len(outcomes) == 500
+    assert sum(o.lost for o in outcomes) >= 0.95 * len(outcomes), lost(outcomes)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(specs(), st.floats(0.1, 0.9))
+def test_a_ratio_of_each_group_goes_within_rounding(spec, ratio):
+    net = built(spec)
+    trace = prune.trace(net, image(batch=1, side=spec.side))
     if not trace.groups:
         return
     plan = prune.plan(trace, prune.score(trace, net), ratio=ratio, scope="group")
@@ -145,3 +68,65 @@ def test_a_ratio_of_each_group_goes_within_rounding(net, ratio):
         assert abs((size.before - size.after) - ratio * size.before) <= 1.5
         assert 1 <= size.after <= size.before
     assert sum(s.before for s in plan.groups) == sum(len(np.unique(g.units)) for g in trace.groups)
+
+
+# Counter-examples that were found, reduced: each was a fault once ----------------------------------------
+
+FOUND = {
+    "the direction of a masked row of a weight norm is 0 / 0": Spec((B("conv", 5),)),
+    "an odd number of channels rolled by half of them": Spec((B("gate"), B("order", 11)), width=9, seed=945),
+    "odd halves that lose as many channels each": Spec((B("halves", 7, 0, (B("conv"),)),), width=9, seed=705),
+    "keys and values that several heads share": Spec(
+        (B("tokens", 0, 0, (B("attention", 8),)), B("tokens", 0, 0, (B("multihead"),))), seed=373
+    ),
+    "dims of heads whose scale follows the head": Spec(
+        (B("tokens", 0, 0, (B("attention", 11), B("attention"))),), dims=True, seed=669
+    ),
+    "a learned query, of which costs cannot be counted": Spec((B("tokens", 0, 0, (B("attention", 7),)),), seed=763),
+    "products of heads, which are not heads of products": Spec(
+        (B("conv", 3), B("tokens", 0, 0, (B("attention", 10),))), seed=151
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", FOUND.values(), ids=[name.replace(" ", "-") for name in FOUND])
+def test_what_was_a_counter_example_is_none(spec):
+    for seed in range(spec.seed, spec.seed + 4):
+        examine(replace(spec, seed=seed))
+
+
+# The generator -------------------------------------------------------------------------------------------
+
+
+def kinds_of(blocks):
+    for block in blocks:
+        yield block.kind
+        yield from kinds_of(block.inner)
+        yield from kinds_of(block.other)
+
+
+def test_every_kind_of_block_is_drawn():
+    seen = {kind for seed in range(150) for kind in kinds_of(from_seed(seed).blocks)}
+    assert seen == {*IMAGES, *TOKENS, "tokens"}
+
+
+def test_a_spec_is_the_network():
+    spec = from_seed(11)
+    assert from_seed(11) == spec
+    assert eval(repr(spec)) == spec
+    one, other = built(spec).state_dict(), built(spec).state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_every_variant_of_a_block_runs_at_every_size(kind):
+    for a in range(12):
+        for s in ((8, 6, 6), (9, 7, 7), (6, 3, 2), (10, 2, 2), (24, 4, 5)):
+            net, shape = chain(s, (B(kind, a, a * 5 % 12, (B("conv"),), (B("act"),)),))
+            assert isinstance(net, nn.Module)
+            assert net.eval()(torch.randn(2, *s)).shape == (2, *shape)
+
+
+def test_a_counter_example_is_reduced_to_what_is_wrong():
+    spec = next(s for s in map(from_seed, range(100)) if "shuffle" in set(kinds_of(s.blocks)) and len(s.blocks) > 3)
+    assert reduced(spec, lambda s: "shuffle" in set(kinds_of(s.blocks))).blocks == (B("shuffle"),)

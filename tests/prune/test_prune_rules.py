@@ -61,11 +61,14 @@ def test_a_transposed_convolution_has_its_rows_in_dimension_one():
     assert trace.roles["t.weight", 0] == "consumer"
 
 
-def test_a_grouped_transposed_convolution_is_protected_by_name():
+def test_a_grouped_transposed_convolution_ties_the_same_place_of_each_group():
     net = Net(lambda m, x: m.c(m.t(m.a(x))), a=conv(3, 6), t=nn.ConvTranspose2d(6, 4, 2, 2, groups=2), c=conv(4, 5))
-    trace = prune.trace(net, image())
-    assert sizes(trace) == {}
-    assert trace.protected["a.weight:0"] == "grouped transposed convolution"
+    assert sizes(proved(net)) == {"a": 3, "t": 2}
+
+
+def test_a_depthwise_transposed_convolution_ties_in_and_out():
+    net = Net(lambda m, x: m.c(m.t(m.a(x))), a=conv(3, 6), t=nn.ConvTranspose2d(6, 12, 2, 2, groups=6), c=conv(12, 5))
+    assert sizes(proved(net)) == {"a": 6}
 
 
 def test_a_one_dimensional_convolution_is_a_convolution():
@@ -138,12 +141,12 @@ def test_division_keeps_the_zero_of_what_is_divided():
     assert sizes(proved(net)) == {"a": 8}
 
 
-def test_a_gate_of_one_channel_lets_no_channel_go_alone():
+def test_a_gate_of_one_channel_stays():
     net = Net(lambda m, x: m.c(m.a(x) * torch.sigmoid(m.g(x))), a=conv(3, 8), g=conv(3, 1), c=conv(8, 5))
     trace = prune.trace(net, image())
-    assert all(len(group.units) == 1 for group in trace.groups)
-    plan = prune.plan(trace, prune.score(trace, net), ratio=0.9)
-    assert plan.slots == {}
+    assert sizes(trace) == {"a": 8}
+    assert ("g.weight", 0) not in trace.slots, "a dimension of one has no channels to lose"
+    proved(net)
 
 
 # Moving elements ------------------------------------------------------------------------------------------
@@ -486,11 +489,11 @@ def test_an_unknown_operator_protects_by_name():
     assert sizes(trace) == {"b": 7}
 
 
-def test_layer_norm_is_unknown_and_protects():
+def test_channels_under_a_layer_norm_go_and_are_not_called_preserving():
     net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
-    trace = prune.trace(net, torch.randn(4, 6))
-    assert sizes(trace) == {}
-    assert "layer_norm" in trace.protected["0.weight:0"]
+    trace = proved(net, torch.randn(8, 6))
+    assert sizes(trace) == {"0": 8}
+    assert not trace.preserving[trace.slots["0.weight", 0]].any()
 
 
 def test_a_branch_that_only_training_takes_is_traced():

@@ -1,0 +1,113 @@
+"""Sizes that modules keep as numbers, each with the slot that it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from compress.prune.labels import Slot
+from compress.prune.units import Attribute, Group, Trace
+
+Follows = tuple[str, str, int, int, int]
+"""Attribute, parameter, dimension, factor, divisor: new value = kept length x factor / divisor."""
+
+
+def attributes(model: nn.Module, slots: Mapping[Slot, Any], tied: Mapping[str, str], heads: str) -> Iterator[Attribute]:
+    """The sizes that torch's own layers, and the substitutes for its attentions, keep as numbers."""
+    for path, module in model.named_modules():
+        for name, parameter, dim, factor, divisor in _follows(module, heads):
+            full = f"{path}.{parameter}" if path else parameter
+            slot = (tied.get(full, full), dim)
+            if slot in slots:
+                value = getattr(module, name)
+                entry = value if isinstance(value, int) else value[dim]
+                yield Attribute(path, name, int(entry), slot, factor, divisor)
+
+
+def _follows(module: nn.Module, heads: str) -> list[Follows]:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _convolution(module)
+    if isinstance(module, nn.Linear):
+        return [("out_features", "weight", 0, 1, 1), ("in_features", "weight", 1, 1, 1)]
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return [("num_features", "weight" if module.affine else "running_mean", 0, 1, 1)]
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        dims = range(len(module.normalized_shape))
+        return [("normalized_shape", "weight", d, 1, 1) for d in dims if module.normalized_shape[d] > 1]
+    if isinstance(module, nn.GroupNorm):
+        groups = [("num_groups", "weight", 0, module.num_groups, module.num_channels)] if module.num_groups > 1 else []
+        return [("num_channels", "weight", 0, 1, 1), *groups]
+    if isinstance(module, nn.Embedding):
+        return [("embedding_dim", "weight", 1, 1, 1)]
+    if isinstance(module, nn.PReLU):
+        return [("num_parameters", "weight", 0, 1, 1)]
+    return _attention(module, heads)
+
+
+def _convolution(module: nn.modules.conv._ConvNd) -> list[Follows]:
+    groups, weight = module.groups, module.weight
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if groups > 1 and weight.shape[0] == groups:
+            per = module.out_channels // groups
+            return [
+                ("in_channels", "weight", 0, 1, 1),
+                ("out_channels", "weight", 0, per, 1),
+                ("groups", "weight", 0, 1, 1),
+            ]
+        return [("in_channels", "weight", 0, 1, 1), ("out_channels", "weight", 1, groups, 1)]
+    if groups > 1 and weight.shape[1] == 1:
+        per = module.out_channels // groups
+        return [
+            ("out_channels", "weight", 0, 1, 1),
+            ("in_channels", "weight", 0, 1, per),
+            ("groups", "weight", 0, 1, per),
+        ]
+    return [("out_channels", "weight", 0, 1, 1), ("in_channels", "weight", 1, groups, 1)]
+
+
+def _attention(module: nn.Module, heads: str) -> list[Follows]:
+    """Head counts, head widths and model widths of the substitutes; q, k and v may be packed in one weight."""
+    kind = type(module).__name__
+    if kind == "MultiheadAttention" and type(module) is not nn.MultiheadAttention:
+        packed = module.in_proj_weight is not None
+        rows, times = ("in_proj_weight", 3) if packed else ("q_proj_weight", 1)
+        inputs = [
+            ("kdim", rows if packed else "k_proj_weight", 1, 1, 1),
+            ("vdim", rows if packed else "v_proj_weight", 1, 1, 1),
+        ]
+        return [("embed_dim", "out_proj.weight", 0, 1, 1), *inputs, *_heads(module, "num_heads", rows, times, heads)]
+    if kind in ("WindowAttention", "WindowAttentionV2"):
+        return _heads(module, "num_heads", "qkv.weight", 3, heads)
+    if kind == "RelativeAttention":
+        return _heads(module, "n_heads", "to_qkv.weight", 3, heads)
+    return []
+
+
+def _heads(module: Any, count: str, rows: str, times: int, heads: str) -> list[Follows]:
+    """Whole heads go and are counted, or dims of each head go and make it narrower."""
+    if heads == "whole":
+        return [(count, rows, 0, 1, times * int(module.head_dim))]
+    return [("head_dim", rows, 0, 1, times * int(getattr(module, count)))]
+
+
+def candidates(model: nn.Module, path: str, groups: list[Group], trace: Trace) -> list[Attribute]:
+    """Plain sizes of one module that equal the number of units of a blamed group, or the length of one of its slots."""
+    found = []
+    for name, value in vars(model.get_submodule(path)).items():
+        entries = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int and n > 1]
+        for entry in dict.fromkeys(entries):
+            slot = next((s for g in groups for s in g.slots if len(trace.slots[s]) == entry), None)
+            if slot is None:
+                slot = next((g.slots[0] for g in groups if len(g.units) == entry), None)
+            if slot is not None and not any(a.module == path and a.name == name for a in trace.attributes):
+                found.append(Attribute(path, name, entry, slot, entry, len(trace.slots[slot])))
+    return found
+
+
+def set_size(module: nn.Module, name: str, before: int, after: int) -> None:
+    """Patches a size, or each equal entry of a tuple or list of sizes such as `normalized_shape`."""
+    value = getattr(module, name)
+    several = isinstance(value, tuple | list)
+    setattr(module, name, type(value)(after if n == before else n for n in value) if several else after)

@@ -1,0 +1,116 @@
+"""Probes: copies of a network without storage, whole or cut, on which passes are watched."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import types
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, torch.Size, type, types.FunctionType,
+          types.BuiltinFunctionType, np.generic)  # fmt: skip
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+_HOLDERS = frozenset((dict, OrderedDict, set))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps the garbage collector from going over all of torch's objects again and again while many are made."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy(model, memo)` gives, several times as quick.
+
+    Modules are copied by their dictionaries; whatever is not a plain value in these is left to `deepcopy`, which
+    finds the modules and tensors that it refers to in the memo. A module with its own way to be copied keeps it.
+    """
+    shells: list[tuple[nn.Module, nn.Module]] = []
+
+    def shell(module: nn.Module) -> None:
+        if id(module) in memo or _own_way(type(module)):
+            return
+        memo[id(module)] = new = object.__new__(type(module))
+        shells.append((module, new))
+        for child in module._modules.values():
+            if child is not None:
+                shell(child)
+
+    shell(model)
+    for old, new in shells:
+        own = new.__dict__
+        for key, value in old.__dict__.items():
+            kind = type(value)
+            # Most of a module's dictionary is plain values and empty dictionaries of hooks.
+            if kind in _PLAIN:
+                own[key] = value
+            elif key == "_compiled_call_impl":
+                # Compiled code would go on computing with the module that it was made from.
+                own[key] = None
+            elif kind in _HOLDERS and not value:
+                own[key] = kind()
+            else:
+                own[key] = _copied(value, memo)
+    return memo.get(id(model)) or copy.deepcopy(model, memo)
+
+
+def _own_way(kind: type) -> bool:
+    names: tuple[str, ...] = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__")
+    # Torch's own layers only mend old pickles in __setstate__.
+    names += () if kind.__module__.startswith("torch.nn.modules") else ("__setstate__",)
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in names)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    kind = type(value)
+    if kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value)) or isinstance(value, _ATOMS):
+        return value
+    if kind is dict or kind is OrderedDict:
+        return kind([(key, _copied(item, memo)) for key, item in value.items()])
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        # What a hook computed from parameters, as masks and old weight norms do, and will compute anew.
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
+    return copy.deepcopy(value, memo)
+
+
+def stand_ins(
+    tensors: Mapping[str, torch.Tensor], kept: Mapping[str, Mapping[int, np.ndarray[Any, Any]]], real: bool
+) -> dict[int, torch.Tensor]:
+    """id of each parameter or buffer -> its stand-in, cut where `kept` says which indices of a dimension stay.
+
+    Stand-ins have no storage unless `real`; integers keep their values, since code may count with them.
+    """
+    memo: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) in memo:
+            continue
+        cut = kept.get(name, {})
+        if real or not tensor.dtype.is_floating_point:
+            value = tensor.detach()
+            for d, index in cut.items():
+                value = value.index_select(d, torch.from_numpy(index).to(value.device))
+            memo[id(tensor)] = value.clone()
+        else:
+            # Fresh and contiguous: a stride of the user's says nothing about channels.
+            shape = [len(cut[d]) if d in cut else n for d, n in enumerate(tensor.shape)]
+            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return memo

@@ -1,0 +1,194 @@
+"""Shapes: what common operators give on the meta device, without asking torch, which takes ten times as long.
+
+Each function gives an empty meta tensor of the right shape and type, or None where only torch knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _empty(shape: Any, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def convolution(
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> Tensor | None:  # fmt: skip
+    n = w.dim() - 2
+    inner = w.shape[0] if transposed else w.shape[1] * groups
+    if (
+        transposed
+        or x.dim() != w.dim()
+        or x.shape[1] != inner
+        or w.shape[0] % groups
+        or min(len(stride), len(padding)) < n
+    ):
+        return None
+    if bias is not None and bias.shape[0] != w.shape[0]:
+        return None
+    if w.dtype != x.dtype or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or min(w.shape) < 1:
+        return None
+    size = [
+        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (w.shape[i + 2] - 1) - 1) // stride[i] + 1 for i in range(n)
+    ]
+    return _empty([x.shape[0], w.shape[0], *size], x) if min(size) > 0 else None
+
+
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, *rest: Any) -> Any:
+    trains = rest[0] is True
+    if x.dim() < 2 or (not trains and (mean is None or var is None)):
+        return None
+    c = x.shape[1]
+    if any(t is not None and (t.shape != (c,) or t.dtype != x.dtype) for t in (weight, bias, mean, var)):
+        return None
+    saved = [c] if trains else [0]
+    return _empty(x.shape, x), _empty(saved, x), _empty(saved, x)
+
+
+def layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    if (
+        not 0 < len(shape) <= x.dim()
+        or list(x.shape[-len(shape) :]) != list(shape)
+        or any(t is not None and list(t.shape) != list(shape) for t in (weight, bias))
+    ):
+        return None
+    rest = [*x.shape[: -len(shape)], *[1] * len(shape)]
+    return _empty(x.shape, x), _empty(rest, x), _empty(rest, x)
+
+
+def rms_norm(x: Tensor, shape: Any, weight: Tensor | None, eps: Any = None) -> Any:
+    found = layer_norm(x, shape, weight, None, 0.0)
+    return None if found is None else found[:2]
+
+
+def unary(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
+    return None if named or any(isinstance(a, Tensor) for a in rest) else torch.empty_like(x)
+
+
+def in_place(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
+    return x if not any(isinstance(a, Tensor) and a.shape != x.shape for a in rest) else None
+
+
+def binary(x: Tensor, y: Any, *rest: Any, **named: Any) -> Tensor | None:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dtype != y.dtype or not x.dim() or not y.dim():
+        return None
+    if x.shape == y.shape:
+        return torch.empty_like(x)
+    long, short = (x.shape, y.shape) if x.dim() >= y.dim() else (y.shape, x.shape)
+    size = list(long)
+    for d, n in enumerate(short, len(long) - len(short)):
+        if size[d] == 1:
+            size[d] = n
+        elif n not in (1, size[d]):
+            return None
+    return _empty(size, x)
+
+
+def scaled(x: Tensor, number: Any) -> Tensor | None:
+    return torch.empty_like(x) if x.dtype.is_floating_point and isinstance(number, int | float) else None
+
+
+def softmax(x: Tensor, dim: int, *rest: Any, **named: Any) -> Tensor | None:
+    plain = -x.dim() <= dim < x.dim() and x.dtype.is_floating_point
+    return None if named or any(rest) or not plain else torch.empty_like(x)
+
+
+def addmm(c: Tensor, a: Tensor, b: Tensor, **named: Any) -> Tensor | None:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or c.shape != b.shape[1:] or c.dtype != a.dtype:
+        return None
+    return _empty([a.shape[0], b.shape[1]], a) if a.dtype == b.dtype else None
+
+
+def concat(parts: Any, dim: int = 0) -> Tensor | None:
+    first = parts[0]
+    if not -first.dim() <= dim < first.dim():
+        return None
+    d = dim % max(first.dim(), 1)
+    rest = [*first.shape[:d], *first.shape[d + 1 :]]
+    if any(
+        p.dim() != first.dim() or p.dtype != first.dtype or [*p.shape[:d], *p.shape[d + 1 :]] != rest for p in parts
+    ):
+        return None
+    return _empty([*first.shape[:d], sum([p.shape[d] for p in parts]), *first.shape[d + 1 :]], first)
+
+
+def vector_norm(x: Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False, **named: Any) -> Tensor | None:
+    return mean(x, dims, keepdim, **named) if x.dtype.is_floating_point else None
+
+
+def mean(x: Tensor, dims: Any, keepdim: bool = False, **named: Any) -> Tensor | None:
+    if named or dims is None or not len(dims):
+        return None
+    if any(not -x.dim() <= d < x.dim() for d in dims):
+        return None
+    gone = {d % x.dim() for d in dims}
+    if len(gone) < len(dims):
+        return None
+    return _empty([1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone], x)
+
+
+def max_pool(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    if x.dim() != 4 or ceil_mode:
+        return None
+    k, s, p, d = ([v, v] if isinstance(v, int) else [*v, *v][:2] for v in (kernel, stride or kernel, padding, dilation))
+    if any(2 * p[i] > k[i] or p[i] < 0 or s[i] < 1 or d[i] < 1 for i in (0, 1)):
+        return None
+    size = [(x.shape[i + 2] + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i in (0, 1)]
+    out = _empty([*x.shape[:2], *size], x)
+    return (out, torch.empty(out.shape, dtype=torch.int64, device="meta")) if min(size) > 0 else None
+
+
+def _floating(shape: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for numbers with a point only: of others torch knows what it gives, or refuses them."""
+
+    def guarded(first: Any, *rest: Any, **named: Any) -> Any:
+        x = first if isinstance(first, Tensor) or not first else first[0]
+        return shape(first, *rest, **named) if isinstance(x, Tensor) and x.dtype.is_floating_point else None
+
+    return guarded
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "aten.convolution": convolution,
+    "aten.native_batch_norm": batch_norm,
+    "aten._native_batch_norm_legit_no_training": batch_norm,
+    "aten.native_layer_norm": layer_norm,
+    "aten._fused_rms_norm": rms_norm,
+    "aten.mean.dim": mean,
+    "aten.max_pool2d_with_indices": max_pool,
+    **{
+        f"aten.{name}": unary for name in ("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "exp")
+    },
+    **{
+        f"aten.{name}": in_place
+        for name in (
+            "relu_",
+            "silu_",
+            "hardswish_",
+            "hardtanh_",
+            "hardsigmoid_",
+            "sigmoid_",
+            "leaky_relu_",
+            "add_",
+            "mul_",
+        )
+    },
+    **{f"aten.{name}.Tensor": binary for name in ("add", "sub", "mul")},
+    "aten.mul.Scalar": scaled,
+    "aten.clamp_min": scaled,
+    "aten._softmax": softmax,
+    "aten._safe_softmax": softmax,
+    "aten.addmm": addmm,
+    "aten.cat": concat,
+    "aten.linalg_vector_norm": vector_norm,
+}
+SHAPES = {name: _floating(shape) for name, shape in _SHAPES.items()}
+"""Operator, with or without its overload -> its shape."""

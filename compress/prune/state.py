@@ -1,0 +1,163 @@
+"""What training keeps beside the weights, cut as the parameters are: optimizer state and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import PlanError
+from compress.prune.planning import named_tensors
+
+if TYPE_CHECKING:
+    from compress.prune.surgery import Cut, Indices
+
+PREFIXES = ("", "module.")
+"""Where averaged weights have the network's names; an `AveragedModel` has the network in `module`."""
+
+_UNCUT = "which is not cut; make the optimizer after the cut."
+
+
+def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int, object]) -> torch.optim.Optimizer:
+    """A new optimizer of the same class, groups and options over the new parameters.
+
+    State of a parameter's shape is sliced as the parameter is, along the dimensions in which it is not 1 (factored
+    second moments); state of one element is copied. As where torch copies an optimizer, hooks and learning-rate
+    schedulers stay behind: give the new optimizer a new scheduler, which takes the old one's `state_dict`.
+
+    Args:
+        optimizer: over parameters of the network.
+        cut: the plan and the network.
+        memo: id of each parameter of the network -> the parameter that takes its place.
+
+    Raises:
+        PlanError: a parameter is not the network's, or there is state of another kind.
+    """
+    kind = type(optimizer).__name__
+    own = {k: v for k, v in vars(optimizer).items() if not k.endswith("_hooks") and not callable(v)}
+    if "param_groups" not in own or any(isinstance(value, torch.optim.Optimizer) for value in own.values()):
+        raise PlanError(f"{kind} wraps another optimizer; give apply() the one inside.")
+    names = {id(tensor): name for name, tensor in reversed(cut.tensors.items())}
+    for g, group in enumerate(optimizer.param_groups):
+        for k, parameter in enumerate(group["params"]):
+            if id(parameter) not in names:
+                raise PlanError(
+                    f"Parameter {k} in group {g} of {kind} is not the network's; "
+                    "give apply() an optimizer that was made from this network's parameters."
+                )
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise PlanError(f"LBFGS keeps one vector for all parameters, {_UNCUT}")
+    copies = dict(memo)
+    for parameter, state in optimizer.state.items():
+        name = names.get(id(parameter), "")
+        kept = cut.kept.get(name, {})
+        for key, tensor in _tensors(state, "state", kind):
+            if id(tensor) not in copies:
+                copies[id(tensor)] = _cut_state(tensor, parameter, kept, cut, f"{kind}'s {key} of '{name}'")
+        if isinstance(optimizer, torch.optim.Adafactor) and "row_var" in state:
+            _rescale(state["row_var"], state["col_var"], kept, cut, copies)
+    for key, tensor in _tensors({name: value for name, value in own.items() if name != "state"}, ""):
+        if id(tensor) not in copies and tensor.numel() > 1:
+            raise PlanError(f"{kind} keeps a tensor of shape {tuple(tensor.shape)} as its {key}, {_UNCUT}")
+    new = type(optimizer).__new__(type(optimizer))
+    new.__setstate__(copy.deepcopy(own, copies))
+    return new
+
+
+def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module | dict[str, Tensor]:
+    """Averaged weights of the same type, cut as the network is.
+
+    Args:
+        average: a module with the network's names, such as an `AveragedModel`, or a dictionary from names to tensors;
+            of the network's tensors those may be missing that are not trained.
+        cut: the plan and the network.
+
+    Raises:
+        PlanError: a name is missing or foreign, or a shape differs.
+    """
+    if isinstance(average, nn.Module):
+        root = average.get_submodule(_prefix(named_tensors(average), cut).rstrip("."))
+        cut.check_modules(root)
+        memo: dict[int, object] = {}
+        cut.copy(root, named_tensors(root), memo)
+        return copy.deepcopy(average, memo)
+    if not isinstance(average, dict):
+        raise PlanError(f"Averaged weights are a module or a dictionary of tensors, not a {type(average).__name__}.")
+    prefix = _prefix({k: v for k, v in average.items() if isinstance(v, Tensor)}, cut)
+    small = copy.copy(average)
+    memo = {}
+    for key, value in average.items():
+        if isinstance(value, Tensor) and id(value) not in memo:
+            memo[id(value)] = cut.sliced(value, cut.kept.get(key.removeprefix(prefix), {}))
+        small[key] = copy.deepcopy(value, memo)
+    return small
+
+
+def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
+    """What `own` puts before the network's names, once names and shapes are found right."""
+    trained: dict[int, list[str]] = {}
+    for name, tensor in cut.tensors.items():
+        if tensor.requires_grad:
+            trained.setdefault(id(tensor), []).append(name)
+    lacking = {p: [n[0] for n in trained.values() if not any(p + name in own for name in n)] for p in PREFIXES}
+    prefix = min(PREFIXES, key=lambda p: (len(lacking[p]), -sum(p + name in own for name in cut.tensors)))
+    if lacking[prefix]:
+        raise PlanError(f"The averaged weights lack '{lacking[prefix][0]}'; give those of this network.")
+    for key, tensor in own.items():
+        expected = cut.tensors.get(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if expected is not None and tensor.shape != expected.shape:
+            raise PlanError(
+                f"The averaged weights have '{key}' as {tuple(tensor.shape)}, the network as {tuple(expected.shape)}."
+            )
+        # A counter, such as `n_averaged`, is theirs alone.
+        if expected is None and tensor.numel() > 1:
+            raise PlanError(
+                f"The averaged weights have '{key}', which the network does not; give those of this network."
+            )
+    return prefix
+
+
+def _cut_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices], cut: Cut, what: str) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise PlanError(f"{what} is of type {type(tensor).__name__}, {_UNCUT}")
+    if tensor.numel() == 1 or not kept:
+        return tensor.detach().clone()
+    shape, like = tuple(tensor.shape), tuple(parameter.shape)
+    if len(shape) != len(like) or any(size not in (1, full) for size, full in zip(shape, like, strict=True)):
+        raise PlanError(f"{what} has shape {shape}, not the parameter's {like}, {_UNCUT}")
+    return cut.sliced(tensor, {d: k for d, k in kept.items() if tensor.shape[d] > 1})
+
+
+def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut, copies: Mapping[int, Any]) -> None:
+    """Makes means over all rows and columns those over what stays.
+
+    Adafactor takes the second moment of w[i, j] to be row[i] * column[j] / mean(row), both being means over the last
+    two dimensions; with both rescaled it is for each weight that stays what it was.
+    """
+    last = row.dim()
+    if not {last - 1, last - 2} & set(kept):
+        return
+    before = {d: k for d, k in kept.items() if d < last - 2}
+    small_row, small_column = copies[id(row)], copies[id(column)]
+    rows = small_row.mean(-2, keepdim=True), cut.sliced(row, before).mean(-2, keepdim=True)
+    columns = small_column.mean(-1, keepdim=True), cut.sliced(column, before).mean(-1, keepdim=True)
+    small_row.mul_((columns[0] / columns[1]).nan_to_num(1.0))
+    small_column.mul_((rows[0] / rows[1]).nan_to_num(1.0))
+
+
+def _tensors(value: Any, key: str, owner: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in a nest, each with its key; with an `owner`, nothing but tensors and numbers may be there."""
+    if isinstance(value, Tensor):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _tensors(entry, str(name), owner)
+    elif isinstance(value, list | tuple | set | deque):
+        for entry in value:
+            yield from _tensors(entry, key, owner)
+    elif owner and not isinstance(value, bool | int | float | complex | str | None):
+        raise PlanError(f"{owner}'s {key} is of type {type(value).__name__}, {_UNCUT}")

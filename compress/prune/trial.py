@@ -1,0 +1,198 @@
+"""Trial cuts: the network is cut in a few uneven ways and watched again, to find the sizes that its code fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
+from compress.prune.rules import MOVES, Call, Role, Rule, tensors
+from compress.prune.settle import Settled
+from compress.prune.watch import COPIES, Found, Seen, Source, Watch, module_path, numbers
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Units that cannot be cut as they were, the reason, and the call and the module where it showed."""
+
+    units: npt.NDArray[np.int64]
+    reason: str
+    call: int
+    module: str
+
+
+class StoppedError(Exception):
+    """A cut network takes another way than the whole one: what comes after says nothing."""
+
+
+class Trial(Watch):
+    """Watches a cut network: each call has to give the labels that the whole network's gave, cut.
+
+    Args:
+        state: stand-ins of the cut network.
+        found: what the whole network told.
+        settled: its units.
+        kept: which of these stay.
+        model: the cut network, to say where something showed.
+    """
+
+    def __init__(
+        self, state: dict[str, torch.Tensor], found: Found, settled: Settled, kept: npt.NDArray[np.bool_],
+        heads: str, model: torch.nn.Module,
+    ) -> None:  # fmt: skip
+        super().__init__(state, Found(), heads)
+        self.whole, self.settled, self.kept, self.model = found, settled, kept, model
+        self.blames: list[Blame] = []
+        self.expected: list[Seen] = []
+        self.at = 0
+        self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
+
+    def begin(self, calls: list[Seen]) -> None:
+        self.expected, self.at = calls, 0
+
+    def slot(self, slot: Slot, size: int) -> Labels:
+        labels = self.whole.slots.get(slot)
+        if labels is None:
+            raise StoppedError
+        return labels[self.kept[self.settled.unit_of[labels]]]
+
+    def run(self, func: Any, name: str, args: Any, kwargs: Any, shape: Callable[..., Any] | None) -> Any:
+        try:
+            return super().run(func, name, args, kwargs, shape)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            seen = self._next(name)
+            # The failing call gives what it should have, so that one pass finds all that fail.
+            left = [self._left(seen, k) for k in range(len(seen.flows))]
+            self._blame(args, f"fixed size: {_first_line(error)}")
+            if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
+                raise StoppedError from None
+            outs = [torch.empty(part[1], device="meta") for part in left if part is not None]
+            return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def after(
+        self, name: str, rule: Rule | None, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor],
+        sources: tuple[Source, ...],
+    ) -> None:  # fmt: skip
+        if name in COPIES:
+            self.label(name, rule, args, kwargs, out, outs)
+            self.sources[id(outs[0])] = sources[0]
+            return
+        seen = self._next(name)
+        if len(outs) != len(seen.flows) or sources != seen.sources:
+            self._blame(args, "fixed size: the network takes another way after a cut", seen)
+            raise StoppedError
+        wrong = ""
+        if seen.numbers != numbers(name, args, kwargs):
+            wrong = "fixed size: a number follows the size"
+        # Inputs are as expected, so outputs are: only what moves by places that the code names can go wrong.
+        moved = self.label(name, rule, args, kwargs, out, outs) if name in MOVES else None
+        for k, (tensor, flow) in enumerate(zip(outs, seen.flows, strict=True)):
+            left = self._left(seen, k)
+            if left is None or not self._agrees(tensor, None if moved is None else moved[k], flow, *left):
+                wrong = wrong or "fixed size: channels meet in other ways after a cut"
+            # What follows is judged by itself.
+            self._keep(tensor, flow if left is None else left[0])
+        if wrong:
+            self._blame((args, outs), wrong, seen)
+        self.come(outs, self.at)
+        self.at += 1
+
+    def _next(self, name: str) -> Seen:
+        if self.at >= len(self.expected) or self.expected[self.at].name != name:
+            raise StoppedError
+        return self.expected[self.at]
+
+    def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
+        """Whether a tensor has the sizes, and where it was moved the channels, that the whole network's has, cut."""
+        if whole.origin.startswith("output of") or (whole.uniform and not whole.layers):
+            return True
+        if list(tensor.shape) != size:
+            # One value that was expanded takes any size; what it meets is judged by itself.
+            real = zip(tensor.shape, tensor.stride(), strict=True)
+            if tensor.dim() != len(size) or any(n != m and step for (n, step), m in zip(real, size, strict=True)):
+                return False
+        if moved is None:
+            return True
+        own = {layer.dims: layer.labels for layer in moved.layers}
+        expected = {layer.dims: layer.labels for layer in left.layers}
+        if own.keys() != expected.keys():
+            # Where one channel is left, one side may have noticed that its labels no longer change.
+            own, expected = self._as_units(own.values()), self._as_units(expected.values())
+        if own.keys() != expected.keys():
+            return False
+        return all(own[dims] is labels or np.array_equal(own[dims], labels) for dims, labels in expected.items())
+
+    def _left(self, seen: Seen, k: int) -> tuple[Flow, list[int]] | None:
+        """What is left of the k-th output of a call: its flow and its size; None where it is no longer a rectangle."""
+        flow, size, layers = seen.flows[k], list(seen.shapes[k]), []
+        for layer in flow.layers:
+            labels, cut = self._cut_labels(layer.labels)
+            if labels is None:
+                return None
+            for d in layer.dims:
+                size[d] = cut[d]
+            if labels.size > 1:
+                layers.append(Layer(labels, layer.zero))
+        return Flow(tuple(layers), flow.origin, flow.uniform), size
+
+    def _as_units(self, every: Iterable[Labels]) -> dict[tuple[int, ...], Labels]:
+        layers = [Layer(shrink(self.settled.unit_of[labels])) for labels in every]
+        return {layer.dims: layer.labels for layer in layers if layer.labels.size > 1}
+
+    def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
+        """What is left of the whole network's labels, None where no rectangle is, and how long each dimension is."""
+        key = id(labels)
+        if key not in self.cuts:
+            kept = self.kept[self.settled.unit_of[labels]]
+            if kept.all():
+                self.cuts[key] = labels, labels.shape
+            else:
+                every = range(labels.ndim)
+                index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]
+                where = np.ix_(*index)
+                whole = bool(kept[where].all())
+                self.cuts[key] = labels[where] if whole else None, tuple(len(i) for i in index)
+        return self.cuts[key]
+
+    def _blame(self, values: Any, reason: str, seen: Seen | None = None) -> None:
+        """Holds the units that reach a call responsible for what went wrong in it."""
+        parts = [np.empty(0, np.int64)]
+        for tensor in tensors(values):
+            parts += [layer.labels.reshape(-1) for layer in self.flow(tensor).layers]
+        for flow in seen.flows if seen is not None else ():
+            parts += [layer.labels.reshape(-1) for layer in flow.layers]
+        units = np.unique(self.settled.unit_of[np.concatenate(parts)])
+        self.blames.append(Blame(units, reason, self.at, module_path(self.model)))
+
+    # Outputs are compared call by call; what the rules say of the whole network still holds ----------------
+
+    def equate(self, left: Labels, right: Labels) -> None:
+        return
+
+    def protect(self, labels: Labels, reason: str) -> None:
+        return
+
+    def rectangle(self, labels: Labels) -> None:
+        return
+
+    def altered(self, labels: Labels, reason: str) -> None:
+        return
+
+    def spend(self, macs: float, *factors: Labels) -> None:
+        return
+
+    def role(self, slot: Slot | None, role: Role) -> None:
+        return
+
+    def unknown(self, call: Call, reason: str = "") -> Flow:
+        reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
+        return Flow((), reason)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,109 @@
+"""Every rule of the table: a network in which channels reach its operator, and the ways of breaking it that show."""
+
+from functools import cache
+
+import pytest
+import torch
+from rule_moves import CASES
+from rule_nets import BROKEN, Reached, prove, ruled
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.errors import PlanError
+from compress.prune.rules import RULES
+from compress.prune.watch import VIEWS, route
+
+EQUIVALENT = {
+    # Channels whose zero matters are held, whatever is said of it.
+    "aten.sqrt": {"never zero"},
+    "aten.sqrt_": {"never zero"},
+    # Of the columns, which a direction over all of them holds.
+    "aten._weight_norm_interface": {"always zero"},
+    # What nothing has been written into is neither.
+    "aten.empty_like": {"never zero"},
+}
+"""Operator -> ways of breaking its rule that change nothing."""
+
+
+@cache
+def reached(op):
+    """What the rule of an operator did in each of its cases, all of which hold."""
+    found = []
+    for case in CASES[op]:
+        found.append(Reached())
+        with ruled(op, found[-1].watching(RULES[op])):
+            prove(case)
+    return found
+
+
+def test_the_cases_are_those_of_the_table():
+    assert set(CASES) == set(RULES)
+
+
+@pytest.mark.parametrize("op", sorted(RULES))
+def test_the_operator_exists_and_is_looked_up_under_its_name(op):
+    namespace, _, name = op.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), name)
+    overload = getattr(packet, packet.overloads()[0])
+    assert route(overload)[:2] == (op, RULES[op])
+
+
+@pytest.mark.parametrize("op", sorted(RULES))
+def test_the_channels_are_those_expected_and_every_cut_is_the_mask(op):
+    assert all(case.labelled for case in reached(op))
+
+
+@pytest.mark.parametrize("op", sorted(RULES))
+def test_a_rule_that_is_broken_on_purpose_is_found(op):
+    ways = dict.fromkeys(way for case in reached(op) for way in case.broken)
+    assert set(ways) - EQUIVALENT.get(op, set())
+    missed = set()
+    for way in ways:
+        cases = [case for case, said in zip(CASES[op], reached(op), strict=True) if way in said.broken]
+        if not any(fails(op, way, case) for case in cases):
+            missed.add(way)
+    assert missed == EQUIVALENT.get(op, set())
+
+
+def fails(op, way, case):
+    """Whether a case shows that a rule is broken in one way."""
+    with ruled(op, BROKEN[way](RULES[op])):
+        try:
+            prove(case, draws=2)
+        except Exception:  # noqa: BLE001  (an expectation that is not met, a proof that fails, a crash)
+            return True
+    return False
+
+
+def test_a_wrong_order_of_channels_is_found_by_the_proof_itself():
+    """Not only because a case expects an order."""
+    for op in ("aten.relu", "aten.convolution", "aten.native_batch_norm", "aten.cat", "aten.max_pool2d_with_indices"):
+        with ruled(op, BROKEN["reverses"](RULES[op])), pytest.raises(PlanError, match="differs from the masked one"):
+            for case in CASES[op]:
+                prove(unexpected(case))
+
+
+def unexpected(case):
+    """The same case without what it expects of slots."""
+    return type(case)(case.make, case.free)
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **kwargs or {})
+
+
+def test_a_reshape_is_one_operator_under_each_of_its_names():
+    names = set()
+    for case in CASES["aten.view"]:
+        net, x = case.make()
+        with Names() as seen, torch.no_grad():
+            net(x)
+        names |= seen.names
+    assert set(VIEWS) <= names
+    assert set(VIEWS.values()) == {"aten.view"}
+    assert not set(VIEWS) & set(RULES), "the rule of another name would never be asked"
