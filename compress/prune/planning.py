@@ -212,15 +212,18 @@ def smallest_share(trace: Trace, round_to: int = 1, min_kept: int = 1) -> float:
 def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
     """The plan that keeps exactly the units in `kept` (bool, one a unit)."""
     slots: dict[str, KeptSlot] = {}
-    # Slots of one group often are one array: its indices are written out once.
+    # Slots of one group often are one array: its indices are written out once, and once for each role.
     written: dict[int, tuple[int, ...]] = {}
+    alike: dict[tuple[int, Role], KeptSlot] = {}
     for slot, units in trace.slots.items():
         if id(units) not in written:
             written[id(units)] = tuple(np.flatnonzero(kept[units]).tolist())
         stays = written[id(units)]
         if len(stays) < len(units):
-            role = trace.roles[slot]
-            slots[f"{slot[0]}:{slot[1]}"] = KeptSlot.model_construct(kept=stays, of=len(units), role=role)
+            key = (id(units), trace.roles[slot])
+            if key not in alike:
+                alike[key] = KeptSlot.model_construct(kept=stays, of=len(units), role=key[1])
+            slots[f"{slot[0]}:{slot[1]}"] = alike[key]
     sizes = trace.kept_sizes(kept)
     attributes: dict[str, dict[str, tuple[int, int]]] = {}
     for a in trace.attributes:

@@ -20,6 +20,7 @@ _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, t
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 _HOLDERS = frozenset((dict, OrderedDict, set))
+_MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @contextmanager
@@ -41,11 +42,17 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     finds the modules and tensors that it refers to in the memo. A module with its own way to be copied keeps it.
     """
     shells: list[tuple[nn.Module, nn.Module]] = []
+    own_way: dict[type, bool] = {}
 
     def shell(module: nn.Module) -> None:
-        if id(module) in memo or _own_way(type(module)):
+        if id(module) in memo:
             return
-        memo[id(module)] = new = object.__new__(type(module))
+        kind = type(module)
+        if kind not in own_way:
+            own_way[kind] = _own_way(kind)
+        if own_way[kind]:
+            return
+        memo[id(module)] = new = object.__new__(kind)
         shells.append((module, new))
         for child in module._modules.values():
             if child is not None:
@@ -64,6 +71,8 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 own[key] = None
             elif kind in _HOLDERS and not value:
                 own[key] = kind()
+            elif kind is dict and key in _MEMBERS:
+                own[key] = {name: memo[id(v)] if id(v) in memo else _copied(v, memo) for name, v in value.items()}
             else:
                 own[key] = _copied(value, memo)
     return memo.get(id(model)) or copy.deepcopy(model, memo)

@@ -193,7 +193,8 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
         )
     tensors = named_tensors(model)
     # Groups share their indices: equal ones become a tensor once.
-    made: dict[tuple[int, ...], Indices | None] = {}
+    made: dict[int, Indices | None] = {}
+    alike: dict[tuple[int, ...], Indices | None] = {}
     by_tensor: dict[int, dict[int, Indices]] = {}
     for key, slot in plan.slots.items():
         name, _, place = key.rpartition(":")
@@ -202,9 +203,12 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
         size = tensors[name].shape[int(place)]
         if slot.of != size:
             raise PlanError(f"The plan takes '{key}' to have {slot.of} channels, it has {size}.")
-        if slot.kept not in made:
-            made[slot.kept] = _indices(slot.kept)
-        indices = made[slot.kept]
+        # Most share the object too, and asking for that is quicker than hashing it.
+        if id(slot.kept) not in made:
+            if slot.kept not in alike:
+                alike[slot.kept] = _indices(slot.kept)
+            made[id(slot.kept)] = alike[slot.kept]
+        indices = made[id(slot.kept)]
         if indices is None or indices.last >= size:
             raise PlanError(f"The plan's indices for '{key}' must be rising, in 0..{size - 1} and not empty.")
         known = by_tensor.setdefault(id(tensors[name]), {}).setdefault(int(place), indices)

@@ -15,6 +15,7 @@ from torch import nn
 from compress.errors import ModelError
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import candidates, set_size
+from compress.prune.modes import Listener
 from compress.prune.planning import named_tensors
 from compress.prune.probe import clone, stand_ins, uncollected
 from compress.prune.reference import Repeatable
@@ -77,6 +78,7 @@ class _Tracing:
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
     tried: set[tuple[str, str]] = field(default_factory=set)
+    cleared: Settled | None = None
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -89,16 +91,10 @@ class _Tracing:
             raise ModelError(
                 f"{type(self.model).__name__} has lazy layers that have seen no input; run it once on an example first."
             )
-        try:
-            self.shell, self.state = self._shell()
-        except (TypeError, RuntimeError, NotImplementedError) as error:
-            raise ModelError(
-                f"{type(self.model).__name__} cannot be copied ({_first_line(error)}); "
-                "take what cannot be copied off its modules."
-            ) from error
+        self.shell = self._shell()
         self.found = self._watched()
         settled = self._settle()
-        while settled.trace.groups:
+        while settled.trace.groups and settled is not self.cleared:
             blames = self._blames(settled, list(settled.trace.groups))
             if not blames:
                 break
@@ -110,22 +106,28 @@ class _Tracing:
 
     # Passes ----------------------------------------------------------------------------------------------
 
-    def _shell(self) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        """A copy of the network to make probes from, with its substitutes in place."""
-        memo = stand_ins(self.tensors, {}, self.real)
-        state = {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
-        shell = clone(self.model, dict(memo))
-        for path, name in self.substitutions.items():
-            substitute(shell.get_submodule(path), name)
-        for path, module in self.modules:
-            if type(module) is nn.RMSNorm:
-                shell.get_submodule(path).__class__ = _WholeRMSNorm
-        return shell.eval(), state
+    def _shell(self) -> nn.Module:
+        """What sizes are read from: the network itself, or a copy with its substitutes in place."""
+        return self._probe({})[0] if self.substitutions else self.model
 
     def _probe(self, kept: dict[str, dict[int, Any]]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         """A copy to run, with its parameters and buffers by name under which their slots are kept."""
-        memo = stand_ins(self.state, kept, self.real)
-        return clone(self.shell, dict(memo)), {name: memo[id(tensor)] for name, tensor in self.state.items()}
+        memo = stand_ins(self.tensors, kept, self.real)
+        try:
+            net = clone(self.model, dict(memo))
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be copied ({_first_line(error)}); "
+                "take what cannot be copied off its modules."
+            ) from error
+        for path, name in self.substitutions.items():
+            substitute(net.get_submodule(path), name)
+        for path, module in self.modules:
+            if type(module) is nn.RMSNorm:
+                net.get_submodule(path).__class__ = _WholeRMSNorm
+        if any(module.training for module in net.modules()):
+            net.eval()
+        return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
     def _run(self, net: nn.Module, watch: Watch, training: bool) -> Any:
         if training:
@@ -147,7 +149,6 @@ class _Tracing:
                 raise self._refusal(error) from error
         self.real = True
         try:
-            self.shell, self.state = self._shell()
             return self._both_modes()
         except Exception as error:
             raise self._refusal(error) from error
@@ -163,9 +164,10 @@ class _Tracing:
 
     def _both_modes(self) -> Found:
         net, state = self._probe({})
-        watch = Watch(state, Found(), self.heads)
+        watch, listener = Watch(state, Found(), self.heads), Listener(net)
         self._pass(net, watch, training=False)
-        self._train_too(net, watch)
+        if listener.heard:
+            self._train_too(net, watch)
         if self.tensors and not watch.found.seen:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
@@ -241,11 +243,11 @@ class _Tracing:
             if not stays.all():
                 cut.setdefault(name, {})[dim] = np.flatnonzero(stays)
         net, state = self._probe(cut)
-        sizes = found.kept_sizes(kept)
+        sizes, modules = found.kept_sizes(kept), dict(net.named_modules(remove_duplicate=False))
         for a in found.attributes:
             after = sizes[a.slot] * a.factor // a.divisor
             if after != a.value:
-                set_size(net.get_submodule(a.module), a.name, a.value, after)
+                set_size(modules[a.module], a.name, a.value, after)
         trial = Trial(state, self.found, settled, kept, self.heads, net)
         free = ~found.protected_units
         try:
@@ -317,7 +319,11 @@ class _Tracing:
                 break
             self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
             tried = self._settle()
-            calls = {b.call for b in self._blames(tried, list(tried.trace.groups))}
+            left = self._blames(tried, list(tried.trace.groups))
+            if not left:
+                self.cleared = tried
+                return tried
+            calls = {b.call for b in left}
             # What fails earlier than before was broken by the patch, and what comes after was not reached.
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
             accepted += [a for call, sizes in trying if call in passed for a in sizes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
-from compress.prune.rules import MOVES, Call, Role, Rule, tensors
+from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.settle import Settled
-from compress.prune.watch import COPIES, Found, Seen, Source, Watch, module_path, numbers
+from compress.prune.watch import COPIES, Found, Route, Seen, Source, Watch, module_path, numbers
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Trial(Watch):
         self.blames: list[Blame] = []
         self.expected: list[Seen] = []
         self.at = 0
+        self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
 
     def begin(self, calls: list[Seen]) -> None:
@@ -61,11 +62,11 @@ class Trial(Watch):
             raise StoppedError
         return labels[self.kept[self.settled.unit_of[labels]]]
 
-    def run(self, func: Any, name: str, args: Any, kwargs: Any, shape: Callable[..., Any] | None) -> Any:
+    def run(self, func: Any, to: Route, args: Any, kwargs: Any, quick: bool) -> Any:
         try:
-            return super().run(func, name, args, kwargs, shape)
+            return super().run(func, to, args, kwargs, quick)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            seen = self._next(name)
+            seen = self._next(to.name)
             # The failing call gives what it should have, so that one pass finds all that fail.
             left = [self._left(seen, k) for k in range(len(seen.flows))]
             self._blame(args, f"fixed size: {_first_line(error)}")
@@ -75,22 +76,21 @@ class Trial(Watch):
             return outs[0] if len(outs) == 1 else tuple(outs)
 
     def after(
-        self, name: str, rule: Rule | None, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor],
-        sources: tuple[Source, ...],
-    ) -> None:  # fmt: skip
-        if name in COPIES:
-            self.label(name, rule, args, kwargs, out, outs)
+        self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
+    ) -> None:
+        if to.name in COPIES:
+            self.label(to, args, kwargs, out, outs)
             self.sources[id(outs[0])] = sources[0]
             return
-        seen = self._next(name)
+        seen = self._next(to.name)
         if len(outs) != len(seen.flows) or sources != seen.sources:
             self._blame(args, "fixed size: the network takes another way after a cut", seen)
             raise StoppedError
         wrong = ""
-        if seen.numbers != numbers(name, args, kwargs):
+        if seen.numbers != numbers(to, args, kwargs):
             wrong = "fixed size: a number follows the size"
         # Inputs are as expected, so outputs are: only what moves by places that the code names can go wrong.
-        moved = self.label(name, rule, args, kwargs, out, outs) if name in MOVES else None
+        moved = self.label(to, args, kwargs, out, outs) if to.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, seen.flows, strict=True)):
             left = self._left(seen, k)
             if left is None or not self._agrees(tensor, None if moved is None else moved[k], flow, *left):
@@ -129,7 +129,14 @@ class Trial(Watch):
 
     def _left(self, seen: Seen, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of the k-th output of a call: its flow and its size; None where it is no longer a rectangle."""
-        flow, size, layers = seen.flows[k], list(seen.shapes[k]), []
+        # What goes through an activation or a norm keeps its flow.
+        key = (id(seen.flows[k]), seen.shapes[k])
+        if key not in self.lefts:
+            self.lefts[key] = self._flow_left(seen.flows[k], list(seen.shapes[k]))
+        return self.lefts[key]
+
+    def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
+        layers = []
         for layer in flow.layers:
             labels, cut = self._cut_labels(layer.labels)
             if labels is None:
@@ -151,6 +158,11 @@ class Trial(Watch):
             kept = self.kept[self.settled.unit_of[labels]]
             if kept.all():
                 self.cuts[key] = labels, labels.shape
+            elif labels.size == max(labels.shape):
+                # Along one dimension anything that is left is a rectangle.
+                row = labels.reshape(-1)[kept.reshape(-1)]
+                shape = tuple([1 if n == 1 else len(row) for n in labels.shape])
+                self.cuts[key] = row.reshape(shape), shape
             else:
                 every = range(labels.ndim)
                 index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,16 +67,32 @@ class Found:
     passes: list[list[Seen]] = field(default_factory=list)
 
 
-_ROUTES: dict[Any, tuple[str, Rule | None, Callable[..., Any] | None]] = {}
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is known of an operator before it runs.
+
+    Args:
+        name: without the overload.
+        rule: what happens to the labels, None where nobody knows.
+        shape: its output's shape on the meta device, None where only torch knows.
+        factory: whether it makes a tensor of one value.
+        whole: whether whole numbers among its arguments are values, not sizes, places or counts.
+    """
+
+    name: str
+    rule: Rule | None
+    shape: Callable[..., Any] | None
+    factory: bool
+    whole: bool
 
 
-def route(func: Any) -> tuple[str, Rule | None, Callable[..., Any] | None]:
-    """Name, rule and quick shape of an operator; looked up once each."""
-    if func not in _ROUTES:
-        name = str(func.overloadpacket)
-        name = VIEWS.get(name, name)
-        _ROUTES[func] = (name, RULES.get(name), SHAPES.get(str(func)) or SHAPES.get(name))
-    return _ROUTES[func]
+@cache
+def route(func: Any) -> Route:
+    name = str(func.overloadpacket)
+    name = VIEWS.get(name, name)
+    factory = name.removeprefix("aten.") in FACTORIES
+    shape = SHAPES.get(str(func)) or SHAPES.get(name)
+    return Route(name, RULES.get(name), shape, factory, factory or name in POINTWISE)
 
 
 class Watch(TorchDispatchMode):
@@ -114,7 +131,7 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, rule, shape = route(func)
+        to = route(func)
         inputs = given(args, kwargs)
         known = meta = mixed = False
         for t in inputs:
@@ -123,39 +140,41 @@ class Watch(TorchDispatchMode):
                 meta = True
             elif t.dim():
                 mixed = True
+        if not known:
+            if meta and mixed:
+                args, kwargs = self._on_meta(args), self._on_meta(kwargs)
+            out = func(*args, **kwargs)
+            if to.factory:
+                self._keep(out, Flow(uniform=True))
+                self.sources[id(out)] = f"{to.name} {numbers(to, args, {})}"
+            return out
+        quick = meta and to.shape is not None
         if meta and mixed:
             args, kwargs = self._on_meta(args), self._on_meta(kwargs)
-            inputs, shape = given(args, kwargs), None
-        if not known:
-            out = func(*args, **kwargs)
-            if name.removeprefix("aten.") in FACTORIES:
-                self._keep(out, Flow(uniform=True))
-                self.sources[id(out)] = f"{name} {numbers(name, args, {})}"
-            return out
-        out = self.run(func, name, args, kwargs, shape if meta else None)
-        outs = given(out, None) if isinstance(out, list | tuple) else [out] if isinstance(out, torch.Tensor) else []
+            inputs, quick = given(args, kwargs), False
+        out = self.run(func, to, args, kwargs, quick)
+        outs = [out] if isinstance(out, torch.Tensor) else given(out, None) if isinstance(out, list | tuple) else []
         if outs:
-            self.after(name, rule, args, kwargs, out, outs, tuple([self.source(t) for t in inputs]))
+            self.after(to, args, kwargs, out, outs, tuple([self.source(t) for t in inputs]))
         return out
 
-    def run(self, func: Any, name: str, args: Any, kwargs: Any, shape: Callable[..., Any] | None) -> Any:
+    def run(self, func: Any, to: Route, args: Any, kwargs: Any, quick: bool) -> Any:
         """The operator's output; on the meta device often from its shape alone, which is much quicker."""
-        out = shape(*args, **kwargs) if shape is not None else None
+        out = to.shape(*args, **kwargs) if quick and to.shape is not None else None
         return func(*args, **kwargs) if out is None else out
 
     def after(
-        self, name: str, rule: Rule | None, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor],
-        sources: tuple[Source, ...],
-    ) -> None:  # fmt: skip
+        self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
+    ) -> None:
         """Finds what the outputs carry, and remembers the call."""
-        flows = self.label(name, rule, args, kwargs, out, outs)
-        if name in COPIES:
+        flows = self.label(to, args, kwargs, out, outs)
+        if to.name in COPIES:
             self.sources[id(outs[0])] = sources[0]
             return
         self.come(outs, len(self.calls))
-        self.found.picks = self.found.picks or (name in PICKS and any(flow.layers for flow in flows))
+        self.found.picks = self.found.picks or (to.name in PICKS and any(flow.layers for flow in flows))
         seen = tuple([tuple(t.shape) for t in outs])
-        self.calls.append(Seen(name, sources, seen, flows, numbers(name, args, kwargs)))
+        self.calls.append(Seen(to.name, sources, seen, flows, numbers(to, args, kwargs)))
 
     def source(self, tensor: torch.Tensor) -> Source:
         """Where a tensor comes from; of a constant of one value that value, which must not follow a size."""
@@ -171,21 +190,19 @@ class Watch(TorchDispatchMode):
         for k, tensor in enumerate(outs):
             self.sources[id(tensor)] = (call, k)
 
-    def label(
-        self, name: str, rule: Rule | None, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]
-    ) -> tuple[Flow, ...]:
-        call = Call(name, args, kwargs, out)
-        if name.removeprefix("aten.") in FACTORIES:
+    def label(self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]) -> tuple[Flow, ...]:
+        call = Call(to.name, args, kwargs, out)
+        if to.factory:
             results: Any = Flow(uniform=True)
-        elif rule is None:
+        elif to.rule is None:
             results = self.unknown(call)
         else:
-            results = rule(self, call)
+            results = to.rule(self, call)
         flows = (results,) if isinstance(results, Flow) else tuple(results)
-        flows += (Flow((), f"output of {name}"),) * (len(outs) - len(flows))
+        flows += (Flow((), f"output of {to.name}"),) * (len(outs) - len(flows))
         for tensor, flow in zip(outs, flows, strict=True):
             self._keep(tensor, flow)
-        if name.endswith("_"):
+        if to.name.endswith("_"):
             self._written(outs[0])
         return flows
 
@@ -324,16 +341,15 @@ def given(args: Any, kwargs: Any) -> list[torch.Tensor]:
     return found + given(kwargs.values(), None) if kwargs else found
 
 
-def numbers(name: str, args: Any, kwargs: Any) -> tuple[float, ...]:
+def numbers(to: Route, args: Any, kwargs: Any) -> tuple[float, ...]:
     """The plain numbers that an operator computes with, none of which may follow a size.
 
     Whole ones are sizes, places and counts where an operator is not pointwise; of a group norm it is the channels of a
     group that stay.
     """
-    whole = name in POINTWISE or name.removeprefix("aten.") in FACTORIES
     given = [*args, *kwargs.values()] if kwargs else args
-    found = [a for a in given if type(a) is float or (whole and type(a) is int)]
-    if name == "aten.native_group_norm" and args[6] > 1:
+    found = [a for a in given if type(a) is float or (to.whole and type(a) is int)]
+    if to.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)
 

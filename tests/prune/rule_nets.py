@@ -188,12 +188,14 @@ BROKEN = {
 @contextmanager
 def ruled(op, rule):
     """Puts another rule in the table for a while."""
-    before, routes = RULES[op], watch._ROUTES
-    RULES[op], watch._ROUTES = rule, {}
+    before = RULES[op]
+    RULES[op] = rule
+    watch.route.cache_clear()
     try:
         yield
     finally:
-        RULES[op], watch._ROUTES = before, routes
+        RULES[op] = before
+        watch.route.cache_clear()
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_the_operator_exists_and_is_looked_up_under_its_name(op):
     namespace, _, name = op.partition(".")
     packet = getattr(getattr(torch.ops, namespace), name)
     overload = getattr(packet, packet.overloads()[0])
-    assert route(overload)[:2] == (op, RULES[op])
+    assert (route(overload).name, route(overload).rule) == (op, RULES[op])
 
 
 @pytest.mark.parametrize("op", sorted(RULES))

@@ -1,0 +1,65 @@
+"""Modes: whether what a network computes can depend on the mode, training or evaluation, that it is in."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from compress.prune.attention import SUBSTITUTES
+
+_DRAWING = frozenset((
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, *SUBSTITUTES.values(),
+))  # fmt: skip
+"""What asks for its mode only to draw at random or to choose statistics, neither of which moves a channel."""
+
+
+class Listener:
+    """Listens to a network for questions about the mode it is in.
+
+    Args:
+        net: a copy of nobody else's: its modules' classes are replaced by subclasses of the same name.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.heard = False
+        """Whether anything asked, or might have asked in a way that cannot be heard."""
+        kinds: dict[type, type | None] = {}
+        for module in net.modules():
+            kind = type(module)
+            if kind in _DRAWING or _is_stochastic_depth(kind):
+                continue
+            if kind not in kinds:
+                kinds[kind] = self._listening(kind)
+            own = kinds[kind]
+            if own is None or "train" in module.__dict__:
+                self.heard = True
+            else:
+                module.__class__ = own
+
+    def _listening(self, kind: type) -> type | None:
+        """A subclass whose modules tell when they are asked, None where that would change what they do."""
+        if (
+            kind.train is not nn.Module.train  # type: ignore[attr-defined]
+            or hasattr(kind, "training")
+            or type(kind) is not type
+            or getattr(kind.__init_subclass__, "__func__", None) is not None
+        ):
+            return None
+
+        def get(module: nn.Module) -> Any:
+            self.heard = True
+            return module.__dict__["training"]
+
+        def put(module: nn.Module, mode: Any) -> None:
+            module.__dict__["training"] = mode
+
+        told = {"training": property(get, put), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        return type(kind.__name__, (kind,), told)
+
+
+def _is_stochastic_depth(kind: type) -> bool:
+    home = sys.modules.get("torchvision.ops.stochastic_depth")
+    return home is not None and kind is home.StochasticDepth
