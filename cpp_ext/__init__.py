@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cpp_ext.ops import (
-        channel_slice,
-        channel_slice_reference,
-        filter_norm,
-        filter_norm_reference,
-        kernels_in_use,
-    )
+    from cpp_ext.loading import kernels_in_use
+    from cpp_ext.norms import filter_norm, filter_norm_reference
+    from cpp_ext.slices import channel_slice, channel_slice_reference
 
 __all__ = [
     "KernelsMissing",
@@ -28,6 +24,14 @@ __all__ = [
     "filter_norm_reference",
     "kernels_in_use",
 ]
+
+_HOMES = {
+    "kernels_in_use": "loading",
+    "filter_norm": "norms",
+    "filter_norm_reference": "norms",
+    "channel_slice": "slices",
+    "channel_slice_reference": "slices",
+}
 
 
 class KernelsMissing(RuntimeError):  # noqa: N818 - read as the sentence it says
@@ -51,8 +55,8 @@ def build_info() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("cpp_ext.ops"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"cpp_ext.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,5 +1,5 @@
 // niwaki::channel_slice: schema and CPU.
-#include "common.h"
+#include "slices.h"
 
 #include <cstring>
 

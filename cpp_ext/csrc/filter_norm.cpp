@@ -1,5 +1,5 @@
 // niwaki::filter_norm: schema and CPU. The order of a sum depends on the shape alone, not on threads.
-#include "common.h"
+#include "norms.h"
 
 #include <cmath>
 #include <cstring>

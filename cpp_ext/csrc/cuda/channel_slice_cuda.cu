@@ -1,6 +1,7 @@
 // niwaki::channel_slice on CUDA. The indices are checked before anything is read through them, which waits for
 // the device once when there are any.
-#include "../common.h"
+#include "../slices.h"
+#include "device.h"
 
 namespace niwaki {
 namespace {

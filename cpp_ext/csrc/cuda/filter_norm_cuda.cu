@@ -1,5 +1,6 @@
 // niwaki::filter_norm on CUDA: one block for each channel, sums in double, folded in a fixed order.
-#include "../common.h"
+#include "../norms.h"
+#include "device.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
