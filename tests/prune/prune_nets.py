@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from compress import prune
-from compress.prune.planning import plan_from_kept
+from compress.prune.planning import KeptSlot, Plan, architecture_hash, named_tensors, plan_from_kept
 
 CHANNELS = 3
 
@@ -61,3 +61,15 @@ def proved(net, x=None, draws=3):
         assert max(proof.train_forward, proof.train_gradient) <= 1e-8
         assert prune.apply(net, plan).eval()(x).shape == net.eval()(x).shape
     return trace
+
+
+def by_hand(net, slots, attributes=None, substitutions=None):
+    """A plan from slot -> (kept, role)."""
+    shapes = {name: tensor.shape for name, tensor in named_tensors(net).items()}
+    made = {}
+    for key, (kept, role) in slots.items():
+        name, _, dim = key.rpartition(":")
+        made[key] = KeptSlot(kept=tuple(kept), of=shapes[name][int(dim)], role=role)
+    return Plan(
+        architecture=architecture_hash(net), slots=made, attributes=attributes or {}, substitutions=substitutions or {}
+    )

@@ -6,28 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from prune_nets import CHANNELS, Net, conv, image
+from prune_nets import CHANNELS, Net, by_hand, conv, image
 from torch import nn
 
 from compress.errors import PlanError
-from compress.prune.planning import KeptSlot, Plan, architecture_hash, named_tensors
+from compress.prune.planning import KeptSlot, architecture_hash, named_tensors
 from compress.prune.proof import check
 from compress.prune.reference import FEWEST_VALUES, KeptStatistics, Repeatable, TooFewValuesError
 from compress.prune.surgery import apply, mask, mask_
 
 KEPT = (0, 2, 3, 6)  # of 8
-
-
-def by_hand(net, slots, attributes=None, substitutions=None):
-    """A plan from slot -> (kept, role)."""
-    shapes = {name: tensor.shape for name, tensor in named_tensors(net).items()}
-    made = {}
-    for key, (kept, role) in slots.items():
-        name, _, dim = key.rpartition(":")
-        made[key] = KeptSlot(kept=tuple(kept), of=shapes[name][int(dim)], role=role)
-    return Plan(
-        architecture=architecture_hash(net), slots=made, attributes=attributes or {}, substitutions=substitutions or {}
-    )
 
 
 def between(norm, kept=KEPT, attributes=None, wide=8):

@@ -6,13 +6,13 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from prune_nets import Net, conv
+from prune_nets import Net, by_hand, conv
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.errors import PlanError
-from compress.prune.planning import KeptSlot, Plan, architecture_hash, named_tensors
+from compress.prune.planning import architecture_hash
 from compress.prune.proof import check
 from compress.prune.surgery import apply, mask_, validate
 
@@ -62,18 +62,6 @@ def net():
         "frozen": nn.Linear(6, 3).requires_grad_(False),
     }
     return Net(run, **layers).double()
-
-
-def by_hand(net, slots, attributes=None, substitutions=None):
-    """A plan from slot -> (kept, role)."""
-    shapes = {name: tensor.shape for name, tensor in named_tensors(net).items()}
-    made = {}
-    for key, (kept, role) in slots.items():
-        name, _, dim = key.rpartition(":")
-        made[key] = KeptSlot(kept=tuple(kept), of=shapes[name][int(dim)], role=role)
-    return Plan(
-        architecture=architecture_hash(net), slots=made, attributes=attributes or {}, substitutions=substitutions or {}
-    )
 
 
 @pytest.fixture

@@ -80,6 +80,8 @@ def filled(name, seed=0):
     for norm in norms:
         norm.running_mean.uniform_(-0.2, 0.2, generator=generator)
         norm.running_var.uniform_(0.5, 1.5, generator=generator)
+        # Not every CPU's BatchNorm takes statistics of another type than its weights.
+        norm.to(dtype)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol
 
@@ -95,17 +95,20 @@ def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
     return Layer(first, layer.zero)
 
 
-def channel(tracer: Labeller, flow: Flow, dim: int) -> tuple[Layer | None, list[Layer]]:
-    """The layer along one dimension, made the same wherever else it changes, and the layers that do not touch it."""
+def channel(tracer: Labeller, flow: Flow, dim: int, across: Container[int] = ()) -> tuple[Layer | None, list[Layer]]:
+    """The layer along one dimension, and the layers that do not touch it.
+
+    The layer is made the same wherever else it changes, but for the dimensions in `across`.
+    """
     own: Layer | None = None
     others = []
     for layer in flow.layers:
         if not layer.over(dim):
             others.append(layer)
             continue
-        same = collapse(tracer, layer, [d for d in layer.dims if d != dim])
+        same = collapse(tracer, layer, [d for d in layer.dims if d != dim and d not in across])
         if own is not None:
-            tracer.equate(own.labels, same.labels)
+            tracer.equate(*np.broadcast_arrays(own.labels, same.labels))
         own = own or same
     return own, others
 

@@ -10,12 +10,15 @@ import torch
 from compress.prune.labels import Flow, Labels, Layer, placed
 from compress.prune.rules.base import Call, Labeller, Rule, channel, collapse, meet, named, plain
 
+Side = tuple[Layer | None, Flow]
+"""The layer along what is summed over, one label a channel, and the flow that it comes from."""
 
-def contract(tracer: Labeller, call: Call, left: tuple[Layer | None, Flow], right: tuple[Layer | None, Flow]) -> None:
-    """sum_k a[k] b[k]: the channels of both are equal, and one that is masked must be zero on one side.
+Kernel = tuple[Layer | None, Layer | None, Flow]
+"""The layers along a weight's rows and columns, and its flow."""
 
-    A side is its layer along k, one label a channel, and the flow that it comes from.
-    """
+
+def contract(tracer: Labeller, call: Call, left: Side, right: Side) -> None:
+    """sum_k a[k] b[k]: the channels of both are equal, and one that is masked must be zero on one side."""
     (a, from_a), (b, from_b) = left, right
     if a is None or b is None:
         for alone, missing in ((a, from_b), (b, from_a)):
@@ -122,13 +125,7 @@ def _spend_batched(tracer: Labeller, macs: int, layers: list[Layer], front: rang
     tracer.spend(macs / prod(labels.shape[-1] for labels in factors), *factors)
 
 
-def _grouped(
-    tracer: Labeller,
-    call: Call,
-    source: tuple[Layer | None, Flow],
-    kernel: tuple[Layer | None, Layer | None, Flow],
-    groups: int,
-) -> Layer | None:
+def _grouped(tracer: Labeller, call: Call, source: Side, kernel: Kernel, groups: int) -> Layer | None:
     """Groups stay equal: the same place of each group lives or dies together; depthwise ties in to out."""
     rows, columns, flow = kernel
     x, origin = source
@@ -154,13 +151,7 @@ def _grouped(
     return rows
 
 
-def _grouped_transposed(
-    tracer: Labeller,
-    call: Call,
-    source: tuple[Layer | None, Flow],
-    kernel: tuple[Layer | None, Layer | None, Flow],
-    groups: int,
-) -> Layer | None:
+def _grouped_transposed(tracer: Labeller, call: Call, source: Side, kernel: Kernel, groups: int) -> Layer | None:
     """The weight's first dimension holds all input channels, its second one group's output channels."""
     rows, columns, flow = kernel
     x, origin = source
@@ -208,8 +199,10 @@ def batched(
     """y[.., i, j] = sum_k a[.., i, k] b[.., k, j]; what both have in front is matched element by element."""
     (flow_a, shape_a), (flow_b, shape_b) = left, right
     k, front = ndim - 1, range(ndim - 2)
-    a, rest_a = _summed(tracer, flow_a, k, front)
-    b, rest_b = _summed(tracer, flow_b, k - 1, front)
+    # Where whole heads go, what is summed over may differ from head to head.
+    across = front if tracer.heads == "whole" else range(0)
+    a, rest_a = channel(tracer, flow_a, k, across)
+    b, rest_b = channel(tracer, flow_b, k - 1, across)
     heads = a is not None and b is not None and any(a.over(d) and b.over(d) for d in front)
     macs = call.out.numel() * int(shape_a[-1])
     if heads:
@@ -231,22 +224,6 @@ def batched(
         (Flow(tuple(rest_b)), (*shape_b[:-2], 1, shape_b[-1])),
     ]
     return Flow(meet(tracer, sides, ndim, any), flow_a.origin or flow_b.origin)
-
-
-def _summed(tracer: Labeller, flow: Flow, dim: int, front: range) -> tuple[Layer | None, list[Layer]]:
-    """The layer along the summed dimension, which may change along heads too where whole heads go, and the others."""
-    own: Layer | None = None
-    others = []
-    for layer in flow.layers:
-        if not layer.over(dim):
-            others.append(layer)
-            continue
-        narrow = [d for d in layer.dims if d != dim and (d not in front or tracer.heads != "whole")]
-        same = collapse(tracer, layer, narrow)
-        if own is not None:
-            tracer.equate(*np.broadcast_arrays(own.labels, same.labels))
-        own = own or same
-    return own, others
 
 
 def _vector(tracer: Labeller, layer: Layer | None, front: range = range(0)) -> Layer | None:
