@@ -115,29 +115,6 @@ def signed_from_unsigned(src: Path, dst: Path) -> Path:
     return write(model, Path(dst), {**metadata(model), SOURCE: sha256(src)})
 
 
-def check_tensorrt_qdq(path: Path) -> None:
-    """Refuse a quantised file that TensorRT would silently misread; a file without quantisers passes.
-
-    Raises:
-        DeployError: a quantised tensor is not int8, or a zero-point is not 0.
-    """
-    from onnx import numpy_helper
-
-    path = Path(path)
-    graph = read(path).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        _, zero, kind = _parameters(node, constants, path)
-        if kind != "int8" or zero.any():
-            what = f"{kind} values" if kind != "int8" else f"the zero-point {int(zero.reshape(-1)[0])}"
-            raise DeployError(
-                f"{path.name} has {what} in {node.name or node.output[0]}, which TensorRT would silently "
-                "misread; build from its signed variant (deploy.quantize.signed_from_unsigned)."
-            )
-
-
 def _parameters(
     node: onnx.NodeProto, constants: dict[str, np.ndarray], path: Path
 ) -> tuple[np.ndarray, np.ndarray, str]:

@@ -27,10 +27,11 @@ ENGINES: Mapping[str, Loader] = MappingProxyType(
     {
         "onnxruntime": _loader("onnxruntime"),
         "openvino": _loader("openvino"),
-        "tensorrt_rtx": _loader("tensorrt"),
+        "tensorrt": _loader("tensorrt_engine"),
+        "tensorrt_rtx": _loader("tensorrt_engine"),
     }
 )
-_RUNTIME_OF = {".onnx": "onnxruntime", ".engine": "tensorrt_rtx"}
+_RUNTIME_OF = {".onnx": "onnxruntime", ".engine": "tensorrt"}
 
 
 def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = None) -> Engine:

@@ -118,7 +118,7 @@ def test_negative_threads_are_refused(runtime, files):
 
 
 def test_the_registry_chooses_by_ending_or_by_name(files, tmp_path):
-    assert set(ENGINES) == {"onnxruntime", "openvino", "tensorrt_rtx"}
+    assert set(ENGINES) == {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
     with load_engine(str(files["fp32"])) as engine:
         assert engine.runtime == "onnxruntime"
     with pytest.raises(DeployError, match="There is no runtime 'tflite'"):

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.export import parity
+from deploy.onnxwire import check_tensorrt_qdq
 from deploy.precision import fp16_from_fp32
-from deploy.quantize import check_tensorrt_qdq, int8_from_fp32, signed_from_unsigned
+from deploy.quantize import int8_from_fp32, signed_from_unsigned
 
 
 def snr(model, path, images):
@@ -28,13 +29,14 @@ def quantisers(path):
     return [(constants[node.input[1]], constants[node.input[2]]) for node in nodes]
 
 
-@pytest.mark.parametrize(("precision", "floor"), [("fp32", 110), ("fp16", 55), ("int8", 25), ("signed", 25)])
+@pytest.mark.parametrize(("precision", "floor"), [("fp32", 110), ("fp16", 55), ("int8", 25), ("signed", 20)])
 def test_signal_to_noise_stays_above_its_floor(precision, floor, files, resnet, images):
     assert snr(resnet, files[precision], images) > floor
 
 
-def test_signed_costs_little_against_unsigned(files, resnet, images):
-    assert snr(resnet, files["signed"], images) > snr(resnet, files["int8"], images) - 6
+def test_signed_costs_one_bit_of_what_is_never_negative(files, resnet, images):
+    # A bit is 6.02 dB; which of the two rounds better in the last place depends on the processor.
+    assert snr(resnet, files["signed"], images) > snr(resnet, files["int8"], images) - 7
 
 
 def test_int8_has_unsigned_activations_and_signed_has_none(files):
@@ -107,7 +109,7 @@ def test_symmetric_int8_is_left_alone(tmp_path):
 
 
 def test_a_zero_point_or_a_computed_scale_is_refused(tmp_path):
-    with pytest.raises(DeployError, match="zero-point 28"):
+    with pytest.raises(DeployError, match="a zero-point that is not 0"):
         check_tensorrt_qdq(qdq_model(tmp_path / "a.onnx", 28, TensorProto.INT8))
     computed = qdq_model(tmp_path / "b.onnx", 0, TensorProto.INT8, constant=False)
     with pytest.raises(DeployError, match="constant scales"):

@@ -5,10 +5,13 @@ import json
 import sys
 
 import pytest
+import torch
 
 from deploy.engines import load_engine
-from deploy.engines.tensorrt import engine_from_onnx, sidecar_of
+from deploy.engines.sidecar import read_sidecar, sidecar_of
+from deploy.engines.tensorrt import engine_from_onnx
 from deploy.errors import DeployError, MissingDependency
+from deploy.export import parity
 from deploy.files import sha256
 
 HERE = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -48,8 +51,55 @@ def test_an_engine_for_sm86_with_its_sidecar(file, precision, files, tmp_path, c
     }
     assert len(list(path.parent.iterdir())) == 2
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(DeployError, match="executing on GPUs is not built yet"):
+
+
+@pytest.mark.parametrize("target", [rtx(name) for name in ("sm75", "sm80", "sm86", "sm89", "sm120")])
+def test_an_fp16_engine_for_every_generation_is_what_its_header_says(target, files, tmp_path):
+    path = engine_from_onnx(files["fp16"], tmp_path, target=target)
+    assert read_sidecar(path).target == target
+    other = "sm80" if target != "sm80" else "sm86"
+    edit(path, target=other)
+    with pytest.raises(DeployError, match=f"its header does not name {other}, which its sidecar does"):
+        read_sidecar(path)
+
+
+@pytest.mark.parametrize("how", [rtx("cut"), rtx("version")])
+def test_the_header_is_believed_over_a_sidecar_that_was_made_to_fit(how, files, tmp_path):
+    path = engine_from_onnx(files["fp16"], tmp_path, target="sm86")
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+        edit(path, bytes=path.stat().st_size, engine_sha256=sha256(path))
+        says = "its header says that it was longer; copy it again"
+    else:
+        edit(path, version="1.2.3.4")
+        says = r"its header says version .* and its sidecar 1\.2\.3\.4"
+    with pytest.raises(DeployError, match=says):
+        read_sidecar(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("file", [rtx("fp16")])
+def test_without_a_gpu_loading_is_one_sentence(file, files, tmp_path):
+    path = engine_from_onnx(files[file], tmp_path, target="sm86")
+    with pytest.raises(MissingDependency, match="runs on an NVIDIA GPU and there is none") as caught:
         load_engine(path)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("file", [rtx("fp32"), rtx("fp16"), rtx("signed")])
+def test_on_a_gpu_it_computes_what_the_model_computes(file, files, resnet, images, tmp_path):
+    path = engine_from_onnx(files[file], tmp_path, profile=(1, 8, 32))
+    with load_engine(path) as engine:
+        assert min(row["snr_db"] for row in parity(resnet, engine, torch.from_numpy(images), (1, 5, 32))) > 20
+        assert engine.layers()
+        assert sum(engine.layer_times({"image": images[:8]}).values()) > 0
+
+
+def edit(path, **values):
+    beside = sidecar_of(path)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
 
 
 @pytest.mark.parametrize("target", [rtx("sm90"), rtx("SM86"), rtx("86"), rtx("current")])

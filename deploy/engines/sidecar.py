@@ -1,0 +1,127 @@
+"""What lies beside an engine and says what it is, and what is refused before the engine is loaded."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploy.errors import DeployError
+from deploy.files import sha256, write_text
+from deploy.records import explain
+
+# An RTX engine begins with a header of 64 bytes: this tag, at 16 the length of the file, at 24 the four parts
+# of the version, at 32 a bit for each generation in _MASK. Seen in 1.7.1, documented nowhere, so only a file that has
+# the tag is held to it.
+_TAG = b"vtrt"
+_HEADER = 64
+_MASK = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16}
+
+
+class Sidecar(BaseModel):
+    """The JSON beside an engine.
+
+    Attributes:
+        engine: the engine's file name; ``engine_sha256`` and ``bytes`` are of that file.
+        source: the name of the ONNX file it was built from; ``source_sha256`` is of that file.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``unknown``.
+        profile: smallest, usual and largest batch.
+        runtime: ``tensorrt`` or ``tensorrt_rtx``; ``version`` is that package's.
+        target: the compute capability it was built for, such as ``sm86``.
+        flags: the builder flags that were on.
+        build_seconds: how long the build took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["niwaki-engine-1"] = "niwaki-engine-1"
+    engine: str
+    engine_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+    source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    precision: str
+    profile: tuple[int, int, int]
+    runtime: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    target: str = Field(pattern=r"^sm\d+$")
+    flags: tuple[str, ...] = ()
+    build_seconds: float = Field(ge=0)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the JSON that describes the engine at ``path`` lies."""
+    return path.with_name(path.name + ".json")
+
+
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Put ``sidecar`` beside the engine at ``path`` in one step."""
+    write_text(sidecar_of(path), sidecar.model_dump_json(indent=2) + "\n")
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read what the sidecar of the engine at ``path`` says and hold the engine's file against it.
+
+    Raises:
+        DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
+            describes, its own header says something else, or the ONNX file beside it has changed since.
+    """
+    if not path.is_file():
+        raise DeployError(f"There is no engine at {path}; build it first.")
+    beside = sidecar_of(path)
+    try:
+        sidecar = Sidecar.model_validate_json(beside.read_bytes())
+    except OSError as error:
+        raise DeployError(
+            f"{path.name} has no sidecar {beside.name} ({error.strerror}), so nothing says what it is; "
+            "copy both files, or build the engine again."
+        ) from error
+    except ValidationError as error:
+        raise DeployError(f"{beside} is not an engine's sidecar ({explain(error)}); build the engine again.") from error
+    size = path.stat().st_size
+    if sidecar.engine != path.name:
+        _refuse(path, f"its sidecar describes {sidecar.engine}")
+    if size != sidecar.bytes:
+        _refuse(path, f"it has {size} bytes instead of {sidecar.bytes}", "copy it again, or build it again")
+    if sha256(path) != sidecar.engine_sha256:
+        _refuse(path, "its content is not what its sidecar describes", "copy it again, or build it again")
+    _check_header(path, sidecar)
+    source = path.with_name(sidecar.source)
+    if source.is_file() and sha256(source) != sidecar.source_sha256:
+        _refuse(path, f"it was built from another version of {source.name} than lies beside it")
+    return sidecar
+
+
+def check_here(path: Path, sidecar: Sidecar, *, runtime: str, version: str, target: str) -> None:
+    """Refuse an engine that this machine's runtime or GPU cannot run.
+
+    Raises:
+        DeployError: the runtime, its version or the GPU's compute capability is another than the engine's.
+    """
+    if sidecar.runtime != runtime:
+        _refuse(path, f"it is for {sidecar.runtime} and {runtime} was asked to run it")
+    if sidecar.version != version:
+        _refuse(path, f"it was built by {sidecar.runtime} {sidecar.version} and {version} is installed")
+    if sidecar.target != target:
+        _refuse(path, f"it was built for {sidecar.target} and the GPU here is {target}")
+
+
+def _check_header(path: Path, sidecar: Sidecar) -> None:
+    with path.open("rb") as file:
+        head = file.read(_HEADER)
+    if sidecar.runtime != "tensorrt_rtx" or not head.startswith(_TAG):
+        return
+    if len(head) < _HEADER or struct.unpack_from("<Q", head, 16)[0] != sidecar.bytes:
+        _refuse(path, "its header says that it was longer", "copy it again, or build it again")
+    version = ".".join(map(str, head[24:28]))
+    if version != sidecar.version:
+        _refuse(path, f"its header says version {version} and its sidecar {sidecar.version}")
+    mask = _MASK.get(sidecar.target)
+    if mask is not None and not head[32] & mask:
+        _refuse(path, f"its header does not name {sidecar.target}, which its sidecar does")
+
+
+def _refuse(path: Path, why: str, remedy: str = "build it again with `niwaki build`") -> NoReturn:
+    raise DeployError(f"The engine {path.name} cannot be used: {why}; {remedy}.")

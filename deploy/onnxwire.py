@@ -1,0 +1,157 @@
+"""Reading what matters before a build off an ONNX file's bytes, so that a device needs no package for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.errors import DeployError
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16"}
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class WireNode:
+    """A quantising node: its name, its operator and the names of its inputs."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What was read: the file's properties, its Q and DQ nodes, and its small constants by name.
+
+    A constant is (element type, whether any of its values is not 0); types that ONNX has and NumPy lacks are
+    ``type <number>``.
+    """
+
+    properties: dict[str, str] = field(default_factory=dict)
+    quantisers: list[WireNode] = field(default_factory=list)
+    constants: dict[str, tuple[str, bool]] = field(default_factory=dict)
+
+
+def scan(path: Path) -> Wire:
+    """Read the ONNX file at ``path`` as protocol buffers, without the package onnx.
+
+    Raises:
+        DeployError: the file is missing or is not ONNX.
+    """
+    if not path.is_file():
+        raise DeployError(f"There is no ONNX file at {path}; export the model first.")
+    wire = Wire()
+    graphs = 0
+    try:
+        for number, value in _fields(memoryview(path.read_bytes())):
+            if number == 7:
+                graphs += 1
+                _graph(value, wire)
+            elif number == 14:
+                entry = {key: bytes(text).decode() for key, text in _fields(value)}
+                wire.properties[entry[1]] = entry.get(2, "")
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
+    if graphs != 1:
+        raise DeployError(f"{path} is not a valid ONNX file; export the model again.")
+    return wire
+
+
+def check_tensorrt_qdq(path: Path) -> None:
+    """Refuse a quantised file that TensorRT would silently misread; a file without quantisers passes.
+
+    Raises:
+        DeployError: a quantised tensor is not int8, or a zero-point is not 0 or no constant.
+    """
+    path = Path(path)
+    wire = scan(path)
+    for node in wire.quantisers:
+        if len(node.inputs) < 3 or not all(name in wire.constants for name in node.inputs[1:3]):
+            raise DeployError(
+                f"{path.name} computes the scale or zero-point of {node.name}, or leaves it out; "
+                "quantise with constant scales and zero-points."
+            )
+        kind, shifted = wire.constants[node.inputs[2]]
+        if kind != "int8" or shifted:
+            what = f"{kind} values" if kind != "int8" else "a zero-point that is not 0"
+            raise DeployError(
+                f"{path.name} has {what} in {node.name}, which TensorRT would silently "
+                "misread; build from its signed variant (deploy.quantize.signed_from_unsigned)."
+            )
+
+
+def _graph(data: memoryview, wire: Wire) -> None:
+    for number, value in _fields(data):
+        if number == 1:
+            _node(value, wire)
+        elif number == 5:
+            _constant(value, wire)
+
+
+def _node(data: memoryview, wire: Wire) -> None:
+    inputs: list[str] = []
+    words = {3: "", 4: ""}
+    first = ""
+    for number, value in _fields(data):
+        if number == 1:
+            inputs.append(bytes(value).decode())
+        elif number == 2:
+            first = first or bytes(value).decode()
+        elif number in words:
+            words[number] = bytes(value).decode()
+    if words[4] in _QUANTISERS:
+        wire.quantisers.append(WireNode(words[3] or first, words[4], tuple(inputs)))
+
+
+def _constant(data: memoryview, wire: Wire) -> None:
+    name, kind, shifted = "", 0, False
+    for number, value in _fields(data):
+        if number == 2:
+            kind = int(value)
+        elif number == 8:
+            name = bytes(value).decode()
+        elif number == 9:
+            shifted = bool(np.frombuffer(value, np.uint8).any())
+        elif number in (4, 5, 7, 10):  # the typed lists, packed or not
+            shifted = shifted or (any(value) if isinstance(value, memoryview) else bool(value))
+    wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), shifted)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of one message: a view for what has a length, a number for the rest."""
+    at, end = 0, len(data)
+    while at < end:
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+        elif kind in (_BYTES, _FIXED64, _FIXED32):
+            size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
+            if size is None:
+                size, at = _varint(data, at)
+            if at + size > end:
+                raise ValueError("cut short")
+            yield number, data[at : at + size]
+            at += size
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number without end")
