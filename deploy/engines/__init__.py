@@ -15,10 +15,10 @@ __all__ = ["ENGINES", "Engine", "TensorSpec", "load_engine"]
 Loader = Callable[[Path, int], Engine]
 
 
-def _loader(module: str) -> Loader:
+def _loader(module: str, function: str = "load") -> Loader:
     def load(path: Path, threads: int) -> Engine:
         # A runtime is imported only when a file asks for it: each is an optional package.
-        return import_module(f"deploy.engines.{module}").load(path, threads=threads)
+        return getattr(import_module(f"deploy.engines.{module}"), function)(path, threads=threads)
 
     return load
 
@@ -26,6 +26,8 @@ def _loader(module: str) -> Loader:
 ENGINES: Mapping[str, Loader] = MappingProxyType(
     {
         "onnxruntime": _loader("onnxruntime"),
+        "onnxruntime_cuda": _loader("onnxruntime", "load_cuda"),
+        "onnxruntime_tensorrt": _loader("onnxruntime", "load_tensorrt"),
         "openvino": _loader("openvino"),
         "tensorrt": _loader("tensorrt_engine"),
         "tensorrt_rtx": _loader("tensorrt_engine"),
@@ -38,7 +40,7 @@ def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = Non
     """Load the model file at ``path``.
 
     Args:
-        path: an ONNX file or a TensorRT-RTX engine.
+        path: an ONNX file or an engine of TensorRT or TensorRT-RTX.
         threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
         runtime: a key of ``ENGINES``; by default the file's ending decides (``.onnx``: ONNX Runtime).
 

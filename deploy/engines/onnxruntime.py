@@ -1,4 +1,4 @@
-"""Engines that ONNX Runtime executes on the CPU."""
+"""Engines that ONNX Runtime executes: on the CPU, and by CUDA or TensorRT where it was built with them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
-from deploy.errors import DeployError
+from deploy.errors import DeployError, MissingDependency
+from deploy.onnxwire import check_tensorrt_qdq
 
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime_cuda": "CUDAExecutionProvider",
+    "onnxruntime_tensorrt": "TensorrtExecutionProvider",
+}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -23,36 +29,52 @@ _DTYPES = {
 
 
 class OnnxRuntimeEngine(Engine):
-    """An ONNX file on ONNX Runtime's CPU provider, every graph optimisation on.
+    """An ONNX file on one of ONNX Runtime's providers, every graph optimisation on.
 
     Args:
         path: an ONNX file.
-        threads: how many threads one run may use; 0 lets ONNX Runtime choose.
+        threads: how many threads one run may use on the CPU; 0 lets ONNX Runtime choose.
+        runtime: ``onnxruntime`` (the CPU), ``onnxruntime_cuda`` or ``onnxruntime_tensorrt``.
 
     Raises:
-        DeployError: the file is missing, is not an ONNX model, or uses an operator the runtime lacks.
+        DeployError: the file is missing, is not an ONNX model, uses an operator the runtime lacks, or is
+            quantised in a way that TensorRT would misread.
+        MissingDependency: this build of ONNX Runtime has no such provider, or the provider finds no GPU.
     """
 
-    runtime = "onnxruntime"
-
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime") -> None:
         import onnxruntime as ort
 
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
         if threads < 0:
             raise DeployError(f"threads is {threads}; give 0 (let the runtime choose) or more.")
+        provider = _PROVIDERS[runtime]
+        if provider not in ort.get_available_providers():
+            raise MissingDependency(
+                f"ONNX Runtime {ort.__version__} here has no {provider} (it has "
+                f"{', '.join(ort.get_available_providers())}); replace it with the package onnxruntime-gpu."
+            )
+        if runtime == "onnxruntime_tensorrt":
+            check_tensorrt_qdq(path)
+        self.runtime = runtime
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
             ) from error
+        # A provider that finds no GPU hands the network to the CPU with no more than a line in the log.
+        if session.get_providers()[0] != provider:
+            raise MissingDependency(
+                f"ONNX Runtime's {provider} cannot start here (no usable GPU or CUDA library); "
+                "load the file with the runtime onnxruntime instead."
+            )
         self.name = path.name.removesuffix(".onnx")
         self.path = path
         self.precision = precision_of(path, session.get_modelmeta().custom_metadata_map)
@@ -61,11 +83,12 @@ class OnnxRuntimeEngine(Engine):
         self._session: ort.InferenceSession | None = session
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise DeployError(f"{self.name} is closed; load it again before running it.")
         names = list(self.outputs)
         try:
-            values = self._session.run(names, dict(feeds))
+            values = session.run(names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(f"ONNX Runtime could not run {self.name} ({first_line(error)}).") from error
         return dict(zip(names, values, strict=True))
@@ -75,8 +98,18 @@ class OnnxRuntimeEngine(Engine):
 
 
 def load(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
-    """Load ``path`` with ONNX Runtime; see :class:`OnnxRuntimeEngine`."""
+    """Load ``path`` with ONNX Runtime on the CPU; see :class:`OnnxRuntimeEngine`."""
     return OnnxRuntimeEngine(path, threads=threads)
+
+
+def load_cuda(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+    """Load ``path`` with ONNX Runtime's CUDA provider; see :class:`OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_cuda")
+
+
+def load_tensorrt(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+    """Load ``path`` with ONNX Runtime's TensorRT provider; see :class:`OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt")
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:

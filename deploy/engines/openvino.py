@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,23 @@ class OpenVinoEngine(Engine):
         self.path = path
         self.inputs = {port.get_any_name(): _spec(port) for port in compiled.inputs}
         self.outputs = {port.get_any_name(): _spec(port) for port in compiled.outputs}
+        self._lock = threading.Lock()
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self._request is None:
-            raise DeployError(f"{self.name} is closed; load it again before running it.")
-        try:
-            values = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
-        except RuntimeError as error:
-            raise DeployError(f"OpenVINO could not run {self.name} ({first_line(error)}).") from error
-        return {name: values[name] for name in self.outputs}
+        # A request that is busy refuses a second run, so threads take turns.
+        with self._lock:
+            if self._request is None:
+                raise DeployError(f"{self.name} is closed; load it again before running it.")
+            try:
+                values = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+            except RuntimeError as error:
+                raise DeployError(f"OpenVINO could not run {self.name} ({first_line(error)}).") from error
+            return {name: values[name] for name in self.outputs}
 
     def close(self) -> None:
-        self._request = None
+        with self._lock:
+            self._request = None
 
 
 def load(path: Path, *, threads: int = 1) -> OpenVinoEngine:
