@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnxfile import PRECISION, SOURCE, metadata, missing, quiet, read, write
@@ -19,11 +23,16 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from deploy.engines.base import Engine
+
 SAMPLES = 300
+KEPT = "niwaki.kept_fp32"
 _RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
-def int8_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray], *, seed: int = 0) -> Path:
+def int8_from_fp32(
+    src: Path, dst: Path, calibration: Sequence[np.ndarray], *, seed: int = 0, keep_fp32: Sequence[str] = ()
+) -> Path:
     """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; metadata is kept.
 
     Args:
@@ -31,46 +40,162 @@ def int8_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray], *, s
         dst: where the int8 file goes.
         calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), as the network will see them.
         seed: which ``SAMPLES`` images are drawn where there are more.
+        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
 
     Raises:
         DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
         MissingDependency: NNCF is not installed.
     """
-    src = Path(src)
-    model = read(src)
-    props = metadata(model)
-    if props.get(PRECISION, "fp32") != "fp32":
-        raise DeployError(f"{src} is {props[PRECISION]}; make the int8 file from the fp32 one.")
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        raise DeployError(f"{src} has {len(inputs)} inputs; only a model with one can be calibrated.")
-    images = _images(calibration, inputs[0], seed)
+    source = _Source.read(src, calibration, seed)
+    nncf, options = _nncf(source.model, keep_fp32)
+    # Symmetric (zero-points 0): ONNX Runtime is fast only while whole int8 chains fuse.
+    # One thread, batch 1, ms: ResNet-20 0.43 -> 0.30, with the additions left in fp32 0.58; MobileNetV2
+    # 6.6 -> 6.2, asymmetric 10.5, depthwise left 9.5; ResNet-18 23.5 -> 9.4, first layer left 12.8.
+    # Another processor judges otherwise: deploy.int8.fastest_int8 measures.
+    with quiet():
+        try:
+            quantised = nncf.quantize(source.model, source.dataset(nncf), subset_size=len(source.images), **options)
+        except Exception as error:  # NNCF and the runtime it calibrates with share no base class
+            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    return source.write(quantised, dst, keep_fp32)
+
+
+def int8_with_accuracy_control(
+    src: Path,
+    dst: Path,
+    calibration: Sequence[np.ndarray],
+    measure: Callable[[Engine], float],
+    *,
+    max_drop: float = 0.01,
+    seed: int = 0,
+    keep_fp32: Sequence[str] = (),
+) -> Path:
+    """Like ``int8_from_fp32``, but layers go back to fp32 until ``measure`` falls by no more than ``max_drop``.
+
+    Args:
+        measure: the quality of an engine, above 0 and the higher the better, such as its accuracy on validation data.
+        max_drop: how far below that of the fp32 file it may be.
+
+    Raises:
+        DeployError: as there, ``max_drop`` is negative, or the fp32 file's quality is not above 0.
+        MissingDependency: NNCF is not installed.
+    """
+    if max_drop < 0:
+        raise DeployError(f"max_drop is {max_drop}; give 0 or more.")
+    source = _Source.read(src, calibration, seed)
+    with load_engine(source.path) as engine:
+        dense = float(measure(engine))
+    if dense <= 0:  # NNCF divides by it
+        raise DeployError(f"The quality of {src} is {dense}; measure something that is above 0 for a good network.")
+    nncf, options = _nncf(source.model, keep_fp32)
+
+    def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(model, Path(folder) / "candidate.onnx")
+            with load_engine(Path(folder) / "candidate.onnx") as engine:
+                return float(measure(engine)), None
+
+    with quiet():
+        try:
+            quantised = nncf.quantize_with_accuracy_control(
+                source.model,
+                source.dataset(nncf),
+                source.dataset(nncf),
+                validate,
+                max_drop=max_drop,
+                subset_size=len(source.images),
+                advanced_quantization_parameters=options.pop("advanced_parameters"),
+                **options,
+            )
+        except DeployError:
+            raise
+        except Exception as error:  # as above
+            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    return source.write(quantised, dst, keep_fp32)
+
+
+def operators(model: onnx.ModelProto, kind: str) -> list[str]:
+    """The names of the nodes of ``model`` that are of ``kind``, a key of ``KINDS``.
+
+    Raises:
+        DeployError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise DeployError(f"There is no kind of operators {kind!r}; choose among {', '.join(KINDS)}.")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return KINDS[kind](list(model.graph.node), constants)
+
+
+def _depthwise(nodes: list[onnx.NodeProto], _: set[str]) -> list[str]:
+    return [n.name for n in nodes if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)]
+
+
+def _first(nodes: list[onnx.NodeProto], _: set[str]) -> list[str]:
+    return [node.name for node in nodes if node.op_type == "Conv"][:1]
+
+
+def _sums(nodes: list[onnx.NodeProto], constants: set[str]) -> list[str]:
+    return [n.name for n in nodes if n.op_type in ("Add", "Mul", "Concat") and not constants & set(n.input)]
+
+
+KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = MappingProxyType(
+    {"depthwise": _depthwise, "first": _first, "sums": _sums}
+)
+"""Kinds of operators that are slower in int8 on some processors: depthwise and grouped convolutions, the first
+convolution, and what joins two branches."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An fp32 file and the images it is calibrated with."""
+
+    path: Path
+    model: onnx.ModelProto
+    images: list[np.ndarray]
+    name: str
+
+    @classmethod
+    def read(cls, src: Path, calibration: Sequence[np.ndarray], seed: int) -> _Source:
+        src = Path(src)
+        model = read(src)
+        props = metadata(model)
+        if props.get(PRECISION, "fp32") != "fp32":
+            raise DeployError(f"{src} is {props[PRECISION]}; make the int8 file from the fp32 one.")
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        if len(inputs) != 1:
+            raise DeployError(f"{src} has {len(inputs)} inputs; only a model with one can be calibrated.")
+        return cls(src, model, _images(calibration, inputs[0], seed), inputs[0].name)
+
+    def dataset(self, nncf: Any) -> Any:
+        return nncf.Dataset(self.images, lambda image: {self.name: image})
+
+    def write(self, quantised: onnx.ModelProto, dst: Path, kept: Sequence[str]) -> Path:
+        props = {**metadata(self.model), PRECISION: "int8", SOURCE: sha256(self.path)}
+        if kept:
+            props[KEPT] = ",".join(kept)
+        return write(quantised, Path(dst), props)
+
+
+def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """NNCF and the options that every quantisation here takes."""
+    names = sorted({name for kind in keep_fp32 for name in operators(model, kind) if name})
     try:
         with quiet(), _no_telemetry():
             import nncf
             from nncf.quantization import advanced_parameters as advanced
     except ImportError as error:
         raise missing("nncf", "Making an int8 file", "compress") from error
-    name = inputs[0].name
-    # Symmetric (zero-points 0) and nothing ignored: ONNX Runtime is fast only while whole int8 chains fuse.
-    # One thread, batch 1, ms: ResNet-20 0.43 -> 0.30, with the additions left in fp32 0.58; MobileNetV2
-    # 6.6 -> 6.2, asymmetric 10.5, depthwise left 9.5; ResNet-18 23.5 -> 9.4, first layer left 12.8.
-    with quiet():
-        try:
-            quantised = nncf.quantize(
-                model,
-                nncf.Dataset(images, lambda image: {name: image}),
-                subset_size=len(images),
-                preset=nncf.QuantizationPreset.PERFORMANCE,
-                advanced_parameters=advanced.AdvancedQuantizationParameters(
-                    # Per channel activations keep ONNX Runtime from fusing depthwise convolutions at all.
-                    activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
-                ),
-            )
-        except Exception as error:  # NNCF and the runtime it calibrates with share no base class
-            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
-    return write(quantised, Path(dst), {**props, PRECISION: "int8", SOURCE: sha256(src)})
+    return nncf, {
+        "preset": nncf.QuantizationPreset.PERFORMANCE,
+        "ignored_scope": nncf.IgnoredScope(names=names) if names else None,
+        "advanced_parameters": advanced.AdvancedQuantizationParameters(
+            # Per channel activations keep ONNX Runtime from fusing depthwise convolutions at all.
+            activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
+        ),
+    }
 
 
 def signed_from_unsigned(src: Path, dst: Path) -> Path:
