@@ -26,6 +26,7 @@ from setuptools.errors import BaseError, CCompilerError
 ROOT = Path(__file__).resolve().parent
 CSRC = "cpp_ext/csrc"
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11, the oldest supported
+CPU_SOURCES = ("norms", "slices", "select", "loops_plain", "loops_avx2", "loops_avx512")
 PURE = "NIWAKI_KERNELS_BUILD=0"
 
 
@@ -128,7 +129,7 @@ def extensions(cuda_home: Path | None) -> list[Extension]:
     modules = [
         CppExtension(
             "cpp_ext._C",
-            [f"{CSRC}/{name}.cpp" for name in ("module", "filter_norm", "channel_slice")],
+            [f"{CSRC}/module.cpp", *(f"{CSRC}/cpu/{name}.cpp" for name in CPU_SOURCES)],
             extra_compile_args={"cxx": cxx},
             extra_link_args=link,
             py_limited_api=True,
@@ -139,7 +140,10 @@ def extensions(cuda_home: Path | None) -> list[Extension]:
         modules.append(
             CUDAExtension(
                 "cpp_ext._C_cuda",
-                [f"{CSRC}/cuda/{name}" for name in ("module_cuda.cpp", "filter_norm_cuda.cu", "channel_slice_cuda.cu")],
+                [
+                    f"{CSRC}/cuda/{name}"
+                    for name in ("module_cuda.cpp", "norms_cuda.cu", "slices_cuda.cu", "select_cuda.cu")
+                ],
                 extra_compile_args={"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": nvcc},
                 extra_link_args=link,
                 py_limited_api=True,

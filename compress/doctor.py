@@ -7,6 +7,7 @@ the system can say whether there is a GPU.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -192,9 +193,29 @@ def _kernels() -> Iterable[Check]:
         if there and torch is None:
             yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki[compress]"')
             continue
+        if there:
+            works, says = _loads(part)
+            if not works:
+                yield Check(title, False, False, says, f"{rebuild}{needs})")
+                continue
         compiler = build.get("compiler" if part == "cpu" else "cuda_compiler")
-        found = ("built" + (f" with {compiler}" if compiler else "")) if there else why
+        found = ("built" + (f" with {compiler}" if compiler else "") + says) if there else why
         yield Check(title, there, False, found, f"{rebuild}{needs})")
+
+
+@functools.cache
+def _loads(part: str) -> tuple[bool, str]:
+    """Whether a half of the kernels loads, and what it runs as; asked of another process, since that loads torch."""
+    code = (
+        "import cpp_ext, torch; reference = cpp_ext.kernels_in_use({device!r}) == 'reference'; "
+        "print('reference' if reference else cpp_ext.instruction_set())"
+    ).format(device="cpu" if part == "cpu" else "cuda")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return False, (done.stderr.strip().splitlines() or ["does not load"])[-1]
+    if done.stdout.strip() == "reference":
+        return True, "; NIWAKI_KERNELS=reference puts the slow ones in Python in their place"
+    return True, f"; runs as {done.stdout.strip()}" if part == "cpu" else "; loads"
 
 
 def _tools() -> list[Check]:

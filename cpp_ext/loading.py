@@ -38,6 +38,20 @@ def kernels_in_use(device: torch.device | str = "cpu") -> Literal["compiled", "r
     return "compiled"
 
 
+def instruction_set() -> str:
+    """Which build of the CPU kernels this processor runs: `avx512`, `avx2` or `plain`.
+
+    `NIWAKI_CPU`, read once, asks for a lesser one.
+
+    Raises:
+        KernelsMissing: the compiled kernels are not there, or do not load.
+    """
+    failure = _load("_C")
+    if failure is not None:
+        raise KernelsMissing(failure)
+    return torch.ops.niwaki.cpu_instructions()
+
+
 @functools.cache
 def _load(module: Literal["_C", "_C_cuda"]) -> str | None:
     """Load a compiled module once; returns the sentence that says why it cannot be used, or None."""
@@ -51,7 +65,7 @@ def _load(module: Literal["_C", "_C_cuda"]) -> str | None:
     except ImportError as error:
         return f"niwaki's {what} kernels do not load under torch {torch.__version__} ({error}): {_HOW}."
     if module == "_C":
-        for fakes in (importlib.import_module(f"cpp_ext.{half}").FAKES for half in ("norms", "slices")):
+        for fakes in (importlib.import_module(f"cpp_ext.{half}").FAKES for half in ("norms", "slices", "select")):
             for op, fake in fakes.items():
                 torch.library.register_fake(f"niwaki::{op}", fake)
     return None

@@ -35,6 +35,15 @@ def test_this_environment_is_fit(checks):
     assert "CPUExecutionProvider" in named["ONNX Runtime works"].found
 
 
+def test_it_says_which_instruction_set_runs(checks):
+    cpp_ext = pytest.importorskip("cpp_ext")
+    if not cpp_ext.build_info()["cpu"]:
+        pytest.skip("the kernels are not built: python setup.py build_ext --inplace")
+    (kernels,) = (check for check in checks if check.name == "Kernels for the CPU")
+    assert kernels.ok
+    assert kernels.found.endswith(f"; runs as {cpp_ext.instruction_set()}")
+
+
 def test_each_thing_that_is_missing_has_a_way_out(checks):
     for check in checks:
         assert check.ok or check.fix or check.found.startswith("not for "), check

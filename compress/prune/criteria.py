@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -35,28 +36,32 @@ def score(trace: Trace, model: nn.Module, criterion: str = "l1", *, seed: int = 
     return CRITERIA[criterion](trace, dict(model.named_parameters(remove_duplicate=False)), seed)
 
 
-def _sum_over_producers(trace: Trace, weights: dict[str, Tensor], p: int) -> Tensor:
-    """Scatters the p-th powers of all filter norms onto the units that the filters make."""
-    norms, owners = [], []
+def _norms(trace: Trace, weights: dict[str, Tensor], role: str, p: float, **options: bool) -> Tensor:
+    """The p-norm of each unit over the weights that have it in this role, in one call; float64 (units,), on the CPU."""
+    chosen: dict[torch.device, tuple[list[Tensor], list[int], list[npt.NDArray[np.int64]]]] = {}
     for (name, dim), units in trace.slots.items():
         weight = weights.get(name)
-        if weight is not None and weight.dim() > 1 and trace.roles[name, dim] == "producer":
-            norms.append(cpp_ext.filter_norm(weight.detach(), p, dim).cpu())
-            owners.append(units)
+        if weight is not None and weight.dim() > 1 and trace.roles[name, dim] == role:
+            tensors, dims, index = chosen.setdefault(weight.device, ([], [], []))
+            tensors.append(weight.detach())
+            dims.append(dim)
+            index.append(units)
     total = torch.zeros(trace.units, dtype=torch.float64)
-    if norms:
-        total.index_add_(0, torch.from_numpy(np.concatenate(owners)), torch.cat(norms).double() ** p)
+    # A network on several devices takes a call for each; powers of norms add up.
+    for tensors, dims, index in chosen.values():
+        slots = cpp_ext.Slots(tuple(range(len(tensors))), tuple(dims), tuple(index), trace.units)
+        total += cpp_ext.multi_filter_norm(tensors, slots, p, **options).cpu()
     return total
 
 
 def l1(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
     """Sum of the absolute weights of a unit's filters (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
-    return _sum_over_producers(trace, weights, 1)
+    return _norms(trace, weights, "producer", 1)
 
 
 def l2(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
     """Euclidean norm of all of a unit's filters together."""
-    return _sum_over_producers(trace, weights, 2).sqrt()
+    return _norms(trace, weights, "producer", 2, squared=True).sqrt()
 
 
 def signal(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
@@ -67,18 +72,12 @@ def signal(trace: Trace, weights: dict[str, Tensor], seed: int) -> Tensor:
     group norms of DepGraph (Fang et al., 2023); a unit without a norm layer counts by its columns alone.
     """
     scale = torch.zeros(trace.units, dtype=torch.float64)
-    columns = torch.zeros(trace.units, dtype=torch.float64)
-    for (name, dim), units in trace.slots.items():
+    for (name, _), units in trace.slots.items():
         weight = weights.get(name)
-        if weight is None:
-            continue
-        index = torch.from_numpy(units)
-        if weight.dim() == 1 and name.endswith("weight"):
+        if weight is not None and weight.dim() == 1 and name.endswith("weight"):
             sizes = weight.detach().double().abs().cpu()
-            scale.index_add_(0, index, sizes / sizes.mean().clamp_min(1e-30))
-        elif weight.dim() > 1 and trace.roles[name, dim] == "consumer":
-            norms = cpp_ext.filter_norm(weight.detach(), 2, dim).double().cpu()
-            columns.index_add_(0, index, (norms / norms.mean().clamp_min(1e-30)) ** 2)
+            scale.index_add_(0, torch.from_numpy(units), sizes / sizes.mean().clamp_min(1e-30))
+    columns = _norms(trace, weights, "consumer", 2, squared=True, relative=True)
     has_norm = scale > 0
     return columns.sqrt() * torch.where(has_norm, scale, scale[has_norm].mean() if has_norm.any() else 1.0)
 

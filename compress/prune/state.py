@@ -52,14 +52,17 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
     if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
         raise PlanError(f"LBFGS keeps one vector for all parameters, {_UNCUT}")
     copies = dict(memo)
+    whole: dict[int, tuple[Tensor, Mapping[int, Indices]]] = {}
     for parameter, state in optimizer.state.items():
         name = names.get(id(parameter), "")
         kept = cut.kept.get(name, {})
         for key, tensor in _tensors(state, "state", kind):
             if id(tensor) not in copies:
-                copies[id(tensor)] = _cut_state(tensor, parameter, kept, cut, f"{kind}'s {key} of '{name}'")
+                whole[id(tensor)] = tensor, _kept_of_state(tensor, parameter, kept, f"{kind}'s {key} of '{name}'")
+    copies |= zip(whole, map(Tensor.detach, cut.sliced(list(whole.values()))), strict=True)
+    for parameter, state in optimizer.state.items():
         if isinstance(optimizer, torch.optim.Adafactor) and "row_var" in state:
-            _rescale(state["row_var"], state["col_var"], kept, cut, copies)
+            _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), cut, copies)
     for key, tensor in _tensors({name: value for name, value in own.items() if name != "state"}, ""):
         if id(tensor) not in copies and tensor.numel() > 1:
             raise PlanError(f"{kind} keeps a tensor of shape {tuple(tensor.shape)} as its {key}, {_UNCUT}")
@@ -89,10 +92,12 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
         raise PlanError(f"Averaged weights are a module or a dictionary of tensors, not a {type(average).__name__}.")
     prefix = _prefix({k: v for k, v in average.items() if isinstance(v, Tensor)}, cut)
     small = copy.copy(average)
-    memo = {}
+    whole: dict[int, tuple[Tensor, Mapping[int, Indices]]] = {}
     for key, value in average.items():
-        if isinstance(value, Tensor) and id(value) not in memo:
-            memo[id(value)] = cut.sliced(value, cut.kept.get(key.removeprefix(prefix), {}))
+        if isinstance(value, Tensor):
+            whole.setdefault(id(value), (value, cut.kept.get(key.removeprefix(prefix), {})))
+    memo = dict(zip(whole, cut.sliced(list(whole.values())), strict=True))
+    for key, value in average.items():
         small[key] = copy.deepcopy(value, memo)
     return small
 
@@ -121,15 +126,16 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
     return prefix
 
 
-def _cut_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices], cut: Cut, what: str) -> Tensor:
+def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices], what: str) -> Mapping[int, Indices]:
+    """What stays of one tensor of state, once its shape is found right."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise PlanError(f"{what} is of type {type(tensor).__name__}, {_UNCUT}")
     if tensor.numel() == 1 or not kept:
-        return tensor.detach().clone()
+        return {}
     shape, like = tuple(tensor.shape), tuple(parameter.shape)
     if len(shape) != len(like) or any(size not in (1, full) for size, full in zip(shape, like, strict=True)):
         raise PlanError(f"{what} has shape {shape}, not the parameter's {like}, {_UNCUT}")
-    return cut.sliced(tensor, {d: k for d, k in kept.items() if tensor.shape[d] > 1})
+    return {d: k for d, k in kept.items() if tensor.shape[d] > 1}
 
 
 def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut, copies: Mapping[int, Any]) -> None:
@@ -143,8 +149,8 @@ def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut,
         return
     before = {d: k for d, k in kept.items() if d < last - 2}
     small_row, small_column = copies[id(row)], copies[id(column)]
-    rows = small_row.mean(-2, keepdim=True), cut.sliced(row, before).mean(-2, keepdim=True)
-    columns = small_column.mean(-1, keepdim=True), cut.sliced(column, before).mean(-1, keepdim=True)
+    rows = small_row.mean(-2, keepdim=True), cut.sliced([(row, before)])[0].mean(-2, keepdim=True)
+    columns = small_column.mean(-1, keepdim=True), cut.sliced([(column, before)])[0].mean(-1, keepdim=True)
     small_row.mul_((columns[0] / columns[1]).nan_to_num(1.0))
     small_column.mul_((rows[0] / rows[1]).nan_to_num(1.0))
 

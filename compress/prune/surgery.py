@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TypeVar, overload
@@ -61,9 +61,9 @@ class Cut:
 
     def copy(self, root: nn.Module, tensors: Mapping[str, Tensor], memo: dict[int, object]) -> nn.Module:
         """A cut deep copy of `root`, whose `tensors` go by the network's names; what was copied is in `memo` then."""
-        for name, kept in self.kept.items():
-            if name in tensors and id(tensors[name]) not in memo:
-                memo[id(tensors[name])] = _sliced(tensors[name], kept)
+        dense = {id(tensors[name]): (tensors[name], kept) for name, kept in self.kept.items() if name in tensors}
+        new = {key: pair for key, pair in dense.items() if key not in memo}
+        memo.update(zip(new, self.sliced(list(new.values())), strict=True))
         # Deep-copying with the cut tensors already in the memo keeps ties and never copies a dense weight.
         small = clone(root, memo)
         modules = dict(small.named_modules(remove_duplicate=False))
@@ -76,9 +76,9 @@ class Cut:
                 set_size(modules[path], attribute, before, after)
         return small
 
-    def sliced(self, tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
-        """What stays of `tensor`, in fresh contiguous memory; a parameter of a parameter."""
-        return _sliced(tensor, kept)
+    def sliced(self, tensors: Sequence[tuple[Tensor, Mapping[int, Indices]]]) -> list[Tensor]:
+        """What stays of each tensor, in fresh contiguous memory, by one call; parameters of parameters."""
+        return _sliced(tensors)
 
     def check_modules(self, root: nn.Module) -> None:
         """Raises PlanError unless `root` has the modules that the plan substitutes and patches, as it takes them."""
@@ -174,13 +174,25 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan is not legal for this network, which is then unchanged.
     """
     cut = _legal(model, plan)
+    lists: dict[torch.device, tuple[list[Tensor], list[int], list[Tensor]]] = {}
+    masks: dict[tuple[int, int, torch.device], Tensor] = {}
+    for key, slot in plan.slots.items():
+        if slot.role != "producer":
+            continue
+        name, _, dim = key.rpartition(":")
+        tensor = cut.tensors[name]
+        which = id(slot.kept), slot.of, tensor.device
+        if which not in masks:
+            gone = np.ones(slot.of, np.bool_)
+            gone[list(slot.kept)] = False
+            masks[which] = torch.from_numpy(gone).to(tensor.device)
+        tensors, dims, gones = lists.setdefault(tensor.device, ([], [], []))
+        tensors.append(tensor)
+        dims.append(int(dim))
+        gones.append(masks[which])
     with torch.no_grad():
-        for key, slot in plan.slots.items():
-            if slot.role == "producer":
-                name, _, dim = key.rpartition(":")
-                tensor = cut.tensors[name]
-                gone = np.delete(np.arange(slot.of), slot.kept)
-                tensor.index_fill_(int(dim), torch.from_numpy(gone).to(tensor.device), 0)
+        for tensors, dims, gones in lists.values():
+            cpp_ext.masked_fill_channels(tensors, dims, gones)
     return model
 
 
@@ -227,19 +239,30 @@ def _indices(kept: tuple[int, ...]) -> Indices | None:
         return None
 
 
-def _sliced(tensor: Tensor, kept: Mapping[int, Indices]) -> Tensor:
-    """The kept part of one tensor: dims 0 and 1 in one pass of the kernel, further ones by index_select."""
-    out = tensor.detach()
-    if tensor.is_meta or not kept:
-        # Nothing to gather: a shape, or everything.
-        shape = [len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)]
-        out = out.new_empty(shape) if tensor.is_meta else out.clone()
-    else:
-        index = {d: indices.on(tensor.device) for d, indices in kept.items()}
-        # A vector is too short for the kernel to be worth its call.
-        vector = tensor.dim() == 1
-        for d in sorted(d for d in index if d > 1 or vector):
-            out = out.index_select(d, index[d])
-        if not vector and not index.keys().isdisjoint((0, 1)):
-            out = cpp_ext.channel_slice(out, index.get(0), index.get(1))
-    return nn.Parameter(out, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else out
+def _sliced(tensors: Sequence[tuple[Tensor, Mapping[int, Indices]]]) -> list[Tensor]:
+    """The kept parts: dims 0 and 1 in one call of the kernel for each device, further ones by index_select."""
+    results: list[Tensor] = []
+    lists: dict[torch.device, list[int]] = {}
+    for k, (tensor, kept) in enumerate(tensors):
+        out = tensor.detach()
+        if tensor.is_meta or not kept:
+            # Nothing to gather: a shape, or everything.
+            shape = [len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)]
+            out = out.new_empty(shape) if tensor.is_meta else out.clone()
+        else:
+            for d in sorted(d for d in kept if d > 1):
+                out = out.index_select(d, kept[d].on(tensor.device))
+            if not kept.keys().isdisjoint((0, 1)):
+                lists.setdefault(tensor.device, []).append(k)
+        results.append(out)
+    for device, places in lists.items():
+        pairs = [
+            [kept[d].on(device) if d in kept else None for d in (0, 1)] for _, kept in (tensors[k] for k in places)
+        ]
+        sliced = cpp_ext.multi_channel_slice([results[k] for k in places], [(rows, columns) for rows, columns in pairs])
+        for k, out in zip(places, sliced, strict=True):
+            results[k] = out
+    return [
+        nn.Parameter(out, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else out
+        for out, (tensor, _) in zip(results, tensors, strict=True)
+    ]

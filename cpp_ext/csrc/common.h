@@ -29,10 +29,28 @@ inline void require(bool ok, const Parts&... parts) {
   throw Error(sentence.str());
 }
 
-inline int64_t product(const int64_t* sizes, int64_t n) {
-  int64_t result = 1;
-  for (int64_t i = 0; i < n; ++i) result *= sizes[i];
-  return result;
+// The dimensions from the outermost in memory to the innermost, those of size 1 first; whether they fill it densely.
+inline std::vector<int64_t> memory_order(const Tensor& x, bool& dense) {
+  std::vector<int64_t> order(x.dim());
+  for (int64_t d = 0; d < x.dim(); ++d) order[d] = d;
+  const auto rest = std::stable_partition(order.begin(), order.end(), [&](int64_t d) { return x.size(d) == 1; });
+  std::stable_sort(rest, order.end(), [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
+  int64_t expected = 1;
+  dense = true;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    dense = dense && (x.size(*d) == 1 || x.stride(*d) == expected);
+    expected *= x.size(*d);
+  }
+  dense = dense || x.numel() == 0;
+  return order;
+}
+
+inline void require_one_device(const char* op, const std::vector<Tensor>& xs) {
+  for (const Tensor& x : xs) {
+    require(
+        x.is_cpu() == xs[0].is_cpu() && x.get_device_index() == xs[0].get_device_index(), op,
+        " got tensors on several devices: call it once for each.");
+  }
 }
 
 }  // namespace niwaki

@@ -1,69 +1,162 @@
-// What the norms share on both devices: the channel view of a tensor, and the checks that need no data.
+// What the norms share on both devices: tensors seen as matrices, and the checks that need no data.
 #pragma once
 
 #include "common.h"
 
+#include <cmath>
+#include <limits>
+
 namespace niwaki {
 
-// A tensor as dense memory [outer, channels, inner]. What lies before and after the channel may be in any
-// order of dimensions: enough for a reduction that does not care about order.
-struct ChannelView {
-  Tensor tensor;
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-};
+enum class Norm : int { one, two, two_squared, infinity };
 
-// Views `x` around dimension `dim` (0 <= dim < x.dim()); copies only when the memory is not dense.
-inline ChannelView channel_view(const Tensor& x, int64_t dim) {
-  const auto sizes = x.sizes();
-  const auto strides = x.strides();
-  const int64_t channels = sizes[dim];
-  if (x.numel() == 0) return {x, 0, channels, 0};
+inline bool is_squares(Norm norm) { return norm == Norm::two || norm == Norm::two_squared; }
 
-  std::vector<int64_t> order;
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (sizes[d] != 1) order.push_back(d);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
-
-  int64_t expected = 1;  // stride of a dense dimension, from the innermost outwards
-  int64_t inner = 1;
-  bool dense = true;
-  bool channel_met = channels == 1;
-  for (auto d = order.rbegin(); d != order.rend() && dense; ++d) {
-    dense = strides[*d] == expected;
-    expected *= sizes[*d];
-    channel_met = channel_met || *d == dim;
-    if (!channel_met) inner *= sizes[*d];
-  }
-  if (dense && channels == 1) return {x, 1, 1, x.numel()};
-  if (dense) return {x, x.numel() / (channels * inner), channels, inner};
-  return {
-      torch::stable::contiguous(x),
-      product(sizes.data(), dim),
-      channels,
-      product(sizes.data() + dim + 1, x.dim() - dim - 1)};
+inline Norm norm_of(double p, bool squared) {
+  require(
+      p == 1 || p == 2 || p == std::numeric_limits<double>::infinity(), "a norm is of p = 1, 2 or infinity, got p = ",
+      p, ".");
+  require(!squared || p == 2, "only the norm p = 2 can be squared, got p = ", p, ".");
+  if (p == 1) return Norm::one;
+  if (p == 2) return squared ? Norm::two_squared : Norm::two;
+  return Norm::infinity;
 }
 
-// The checks of filter_norm that need no data; returns `dim` counted from the front.
-inline int64_t check_filter_norm(const Tensor& x, int64_t p, int64_t dim) {
-  require(p == 1 || p == 2, "filter_norm computes the norms p = 1 and p = 2, got p = ", p, ".");
+// Dense memory as a matrix of `groups * rows` rows and `repeats * columns * inner` columns, or a part of that. Channels
+// of one kept dimension are the rows (row sums, over all groups), those of the other the columns (column sums).
+// What lies before and after a channel may be in any order of dimensions.
+struct Matrix {
+  Tensor tensor;
+  int64_t groups = 0;
+  int64_t rows = 1;
+  int64_t repeats = 1;
+  int64_t columns = 1;
+  int64_t inner = 1;
+  int row_dim = -1;     // the tensor's dimension that the rows are, or -1
+  int column_dim = -1;  // likewise the columns
+  int64_t width() const { return repeats * columns * inner; }
+  int64_t height() const { return groups * rows; }
+};
+
+constexpr int64_t kShortRow = 32;  // a single kept dimension with less behind it is summed as columns
+
+// Views `x` around dimensions `a` and `b` (0 <= a, b < x.dim(), or b = -1 for one); copies only where memory is not dense.
+inline Matrix matrix_view(const Tensor& x, int a, int b) {
+  Matrix m;
+  m.tensor = x;
+  const bool empty = x.numel() == 0;
+  if (!empty) {
+    bool dense;
+    std::vector<int64_t> order = memory_order(x, dense);
+    if (!dense) {
+      m.tensor = torch::stable::contiguous(x);
+      order = memory_order(m.tensor, dense);
+    }
+    int64_t before = 1, between = 1, behind = 1;
+    int first = -1, second = -1;
+    for (const int64_t d : order) {
+      if (d == a || d == b) {
+        (first < 0 ? first : second) = static_cast<int>(d);
+      } else {
+        (first < 0 ? before : second < 0 ? between : behind) *= x.size(d);
+      }
+    }
+    if (b < 0 && between < kShortRow && before > 1) {
+      m.groups = before, m.columns = x.size(a), m.inner = between, m.column_dim = a;
+    } else if (b < 0) {
+      m.groups = before, m.rows = x.size(a), m.inner = between, m.row_dim = a;
+    } else {
+      m.groups = before, m.rows = x.size(first), m.repeats = between, m.columns = x.size(second), m.inner = behind;
+      m.row_dim = first, m.column_dim = second;
+    }
+    return m;
+  }
+  m.row_dim = a, m.rows = x.size(a);
+  if (b >= 0) m.column_dim = b, m.columns = x.size(b);
+  return m;
+}
+
+// `dim` counted from the front.
+inline int check_dim(const char* op, const Tensor& x, int64_t dim) {
   require<std::out_of_range>(
-      dim >= -x.dim() && dim < x.dim(), "filter_norm got dim = ", dim, " for a tensor of ", x.dim(),
+      dim >= -x.dim() && dim < x.dim(), op, " got dim = ", dim, " for a tensor of ", x.dim(),
       " dimensions: pass a dim between ", -x.dim(), " and ", x.dim() - 1, ".");
-  return dim < 0 ? dim + x.dim() : dim;
+  return static_cast<int>(dim < 0 ? dim + x.dim() : dim);
 }
 
 inline ScalarType norm_dtype(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-[[noreturn]] inline void throw_unsupported_norm(ScalarType dtype) {
-  std::ostringstream sentence;
-  sentence << "filter_norm got a tensor of " << torch::headeronly::toString(dtype)
-           << ": convert it to float32, float64, float16 or bfloat16.";
-  throw std::runtime_error(sentence.str());
+inline void check_norm_dtype(const char* op, const Tensor& x) {
+  const ScalarType t = x.scalar_type();
+  require(
+      t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::Half || t == ScalarType::BFloat16, op,
+      " got a tensor of ", torch::headeronly::toString(t), ": convert it to float32, float64, float16 or bfloat16.");
+}
+
+// Every slot of multi_filter_norm: which tensor, which dimension, and where its channels are in the flat result.
+// Two slots of one tensor share a matrix, and so one read.
+struct NormJob {
+  Matrix matrix;
+  int64_t row_at = -1;     // the first row's place among all slots' channels, or -1
+  int64_t column_at = -1;  // likewise
+};
+
+inline std::vector<NormJob> norm_jobs(
+    const char* op, const std::vector<Tensor>& xs, const std::vector<int64_t>& tensors, const std::vector<int64_t>& dims,
+    int64_t& channels) {
+  require(
+      tensors.size() == dims.size(), op, " got ", tensors.size(), " tensor numbers and ", dims.size(),
+      " dims: pass one of each for a slot.");
+  require_one_device(op, xs);
+  std::vector<NormJob> jobs;
+  channels = 0;
+  for (size_t s = 0; s < dims.size();) {
+    require<std::out_of_range>(
+        tensors[s] >= 0 && tensors[s] < static_cast<int64_t>(xs.size()), op, " got tensor number ", tensors[s], " of ",
+        xs.size(), ".");
+    const Tensor& x = xs[tensors[s]];
+    check_norm_dtype(op, x);
+    const int a = check_dim(op, x, dims[s]);
+    int b = -1;
+    if (s + 1 < dims.size() && tensors[s + 1] == tensors[s]) {
+      b = check_dim(op, x, dims[s + 1]);
+      if (b == a) b = -1;
+    }
+    NormJob job;
+    job.matrix = matrix_view(x, a, b);
+    for (const int d : {a, b}) {
+      if (d < 0) continue;
+      (job.matrix.row_dim == d ? job.row_at : job.column_at) = channels;
+      channels += x.size(d);
+      ++s;
+    }
+    jobs.push_back(std::move(job));
+  }
+  return jobs;
+}
+
+// Which places of the flat result make up each unit: units u = order[offsets[u] : offsets[u + 1]].
+struct Scatter {
+  Tensor order, offsets;
+  int64_t units;
+};
+
+inline Scatter check_scatter(const Tensor& order, const Tensor& offsets, int64_t channels, const Tensor* like) {
+  const char* op = "multi_filter_norm";
+  require(
+      order.scalar_type() == ScalarType::Long && order.dim() == 1 && offsets.scalar_type() == ScalarType::Long &&
+          offsets.dim() == 1 && offsets.numel() > 0,
+      op, " takes order and offsets as 1-D int64 tensors, offsets with one entry more than there are units.");
+  require(
+      order.numel() == channels, op, " got an order of ", order.numel(), " places for ", channels, " channels.");
+  for (const Tensor* t : {&order, &offsets}) {
+    require(
+        like == nullptr || (t->is_cpu() == like->is_cpu() && t->get_device_index() == like->get_device_index()), op,
+        " got order or offsets on another device than the tensors: move them there.");
+  }
+  return {torch::stable::contiguous(order), torch::stable::contiguous(offsets), offsets.numel() - 1};
 }
 
 }  // namespace niwaki

@@ -5,33 +5,34 @@
 
 namespace niwaki {
 
-// The index that channel_slice gathers along one dimension: the values, or the identity when none is given.
+// The index that a slice gathers along one dimension: the values, or the identity when none is given.
 struct Keep {
-  std::optional<Tensor> tensor;  // holds the memory
-  const int64_t* values;         // nullptr: every channel, in order
-  int64_t count;
-  int64_t size;  // how many channels there are to choose from
+  std::optional<Tensor> tensor;     // holds the memory
+  const int64_t* values = nullptr;  // nullptr: every channel, in order
+  int64_t count = 0;
+  int64_t size = 0;  // how many channels there are to choose from
 };
 
-inline Keep keep_of(const Tensor& x, const std::optional<Tensor>& keep, int64_t dim) {
+inline Keep keep_of(const char* op, const Tensor& x, const Tensor* keep, int64_t dim) {
   require(
-      dim < x.dim() || !keep.has_value(), "channel_slice got keep", dim, " for a tensor of ", x.dim(),
+      dim < x.dim() || keep == nullptr, op, " got keep", dim, " for a tensor of ", x.dim(),
       " dimensions: pass keep", dim, " = None.");
   const int64_t size = dim < x.dim() ? x.size(dim) : 1;
-  if (!keep.has_value()) return {std::nullopt, nullptr, size, size};
+  if (keep == nullptr) return {std::nullopt, nullptr, size, size};
   require(
-      keep->scalar_type() == ScalarType::Long && keep->dim() == 1, "channel_slice got a keep", dim, " of ",
+      keep->scalar_type() == ScalarType::Long && keep->dim() == 1, op, " got a keep", dim, " of ",
       keep->dim(), " dimensions that is not a 1-D int64 tensor: convert it with .long().flatten().");
   require(
-      keep->get_device_index() == x.get_device_index() && keep->is_cpu() == x.is_cpu(), "channel_slice got keep",
+      keep->get_device_index() == x.get_device_index() && keep->is_cpu() == x.is_cpu(), op, " got keep",
       dim, " on another device than x: move it with .to(x.device).");
   const Tensor values = torch::stable::contiguous(*keep);
   return {values, values.const_data_ptr<int64_t>(), values.numel(), size};
 }
 
-[[noreturn]] inline void throw_out_of_bounds(int dim, int64_t value, int64_t position, int64_t size) {
+[[noreturn]] inline void throw_out_of_bounds(
+    const char* op, int64_t dim, int64_t value, int64_t position, int64_t size) {
   std::ostringstream sentence;
-  sentence << "channel_slice got keep" << dim << "[" << position << "] = " << value << " for a dimension of size "
+  sentence << op << " got keep" << dim << "[" << position << "] = " << value << " for a dimension of size "
            << size << ": pass indices between 0 and " << size - 1 << ".";
   throw std::out_of_range(sentence.str());
 }
@@ -48,10 +49,10 @@ struct SlicePlan {
   int64_t element_bytes;
 };
 
-inline SlicePlan plan_slice(const Tensor& x, const std::optional<Tensor>& keep0, const std::optional<Tensor>& keep1) {
-  require(x.dim() > 0, "channel_slice got a tensor of 0 dimensions: pass one with channels, of 1 dimension or more.");
-  Keep rows = keep_of(x, keep0, 0);
-  Keep columns = keep_of(x, keep1, 1);
+inline SlicePlan plan_slice(const char* op, const Tensor& x, const Tensor* keep0, const Tensor* keep1) {
+  require(x.dim() > 0, op, " got a tensor of 0 dimensions: pass one with channels, of 1 dimension or more.");
+  Keep rows = keep_of(op, x, keep0, 0);
+  Keep columns = keep_of(op, x, keep1, 1);
 
   bool blocks_dense = true;
   int64_t block = 1;
@@ -64,7 +65,7 @@ inline SlicePlan plan_slice(const Tensor& x, const std::optional<Tensor>& keep0,
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape[0] = rows.count;
   if (x.dim() > 1) shape[1] = columns.count;
-  return {
+  SlicePlan plan{
       source,
       torch::stable::new_empty(x, shape),
       rows,
@@ -73,6 +74,82 @@ inline SlicePlan plan_slice(const Tensor& x, const std::optional<Tensor>& keep0,
       x.dim() > 1 ? source.stride(1) : 0,
       block,
       static_cast<int64_t>(x.element_size())};
+  // Without an index over dense columns a whole row is one block.
+  if (columns.values == nullptr && (columns.count == 1 || plan.column_stride == block)) {
+    plan.block *= columns.count;
+    plan.columns.count = 1;
+  }
+  return plan;
+}
+
+// Plans a whole list; `keep0` and `keep1` are places in `keeps`, or -1 for every channel.
+inline std::vector<SlicePlan> plan_slices(
+    const std::vector<Tensor>& xs, const std::vector<Tensor>& keeps, const std::vector<int64_t>& keep0,
+    const std::vector<int64_t>& keep1) {
+  const char* op = "multi_channel_slice";
+  require(
+      keep0.size() == xs.size() && keep1.size() == xs.size(), op, " got ", keep0.size(), " keep0 and ", keep1.size(),
+      " keep1 for ", xs.size(), " tensors: pass one of each for a tensor, -1 to keep all.");
+  require_one_device(op, xs);
+  std::vector<SlicePlan> plans;
+  plans.reserve(xs.size());
+  for (size_t k = 0; k < xs.size(); ++k) {
+    for (const int64_t at : {keep0[k], keep1[k]}) {
+      require<std::out_of_range>(
+          at >= -1 && at < static_cast<int64_t>(keeps.size()), op, " got the number ", at, " of an index, there are ",
+          keeps.size(), ".");
+    }
+    plans.push_back(plan_slice(
+        op, xs[k], keep0[k] < 0 ? nullptr : &keeps[keep0[k]], keep1[k] < 0 ? nullptr : &keeps[keep1[k]]));
+  }
+  return plans;
+}
+
+// A tensor whose masked channels are to be filled, as memory [outer, channels, inner].
+struct FillPlan {
+  Tensor tensor, mask;
+  int64_t outer = 1, channels = 1, inner = 1, element_bytes = 1;
+};
+
+// Plans a whole list; tensor k is masked along dims[k] by masks[which[k]], a bool for each channel.
+inline std::vector<FillPlan> plan_fills(
+    const std::vector<Tensor>& xs, const std::vector<int64_t>& dims, const std::vector<Tensor>& masks,
+    const std::vector<int64_t>& which) {
+  const char* op = "masked_fill_channels";
+  require(
+      dims.size() == xs.size() && which.size() == xs.size(), op, " got ", dims.size(), " dims and ", which.size(),
+      " mask numbers for ", xs.size(), " tensors: pass one of each for a tensor.");
+  require_one_device(op, xs);
+  std::vector<FillPlan> plans;
+  for (size_t k = 0; k < xs.size(); ++k) {
+    const Tensor& x = xs[k];
+    const int64_t dim = dims[k];
+    require<std::out_of_range>(
+        dim >= 0 && dim < x.dim() && which[k] >= 0 && which[k] < static_cast<int64_t>(masks.size()), op,
+        " got dim = ", dim, " for a tensor of ", x.dim(), " dimensions and mask number ", which[k], " of ",
+        masks.size(), ".");
+    const Tensor mask = torch::stable::contiguous(masks[which[k]]);
+    require(
+        mask.scalar_type() == ScalarType::Bool && mask.dim() == 1 && mask.numel() == x.size(dim), op, " got a mask of ",
+        mask.numel(), " entries for a dimension of size ", x.size(dim), ": pass a 1-D bool tensor with one for each.");
+    require(
+        mask.is_cpu() == x.is_cpu() && mask.get_device_index() == x.get_device_index(), op,
+        " got a mask on another device than its tensor: move it with .to(x.device).");
+    FillPlan plan{x, mask, 1, x.size(dim), 1, static_cast<int64_t>(x.element_size())};
+    bool dense, met = false;
+    const auto order = memory_order(x, dense);
+    require(
+        dense, op, " got tensor ", k, " whose memory is not dense: pass a whole tensor rather than a part of one.");
+    for (auto d = order.rbegin(); d != order.rend(); ++d) {
+      if (*d == dim) {
+        met = true;
+      } else {
+        (met ? plan.outer : plan.inner) *= x.size(*d);
+      }
+    }
+    plans.push_back(std::move(plan));
+  }
+  return plans;
 }
 
 }  // namespace niwaki

@@ -78,6 +78,7 @@ def test_opcheck(device):
 norm = cpp_ext.filter_norm
 WRONG = {
     "another norm": (lambda x: norm(x, 3), ValueError, "got p = 3"),
+    "a squared 1-norm": (lambda x: norm(x, 1, squared=True), ValueError, "squares the norm p = 2 alone"),
     "no such dimension": (lambda x: norm(x, 1, 2), IndexError, "got dim = 2 for a tensor of 2 dimensions"),
     "a scalar's norm": (lambda x: norm(x.sum()), IndexError, "tensor of 0 dimensions"),
     "integers": (lambda x: norm(x.long()), ValueError, "int64: convert it to float32"),
