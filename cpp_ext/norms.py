@@ -3,7 +3,7 @@
 All are for inference: gradients do not flow through them, the results never require any. A norm is of p = 1, 2 or
 infinity, or the square of the 2-norm. Sums are in float64, in an order that depends on shape and memory layout alone,
 so that threads and instruction sets change no bit: a sum of n terms is within n / 2 + 2 ulp of float64 of the exact
-one, and a float32 result within 1 ulp of float32 (for n < 2**28). A channel without elements has norm 0; a NaN gives NaN.
+one, and a float32 result within 1 ulp of float32 (n < 2**28). A channel without elements has norm 0; a NaN gives NaN.
 """
 
 from __future__ import annotations
