@@ -112,16 +112,17 @@ def predict(
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Classify images with a bundle; needs no torch."""
+    """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
 
     with deploy.load(bundle, threads=threads) as engine:
         found = engine.predict(images)
     if as_json:
-        print(json.dumps(found, indent=1))
+        # A mask is an array: rows of class indices.
+        print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
         return
     for item in found:
-        print(f"{item['file']}: {item['class']} ({100 * item['probability']:.1f} %)")
+        print(f"{item['file']}: {_found(item)}")
 
 
 @app.command()
@@ -295,6 +296,21 @@ def _need_torch(command: str, packages: tuple[str, ...]) -> None:
 
 def _console() -> Console:
     return Console(highlight=False)
+
+
+def _found(item: dict[str, Any]) -> str:
+    """One image's prediction in a line."""
+    if "boxes" in item:
+        rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
+        return "; ".join(rows) or "nothing"
+    if "mask" in item:
+        import numpy as np
+
+        indices, counts = np.unique(item["mask"], return_counts=True)
+        return ", ".join(
+            f"class {i} on {100 * c / item['mask'].size:.1f} %" for i, c in zip(indices, counts, strict=True)
+        )
+    return f"{item['class']} ({100 * item['probability']:.1f} %)"
 
 
 def _short(value: Any) -> str:

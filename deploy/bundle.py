@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deploy import preprocess
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.manifest import Manifest, read_manifest, write_bundle
+from deploy.postprocess import Segmentation, SsdDetection
 
 __all__ = ["Bundle", "load", "write_bundle"]
 
 _BATCH = 32
+_UNSEEN = 255
+_TASKS = ("classification", "detection", "segmentation")
 
 
 class Bundle(Engine):
-    """A verified bundle; runs as the engine it holds and predicts classes of images.
+    """A verified bundle; runs as the engine it holds and predicts what images show.
 
     Attributes:
         classes: their names, in the order of the network's outputs.
@@ -70,27 +73,64 @@ class Bundle(Engine):
         return cls(folder, manifest, engine)
 
     def predict(self, images: Sequence[str | Path | Image.Image], *, top: int = 5) -> list[dict[str, Any]]:
-        """Classify ``images``, files or Pillow images.
+        """What the network finds in ``images``, files or Pillow images.
 
         Returns:
-            For each image ``file`` (None where it has none), ``class``, ``index`` and ``probability`` of the
-            likeliest class, and ``top``: up to ``top`` of these three, likeliest first.
+            For each image ``file`` (None where it has none) and, for classification, ``class``, ``index`` and
+            ``probability`` of the likeliest class, and ``top``: up to ``top`` of these three, likeliest first. For
+            detection ``boxes``, likeliest first: ``class``, ``index``, ``score`` and ``box`` (left, top, right,
+            bottom in pixels of the upright image). For segmentation ``mask``, uint8 (height, width) of the upright
+            image: the index of each pixel's class, 255 where the network saw nothing.
 
         Raises:
-            DeployError: the bundle is not for classification, or an image cannot be read.
+            DeployError: the bundle's task is none of these, or an image cannot be read.
         """
-        if self.manifest.task != "classification":
-            raise DeployError(f"{self.name} is for {self.manifest.task}; predict knows only classification.")
+        if self.manifest.task not in _TASKS:
+            raise DeployError(f"{self.name} is for {self.manifest.task}; predict knows {', '.join(_TASKS)}.")
         if top < 1:
             raise DeployError(f"top is {top}; ask for 1 class or more.")
         (name,) = self.inputs
         found: list[dict[str, Any]] = []
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
-            arrays = [self.preprocessing(_open(image)) for image in part]
-            logits = next(iter(self.run({name: np.stack(arrays)}).values()))
-            found += [{"file": _file(image), **self._ranked(row, top)} for image, row in zip(part, logits, strict=True)]
+            opened = [_open(image) for image in part]
+            outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
+            rows = self._interpreted(outputs, opened, top)
+            found += [{"file": _file(image), **row} for image, row in zip(part, rows, strict=True)]
         return found
+
+    def _interpreted(
+        self, outputs: dict[str, np.ndarray], images: Sequence[Image.Image], top: int
+    ) -> list[dict[str, Any]]:
+        after = self.manifest.postprocessing
+        if isinstance(after, SsdDetection):
+            seen = [self.preprocessing.seen(image) for image in images]
+            decoded = after(outputs["boxes"], outputs["logits"])
+            return [self._boxes(one, area, after.size) for one, area in zip(decoded, seen, strict=True)]
+        values = next(iter(outputs.values()))
+        if isinstance(after, Segmentation):
+            return [{"mask": self._mask(after, row[None], image)} for row, image in zip(values, images, strict=True)]
+        return [self._ranked(row, top) for row in values]
+
+    def _boxes(
+        self, found: dict[str, np.ndarray], seen: tuple[float, float, float, float], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        left, up, right, down = seen
+        scale = np.asarray([(right - left) / size[1], (down - up) / size[0]] * 2)
+        places = found["boxes"] * scale + np.asarray([left, up] * 2)
+        return {
+            "boxes": [
+                {"class": self.classes[label], "index": int(label), "score": float(score), "box": box.tolist()}
+                for label, score, box in zip(found["labels"], found["scores"], places, strict=True)
+            ]
+        }
+
+    def _mask(self, after: Segmentation, values: np.ndarray, image: Image.Image) -> np.ndarray:
+        upright = ImageOps.exif_transpose(image)
+        left, up, right, down = (round(edge) for edge in self.preprocessing.seen(image))
+        mask = np.full((upright.height, upright.width), _UNSEEN, np.uint8)
+        mask[up:down, left:right] = after(values, (down - up, right - left))[0]
+        return mask
 
     def close(self) -> None:
         self._engine.close()
@@ -121,10 +161,22 @@ def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
             f"{folder} prepares images as {list(want)} but its network takes {', '.join(map(str, inputs))}; "
             "make the bundle again."
         )
+    if manifest.task == "detection" and isinstance(manifest.postprocessing, SsdDetection):
+        _check_detector(folder, manifest, engine, manifest.postprocessing)
     last = outputs[0].shape[-1] if outputs[0].shape else None
     if manifest.task == "classification" and last != len(manifest.classes):
         raise DeployError(
             f"{folder} names {len(manifest.classes)} classes but its network gives {outputs[0]}; make the bundle again."
+        )
+
+
+def _check_detector(folder: Path, manifest: Manifest, engine: Engine, after: SsdDetection) -> None:
+    anchors, columns = len(after.default_boxes()), 1 + len(manifest.classes)
+    shapes = {name: spec.shape[1:] for name, spec in engine.outputs.items()}
+    if shapes != {"boxes": (anchors, 4), "logits": (anchors, columns)}:
+        raise DeployError(
+            f"{folder} decodes {anchors} boxes of {len(manifest.classes)} classes but its network gives {shapes}; "
+            "make the bundle again."
         )
 
 

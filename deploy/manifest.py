@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deploy.errors import DeployError
 from deploy.files import sha256, share
+from deploy.postprocess import Postprocessing, Segmentation, SsdDetection
 from deploy.preprocess import Preprocessing
 from deploy.records import explain, versions_info
 
@@ -42,6 +43,7 @@ class Manifest(BaseModel):
     default: str
     models: dict[str, BundledFile] = Field(min_length=1)
     preprocessing: Preprocessing
+    postprocessing: Postprocessing | None = None
     classes: tuple[str, ...] = Field(min_length=1)
     metrics: dict[str, Any] = Field(default_factory=dict)
     latency: dict[str, Any] = Field(default_factory=dict)
@@ -54,6 +56,9 @@ class Manifest(BaseModel):
             raise ValueError(f"the default {self.default!r} is not among the models {sorted(self.models)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
+        wanted = {"detection": SsdDetection, "segmentation": Segmentation}.get(self.task)
+        if wanted is not None and not isinstance(self.postprocessing, wanted):
+            raise ValueError(f"the task {self.task!r} needs a postprocessing of its own")
         return self
 
 
@@ -65,6 +70,7 @@ def write_bundle(
     preprocessing: Preprocessing,
     classes: Sequence[str],
     task: str = "classification",
+    postprocessing: SsdDetection | Segmentation | None = None,
     metrics: Mapping[str, Any],
     latency: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -77,7 +83,8 @@ def write_bundle(
         default: the precision that is loaded when none is named.
         preprocessing: how an image becomes the network's input.
         classes: their names, in the order of the network's outputs.
-        task: what the network does.
+        task: what the network does: ``classification``, ``detection`` or ``segmentation``.
+        postprocessing: from its raw outputs to boxes or classes of pixels, for the latter two.
         metrics: what was measured about its quality; JSON values.
         latency: what was measured about its speed; JSON values.
         provenance: where it comes from; JSON values.
@@ -103,6 +110,7 @@ def write_bundle(
                 default=default,
                 models=items,
                 preprocessing=preprocessing,
+                postprocessing=postprocessing,
                 classes=tuple(classes),
                 metrics=dict(metrics),
                 latency=dict(latency),

@@ -74,6 +74,10 @@ class Preprocessing(BaseModel):
         std = np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1))
 
+    def seen(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """The part of the upright ``image`` that the network sees: (left, top, right, bottom) in its pixels."""
+        return self._box(ImageOps.exif_transpose(image))
+
     def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """The part of ``image`` that is kept: (left, top, right, bottom) in source pixels.
 

@@ -1,0 +1,98 @@
+"""What of a detector or a segmenter goes into the ONNX file, and what stays for the bundle's own postprocessing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deploy.errors import DeployError
+from deploy.postprocess import Segmentation, SsdDetection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
+    """Split a torchvision SSD or SSDlite: backbone and raw heads for the file, decoding for the bundle.
+
+    Args:
+        model: the detector.
+        example: (N, 3, H, W), preprocessed; the size is part of the decoding.
+
+    Returns:
+        A module from images (N, 3, H, W) to ``boxes`` and ``logits`` (export it with ``output_name=("boxes",
+        "logits")``), sharing the detector's weights, and the decoding of those.
+
+    Raises:
+        DeployError: the model is no torchvision SSD.
+    """
+    import torch
+    from torch import nn
+    from torchvision.models.detection.ssd import SSD
+
+    if not isinstance(model, SSD):
+        raise DeployError(
+            f"{type(model).__name__} is no torchvision SSD, the one detector whose decoding the bundle knows; "
+            "use an SSD or SSDlite."
+        )
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = model.backbone, model.head
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            found = self.head(list(self.backbone(images).values()))
+            return found["bbox_regression"], found["cls_logits"]
+
+    anchors: Any = model.anchor_generator
+    was = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            maps = list(model.backbone(example[:1]).values())
+    finally:
+        model.train(was)
+    decoding = SsdDetection(
+        size=(example.shape[-2], example.shape[-1]),
+        grids=tuple((one.shape[-2], one.shape[-1]) for one in maps),
+        scales=tuple(anchors.scales),
+        aspect_ratios=tuple(tuple(ratios) for ratios in anchors.aspect_ratios),
+        steps=tuple(anchors.steps or ()),
+        clip=anchors.clip,
+        weights=model.box_coder.weights,
+        score_threshold=model.score_thresh,
+        candidates=model.topk_candidates,
+        overlap=model.nms_thresh,
+        detections=model.detections_per_img,
+    )
+    return Heads().train(was), decoding
+
+
+def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Module, Segmentation]:
+    """A segmenter as a module from images to one tensor, and the bundle's postprocessing of it.
+
+    Args:
+        model: from (N, 3, H, W) to logits (N, classes, h, w), or to a dictionary that holds them as ``out``, as
+            torchvision's do.
+        in_graph: the largest class of each pixel is taken inside: ``classes`` (N, H, W) come out.
+
+    Returns:
+        The module, sharing the model's weights, and the postprocessing.
+    """
+    from torch import nn
+    from torch.nn import functional
+
+    class Segmenter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            found = self.model(images)
+            logits = found["out"] if isinstance(found, dict) else found
+            if not in_graph:
+                return logits
+            size = images.shape[-2:]
+            return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+
+    return Segmenter().train(model.training), Segmentation(in_graph=in_graph)

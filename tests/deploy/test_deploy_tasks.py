@@ -1,0 +1,163 @@
+"""Detection and segmentation without torch: the same boxes and pixels as torchvision's own postprocessing."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn import functional
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+from torchvision.ops import nms
+
+import deploy
+from deploy.bundle import write_bundle
+from deploy.engines import load_engine
+from deploy.errors import DeployError
+from deploy.export import export_onnx, parity
+from deploy.lowering import segmentation_logits, ssd_heads
+from deploy.postprocess import Segmentation, SsdDetection, resize_bilinear, suppress
+from deploy.preprocess import Preprocessing
+
+CLASSES = ("red", "white", "platelet")
+REST = {"metrics": {}, "latency": {}, "provenance": {}}
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    with torch.no_grad():
+        for module in model.head.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def lowered(detector, tmp_path_factory):
+    example = torch.randn(2, 3, 320, 320)
+    heads, decoding = ssd_heads(detector, example)
+    path = tmp_path_factory.mktemp("ssd") / "model.fp32.onnx"
+    return heads, decoding, export_onnx(heads, example, path, output_name=("boxes", "logits"))
+
+
+def theirs(detector, images):
+    """Random raw outputs of the right shapes, the anchors, and what torchvision's own decoding makes of them."""
+    from torchvision.models.detection.image_list import ImageList
+
+    with torch.inference_mode():
+        maps = list(detector.backbone(images).values())
+        generator = torch.Generator().manual_seed(7)
+        raw = {key: torch.randn(value.shape, generator=generator) * 3 for key, value in detector.head(maps).items()}
+        anchors = detector.anchor_generator(ImageList(images, [tuple(images.shape[-2:])] * len(images)), maps)
+        return raw, anchors, detector.postprocess_detections(raw, anchors, [tuple(images.shape[-2:])] * len(images))
+
+
+def test_the_same_boxes_as_torchvision(detector, lowered):
+    images = torch.randn(3, 3, 320, 320, generator=torch.Generator().manual_seed(5))
+    raw, anchors, wanted = theirs(detector, images)
+    _, decoding, _ = lowered
+    default = decoding.default_boxes()
+    corners = np.concatenate([default[:, :2] - default[:, 2:] / 2, default[:, :2] + default[:, 2:] / 2], axis=1)
+    np.testing.assert_allclose(corners, anchors[0].numpy(), atol=1e-3)
+    found = decoding(raw["bbox_regression"].numpy(), raw["cls_logits"].numpy())
+    for ours, want in zip(found, wanted, strict=True):
+        assert len(ours["scores"]) == len(want["scores"]) > 50
+        np.testing.assert_allclose(ours["scores"], want["scores"].numpy(), atol=1e-6)
+        np.testing.assert_array_equal(ours["labels"] + 1, want["labels"].numpy())
+        np.testing.assert_allclose(ours["boxes"], want["boxes"].numpy(), atol=2e-2)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.55, 1.0]))
+def test_suppression_is_torchvisions(seed, count, overlap):
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 20, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 12, (count, 2))], axis=1).astype(np.float32)
+    scores = torch.linspace(1, 0, max(count, 1))[:count]
+    np.testing.assert_array_equal(suppress(boxes, overlap), nms(torch.from_numpy(boxes), scores, overlap).numpy())
+
+
+def test_the_file_gives_what_the_heads_give(lowered):
+    heads, _, path = lowered
+    with load_engine(path) as engine:
+        assert list(engine.outputs) == ["boxes", "logits"]
+        rows = parity(heads, engine, torch.randn(2, 3, 320, 320), (1, 2))
+    assert max(row["max_relative_error"] for row in rows) < 1e-4
+
+
+@pytest.mark.parametrize("resize", ["stretch", "shorter_side_center_crop"])
+def test_a_bundle_finds_boxes_in_the_image_own_pixels(resize, lowered, tmp_path):
+    _, decoding, path = lowered
+    preprocessing = Preprocessing(size=(320, 320), mean=(0.5,) * 3, std=(0.5,) * 3, resize=resize)
+    options = {"task": "detection", "postprocessing": decoding, "preprocessing": preprocessing, "classes": CLASSES}
+    folder = write_bundle(tmp_path / "b", models={"fp32": path}, default="fp32", **options, **REST)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8))
+    with deploy.load(folder) as bundle:
+        (found,) = bundle.predict([image])
+        raw = bundle.run({"image": preprocessing(image)[None]})
+    (want,) = decoding(raw["boxes"], raw["logits"])
+    assert [box["score"] for box in found["boxes"]] == pytest.approx(want["scores"].tolist())
+    scale, offset = ([200 / 320, 100 / 320] * 2, 0) if resize == "stretch" else ([100 / 320] * 4, [50, 0, 50, 0])
+    wanted = want["boxes"] * np.asarray(scale) + offset
+    np.testing.assert_allclose([box["box"] for box in found["boxes"]], wanted, atol=1e-3)
+    assert found["boxes"][0]["class"] == CLASSES[found["boxes"][0]["index"]]
+    json.dumps(found)
+    image.save(tmp_path / "i.png")
+    code = "import sys, deploy; deploy.load(sys.argv[1]).predict([sys.argv[2]]); print('torch' in sys.modules)"
+    run = [sys.executable, "-c", code, str(folder), str(tmp_path / "i.png")]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
+    _, decoding, path = lowered
+    options = {"models": {"fp32": path}, "default": "fp32", "task": "detection", **REST}
+    options["preprocessing"] = Preprocessing(size=(320, 320))
+    with pytest.raises(DeployError, match="needs a postprocessing of its own"):
+        write_bundle(tmp_path / "a", classes=CLASSES, **options)
+    folder = write_bundle(tmp_path / "b", classes=CLASSES[:2], postprocessing=decoding, **options)
+    with pytest.raises(DeployError, match="of 2 classes but its network gives"):
+        deploy.load(folder)
+    with pytest.raises(DeployError, match="Linear is no torchvision SSD"):
+        ssd_heads(torch.nn.Linear(1, 1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("size", [(7, 9), (40, 56), (33, 17), (4, 4)])
+def test_resizing_is_torchs(size):
+    values = np.random.default_rng(0).standard_normal((2, 3, 10, 14)).astype(np.float32)
+    want = functional.interpolate(torch.from_numpy(values), size=size, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(resize_bilinear(values, size), want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_bundle_gives_a_class_for_every_pixel(in_graph, tmp_path):
+    torch.manual_seed(0)
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
+    module, after = segmentation_logits(model, in_graph=in_graph)
+    assert after == Segmentation(in_graph=in_graph)
+    name = "classes" if in_graph else "logits"
+    path = export_onnx(module, torch.randn(2, 3, 64, 96), tmp_path / "model.fp32.onnx", output_name=name)
+    preprocessing = Preprocessing(size=(64, 96), mean=(0.5,) * 3, std=(0.5,) * 3)
+    options = {"task": "segmentation", "postprocessing": after, "preprocessing": preprocessing, "classes": CLASSES}
+    folder = write_bundle(tmp_path / "b", models={"fp32": path}, default="fp32", **options, **REST)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    with deploy.load(folder) as bundle, torch.inference_mode():
+        (found,) = bundle.predict([image])
+        want = model(torch.from_numpy(preprocessing(image)[None]))["out"].argmax(1)[0].numpy()
+        assert bundle.predict([image.resize((50, 30))])[0]["mask"].shape == (30, 50)
+    assert found["mask"].dtype == np.uint8
+    assert (found["mask"] == want).mean() > 0.999
+
+
+def test_a_graph_that_names_classes_is_resized_by_nearest():
+    classes = np.arange(6).reshape(1, 2, 3)
+    np.testing.assert_array_equal(
+        Segmentation(in_graph=True)(classes, (4, 3)), [[[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]]
+    )
+    one = SsdDetection(size=(8, 8), grids=((1, 1),), scales=(0.5, 1.0), aspect_ratios=((2.0,),))
+    assert one.default_boxes().shape == (4, 4)
