@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.data.images import Split
+from compress.data.images import Batch, Split
 from compress.models import classifier_name
 from compress.recipe import DistillRecipe
 from compress.train.loop import Loss
@@ -80,13 +80,13 @@ def class_means(teacher: nn.Module, split: Split, classes: int) -> Tensor:
     counts = torch.zeros(classes)
     device = next(teacher.parameters()).device
     with torch.inference_mode(), tap.open() as seen:
-        for inputs, labels in split.batches(256):
-            teacher(inputs.to(device))
+        for batch in split.batches(256):
+            teacher(batch.images.to(device))
             features = seen.pop().float().cpu()
             if sums is None:
                 sums = torch.zeros(classes, features.shape[1])
-            sums.index_add_(0, labels, features)
-            counts += torch.bincount(labels, minlength=classes)
+            sums.index_add_(0, batch.targets, features)
+            counts += torch.bincount(batch.targets, minlength=classes)
     assert sums is not None
     return sums / counts.clamp_min(1)[:, None]
 
@@ -104,13 +104,15 @@ def student_loss(recipe: DistillRecipe, student: nn.Module, teacher: nn.Module, 
     own, others = Tap(student), Tap(teacher)
     teacher.requires_grad_(False).eval()
 
-    def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        inputs, labels = batch.images, batch.targets
+        wanted = labels if batch.soft is None else batch.soft
         with torch.no_grad(), others.open() as seen:
             expected = teacher(inputs)
         target = seen[0][:, kept.to(inputs.device)]
         with own.open() as seen:
             logits = model(inputs)
-        total = recipe.labels * F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        total = recipe.labels * F.cross_entropy(logits, wanted, label_smoothing=recipe.label_smoothing)
         if recipe.logits:
             total = total + recipe.logits * logits_loss(logits, expected, recipe.temperature)
         if recipe.class_means:

@@ -24,7 +24,10 @@ class StageEntry(BaseModel):
 
 
 class ModelEntry(BaseModel):
-    """One network: accuracies are shares of 1, sizes are counts, file_bytes is its fp32 artifact."""
+    """One network: accuracies are shares of 1, sizes are counts, file_bytes is its fp32 artifact.
+
+    `val_accuracy` and `test_accuracy` hold the metric that chooses (top-1, mAP, mIoU), the others are beside them.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -38,6 +41,8 @@ class ModelEntry(BaseModel):
     test_accuracy: float | None = None
     test_correct: int | None = None
     test_total: int | None = None
+    val_metrics: dict[str, float] = {}
+    test_metrics: dict[str, float] = {}
 
 
 class Ledger(BaseModel):

@@ -18,6 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Augment = Literal["none", "affine", "flip", "crop_flip", "crop_flip_colour", "trivial"]
 
 
 class Part(BaseModel):
@@ -79,8 +80,22 @@ class TrainRecipe(Part):
     weight_decay: Weight = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["none", "affine", "crop_flip"] = "none"
+    augment: Augment = "none"
+    augment_variants: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
     backbone_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    freeze_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
+    batchnorm: Literal["live", "frozen", "adapted"] = "live"
+    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
+    clip: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    evaluations: Annotated[int, Field(ge=1, le=100_000)] = 12
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    channels_last: bool = True
+    compile: bool = False
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainRecipe:

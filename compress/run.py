@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from compress.ledger import Ledger, StageEntry
 from compress.preflight import alone, check_model, going_on
 from compress.recipe import Recipe
 from compress.stages import Outcome, StageFunction
-from compress.train import evaluate, make_fabric
+from compress.train import TASKS, evaluate, make_fabric
 from compress.ui import StageView, Ui
 from compress.workspace import Workspace
 from deploy import preprocess
@@ -72,6 +73,8 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     Raises:
         NiwakiError, DeployError: one sentence about what cannot be used and the way out.
     """
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise RecipeError(f"A run works in one process, torchrun started {ranks}; start niwaki run without torchrun.")
     work = _prepare(recipe, out, ui, resume)
     with alone(out):
         _forget_lost(work)
@@ -300,23 +303,26 @@ def _build(work: Workspace, view: StageView) -> Outcome:
 
 def _test(work: Workspace, view: StageView) -> Outcome:
     """Touches the test split, once, with every network and every engine that is not a network's own fp32."""
-    split = work.target.splits["test"]
+    split, task = work.target.splits["test"], TASKS[work.target.task]
     metrics: dict[str, float] = {}
     lowered = [v for v in _variants(work.recipe) if v.precision != "fp32"]
     total = len(work.ledger.models) + len(lowered)
     for entry in work.ledger.models:
         view.advance(len(metrics), total, entry.title)
-        right, count = evaluate(work.load(entry.name), split, work.fabric)
-        metrics[entry.name] = right / count
-        filled = {"test_accuracy": right / count, "test_correct": right, "test_total": count}
+        found = evaluate(work.load(entry.name), work.target, "test", work.fabric)
+        metrics[entry.name] = found[task.selects]
+        filled: dict[str, Any] = {"test_accuracy": found[task.selects], "test_metrics": found, "test_total": len(split)}
+        if task.name == "classification":
+            filled["test_correct"] = round(found["top1"] * len(split))
         work.ledger = work.ledger.with_model(entry.model_copy(update=filled))
     for variant in lowered:
         view.advance(len(metrics), total, f"{variant.model} {variant.precision}")
         with load_engine(work.out / variant.onnx, threads=torch.get_num_threads()) as engine:
             right = 0
             (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
-            for inputs, labels in split.batches(EVALUATION_BATCH):
-                right += int((engine.run({name: inputs.numpy()})[output].argmax(1) == labels.numpy()).sum())
+            for batch in split.batches(EVALUATION_BATCH):
+                given = engine.run({name: batch.images.numpy()})[output]
+                right += int((given.argmax(1) == batch.targets.numpy()).sum())
         metrics[variant.name] = right / len(split)
     view.notes.append(
         f"teacher {100 * metrics['teacher']:.1f} %, student {100 * metrics['student']:.1f} % "

@@ -13,10 +13,12 @@ from compress import artifact, cost, distill, models, prune
 from compress.errors import PlanError
 from compress.files import replacing
 from compress.prune import Budget, Plan, Trace
-from compress.recipe import Recipe
-from compress.train import Trainable, evaluate, fit
+from compress.recipe import Recipe, TrainRecipe
+from compress.train import TASKS, Fit, Trainable, evaluate, fit
+from compress.train.checkpoint import Checkpoints
+from compress.train.log import Log
 from compress.transfer import fresh, started_from
-from compress.ui import StageView
+from compress.ui import Advance, StageView
 from compress.workspace import Workspace
 
 PRETRAINED = "checkpoints/pretrained.safetensors"
@@ -34,6 +36,21 @@ class Outcome:
 StageFunction = Callable[[Workspace, StageView], Outcome]
 
 
+def _train(
+    work: Workspace, advance: Advance, name: str, task: Trainable, recipe: TrainRecipe, budget: float | None = None
+) -> Fit:
+    """`fit` under a name of this run: it goes on where a killed process left it, and leaves its curves in `logs/`."""
+    return fit(
+        task,
+        recipe,
+        work.fabric,
+        advance,
+        budget=budget,
+        checkpoints=Checkpoints(work.training_state(name)),
+        log=Log(work.out / "logs", name),
+    )
+
+
 def pretrain(work: Workspace, view: StageView) -> Outcome:
     """Trains the network on the source domain."""
     recipe = work.recipe
@@ -41,11 +58,11 @@ def pretrain(work: Workspace, view: StageView) -> Outcome:
     model = fresh(recipe.model, len(work.source.classes), recipe.seed)
     flops = cost.training_flops(model, work.example)
     task = Trainable(model, work.source, flops, recipe.seed)
-    result = fit(task, recipe.source.train, work.fabric, view.advance)
+    result = _train(work, view.advance, "pretrain", task, recipe.source.train)
     with replacing(work.out / PRETRAINED) as temporary:
         save_file({n: t.contiguous() for n, t in model.state_dict().items()}, temporary)
     view.notes.append(f"{100 * result.val_accuracy:.1f} % of source validation")
-    return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops)
+    return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 
 def transfer(work: Workspace, view: StageView) -> Outcome:
@@ -62,7 +79,7 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
     else:
         model = fresh(recipe.model, classes, recipe.seed)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 1)
-    result = fit(task, recipe.transfer, work.fabric, view.advance)
+    result = _train(work, view.advance, "transfer", task, recipe.transfer)
     work.save(
         "teacher",
         "Dense teacher",
@@ -72,7 +89,7 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         training_flops=before + result.training_flops,
     )
     view.notes.append(f"teacher: {100 * result.val_accuracy:.1f} % of validation")
-    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 
 def twin(work: Workspace, view: StageView) -> Outcome:
@@ -81,13 +98,8 @@ def twin(work: Workspace, view: StageView) -> Outcome:
     model = fresh(recipe.model, len(work.target.classes), recipe.seed + 100)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 2)
     budget = work.ledger.model("teacher").training_flops
-    result = fit(
-        task,
-        recipe.transfer.model_copy(update={"backbone_lr": 1.0}),
-        work.fabric,
-        view.advance,
-        budget=budget,
-    )
+    from_scratch = recipe.transfer.model_copy(update={"backbone_lr": 1.0})
+    result = _train(work, view.advance, "twin", task, from_scratch, budget)
     work.save(
         "twin",
         "Teacher's twin from scratch",
@@ -97,9 +109,9 @@ def twin(work: Workspace, view: StageView) -> Outcome:
         training_flops=result.training_flops,
     )
     view.notes.append(f"without transfer: {100 * result.val_accuracy:.1f} % of validation")
-    notes: tuple[str, ...] = ()
+    notes = result.notes
     if recipe.source is None and recipe.model.weights is not None:
-        notes = ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
+        notes += ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
 
@@ -142,19 +154,20 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
             flops += _recover(work, view, teacher, network, plan, turn)
     assert plan is not None
     proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed)
-    right, total = evaluate(network, work.target.splits["val"], work.fabric)
+    measured = evaluate(network, work.target, "val", work.fabric)
+    accuracy = measured[TASKS[work.target.task].selects]
     work.save(
         "pruned",
         "Pruned, not trained",
         "pruned",
         network,
         plan=plan,
-        val_accuracy=right / total,
+        val_accuracy=accuracy,
         training_flops=flops,
     )
     share = _enter_plan(work, plan, proof)
     view.notes.append(f"{100 * share:.1f} % of the MACs; cut = masked within {proof.worst:.0e}")
-    metrics = {"macs_share": share, "val_accuracy": right / total, "proof": proof.worst}
+    metrics = {"macs_share": share, "val_accuracy": accuracy, "proof": proof.worst}
     return Outcome(metrics, flops or None, notes)
 
 
@@ -188,7 +201,7 @@ def _recover(work: Workspace, view: StageView, teacher: nn.Module, network: nn.M
         view.advance((turn - 1) * total + done, rounds * total, text)
 
     task = _taught(work, teacher, network, plan, work.recipe.seed + 10 + turn)
-    return fit(task, short, work.fabric, advance).training_flops
+    return _train(work, advance, f"recover-{turn}", task, short).training_flops
 
 
 def _taught(work: Workspace, teacher: nn.Module, student: nn.Module, plan: Plan, seed: int) -> Trainable:
@@ -271,7 +284,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     plan = _plan(work)
     student = work.load("pruned")
     task = _taught(work, work.load("teacher"), student, plan, work.recipe.seed + 3)
-    result = fit(task, work.recipe.distill, work.fabric, view.advance)
+    result = _train(work, view.advance, "distill", task, work.recipe.distill)
     student.requires_grad_(True)
     work.save(
         "student",
@@ -283,7 +296,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         training_flops=work.ledger.model("pruned").training_flops + result.training_flops,
     )
     view.notes.append(f"student: {100 * result.val_accuracy:.1f} % of validation")
-    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 
 def finetuned(work: Workspace, view: StageView) -> Outcome:
@@ -307,7 +320,7 @@ def _without_teacher(
     budget = work.ledger.model("student").training_flops - before
     recipe = work.recipe.distill.model_copy(update={"backbone_lr": 1.0} if name == "scratch" else {})
     task = Trainable(model, work.target, cost.training_flops(model, work.example), work.recipe.seed + 4)
-    result = fit(task, recipe, work.fabric, view.advance, budget=budget)
+    result = _train(work, view.advance, name, task, recipe, budget)
     work.save(
         name,
         title,
@@ -318,7 +331,7 @@ def _without_teacher(
         training_flops=before + result.training_flops,
     )
     view.notes.append(f"{100 * result.val_accuracy:.1f} % of validation")
-    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops)
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 
 def _plan(work: Workspace) -> Plan:

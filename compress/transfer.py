@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import models
-from compress.data.images import hash_seed
+from compress.data.seeds import hash_seed
 from compress.recipe import ModelRecipe
 
 

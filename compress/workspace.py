@@ -58,6 +58,10 @@ class Workspace:
         """Where a network's artifact lies: the three of the design on top, comparisons under checkpoints."""
         return self.out / model if model in {"teacher", "pruned", "student"} else self.out / "checkpoints" / model
 
+    def training_state(self, name: str) -> Path:
+        """Where a training leaves what `--resume` goes on from; removed when its stage is done."""
+        return self.out / "checkpoints" / f"{name}.training.safetensors"
+
     def load(self, model: str) -> nn.Module:
         module, _, _ = self.recipe.model.factory.partition(":")
         return artifact.load(self.folder(model), trusted=(module,))
@@ -100,6 +104,8 @@ class Workspace:
         """Enters a finished stage and writes the ledger; from here on a resumed run skips it."""
         self.ledger = self.ledger.with_stage(entry)
         self.ledger.write(self.out / "ledger.json")
+        for state in self.training_state("*").parent.glob(self.training_state("*").name):
+            state.unlink()
         self.log("stage", name=entry.name, seconds=round(entry.seconds, 3), metrics=entry.metrics)
 
     def log(self, event: str, **values: object) -> None:

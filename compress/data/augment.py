@@ -1,44 +1,39 @@
-"""Augmentations: a split, indices and a seed give a batch. One dict from name to function."""
+"""Augmentations by torchvision's transforms v2, an image at a time and from its own seed. One dict by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from compress.data.images import Split
-
-Augmentation = Callable[["Split", Tensor, int], Tensor]
+    from compress.data.images import Target
 
 
-def none(split: Split, index: Tensor, seed: int) -> Tensor:
-    """The images as they are evaluated."""
-    return split.gather(index)
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to an image before it is prepared, and to prepared inputs; None for nothing.
+
+    Args:
+        image: (image, target or None, (height, width) of the input, seed) -> (image, target).
+        inputs: (inputs (N, C, H, W), a seed an image) -> inputs; for class targets, which no shape changes.
+    """
+
+    image: Callable[[Image.Image, Any, Sequence[int], int], tuple[Image.Image, Any]] | None = None
+    inputs: Callable[[Tensor, Sequence[int]], Tensor] | None = None
 
 
-def affine(split: Split, index: Tensor, seed: int) -> Tensor:
+def affine(inputs: Tensor, seeds: Sequence[int]) -> Tensor:
     """Turns (±12°), scales (0.85 to 1.15), shears (±0.15) and shifts (±10%) each image, for drawn shapes."""
-    inputs = split.gather(index)
-    return warp(inputs, torch.Generator().manual_seed(seed), turn=0.21, scale=0.15, shear=0.15, shift=0.2)
-
-
-def crop_flip(split: Split, index: Tensor, seed: int) -> Tensor:
-    """A random crop of 35 to 100% of the area, resized, and a flip left to right, for photographs."""
-    from torchvision.transforms import v2
-
-    height, width = split.inputs(0, 1).shape[2:]
-    change = v2.Compose(
-        [v2.RandomResizedCrop((height, width), scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()]
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        arrays = [split.reader.prepare(change(split.images[int(i)])) for i in index]
-    return torch.from_numpy(np.stack(arrays))
+    draws = [torch.rand(5, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return _warped(inputs, torch.stack(draws), turn=0.21, scale=0.15, shear=0.15, shift=0.2)
 
 
 def warp(
@@ -54,17 +49,76 @@ def warp(
         shear: largest shear.
         shift: largest shift, in half images.
     """
-    n = len(inputs)
+    draws = torch.stack([torch.rand(len(inputs), generator=generator) for _ in range(5)], 1)
+    return _warped(inputs, draws, turn=turn, scale=scale, shear=shear, shift=shift)
 
-    def draw(largest: float) -> Tensor:
-        return (2 * torch.rand(n, generator=generator) - 1) * largest
 
-    angle, size, slant = draw(turn), 1 / (1 + draw(scale)), draw(shear)
+def _warped(inputs: Tensor, draws: Tensor, *, turn: float, scale: float, shear: float, shift: float) -> Tensor:
+    """The maps that draws (N, 5) in 0..1 stand for: angle, size, slant and two shifts."""
+    angle, size, slant, right, down = ((2 * draws - 1) * torch.tensor([turn, scale, shear, shift, shift])).unbind(1)
+    size = 1 / (1 + size)
     cos, sin = angle.cos() * size, angle.sin() * size
-    rows = [cos, slant * cos - sin, draw(shift), sin, slant * sin + cos, draw(shift)]
-    maps = torch.stack(rows, 1).reshape(n, 2, 3)
+    rows = [cos, slant * cos - sin, right, sin, slant * sin + cos, down]
+    maps = torch.stack(rows, 1).reshape(len(inputs), 2, 3)
     grid = F.affine_grid(maps, list(inputs.shape), align_corners=False)
     return F.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "affine": affine, "crop_flip": crop_flip}
+def _by_torchvision(kind: str) -> Augmentation:
+    def change(image: Image.Image, target: Target | None, size: Sequence[int], seed: int) -> tuple[Image.Image, Any]:
+        transform = _transform(kind, int(size[0]), int(size[1]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if target is None:
+                return transform(image), None
+            if isinstance(target, np.ndarray):
+                return _with_mask(transform, image, target)
+            return _with_boxes(transform, image, target)
+
+    return Augmentation(image=change)
+
+
+@lru_cache(maxsize=64)
+def _transform(kind: str, height: int, width: int) -> Any:
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop((height, width), scale=(0.35, 1.0), antialias=True)
+    gentle = v2.RandomResizedCrop((height, width), scale=(0.6, 1.0), antialias=True)
+    flip, colour = v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3, 0.05)
+    return {
+        "flip": v2.Compose([flip]),
+        "crop_flip": v2.Compose([crop, flip]),
+        "crop_flip_colour": v2.Compose([gentle, flip, colour]),
+        "trivial": v2.Compose([crop, flip, v2.TrivialAugmentWide()]),
+    }[kind]
+
+
+def _with_mask(transform: Any, image: Image.Image, mask: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    from torchvision import tv_tensors
+
+    changed, found = transform(image, tv_tensors.Mask(torch.from_numpy(np.array(mask))))
+    return changed, found.numpy()
+
+
+def _with_boxes(transform: Any, image: Image.Image, target: Any) -> tuple[Image.Image, Any]:
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    boxes = tv_tensors.BoundingBoxes(
+        torch.from_numpy(np.array(target.boxes, dtype=np.float32)).reshape(-1, 4),
+        format="XYXY",
+        canvas_size=(image.height, image.width),
+    )
+    held = {"boxes": boxes, "labels": torch.from_numpy(np.array(target.labels, dtype=np.int64))}
+    if len(boxes):
+        changed, held = v2.SanitizeBoundingBoxes()(*transform(image, held))
+        return changed, replace(target, boxes=held["boxes"].numpy(), labels=held["labels"].numpy())
+    # A crop that looks for boxes finds none.
+    return image, target
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "affine": Augmentation(inputs=affine),
+    **{k: _by_torchvision(k) for k in ("flip", "crop_flip", "crop_flip_colour", "trivial")},
+}

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from compress.data.augment import warp
-from compress.data.images import ImageData, ImageReader, Split, hash_seed
+from compress.data.images import ImageData, ImageReader, Split
+from compress.data.seeds import hash_seed
 from compress.errors import DataError
 from compress.recipe import HandwrittenDigits, RenderedDigits
 

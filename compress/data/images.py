@@ -1,24 +1,87 @@
-"""Splits of labelled images, and the batches that training and evaluation take from them."""
+"""Splits of images with targets, and the batches that training and evaluation take from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from compress.data.augment import AUGMENTATIONS
-
-Batch = tuple[Tensor, Tensor]
+from compress.data.geometry import Geometry, fitted
+from compress.data.seeds import hash_seed
 
 CACHE_BYTES = 1 << 30
 """Prepared or decoded images of one split are kept in memory up to this size."""
+
+TaskName = Literal["classification", "segmentation", "detection"]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The objects of one image.
+
+    Args:
+        boxes: float32 (n, 4) as x1, y1, x2, y2 in pixels of the decoded, upright image.
+        labels: int64 (n,), which class of `ImageData.classes`; a background is the network's business.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+Target = int | np.ndarray | Boxes
+"""A class index, a mask of class indices (uint8, (H, W), 255 for none), or boxes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the network reads them, and what they should give.
+
+    Args:
+        images: float32 (N, C, H, W).
+        targets: class indices (N,), masks (N, H, W), or for each image `boxes` (n, 4) and `labels` (n,) in a dict.
+        index: int64 (N,), place of each image in its split.
+        variant: which augmented variant of the images this is: with the seed it says all that was drawn.
+        soft: shares of the classes (N, classes) where images were mixed.
+    """
+
+    images: Tensor
+    targets: Any
+    index: Tensor
+    variant: int = 0
+    soft: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in equal parts."""
+        if count == 1:
+            return [self]
+        size = len(self) // count
+        cuts = [slice(k * size, (k + 1) * size) for k in range(count)]
+        soft = [None] * count if self.soft is None else [self.soft[c] for c in cuts]
+        return [
+            Batch(self.images[c], self.targets[c], self.index[c], self.variant, s)
+            for c, s in zip(cuts, soft, strict=True)
+        ]
+
+    def to(self, device: torch.device, *, channels_last: bool = True) -> Batch:
+        """The same on a device."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        if isinstance(self.targets, Tensor):
+            targets: Any = self.targets.to(device)
+        else:
+            targets = [{name: t.to(device) for name, t in one.items()} for one in self.targets]
+        soft = None if self.soft is None else self.soft.to(device)
+        return Batch(self.images.to(device, memory_format=layout), targets, self.index, self.variant, soft)
 
 
 @dataclass(frozen=True)
@@ -28,10 +91,12 @@ class ImageReader:
     Args:
         load: path -> decoded image.
         prepare: image -> float32 array of shape (C, H, W).
+        geometry: upright image -> which part of it `prepare` takes and the size that part gets; masks and boxes follow.
     """
 
     load: Callable[[Path], Image.Image]
     prepare: Callable[[Image.Image], np.ndarray]
+    geometry: Callable[[Image.Image], Geometry] | None = None
 
 
 class Images(Protocol):
@@ -43,69 +108,121 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Images, their labels (int64, shape (N,)) and how they are prepared."""
+    """Images, their targets and how they are prepared.
+
+    Args:
+        images: decoded when asked for.
+        targets: class indices as int64 (N,), or any sequence of masks or `Boxes`.
+        reader: how an image becomes an input.
+    """
 
     images: Images
-    labels: Tensor
+    targets: Tensor | Sequence[Target]
     reader: ImageReader
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, int64 (N,); for classification."""
+        assert isinstance(self.targets, Tensor)
+        return self.targets
+
+    def sample(self, index: int) -> tuple[Image.Image, Target]:
+        """One decoded image and its target; upright where the target has places in it."""
+        target = self.targets[index]
+        if isinstance(target, Tensor):
+            return self.images[index], int(target)
+        upright = ImageOps.exif_transpose(self.images[index])
+        return upright, target
+
     def inputs(self, start: int, stop: int) -> Tensor:
         """Prepared images start..stop as float32 of shape (N, C, H, W)."""
         if self._prepared is not None:
             return self._prepared[start:stop]
-        return self._prepare(start, stop)
+        return self._prepare(range(start, min(stop, len(self))))
 
     @cached_property
     def _prepared(self) -> Tensor | None:
-        size = self._prepare(0, 1).nbytes * len(self) if len(self) else 0
-        return self._prepare(0, len(self)) if 0 < size <= CACHE_BYTES else None
+        size = self._prepare(range(1)).nbytes * len(self) if len(self) else 0
+        return self._prepare(range(len(self))) if 0 < size <= CACHE_BYTES else None
 
-    def _prepare(self, start: int, stop: int) -> Tensor:
-        arrays = [self.reader.prepare(self.images[i]) for i in range(start, min(stop, len(self)))]
+    def _prepare(self, index: Sequence[int]) -> Tensor:
+        arrays = [self.reader.prepare(self.images[i]) for i in index]
         # What is first read while evaluating is kept, and trained on later.
         with torch.inference_mode(False):
             return torch.from_numpy(np.stack(arrays))
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All images in order."""
-        for start in range(0, len(self), size):
-            yield self.inputs(start, start + size), self.labels[start : start + size]
-
-    def training_batches(self, size: int, augment: str, seed: int, epoch: int) -> Iterator[Batch]:
-        """One epoch in an order, and with an augmentation, that (seed, epoch, index) alone decide.
-
-        The last images that do not fill a batch are left out, unless they are all there is.
-        """
-        generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
-        order = torch.randperm(len(self), generator=generator)
-        size = min(size, len(self))
-        for k in range(len(self) // size):
-            index = order[k * size : (k + 1) * size]
-            inputs = AUGMENTATIONS[augment](self, index, hash_seed(seed, epoch, k))
-            yield inputs, self.labels[index]
 
     def gather(self, index: Tensor) -> Tensor:
         """Prepared images at `index`."""
         if self._prepared is not None:
             return self._prepared[index]
-        return torch.cat([self._prepare(int(i), int(i) + 1) for i in index])
+        return self._prepare(index.tolist())
+
+    def batch(self, index: Tensor, augment: str = "none", seed: int = 0, variant: int = 0) -> Batch:
+        """The images at `index`, each augmented as (seed, variant, its index) alone decide.
+
+        Args:
+            index: int64 (N,).
+            augment: a name in AUGMENTATIONS.
+            seed: of what is drawn.
+            variant: usually the epoch.
+        """
+        change = AUGMENTATIONS[augment]
+        seeds = [hash_seed(seed, variant, i) for i in index.tolist()]
+        if isinstance(self.targets, Tensor):
+            if change.image is None:
+                images = self.gather(index)
+            else:
+                size = self.inputs(0, 1).shape[2:]
+                drawn = [
+                    change.image(self.images[i], None, size, s)[0] for i, s in zip(index.tolist(), seeds, strict=True)
+                ]
+                images = torch.from_numpy(np.stack([self.reader.prepare(image) for image in drawn]))
+            targets: Any = self.targets[index]
+        else:
+            images, targets = self._with_targets(index, augment, seeds)
+        if change.inputs is not None:
+            images = change.inputs(images, seeds)
+        return Batch(images, targets, index, variant)
+
+    def _with_targets(self, index: Tensor, augment: str, seeds: Sequence[int]) -> tuple[Tensor, Any]:
+        """Images with masks or boxes that went through the same augmentation and the same resize."""
+        change, arrays, rows = AUGMENTATIONS[augment], [], []
+        assert self.reader.geometry is not None
+        size = self.inputs(0, 1).shape[2:]
+        for i, seed in zip(index.tolist(), seeds, strict=True):
+            image, target = self.sample(i)
+            if change.image is not None:
+                image, target = change.image(image, target, size, seed)
+            arrays.append(self.reader.prepare(image))
+            rows.append(fitted(target, self.reader.geometry(image)))
+        images = torch.from_numpy(np.stack(arrays))
+        return images, torch.stack(rows) if isinstance(rows[0], Tensor) else rows
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All images in order, as they are evaluated."""
+        for start in range(0, len(self), size):
+            yield self.batch(torch.arange(start, min(start + size, len(self))))
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Named splits (`train`, `val`, `test`) over the same classes."""
+    """Named splits (`train`, `val`, `test`) over the same classes.
+
+    Args:
+        classes: names, in the order of their indices.
+        splits: by name.
+        task: what the targets are for.
+        notes: what was left out while reading, a sentence each.
+    """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
+    task: TaskName = "classification"
+    notes: tuple[str, ...] = ()
 
     def example(self, count: int = 8) -> Tensor:
         """The first prepared training images, shape (count, C, H, W)."""
         return self.splits["train"].inputs(0, count)
-
-
-def hash_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

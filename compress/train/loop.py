@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
-from compress.data.images import Batch, ImageData, Split, hash_seed
-from compress.errors import MissingError, TrainingError
-from compress.models import classifier_name
+from compress.data.images import Batch, ImageData, Split
+from compress.data.loader import Feed
+from compress.data.seeds import hash_seed
+from compress.errors import TrainingError
 from compress.recipe import TrainRecipe
+from compress.train.fabric import agree
+from compress.train.layout import spoiled_by_channels_last
+from compress.train.norms import adapt_statistics, freeze_statistics
+from compress.train.schedule import cosine, is_head, make_optimizer
+from compress.train.tasks import TASKS, Task
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, inputs (N, C, H, W), labels (N,)) -> scalar."""
+if TYPE_CHECKING:
+    from compress.train.checkpoint import Checkpoints
+    from compress.train.log import Log
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""(network, batch) -> scalar."""
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all and what to show beside them."""
 
-EVALUATIONS = 12
+EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,10 @@ class Trainable:
     Args:
         model: the network; trained in place.
         data: its `train` and `val` splits.
-        loss: what is minimised; None for cross-entropy with the recipe's label smoothing.
+        loss: what is minimised; None for the task's own with the recipe's label smoothing.
         flops_per_image: FLOPs that one image costs, forward, backward and teacher together.
         seed: of everything drawn.
+        helpers: what learns beside the network and is not part of it, such as a projection of a distilling loss.
     """
 
     model: nn.Module
@@ -44,22 +55,33 @@ class Trainable:
     flops_per_image: float
     seed: int
     loss: Loss | None = None
+    helpers: nn.Module | None = None
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.data.task]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of it: the accuracy of the kept checkpoint on `val`, steps and FLOPs spent."""
+    """What came of it: the chosen metric and all others of the kept checkpoint on `val`, steps and FLOPs spent."""
 
     val_accuracy: float
     steps: int
     training_flops: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
-    """One process on one device. Raises MissingError when that device is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MissingError("device: cuda, but torch sees no GPU here; set device: auto or cpu.")
-    return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
+class Step(nn.Module):
+    """Network and loss as one module, so that what learns beside the network is wrapped with it."""
+
+    def __init__(self, network: nn.Module, loss: Loss, helpers: nn.Module | None) -> None:
+        super().__init__()
+        self.network, self.loss, self.helpers = network, loss, helpers
+
+    def forward(self, images: Tensor, targets: object, index: Tensor, variant: int, soft: Tensor | None) -> Tensor:
+        return self.loss(self.network, Batch(images, targets, index, variant, soft))
 
 
 def steps_for(recipe: TrainRecipe, images: int, flops_per_image: float, budget: float | None = None) -> int:
@@ -79,131 +101,259 @@ def fit(
     progress: Progress,
     *,
     budget: float | None = None,
+    checkpoints: Checkpoints | None = None,
+    log: Log | None = None,
 ) -> Fit:
     """Trains `task.model` in place and leaves it with the weights that were best on `val`, in eval mode.
 
     Args:
         task: network, data, loss.
         recipe: optimiser, schedule, length.
-        fabric: device and precision.
+        fabric: device, precision and processes; each rank takes its part of every batch.
         progress: told after every step.
         budget: training FLOPs, instead of the recipe's length.
+        checkpoints: where training goes on from, and what it leaves in case it is killed.
+        log: told what each step gave.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, a data worker died, or the batch does not fall into equal parts.
     """
-    split, batch = task.data.splits["train"], min(recipe.batch_size, len(task.data.splits["train"]))
-    total = steps_for(recipe, len(split), task.flops_per_image, budget)
-    torch.manual_seed(hash_seed(task.seed, 7))
-    network = task.model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(network, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _cosine(s, total, recipe.warmup))
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    loss_of = task.loss or _cross_entropy(recipe.label_smoothing)
-    every = max(1, math.ceil(total / EVALUATIONS))
-    best, state = (-1.0, -math.inf), _copy(network)
-    network.train()
-    accuracy = 0.0
-    for step, (inputs, labels) in enumerate(_batches(split, recipe, task.seed, total), start=1):
-        images = inputs.to(fabric.device, memory_format=torch.channels_last)
-        loss = loss_of(wrapped, images, labels.to(fabric.device))
-        if not bool(torch.isfinite(loss)):
-            if step == 1:
-                raise TrainingError(
-                    "The loss is not finite before any update: the weights that training starts from, or the teacher, "
-                    "give NaN or infinity; train the stage before longer, or with a lower lr."
-                )
-            raise TrainingError(
-                f"The loss is {float(loss.detach()):g} at step {step} of {total}; lower lr ({recipe.lr:g})."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        optimizer.step()
-        with warnings.catch_warnings():
-            # Fabric wraps step(), which the scheduler takes for a missing call.
-            warnings.simplefilter("ignore", UserWarning)
-            schedule.step()
-        if step % every == 0 or step == total:
-            accuracy, validation_loss = _validate(network, task.data.splits["val"], fabric)
-            if (accuracy, -validation_loss) >= best:
-                best, state = (accuracy, -validation_loss), _copy(network)
-        progress(step, total, f"loss {float(loss.detach()):.3f}  val {100 * accuracy:.1f} %")
-    network.load_state_dict(state)
-    network.cpu().eval()
-    return Fit(best[0], total, total * batch * task.flops_per_image)
+    return _Training(task, recipe, fabric, progress, budget, checkpoints, log).run()
 
 
-def evaluate(model: nn.Module, split: Split, fabric: Fabric) -> tuple[int, int]:
-    """Right answers and images of one split."""
+def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric) -> dict[str, float]:
+    """The task's metrics on one split, shares of 1, by this process alone."""
     model.to(fabric.device)
-    accuracy, _ = _validate(model, split, fabric)
+    found = _measured(model, data, data.splits[split], fabric.device)
     model.cpu()
-    return round(accuracy * len(split)), len(split)
+    return found
 
 
-def _validate(model: nn.Module, split: Split, fabric: Fabric) -> tuple[float, float]:
-    """Top-1 accuracy and mean cross-entropy; gives the network its mode back."""
-    was_training = model.training
+def _measured(
+    model: nn.Module, data: ImageData, split: Split, device: torch.device, rank: int = 0, ranks: int = 1
+) -> dict[str, float]:
+    """Metrics of one split, a part on each rank; gives the network its mode back."""
+    task, modes = TASKS[data.task], [(module, module.training) for module in model.modules()]
+    metrics = task.metrics(data.classes).to(device)
+    for part in metrics.modules():
+        if isinstance(part, Metric):
+            part.sync_on_compute = ranks > 1
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     model.eval()
-    metric, total = None, 0.0
+    own = torch.arange(rank, len(split), ranks)
     with torch.inference_mode():
-        for inputs, labels in split.batches(256):
-            logits = model(inputs.to(fabric.device, memory_format=torch.channels_last)).float()
-            truth = labels.to(fabric.device)
-            if metric is None:
-                metric = MulticlassAccuracy(logits.shape[1], average="micro").to(fabric.device)
-            metric.update(logits, truth)
-            total += float(F.cross_entropy(logits, truth, reduction="sum"))
-    model.train(was_training)
-    assert metric is not None
-    # The metric is float32; the count of right answers is exact.
-    return round(float(metric.compute()) * len(split)) / len(split), total / len(split)
+        for start in range(0, len(own), EVALUATION_BATCH):
+            batch = split.batch(own[start : start + EVALUATION_BATCH]).to(device)
+            metrics.update(task.predict(model, batch.images.to(dtype)), batch.targets)
+    for module, training in modes:
+        module.training = training
+    return metrics.compute()
 
 
-def _batches(split: Split, recipe: TrainRecipe, seed: int, total: int) -> Iterator[Batch]:
-    step = epoch = 0
-    while step < total:
-        for batch in split.training_batches(recipe.batch_size, recipe.augment, seed, epoch):
-            yield batch
-            step += 1
-            if step == total:
-                return
-        epoch += 1
+class _Training:
+    """One call of `fit`: what it holds, and a method for each thing that happens."""
+
+    def __init__(
+        self,
+        task: Trainable,
+        recipe: TrainRecipe,
+        fabric: Fabric,
+        progress: Progress,
+        budget: float | None,
+        checkpoints: Checkpoints | None,
+        log: Log | None,
+    ) -> None:
+        self.task, self.recipe, self.fabric, self.progress = task, recipe, fabric, progress
+        self.checkpoints, self.log = checkpoints, log
+        self.feed = Feed(
+            task.data.splits["train"],
+            recipe.batch_size,
+            recipe.augment,
+            task.seed,
+            workers=recipe.workers,
+            variants=recipe.augment_variants,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            classes=len(task.data.classes),
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+        )
+        parts = fabric.world_size * recipe.accumulate
+        if self.feed.size % parts:
+            raise TrainingError(
+                f"A batch of {self.feed.size} images does not fall into {fabric.world_size} process(es) x "
+                f"{recipe.accumulate} accumulated part(s); make batch_size a multiple of {parts}."
+            )
+        self.total = steps_for(recipe, len(self.feed.split), task.flops_per_image, budget)
+        self.every = max(1, math.ceil(self.total / recipe.evaluations))
+        # Other ranks draw other dropout; the first draws what one process would.
+        torch.manual_seed(hash_seed(task.seed, 7, *([fabric.global_rank] if fabric.global_rank else [])))
+        self.channels_last = recipe.channels_last and not spoiled_by_channels_last(task.model, fabric.device)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.network = task.model.to(memory_format=layout)
+        if recipe.batchnorm == "adapted":
+            adapt_statistics(self.network.to(fabric.device), self.feed.split, fabric.device)
+        own = task.helpers.parameters() if task.helpers is not None else ()
+        self.optimizer = make_optimizer(self.network, recipe, own)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        step: nn.Module = Step(self.network, task.loss or self._supervised, task.helpers)
+        if recipe.compile:
+            step = torch.compile(step)  # type: ignore[assignment]
+        self.wrapped, self.stepped = fabric.setup(step, self.optimizer)
+        agree(self.network)
+        self.average = Average(self.network, recipe.ema) if recipe.ema else None
+        self.kept = Kept(_copy(self.network))
+        self.metrics: dict[str, float] = {}
+        self.done = 0
+
+    def run(self) -> Fit:
+        notes = self.checkpoints.restore(self) if self.checkpoints is not None else ()
+        clock = _Clock()
+        self._set_modes()
+        batches = self.feed.batches(self.done, self.total) if not self._over() else iter(())
+        for batch in batches:
+            loss = self._learn(batch)
+            self.done += 1
+            self._set_modes()
+            evaluated = self.done % self.every == 0 or self.done == self.total
+            if evaluated:
+                self._evaluate()
+            speed = clock.speed(len(batch) * self.fabric.world_size)
+            shown = self.metrics.get(self.task.task.selects, 0.0)
+            text = f"loss {loss:.3f}  val {100 * shown:.1f} %  {speed:.0f} images/s"
+            self.progress(self.done, self.total, text)
+            if self.log is not None:
+                self.log.step(self.done, loss, self.optimizer.param_groups[0]["lr"], speed, self.metrics, evaluated)
+            over = self._over()
+            if self.checkpoints is not None:
+                self.checkpoints.save(self, over)
+            if over:
+                break
+        self.network.load_state_dict(self.kept.state)
+        self.network.cpu().eval()
+        flops = self.done * self.feed.size * self.task.flops_per_image
+        return Fit(self.kept.value, self.done, flops, self.kept.metrics, notes)
+
+    def _over(self) -> bool:
+        patience = self.recipe.patience
+        return self.done >= self.total or (patience is not None and self.kept.since >= patience)
+
+    def _set_modes(self) -> None:
+        """Train mode, with BatchNorm as the recipe asks for; until it is unfrozen the backbone's does not move."""
+        self.wrapped.train()
+        if self.recipe.batchnorm != "live" or self._head_alone():
+            freeze_statistics(self.network)
+
+    def _head_alone(self) -> bool:
+        return self.done < self.recipe.freeze_epochs * self.feed.steps_an_epoch
+
+    def _supervised(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.task.task.loss(model, batch, self.recipe.label_smoothing)
+
+    def _learn(self, batch: Batch) -> float:
+        """One optimiser step; returns the mean loss of the images that this rank saw."""
+        recipe, rate = self.recipe, cosine(self.done, self.total, self.recipe.warmup)
+        for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = base * rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, seen = batch.to(self.fabric.device, channels_last=self.channels_last).parts(recipe.accumulate), 0.0
+        for k, part in enumerate(parts):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
+                loss = self.wrapped(part.images, part.targets, part.index, part.variant, part.soft) / len(parts)
+                self._check(loss)
+                self.fabric.backward(loss)
+            seen += float(loss.detach())
+        if self._head_alone():
+            for name, parameter in self.network.named_parameters():
+                if not is_head(self.network, name):
+                    parameter.grad = None
+        if recipe.clip:
+            self.fabric.clip_gradients(self.wrapped, self.stepped, max_norm=recipe.clip, error_if_nonfinite=False)
+        self.stepped.step()
+        if self.average is not None:
+            self.average.update(self.network)
+        return seen
+
+    def _check(self, loss: Tensor) -> None:
+        if bool(torch.isfinite(loss)):
+            return
+        if self.done == 0:
+            raise TrainingError(
+                "The loss is not finite before any update: the weights that training starts from, or the teacher, "
+                "give NaN or infinity; train the stage before longer, or with a lower lr."
+            )
+        raise TrainingError(
+            f"The loss is {float(loss.detach()):g} at step {self.done + 1} of {self.total}; "
+            f"lower lr ({self.recipe.lr:g})."
+        )
+
+    def _evaluate(self) -> None:
+        """Measures on `val` what would be kept: the averaged weights where there are some."""
+        agree(self.network)
+        fabric, state = self.fabric, None
+        if self.average is not None:
+            state = _copy(self.network)
+            self.network.load_state_dict(self.average.state)
+            agree(self.network)
+        val = self.task.data.splits["val"]
+        self.metrics = _measured(
+            self.network, self.task.data, val, fabric.device, fabric.global_rank, fabric.world_size
+        )
+        self.kept.offer(self.network, self.task.task.selects, self.metrics)
+        if state is not None:
+            self.network.load_state_dict(state)
 
 
-def _cross_entropy(smoothing: float) -> Loss:
-    def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs), labels, label_smoothing=smoothing)
+class Kept:
+    """The best weights so far, and what they measured on `val`."""
 
-    return loss
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state, self.metrics, self.since = state, dict[str, float](), 0
+        self.rank = (-1.0, -math.inf)
 
+    @property
+    def value(self) -> float:
+        return self.rank[0]
 
-def _optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    """Weight decay for matrices only; `backbone_lr` scales the rate of everything but the classifier."""
-    head = classifier_name(model) + "."
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith(head), parameter.dim() > 1), []).append(parameter)
-    settings: Sequence[dict[str, object]] = [
-        {
-            "params": parameters,
-            "lr": recipe.lr * (1.0 if in_head else recipe.backbone_lr),
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for (in_head, decays), parameters in groups.items()
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(settings, lr=recipe.lr)
-    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    def offer(self, network: nn.Module, selects: str, metrics: dict[str, float]) -> None:
+        """Takes the network's weights if they are no worse: by the metric, then by the loss where there is one."""
+        rank = (metrics[selects], -metrics.get("loss", 0.0))
+        self.since = 0 if rank > self.rank else self.since + 1
+        if rank >= self.rank:
+            self.rank, self.state, self.metrics = rank, _copy(network), metrics
 
 
-def _cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then half a cosine down to zero."""
-    rising = max(1, round(warmup * total))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+class Average:
+    """An exponential moving average of the weights; buffers that are no floats are the latest.
+
+    The decay rises with the steps, min(decay, (1 + t) / (10 + t)), so that the start weighs little.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.steps, self.state = decay, 0, _copy(network)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self.steps += 1
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                self.state[name].lerp_(tensor, share)
+            else:
+                self.state[name].copy_(tensor)
+
+
+class _Clock:
+    """Images a second, over the last steps."""
+
+    def __init__(self) -> None:
+        self.last, self.rate = time.perf_counter(), 0.0
+
+    def speed(self, images: int) -> float:
+        now = time.perf_counter()
+        seen = images / max(now - self.last, 1e-9)
+        self.last, self.rate = now, 0.9 * self.rate + 0.1 * seen if self.rate else seen
+        return self.rate
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

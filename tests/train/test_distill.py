@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from compress import distill
-from compress.data.images import ImageReader, Split
+from compress.data.images import Batch, ImageReader, Split
 from compress.models import cifar_resnet
 from compress.recipe import DistillRecipe
 
@@ -95,9 +95,9 @@ def test_images_first_read_for_the_means_can_still_be_trained_on():
     net = cifar_resnet(8, 8, in_channels=1, num_classes=4)
     split = Split(Pixels(8), torch.arange(8) % 4, READER)
     distill.class_means(net.eval(), split, 4)
-    inputs, labels = next(split.training_batches(8, "none", 0, 0))
-    F.cross_entropy(net.train()(split.inputs(0, 8)), labels).backward()
-    assert not inputs.is_inference()
+    batch = split.batch(torch.arange(8))
+    F.cross_entropy(net.train()(batch.images), batch.targets).backward()
+    assert not batch.images.is_inference()
 
 
 def test_the_classifier_is_copied_and_frozen():
@@ -142,12 +142,14 @@ def test_the_students_loss_is_the_weighted_sum(pair):
     parts = {}
     for name in ("labels", "logits", "class_means"):
         loss = distill.student_loss(weighted(**{name: 1.0}), student, teacher, kept, means)
-        parts[name] = float(loss(student, x, labels).detach())
+        parts[name] = float(loss(student, Batch(x, labels, labels)).detach())
     assert parts["labels"] == pytest.approx(float(F.cross_entropy(student(x), labels).detach()))
     expected = float(distill.logits_loss(student(x), teacher.eval()(x), 4.0).detach())
     assert parts["logits"] == pytest.approx(expected, rel=1e-5)
     asked = weighted(labels=0.5, logits=2.0, class_means=3.0)
-    total = float(distill.student_loss(asked, student, teacher, kept, means)(student, x, labels).detach())
+    total = float(
+        distill.student_loss(asked, student, teacher, kept, means)(student, Batch(x, labels, labels)).detach()
+    )
     assert total == pytest.approx(0.5 * parts["labels"] + 2 * parts["logits"] + 3 * parts["class_means"], rel=1e-5)
 
 
@@ -157,7 +159,7 @@ def test_the_teacher_learns_nothing(pair):
     asked = weighted(logits=1.0, class_means=1.0)
     loss = distill.student_loss(asked, student, teacher, torch.arange(32), torch.randn(4, 32))
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
-    loss(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])).backward()
+    loss(student, Batch(torch.randn(4, 3, 8, 8), torch.arange(4), torch.arange(4))).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
     assert student.conv1.weight.grad is not None
@@ -168,4 +170,4 @@ def test_a_narrower_student_is_compared_with_the_kept_features(pair):
     student = cifar_resnet(8, 4, num_classes=4)
     kept = torch.arange(0, 32, 2)
     loss = distill.student_loss(weighted(class_means=1.0), student, teacher, kept, torch.randn(4, 32))
-    assert torch.isfinite(loss(student, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])))
+    assert torch.isfinite(loss(student, Batch(torch.randn(4, 3, 8, 8), torch.arange(4), torch.arange(4))))

@@ -10,7 +10,8 @@ from PIL import Image
 from compress import data
 from compress.data import ImageReader
 from compress.data.augment import AUGMENTATIONS
-from compress.data.images import hash_seed
+from compress.data.loader import Feed
+from compress.data.seeds import hash_seed
 from compress.errors import NiwakiError
 from compress.recipe import FolderData, HandwrittenDigits, RenderedDigits
 from deploy import preprocess
@@ -31,6 +32,12 @@ def digits():
 
 def pixels(split):
     return [split.images.pixels[i].tobytes() for i in range(len(split))]
+
+
+def epoch_of(split, size, augment, seed, epoch, **settings):
+    feed = Feed(split, size, augment, seed, **settings)
+    first = epoch * feed.steps_an_epoch
+    return list(feed.batches(first, first + feed.steps_an_epoch))
 
 
 def test_the_handwritten_splits_have_their_sizes_and_share_no_image(digits):
@@ -87,16 +94,17 @@ def test_batches_depend_on_seed_epoch_and_place_alone(digits, augment):
     split = digits.splits["train"]
 
     def epoch(seed, number):
-        return list(split.training_batches(32, augment, seed, number))
+        return epoch_of(split, 32, augment, seed, number)
 
     first = epoch(1, 0)
     torch.manual_seed(123)
     torch.rand(5)
-    for (a, b), (c, d) in zip(first, epoch(1, 0), strict=True):
-        assert torch.equal(a, c)
-        assert torch.equal(b, d)
+    for a, b in zip(first, epoch(1, 0), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+        assert torch.equal(a.index, b.index)
     for other in (epoch(2, 0), epoch(1, 1)):
-        assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True))
+        assert not all(torch.equal(a.images, b.images) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -104,43 +112,60 @@ def test_drawing_batches_leaves_the_global_generator_alone(digits, augment):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    next(iter(digits.splits["train"].training_batches(8, augment, 0, 0)))
+    next(iter(Feed(digits.splits["train"], 8, augment, 0).batches(0, 1)))
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_an_epoch_shows_each_image_once(digits):
     split = digits.splits["train"]
-    batches = list(split.training_batches(32, "none", 0, 3))
-    assert [len(b) for _, b in batches] == [32] * 6
-    shown = torch.cat([x for x, _ in batches]).flatten(1)
+    batches = epoch_of(split, 32, "none", 0, 3)
+    assert [len(b) for b in batches] == [32] * 6
+    shown = torch.cat([b.images for b in batches]).flatten(1)
     own = split.inputs(0, 200).flatten(1)
     places = [int((own == row).all(1).nonzero()[0]) for row in shown]
     assert len(set(places)) == 192
-    labels = torch.cat([b for _, b in batches])
+    labels = torch.cat([b.targets for b in batches])
     assert torch.equal(labels, split.labels[places])
     assert places != sorted(places)
 
 
 def test_a_batch_larger_than_the_split_is_the_split(digits):
-    batches = list(digits.splits["train"].training_batches(1000, "none", 0, 0))
-    assert [len(b) for _, b in batches] == [200]
+    assert [len(b) for b in epoch_of(digits.splits["train"], 1000, "none", 0, 0)] == [200]
 
 
 def test_augmentation_changes_images_and_keeps_their_shape(digits):
     split, index = digits.splits["train"], torch.arange(6)
-    plain = AUGMENTATIONS["none"](split, index, 0)
+    plain = split.batch(index).images
     assert torch.equal(plain, split.inputs(0, 6))
-    for name in ("affine", "crop_flip"):
-        changed = AUGMENTATIONS[name](split, index, 0)
+    for name in set(AUGMENTATIONS) - {"none"}:
+        changed = split.batch(index, name).images
         assert changed.shape == plain.shape
         assert not torch.equal(changed, plain)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_what_an_image_goes_through_does_not_depend_on_its_neighbours(digits, augment):
+    split = digits.splits["train"]
+    together = split.batch(torch.tensor([5, 3, 9]), augment, seed=4, variant=2).images
+    alone = split.batch(torch.tensor([3]), augment, seed=4, variant=2).images
+    torch.testing.assert_close(together[1:2], alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_the_whole_batch_and_workers_change_nothing(digits, workers):
+    split = digits.splits["train"]
+    (whole,) = Feed(split, 32, "affine", 1).batches(7, 8)
+    parts = [next(Feed(split, 32, "affine", 1, workers, rank=r, ranks=2).batches(7, 8)) for r in (0, 1)]
+    for r, part in enumerate(parts):
+        assert torch.equal(part.index, whole.index[r::2])
+        torch.testing.assert_close(part.images, whole.images[r::2])
 
 
 def test_evaluation_batches_are_all_images_in_order(digits):
     split = digits.splits["val"]
     parts = list(split.batches(64))
-    assert torch.equal(torch.cat([x for x, _ in parts]), split.inputs(0, 200))
-    assert torch.equal(torch.cat([y for _, y in parts]), split.labels)
+    assert torch.equal(torch.cat([b.images for b in parts]), split.inputs(0, 200))
+    assert torch.equal(torch.cat([b.targets for b in parts]), split.labels)
     assert torch.equal(split.inputs(3, 4)[0], torch.from_numpy(GREY.prepare(split.images[3])))
 
 
@@ -274,7 +299,7 @@ def test_real_photographs_are_read():
     found = read(Path(root) / "hymenoptera", test="val")
     assert found.classes == ("ants", "bees")
     assert len(found.splits["train"]) > 150
-    batch, labels = next(iter(found.splits["train"].training_batches(8, "crop_flip", 0, 0)))
-    assert batch.shape == (8, 3, 16, 16)
-    assert torch.isfinite(batch).all()
-    assert labels.shape == (8,)
+    batch = next(Feed(found.splits["train"], 8, "crop_flip", 0).batches(0, 1))
+    assert batch.images.shape == (8, 3, 16, 16)
+    assert torch.isfinite(batch.images).all()
+    assert batch.targets.shape == (8,)

@@ -1,0 +1,132 @@
+"""Training batches: an order that the seed and the epoch decide, sharded over ranks, loaded by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from compress.data.images import Batch, Split
+from compress.data.seeds import hash_seed
+from compress.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What training batches are made of.
+
+    Args:
+        split: where from.
+        batch_size: images of one optimiser step, over all ranks.
+        augment: a name in AUGMENTATIONS.
+        seed: of order and augmentation.
+        workers: processes that prepare batches; 0 for this one.
+        variants: how many augmented variants an image has; None for a new one each epoch.
+        mixup: alpha of mixup (Zhang et al., 2018); 0 for none.
+        cutmix: alpha of CutMix (Yun et al., 2019); 0 for none. With both, a batch takes one of the two.
+        classes: how many; for mixing.
+        rank: which part of each batch is this process's.
+        ranks: how many parts there are.
+    """
+
+    split: Split
+    batch_size: int
+    augment: str
+    seed: int
+    workers: int = 0
+    variants: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    classes: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def size(self) -> int:
+        """Images of one step: the batch, or all there are."""
+        return min(self.batch_size, len(self.split))
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """The last images that do not fill a batch are left out, unless they are all there is."""
+        return len(self.split) // self.size
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """This rank's part of the batches of steps start..stop, whatever came before.
+
+        Raises:
+            TrainingError: a worker died.
+            Exception: what reading an image raises, from a worker too.
+        """
+        loader = DataLoader(
+            _Steps(self),
+            batch_size=None,
+            sampler=_Counting(start, stop),
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        try:
+            for found in loader:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"A data worker died ({str(error).splitlines()[0][:120]}); --resume goes on from the last checkpoint, "
+                "and fewer workers or a smaller batch_size need less memory."
+            ) from None
+
+    def order(self, epoch: int) -> Tensor:
+        """The images of an epoch, int64."""
+        return torch.randperm(len(self.split), generator=torch.Generator().manual_seed(hash_seed(self.seed, epoch)))
+
+    def at(self, step: int) -> Batch:
+        """This rank's part of the batch of a step."""
+        epoch, place = divmod(step, self.steps_an_epoch)
+        whole = self.order(epoch)[place * self.size : (place + 1) * self.size]
+        own = whole[self.rank :: self.ranks]
+        variant = epoch % self.variants if self.variants else epoch
+        batch = self.split.batch(own, self.augment, self.seed, variant)
+        return self._mixed(batch, hash_seed(self.seed, 11, step, self.rank))
+
+    def _mixed(self, batch: Batch, seed: int) -> Batch:
+        if not (self.mixup or self.cutmix) or len(batch) < 2:
+            return batch
+        from torchvision.transforms import v2
+
+        kinds = [v2.MixUp(alpha=self.mixup, num_classes=self.classes)] if self.mixup else []
+        kinds += [v2.CutMix(alpha=self.cutmix, num_classes=self.classes)] if self.cutmix else []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            chosen = kinds[int(torch.randint(len(kinds), ()))]
+            images, soft = chosen(batch.images, batch.targets)
+        return replace(batch, images=images, soft=soft)
+
+
+class _Steps(Dataset):
+    """From a step to its batch; an exception is handed over as it is, which a worker would wrap."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self.feed.at(step)
+        except Exception as error:  # noqa: BLE001 - raised again where the batch is taken
+            return error
+
+
+class _Counting(Sampler[int]):
+    def __init__(self, start: int, stop: int) -> None:
+        self.steps = range(start, stop)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)

@@ -1,0 +1,170 @@
+"""What training leaves so that a killed run goes on to the same weights: one file, by temporary name and rename."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.errors import ArtifactError, MissingError
+from compress.files import replacing
+from compress.train.fabric import is_first
+
+if TYPE_CHECKING:
+    from compress.train.loop import _Training
+
+FORMAT = "niwaki-checkpoint-1"
+
+
+class Checkpoints:
+    """The last good state of one training, in one safetensors file whose header holds the rest as JSON.
+
+    Args:
+        path: the file.
+        seconds: at least so long between two; the last state, when training is over, is always written.
+    """
+
+    def __init__(self, path: Path, seconds: float = 30.0) -> None:
+        self.path, self.seconds = path, seconds
+        self._last = time.monotonic()
+
+    def save(self, training: _Training, over: bool) -> None:
+        """Writes the state after a step, if it is time; rank 0 alone does.
+
+        Raises:
+            MissingError: the disk is full or refuses; the checkpoint before stays.
+        """
+        if not is_first() or not (over or time.monotonic() - self._last >= self.seconds):
+            return
+        tensors, about = _state(training)
+        try:
+            with replacing(self.path) as temporary:
+                save_file(tensors, temporary, {"niwaki": json.dumps(about)})
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise MissingError(
+                f"The checkpoint {self.path} cannot be written ({reason}); free some space and go on with --resume, "
+                "the checkpoint before is whole."
+            ) from None
+        self._last = time.monotonic()
+
+    def restore(self, training: _Training) -> tuple[str, ...]:
+        """Puts the training where the file left it, if there is one; returns what is different here, a sentence each.
+
+        Raises:
+            ArtifactError: the file is damaged or of another training.
+        """
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            # What a killed process was writing.
+            left.unlink(missing_ok=True)
+        if not self.path.is_file():
+            return ()
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = json.loads(file.metadata()["niwaki"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if about["format"] != FORMAT or about["total"] != training.total or about["seed"] != training.task.seed:
+                raise ValueError("it is of another training")
+            _restore(training, tensors, about)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise ArtifactError(
+                f"The checkpoint {self.path} cannot be used ({reason}); remove it, and this stage starts again."
+            ) from None
+        return _differences(about["made_by"])
+
+
+def made_by() -> dict[str, str]:
+    """What the last bits of a training depend on beside its recipe."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def _differences(then: dict[str, str]) -> tuple[str, ...]:
+    now = made_by()
+    changed = [f"{key} {now[key]} (it began under {then.get(key)})" for key in now if now[key] != then.get(key)]
+    if not changed:
+        return ()
+    return (f"Resumed under {', '.join(changed)}: the weights may differ in their last bits from a run in one piece.",)
+
+
+def _state(training: _Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {f"model.{n}": t for n, t in training.network.state_dict().items()}
+    tensors |= {f"best.{n}": t for n, t in training.kept.state.items()}
+    if training.average is not None:
+        tensors |= {f"ema.{n}": t for n, t in training.average.state.items()}
+    if training.task.helpers is not None:
+        tensors |= {f"helpers.{n}": t for n, t in training.task.helpers.state_dict().items()}
+    optimizer = training.optimizer.state_dict()
+    for number, state in optimizer["state"].items():
+        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    tensors |= {"rng.torch": torch.get_rng_state(), "rng.numpy": torch.from_numpy(np.array(keys, dtype=np.int64))}
+    for k, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ()):
+        tensors[f"rng.cuda.{k}"] = state
+    about = {
+        "format": FORMAT,
+        "step": training.done,
+        "total": training.total,
+        "seed": training.task.seed,
+        "rank": training.kept.rank if training.kept.metrics else None,
+        "since": training.kept.since,
+        "kept": training.kept.metrics,
+        "metrics": training.metrics,
+        "ema_steps": training.average.steps if training.average is not None else 0,
+        "python": random.getstate(),
+        "numpy": [kind, int(position), int(has_gauss), float(gauss)],
+        "made_by": made_by(),
+    }
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, about
+
+
+def _restore(training: _Training, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    def part(name: str) -> dict[str, Tensor]:
+        return {n[len(name) + 1 :]: t for n, t in tensors.items() if n.startswith(f"{name}.")}
+
+    device = training.fabric.device
+    training.network.load_state_dict(part("model"))
+    training.kept.state = {n: t.to(device) for n, t in part("best").items()}
+    if training.average is not None:
+        training.average.state = {n: t.to(device) for n, t in part("ema").items()}
+        training.average.steps = about["ema_steps"]
+    if training.task.helpers is not None:
+        training.task.helpers.load_state_dict(part("helpers"))
+    held = training.optimizer.state_dict()
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in part("optimizer").items():
+        number, key = name.split(".", 1)
+        states.setdefault(int(number), {})[key] = tensor
+    training.optimizer.load_state_dict({**held, "state": states})
+    if about["rank"] is not None:
+        training.kept.rank = (about["rank"][0], about["rank"][1])
+    training.kept.since, training.kept.metrics = about["since"], about["kept"]
+    training.metrics, training.done = about["metrics"], about["step"]
+    if not is_first():
+        # Rank 0's is the one that was saved; the others go on from one of their own.
+        torch.manual_seed(training.task.seed + 7919 * training.fabric.global_rank + training.done)
+        return
+    torch.set_rng_state(tensors["rng.torch"])
+    if torch.cuda.is_available():
+        for k, state in enumerate(list(part("rng.cuda").values())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, k)
+    version, internal, gauss = about["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, position, has_gauss, cached = about["numpy"]
+    keys = tensors["rng.numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))

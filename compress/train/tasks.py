@@ -1,0 +1,119 @@
+"""What differs between classification, segmentation and detection while a network is trained: one dict by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from compress.data.images import Batch
+
+
+class TaskMetrics(Protocol):
+    """Adds up over batches and ranks; `compute` gives shares of 1 by name, and `loss` where there is one."""
+
+    def update(self, predictions: Any, targets: Any) -> None: ...
+    def compute(self) -> dict[str, float]: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Task(Protocol):
+    """One kind of work.
+
+    Attributes:
+        name: as in `ImageData.task`.
+        selects: the metric that chooses checkpoints; higher is better.
+    """
+
+    name: str
+    selects: str
+
+    def outputs_wanted(self, classes: int) -> int:
+        """What `models.build` gets as `num_classes`."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The supervised loss, a scalar; the network is in train mode."""
+        ...
+
+    def predict(self, model: nn.Module, images: Tensor) -> Any:
+        """What the network says of images (N, C, H, W), in eval mode, as the metrics take it."""
+        ...
+
+    def metrics(self, classes: Sequence[str]) -> TaskMetrics:
+        """Empty metrics for these classes."""
+        ...
+
+
+class ClassMetrics(Metric):
+    """Top-1, top-5 (from six classes on), macro-F1 and mean cross-entropy.
+
+    Args:
+        classes: how many.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.top5 = MulticlassAccuracy(classes, average="micro", top_k=5, validate_args=False) if classes > 5 else None
+        self.macro_f1 = MulticlassF1Score(classes, average="macro", validate_args=False)
+        self.losses, self.images = SumMetric(nan_strategy="disable"), SumMetric()
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Adds logits (N, classes) against class indices (N,)."""
+        logits = predictions.float()
+        self.top1.update(logits, targets)
+        if self.top5 is not None:
+            self.top5.update(logits, targets)
+        self.macro_f1.update(logits, targets)
+        self.losses.update(F.cross_entropy(logits, targets, reduction="sum"))
+        self.images.update(len(targets))
+
+    def compute(self) -> dict[str, float]:
+        images = round(float(self.images.compute()))
+        # The metrics are float32; counts of right answers are exact.
+        found = {"top1": round(float(self.top1.compute()) * images) / max(1, images)}
+        if self.top5 is not None:
+            found["top5"] = round(float(self.top5.compute()) * images) / max(1, images)
+        found["macro_f1"] = float(self.macro_f1.compute())
+        return {**found, "loss": float(self.losses.compute()) / max(1, images)}
+
+
+class Classification:
+    """A class for each image, from one network output (N, classes)."""
+
+    name = "classification"
+    selects = "top1"
+
+    def outputs_wanted(self, classes: int) -> int:
+        return classes
+
+    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy with label smoothing; what an auxiliary head (GoogLeNet, Inception) says counts 0.3."""
+        answer = model(batch.images)
+        if isinstance(answer, Tensor):
+            return self._entropy(answer, batch, smoothing)
+        main, *others = (logits for logits in answer if logits is not None)
+        extra = [self._entropy(logits, batch, smoothing) for logits in others]
+        return self._entropy(main, batch, smoothing) + 0.3 * sum(extra, torch.zeros((), device=main.device))
+
+    @staticmethod
+    def _entropy(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        target = batch.targets if batch.soft is None else batch.soft.to(logits.dtype)
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)
+
+    def metrics(self, classes: Sequence[str]) -> ClassMetrics:
+        return ClassMetrics(len(classes))
+
+
+TASKS: dict[str, Task] = {"classification": Classification()}

@@ -1,0 +1,62 @@
+"""A training that is killed goes on to the same weights, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CHILD = Path(__file__).with_name("kill_child.py")
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, CHILD, folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finished(folder):
+    child = start(folder)
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said.decode()
+    return load_file(folder / "weights.safetensors")
+
+
+def steps(folder):
+    file = folder / "steps"
+    return int(file.read_text() or 0) if file.exists() else 0
+
+
+def killed(folder, after):
+    """Kills it so many seconds after its first new step; whether it was still at work."""
+    child, before, begun = start(folder), steps(folder), time.monotonic()
+    while steps(folder) == before and child.poll() is None and time.monotonic() - begun < 120:
+        time.sleep(0.002)
+    time.sleep(after)
+    at_work = child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    return at_work
+
+
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.zoo)])
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_and_resumed_it_is_the_run_in_one_piece(tmp_path, kills):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    expected = finished(whole)
+    draw, hits, folder = random.Random(kills), 0, None
+    for number in range(kills):
+        if folder is None or (folder / "weights.safetensors").exists():
+            folder = tmp_path / f"run-{number}"
+            folder.mkdir()
+        hits += killed(folder, draw.uniform(0, 0.25))
+    assert hits >= kills // 2, "most kills meet a process at work"
+    for run in tmp_path.glob("run-*"):
+        found = load_file(run / "weights.safetensors") if (run / "weights.safetensors").exists() else finished(run)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert not list(run.glob(".*.tmp"))
