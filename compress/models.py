@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from compress import zoo
 from compress.errors import ModelError
 
-TRUSTED = ("torchvision", "compress.models")
+TRUSTED = ("torchvision", "compress.models", "compress.backbones")
 
 # What a factory may raise on arguments that make no sense to it.
 _REFUSALS = (
@@ -230,9 +230,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads pretrained weights into everything but the classifier, which keeps its fresh one if shapes differ.
 
+    A detector or segmenter takes its own weights, or a classifier's into its backbone.
+
     Raises:
         ModelError: the weights are of another architecture.
     """
+    if isinstance(getattr(model, "backbone", None), nn.Module):
+        _load_under_heads(model, state, source)
+        return
     own = model.state_dict()
     head = classifier_name(model)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
@@ -249,6 +254,56 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         )
     fitting = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
     model.load_state_dict({**own, **fitting})
+
+
+# How a classifier's names become those of a backbone: (their beginning, what takes its place).
+_BACKBONES = (
+    ("", ""),
+    ("", "backbone."),
+    ("", "backbone.body."),
+    ("features.", "backbone."),
+    ("features.", "backbone.body."),
+)
+
+
+def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads what `state` and a detector's or segmenter's body share; what the file lacks of its heads stays fresh.
+
+    A block of the file is used whole or not at all (a classifier's head has no place here), and a part of the
+    network that takes anything takes all, but that heads for another number of classes differ in shape.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+    def renamed(old: str, new: str) -> dict[str, str]:
+        """File name -> our name."""
+        return {n: new + n[len(old) :] for n in given if n.startswith(old) and new + n[len(old) :] in own}
+
+    names = max((renamed(*rule) for rule in _BACKBONES), key=len)
+    whole = all(theirs == ours for theirs, ours in names.items())
+    shapes = [n for n, ours in names.items() if given[n].shape != own[ours].shape]
+    shapes = [n for n in shapes if not whole or n.startswith("backbone.")]
+    used = {tuple(n.split(".")[:2]) for n in names}
+    extra = [n for n in given if n not in names and tuple(n.split(".")[:2]) in used]
+    filled = set(names.values())
+    # In a backbone, what is beside the classifier's layers (a pyramid, extra maps) is ours.
+    places = {_place(ours, whole) for ours in filled}
+    missing = [n for n in own if n not in filled and _place(n, whole) in places]
+    if not names or shapes or extra or missing:
+        example = (shapes or extra or missing or list(given) or ["nothing"])[0]
+        raise ModelError(
+            f"The weights {source} fit neither {type(model).__name__} nor its backbone (for example '{example}', "
+            f"{len(shapes) + len(extra) + len(missing)} differences); name the model that they were saved from, "
+            "or other weights."
+        )
+    fitting = {ours: given[n] for n, ours in names.items() if given[n].shape == own[ours].shape}
+    model.load_state_dict({**model.state_dict(), **fitting})
+
+
+def _place(name: str, whole: bool) -> str:
+    """The part of a network that a name is in: `backbone.features`, `backbone.body.layer1`, `classifier`."""
+    parts = name.split(".")
+    return parts[0] if whole else ".".join(parts[: 3 if parts[1:2] == ["body"] else 2])
 
 
 def classifier_name(model: nn.Module) -> str:
