@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import data, models, prune, stages
+from compress import data, distill, models, prune, stages
 from compress.errors import ModelError, PlanError, RecipeError
 from compress.recipe import Recipe
 from compress.transfer import fresh, started_from
@@ -46,7 +46,8 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     for pattern in recipe.prune.protect:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
-    trace = stages.traced(recipe, model, example)
+    distill.check(recipe.distill, target.task, model)
+    trace = stages.traced(recipe, model, example, target.task)
     answer = model.train()(example)
     if not isinstance(answer, torch.Tensor):
         raise ModelError(

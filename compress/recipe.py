@@ -129,22 +129,49 @@ class PruneRecipe(Part):
 
 
 class DistillRecipe(TrainRecipe):
-    """The student's training: weights of the losses, and what to train beside it for comparison."""
+    """The student's training: weights of the losses, and what to train beside it for comparison.
+
+    A weight of None is the task's own (`compress.distill.LOSSES`).
+    """
 
     labels: Weight = 1.0
-    logits: Weight = 1.0
+    logits: Weight | None = None
+    class_means: Weight | None = None
+    relation_distance: Weight | None = None
+    relation_angle: Weight | None = None
+    hints: Weight | None = None
+    hint_layers: tuple[str, ...] = ()
+    hint_match: Literal["channels", "projection"] = "channels"
+    attention: Weight | None = None
+    attention_layers: tuple[str, ...] = ()
+    pixels: Weight | None = None
+    channels: Weight | None = None
+    head_classes: Weight | None = None
+    head_boxes: Weight | None = None
+    sure: Annotated[float, Field(gt=0, lt=1)] = 0.5
     temperature: Rate = 4.0
-    class_means: Weight = 1.0
-    reuse_classifier: bool = True
+    reuse_classifier: bool | Literal["projected"] | None = None
+    freeze_classifier: bool = True
+    teacher_cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
     compare: tuple[Literal["finetuned", "scratch"], ...] = ("finetuned", "scratch")
 
     @model_validator(mode="after")
     def _learns_something(self) -> DistillRecipe:
-        if not (self.labels or self.logits or self.class_means):
+        for weight, layers in (("hints", "hint_layers"), ("attention", "attention_layers")):
+            if bool(getattr(self, weight)) != bool(getattr(self, layers)):
+                raise ValueError(f"{weight} needs a weight above 0 and {layers} names of layers; give both or neither")
+            if len(set(getattr(self, layers))) != len(getattr(self, layers)):
+                raise ValueError(f"{layers} names something twice")
+        if not self.labels and (self.logits, self.class_means) == (0, 0) and not self._others():
             raise ValueError("labels, logits and class_means are all 0; give one of them some weight")
         if len(set(self.compare)) != len(self.compare):
             raise ValueError("compare names something twice")
         return self
+
+    def _others(self) -> bool:
+        """Whether a loss beside the first three has weight."""
+        asked = (self.relation_distance, self.relation_angle, self.hints, self.attention)
+        return any((*asked, self.pixels, self.channels, self.head_classes, self.head_boxes))
 
 
 class DeployRecipe(Part):

@@ -13,7 +13,7 @@ from compress import artifact, cost, distill, models, prune
 from compress.errors import PlanError
 from compress.files import replacing
 from compress.prune import Budget, Plan, Trace
-from compress.recipe import Recipe, TrainRecipe
+from compress.recipe import DistillRecipe, Recipe, TrainRecipe
 from compress.train import TASKS, Fit, Trainable, evaluate, fit
 from compress.train.checkpoint import Checkpoints
 from compress.train.log import Log
@@ -22,6 +22,7 @@ from compress.ui import Advance, StageView
 from compress.workspace import Workspace
 
 PRETRAINED = "checkpoints/pretrained.safetensors"
+ANSWERS = "checkpoints/answers"
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ def twin(work: Workspace, view: StageView) -> Outcome:
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
 
-def traced(recipe: Recipe, model: nn.Module, example: torch.Tensor) -> Trace:
+def traced(recipe: Recipe, model: nn.Module, example: torch.Tensor, task: str = "classification") -> Trace:
     """The trace, with what the recipe protects: its patterns, and the features that a reused classifier reads."""
     trace = prune.trace(model, example[:2])
     trace = prune.protect(trace, recipe.prune.protect)
-    if recipe.distill.reuse_classifier:
+    if distill.reuse(recipe.distill, task) is True:
         head = f"{models.classifier_name(model)}.weight"
         trace = prune.protect(trace, [head], "the teacher's classifier is reused")
     return trace
@@ -174,7 +175,7 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
 def _planner(work: Workspace, network: nn.Module) -> Callable[[Budget], Plan]:
     """A function from a budget to a plan for `network`, which is traced and scored once."""
     asked = work.recipe.prune
-    trace = traced(work.recipe, network, work.example)
+    trace = traced(work.recipe, network, work.example, work.target.task)
     scores = prune.score(trace, network, asked.criterion, seed=work.recipe.seed)
 
     def planned(budget: Budget) -> Plan:
@@ -200,21 +201,37 @@ def _recover(work: Workspace, view: StageView, teacher: nn.Module, network: nn.M
     def advance(done: int, total: int, text: str) -> None:
         view.advance((turn - 1) * total + done, rounds * total, text)
 
-    task = _taught(work, teacher, network, plan, work.recipe.seed + 10 + turn)
-    return _train(work, advance, f"recover-{turn}", task, short).training_flops
+    seed = work.recipe.seed + 10 + turn
+    return _taught(work, f"recover-{turn}", short, (teacher, network), plan, seed, advance)[1]
 
 
-def _taught(work: Workspace, teacher: nn.Module, student: nn.Module, plan: Plan, seed: int) -> Trainable:
-    """The student's training under the losses of the recipe; its classifier is the teacher's where that is asked."""
-    recipe = work.recipe.distill
-    head = f"{models.classifier_name(teacher)}.weight"
-    kept = torch.from_numpy(plan.kept_indices((head, 1), teacher.get_parameter(head).shape[1]))
-    if recipe.reuse_classifier:
-        distill.reuse_classifier(student, teacher)
-    flops = cost.training_flops(student, work.example) + 2 * cost.macs(teacher, work.example)
-    means = distill.class_means(teacher, work.target.splits["train"], len(work.target.classes))
-    teacher.to(work.fabric.device)
-    return Trainable(student, work.target, flops, seed, distill.student_loss(recipe, student, teacher, kept, means))
+def _taught(
+    work: Workspace,
+    name: str,
+    recipe: DistillRecipe,
+    networks: tuple[nn.Module, nn.Module],
+    plan: Plan,
+    seed: int,
+    advance: Advance,
+) -> tuple[Fit, float, tuple[str, ...]]:
+    """Trains (teacher, student)[1] under the recipe's losses; also the FLOPs of it all, and what to note."""
+    teacher, student = networks
+    lesson = distill.lesson(
+        recipe,
+        work.target,
+        student,
+        teacher,
+        plan,
+        seed=seed,
+        fabric=work.fabric,
+        folder=work.out / ANSWERS,
+        progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
+    )
+    task = Trainable(student, work.target, lesson.flops_per_image, seed, lesson.loss, lesson.helpers)
+    budget = None if recipe.training_flops is None else recipe.training_flops - lesson.flops_once
+    result = _train(work, advance, name, task, recipe, budget)
+    distill.fold_classifier(student)
+    return result, result.training_flops + lesson.flops_once, (*lesson.notes, *result.notes)
 
 
 def _enter_plan(work: Workspace, plan: Plan, proof: prune.Proof) -> float:
@@ -253,7 +270,7 @@ def _within_latency(
     asked = work.recipe.prune
     target = asked.budget.latency
     assert target is not None
-    trace = traced(work.recipe, teacher, work.example)
+    trace = traced(work.recipe, teacher, work.example, work.target.task)
     low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept), 1.0, 7
     best: tuple[Plan, float] | None = None
     fastest = 1.0
@@ -283,8 +300,8 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     """Trains the pruned network under the teacher's eyes: the student."""
     plan = _plan(work)
     student = work.load("pruned")
-    task = _taught(work, work.load("teacher"), student, plan, work.recipe.seed + 3)
-    result = _train(work, view.advance, "distill", task, work.recipe.distill)
+    networks, seed = (work.load("teacher"), student), work.recipe.seed + 3
+    result, flops, notes = _taught(work, "distill", work.recipe.distill, networks, plan, seed, view.advance)
     student.requires_grad_(True)
     work.save(
         "student",
@@ -293,10 +310,10 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         student,
         plan=plan,
         val_accuracy=result.val_accuracy,
-        training_flops=work.ledger.model("pruned").training_flops + result.training_flops,
+        training_flops=work.ledger.model("pruned").training_flops + flops,
     )
     view.notes.append(f"student: {100 * result.val_accuracy:.1f} % of validation")
-    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
+    return Outcome({"val_accuracy": result.val_accuracy}, flops, notes)
 
 
 def finetuned(work: Workspace, view: StageView) -> Outcome:

@@ -123,5 +123,5 @@ def _check_header(path: Path, sidecar: Sidecar) -> None:
         _refuse(path, f"its header does not name {sidecar.target}, which its sidecar does")
 
 
-def _refuse(path: Path, why: str, remedy: str = "build it again with `niwaki build`") -> NoReturn:
+def _refuse(path: Path, why: str, remedy: str = "build it again from its ONNX file") -> NoReturn:
     raise DeployError(f"The engine {path.name} cannot be used: {why}; {remedy}.")

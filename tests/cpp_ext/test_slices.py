@@ -79,6 +79,8 @@ def test_an_index_out_of_bounds_is_an_error(device, mode, dim, indices):
     size = (6, 5)[dim]
     wild = [i for i, index in enumerate(indices) if not 0 <= index < size]
     assume(wild)
+    if device == "cuda" and mode == "compiled":
+        pytest.skip("a wild index stops the whole device; test_slices_of_lists.py has that in a process of its own")
     keeps = [None, None]
     keeps[dim] = torch.tensor(indices, device=device)
     sentence = rf"keep{dim}\[{wild[0]}\] = {indices[wild[0]]} for a dimension of size {size}: pass indices between"

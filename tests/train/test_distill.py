@@ -1,19 +1,11 @@
-"""Each distillation loss against values worked out by hand, and what the teacher hands over."""
+"""Each distillation loss against values worked out by hand."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
 from compress import distill
-from compress.data.images import Batch, ImageReader, Split
-from compress.models import cifar_resnet
-from compress.recipe import DistillRecipe
-
-RECIPE = {"epochs": 1}
 
 
 def entropy(p, q):
@@ -58,116 +50,113 @@ def test_class_mean_loss_of_zero_features_is_finite():
     assert torch.isfinite(student.grad).all()
 
 
-class Pixels:
-    def __init__(self, count):
-        self.arrays = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
-
-    def __len__(self):
-        return len(self.arrays)
-
-    def __getitem__(self, index):
-        return Image.fromarray(self.arrays[index])
+def test_mixed_labels_mix_the_directions():
+    student, means = torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    # Directions (1, 0) and (0, 1), half of each: (1, 1) / sqrt 2; <(0, 2), .> / 2 = 1 / sqrt 2
+    found = distill.class_mean_loss(student, student, means, torch.tensor([[0.5, 0.5]]))
+    assert float(found) == pytest.approx(1 - 1 / math.sqrt(2))
+    one_hot = distill.class_mean_loss(student, student, means, torch.tensor([[0.0, 1.0]]))
+    assert float(one_hot) == float(distill.class_mean_loss(student, student, means, torch.tensor([1])))
 
 
-READER = ImageReader(Image.open, lambda image: np.asarray(image, dtype=np.float32)[None] / 255)
+def test_hint_loss_by_hand():
+    # Differences 1, 0, 2, 1: half of 6 / 4
+    found = distill.hint_loss(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [1.0, 5.0]]))
+    assert float(found) == pytest.approx(0.75)
 
 
-def test_class_means_equal_a_loop():
-    torch.manual_seed(0)
-    teacher = cifar_resnet(8, 8, in_channels=1, num_classes=4).eval()
-    labels = torch.tensor([0, 1, 1, 3, 0, 1, 3])
-    split = Split(Pixels(7), labels, READER)
-    found = distill.class_means(teacher, split, 4)
-    expected = torch.zeros(4, 32)
-    for c in (0, 1, 3):
-        rows = []
-        for i in range(7):
-            if labels[i] == c:
-                with torch.no_grad():
-                    x = F.relu(teacher.bn1(teacher.conv1(split.inputs(i, i + 1))))
-                    rows.append(teacher.layer3(teacher.layer2(teacher.layer1(x))).mean((2, 3))[0])
-        expected[c] = torch.stack(rows).mean(0)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not found[2].any()
+def test_attention_loss_by_hand():
+    student = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
+    teacher = torch.tensor([[[[1.0, 1.0]]]])
+    own, other = [9 / math.sqrt(97), 4 / math.sqrt(97)], [1 / math.sqrt(2)] * 2
+    expected = sum((a - b) ** 2 for a, b in zip(own, other, strict=True))
+    found = distill.attention_loss(distill.attention_map(student), distill.attention_map(teacher))
+    assert float(found) == pytest.approx(expected)
+    # Tokens carry their channels last.
+    tokens = student.flatten(2).transpose(1, 2)
+    assert torch.equal(distill.attention_map(tokens), distill.attention_map(student))
 
 
-def test_images_first_read_for_the_means_can_still_be_trained_on():
-    net = cifar_resnet(8, 8, in_channels=1, num_classes=4)
-    split = Split(Pixels(8), torch.arange(8) % 4, READER)
-    distill.class_means(net.eval(), split, 4)
-    batch = split.batch(torch.arange(8))
-    F.cross_entropy(net.train()(batch.images), batch.targets).backward()
-    assert not batch.images.is_inference()
+def huber(a, b):
+    return 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5
 
 
-def test_the_classifier_is_copied_and_frozen():
-    student, teacher = cifar_resnet(8, 8), cifar_resnet(8, 8)
-    distill.reuse_classifier(student, teacher)
-    assert torch.equal(student.fc.weight, teacher.fc.weight)
-    assert torch.equal(student.fc.bias, teacher.fc.bias)
-    assert student.fc.weight.data_ptr() != teacher.fc.weight.data_ptr()
-    assert {n for n, p in student.named_parameters() if not p.requires_grad} == {"fc.weight", "fc.bias"}
+POINTS = [[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]], [[0.0], [1.0], [5.0]]
 
 
-def test_a_tap_keeps_what_the_classifier_was_fed_and_goes_away():
-    net = cifar_resnet(8, 8, num_classes=3).eval()
-    tap, x = distill.Tap(net), torch.randn(2, 3, 8, 8)
-    with tap.open() as seen:
-        logits = net(x)
-    assert seen[0].shape == (2, 32)
-    assert torch.equal(net.fc(seen[0]), logits)
-    net(x)
-    assert len(seen) == 1
-    with pytest.raises(ZeroDivisionError), tap.open() as seen:
-        raise ZeroDivisionError
-    net(x)
-    assert seen == []
+def test_relation_distance_by_hand():
+    # 5, 8, 5 over 6 against 1, 5, 4 over 10/3
+    own, other = [5 / 6, 8 / 6, 5 / 6], [0.3, 1.5, 1.2]
+    expected = sum(huber(a, b) for a, b in zip(own, other, strict=True)) / 3
+    found = distill.relation_distance_loss(*(torch.tensor(x) for x in POINTS))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def weighted(**weights):
-    return DistillRecipe(**RECIPE, **{"labels": 0, "logits": 0, "class_means": 0, **weights})
+def test_relation_angle_by_hand():
+    def cosine(points, i, j, k):
+        one = [a - b for a, b in zip(points[i], points[j], strict=True)]
+        two = [a - b for a, b in zip(points[k], points[j], strict=True)]
+        return sum(a * b for a, b in zip(one, two, strict=True)) / (math.hypot(*one) * math.hypot(*two))
+
+    rows = [(i, j, k) for i in range(3) for j in range(3) for k in range(3) if len({i, j, k}) == 3]
+    expected = sum(huber(cosine(POINTS[0], *r), cosine(POINTS[1], *r)) for r in rows) / len(rows)
+    found = distill.relation_angle_loss(*(torch.tensor(x) for x in POINTS))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.fixture
-def pair():
-    torch.manual_seed(1)
-    return cifar_resnet(8, 8, num_classes=4), cifar_resnet(8, 8, num_classes=4)
+@pytest.mark.parametrize("loss", [distill.relation_distance_loss, distill.relation_angle_loss])
+def test_relations_of_equal_or_too_few_images_have_finite_gradients(loss):
+    for student in (torch.zeros(4, 3), torch.ones(1, 3), torch.ones(2, 3)):
+        student.requires_grad_(True)
+        loss(student, torch.randn(len(student), 5, generator=torch.Generator().manual_seed(0))).backward()
+        assert torch.isfinite(student.grad).all()
 
 
-def test_the_students_loss_is_the_weighted_sum(pair):
-    student, teacher = pair
-    student.eval()
-    x, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
-    kept, means = torch.arange(32), torch.randn(4, 32)
-    parts = {}
-    for name in ("labels", "logits", "class_means"):
-        loss = distill.student_loss(weighted(**{name: 1.0}), student, teacher, kept, means)
-        parts[name] = float(loss(student, Batch(x, labels, labels)).detach())
-    assert parts["labels"] == pytest.approx(float(F.cross_entropy(student(x), labels).detach()))
-    expected = float(distill.logits_loss(student(x), teacher.eval()(x), 4.0).detach())
-    assert parts["logits"] == pytest.approx(expected, rel=1e-5)
-    asked = weighted(labels=0.5, logits=2.0, class_means=3.0)
-    total = float(
-        distill.student_loss(asked, student, teacher, kept, means)(student, Batch(x, labels, labels)).detach()
-    )
-    assert total == pytest.approx(0.5 * parts["labels"] + 2 * parts["logits"] + 3 * parts["class_means"], rel=1e-5)
+def test_pixel_loss_by_hand():
+    # Two pixels, one classed alike: the mean over both.
+    student, teacher = torch.zeros(1, 2, 1, 2), torch.zeros(1, 2, 1, 2)
+    student[0, 0, 0, 1], teacher[0, 1, 0, 1] = 2.0, 4.0
+    p, q = softmax([0.0, 2.0]), softmax([1.0, 0.0])
+    found = distill.pixel_loss(student, teacher, 2.0)
+    assert float(found) == pytest.approx(4 * entropy(p, q) / 2, rel=1e-5)
 
 
-def test_the_teacher_learns_nothing(pair):
-    student, teacher = pair
-    teacher.train()
-    asked = weighted(logits=1.0, class_means=1.0)
-    loss = distill.student_loss(asked, student, teacher, torch.arange(32), torch.randn(4, 32))
-    before = {n: t.clone() for n, t in teacher.state_dict().items()}
-    loss(student, Batch(torch.randn(4, 3, 8, 8), torch.arange(4), torch.arange(4))).backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
-    assert student.conv1.weight.grad is not None
+def test_channel_loss_by_hand():
+    student, teacher = torch.tensor([[[[0.0, 1.0]], [[2.0, 2.0]]]]), torch.tensor([[[[3.0, 1.0]], [[5.0, 5.0]]]])
+    # The second channel looks everywhere alike in both: nothing.
+    expected = 4 * entropy(softmax([1.5, 0.5]), softmax([0.0, 0.5])) / 2
+    assert float(distill.channel_loss(student, teacher, 2.0)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_narrower_student_is_compared_with_the_kept_features(pair):
-    _, teacher = pair
-    student = cifar_resnet(8, 4, num_classes=4)
-    kept = torch.arange(0, 32, 2)
-    loss = distill.student_loss(weighted(class_means=1.0), student, teacher, kept, torch.randn(4, 32))
-    assert torch.isfinite(loss(student, Batch(torch.randn(4, 3, 8, 8), torch.arange(4), torch.arange(4))))
+def test_anchor_classes_by_hand_with_a_background():
+    student, teacher = [[0.0, 1.0], [0.0, 0.0]], [[0.0, 3.0], [2.0, 0.0]]
+    sure = [softmax(t)[1] for t in teacher]
+    each = [
+        4 * entropy(softmax([v / 2 for v in t]), softmax([v / 2 for v in s]))
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    expected = sum(w * e for w, e in zip(sure, each, strict=True)) / sum(sure)
+    found = distill.anchor_class_loss(torch.tensor([student]), torch.tensor([teacher]), 2.0, exclusive=True)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_anchor_classes_by_hand_with_sigmoids():
+    def sigmoid(v):
+        return 1 / (1 + math.exp(-v))
+
+    student, teacher = [0.5, -1.0], [2.0, -3.0]
+    pairs = [(sigmoid(t), sigmoid(s)) for s, t in zip(student, teacher, strict=True)]
+    each = [entropy([p, 1 - p], [q, 1 - q]) for p, q in pairs]
+    expected = sum(p * e for (p, _), e in zip(pairs, each, strict=True)) / sum(p for p, _ in pairs)
+    own, other = (torch.tensor(v)[None, :, None] for v in (student, teacher))
+    assert float(distill.anchor_class_loss(own, other, 1.0, exclusive=False)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_boxes_follow_the_teacher_where_it_is_sure_and_only_there():
+    logits = torch.tensor([[[0.0, 3.0], [3.0, 0.0]]])
+    student, teacher = torch.zeros(1, 2, 4, requires_grad=True), torch.tensor([[[0.5, 0, 0, 3.0], [9.0, 9, 9, 9]]])
+    found = distill.anchor_box_loss(student, teacher, logits, 0.5, exclusive=True)
+    assert float(found.detach()) == pytest.approx((huber(0, 0.5) + huber(0, 3)) / 4)
+    found.backward()
+    assert student.grad[0, 0].any() and not student.grad[0, 1].any()
+    assert float(distill.anchor_box_loss(student, teacher, logits, 0.99, exclusive=True).detach()) == 0

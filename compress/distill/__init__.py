@@ -1,0 +1,57 @@
+"""From a teacher to a student: the losses, each a function, their weighted sum, and the teacher's classifier reused."""
+
+from compress.distill.answers import Projection
+from compress.distill.cache import Cache
+from compress.distill.classifier import (
+    class_means,
+    fold_classifier,
+    project_classifier,
+    projection,
+    reuse_classifier,
+)
+from compress.distill.losses import (
+    anchor_box_loss,
+    anchor_class_loss,
+    attention_loss,
+    attention_map,
+    channel_loss,
+    class_mean_loss,
+    hint_loss,
+    logits_loss,
+    pixel_loss,
+    relation_angle_loss,
+    relation_distance_loss,
+)
+from compress.distill.student import Lesson, forward_flops, kept_features, lesson
+from compress.distill.terms import LOSSES, check, reuse, weights
+from compress.distill.watch import Watch
+
+__all__ = [
+    "LOSSES",
+    "Cache",
+    "Lesson",
+    "Projection",
+    "Watch",
+    "anchor_box_loss",
+    "anchor_class_loss",
+    "attention_loss",
+    "attention_map",
+    "channel_loss",
+    "check",
+    "class_mean_loss",
+    "class_means",
+    "fold_classifier",
+    "forward_flops",
+    "hint_loss",
+    "kept_features",
+    "lesson",
+    "logits_loss",
+    "pixel_loss",
+    "project_classifier",
+    "projection",
+    "relation_angle_loss",
+    "relation_distance_loss",
+    "reuse",
+    "reuse_classifier",
+    "weights",
+]

@@ -1,0 +1,120 @@
+"""The teacher's answers on disk: computed once for every image and variant of it, then only read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from compress.distill.terms import Answers
+from compress.errors import TrainingError
+from compress.files import replacing
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Answers in memory, one entry a variant: name -> tensor over all images of the split."""
+
+    variants: tuple[Answers, ...]
+
+    def rows(self, variant: int, index: Tensor, device: torch.device) -> Answers:
+        """What the teacher says of the images at `index` (int64, shape (N,)) in one variant."""
+        held = self.variants[variant % len(self.variants)]
+        return {name: values[index.cpu()].to(device) for name, values in held.items()}
+
+
+def size(answers: Answers, images: int, variants: int) -> int:
+    """Bytes that a cache takes, on disk and in memory, judged by the answers to a few images."""
+    return images * variants * sum(t[:1].nbytes for t in answers.values())
+
+
+def key_of(**parts: Any) -> str:
+    """One name for everything that the answers depend on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def images_hash(images: Iterable[Tensor]) -> str:
+    """SHA-256 over the bytes of prepared images."""
+    digest = hashlib.sha256()
+    for batch in images:
+        digest.update(f"{tuple(batch.shape)}".encode())
+        digest.update(batch.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fill(
+    folder: Path,
+    key: str,
+    variants: int,
+    images: Callable[[int], Iterator[Tensor]],
+    answer: Callable[[Tensor], Answers],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Computes what `folder` lacks under `key`, one file a variant; each appears whole. Other keys are removed.
+
+    Args:
+        folder: of all caches of the run.
+        key: `key_of` all that the answers depend on.
+        variants: how many augmented variants each image has.
+        images: a variant's images in the split's order, in batches (n, C, H, W).
+        answer: the teacher's answers to a batch.
+        progress: told variants done and in all.
+    """
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other.name != key:
+            shutil.rmtree(other)
+    (folder / key).mkdir(parents=True, exist_ok=True)
+    for variant in range(variants):
+        if _read(folder, key, variant) is None:
+            gathered: dict[str, list[Tensor]] = {}
+            for batch in images(variant):
+                for name, value in answer(batch).items():
+                    gathered.setdefault(name, []).append(value.cpu())
+            with replacing(_file(folder, key, variant)) as temporary:
+                save_file({n: torch.cat(values).contiguous() for n, values in gathered.items()}, temporary)
+        progress(variant + 1, variants)
+
+
+def read(folder: Path, key: str, variants: int) -> Cache:
+    """What `fill` left there. Raises TrainingError when the disk does not give it back."""
+    held = []
+    for variant in range(variants):
+        answers = _read(folder, key, variant)
+        if answers is None:
+            raise TrainingError(
+                f"{_file(folder, key, variant)} cannot be read back; check the disk, "
+                "or set distill.teacher_cache_mb: 0."
+            )
+        held.append(answers)
+    return Cache(tuple(held))
+
+
+def _file(folder: Path, key: str, variant: int) -> Path:
+    return folder / key / f"{variant}.safetensors"
+
+
+def _read(folder: Path, key: str, variant: int) -> Answers | None:
+    try:
+        # Read, not mapped: a mapped file that is cut short while training kills the process.
+        return load(_file(folder, key, variant).read_bytes())
+    except (OSError, SafetensorError):
+        # Missing or damaged: it is computed again.
+        return None

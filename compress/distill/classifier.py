@@ -1,0 +1,102 @@
+"""The teacher's classifier in the student: reused as it is, or behind a learned projection that folds away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compress.data.images import Split
+from compress.distill.watch import FEATURES, Watch
+from compress.models import classifier_name
+
+
+def reuse_classifier(student: nn.Module, teacher: nn.Module, *, freeze: bool = True) -> None:
+    """Gives the student the teacher's classifier; both read features of the same width.
+
+    After SimKD (Chen et al., Knowledge Distillation with the Reused Teacher Classifier, 2022); Model Pruning
+    with Model Transfer (2023) reuses it likewise. Freezing it is our choice.
+    """
+    own = student.get_submodule(classifier_name(student))
+    own.load_state_dict(teacher.get_submodule(classifier_name(teacher)).state_dict())
+    own.requires_grad_(not freeze)
+
+
+class Projected(nn.Module):
+    """The weight W P of a classifier: the teacher's W, and a learned projection P of the student's features.
+
+    Args:
+        weight: W, shape (classes, D) or, for a 1x1 convolution, (classes, D, 1, 1).
+        kept: which of the D features the student has, int64 (D_student,).
+        freeze: whether W stays as it is.
+    """
+
+    def __init__(self, weight: Tensor, kept: Tensor, *, freeze: bool) -> None:
+        super().__init__()
+        self.teacher = nn.Parameter(weight.detach().clone(), requires_grad=not freeze)
+        self.kept = kept
+
+    def forward(self, projection: Tensor) -> Tensor:
+        """P, shape (D, D_student), to W P in the shape of the student's weight."""
+        product = self.teacher.flatten(1) @ projection
+        return product.reshape(*product.shape, *self.teacher.shape[2:])
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The P to start from: the choice of the features that are left, so the student starts as it was cut."""
+        start = weight.new_zeros(self.teacher.shape[1], len(self.kept))
+        start[self.kept, torch.arange(len(self.kept))] = 1
+        return start
+
+
+def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, freeze: bool = True) -> None:
+    """Makes the student's classifier compute with W P and the teacher's bias, P learned.
+
+    After SimKD (Chen et al., 2022), whose projector is convolutional and stays; ours is one matrix, so that
+    `fold_classifier` can take it away.
+
+    Args:
+        student: its classifier reads D_student features.
+        teacher: its classifier reads D.
+        kept: which of the D the student has, int64 (D_student,).
+        freeze: keep W and b as they are and learn P alone.
+    """
+    own = student.get_submodule(classifier_name(student))
+    theirs = teacher.get_submodule(classifier_name(teacher))
+    weight, bias = theirs.get_parameter("weight"), theirs.bias
+    if isinstance(bias, Tensor):
+        assert isinstance(own.bias, Tensor)
+        own.bias.data.copy_(bias.detach())
+        own.bias.requires_grad_(not freeze)
+    parametrize.register_parametrization(own, "weight", Projected(weight, kept, freeze=freeze))
+
+
+def projection(model: nn.Module) -> nn.Parameter | None:
+    """P, shape (D, D_student), where the classifier is behind one."""
+    own = model.get_submodule(classifier_name(model))
+    return own.get_parameter("parametrizations.weight.original") if parametrize.is_parametrized(own, "weight") else None
+
+
+def fold_classifier(student: nn.Module) -> None:
+    """W = W_teacher P: leaves the plain layer that the student had before `project_classifier`; else does nothing."""
+    if projection(student) is not None:
+        own = student.get_submodule(classifier_name(student))
+        parametrize.remove_parametrizations(own, "weight", leave_parametrized=True)
+
+
+def class_means(teacher: nn.Module, split: Split, classes: int) -> Tensor:
+    """Mean feature of each class over the un-augmented training images, shape (classes, D)."""
+    watch = Watch(teacher, (FEATURES,))
+    sums: Tensor | None = None
+    counts = torch.zeros(classes)
+    device = next(teacher.parameters()).device
+    with torch.inference_mode():
+        for batch in split.batches(256):
+            with watch.open() as seen:
+                teacher(batch.images.to(device))
+            features = seen[FEATURES].float().flatten(1).cpu()
+            if sums is None:
+                sums = torch.zeros(classes, features.shape[1])
+            sums.index_add_(0, batch.targets, features)
+            counts += torch.bincount(batch.targets, minlength=classes)
+    assert sums is not None
+    return sums / counts.clamp_min(1)[:, None]
