@@ -29,13 +29,13 @@ class WireNode:
 class Wire:
     """What was read: the file's properties, its Q and DQ nodes, and its small constants by name.
 
-    A constant is (element type, whether any of its values is not 0); types that ONNX has and NumPy lacks are
-    ``type <number>``.
+    A constant is (element type, its first value that is not 0, read as eight-bit integers); types that ONNX has and
+    NumPy lacks are ``type <number>``.
     """
 
     properties: dict[str, str] = field(default_factory=dict)
     quantisers: list[WireNode] = field(default_factory=list)
-    constants: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    constants: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def scan(path: Path) -> Wire:
@@ -77,9 +77,9 @@ def check_tensorrt_qdq(path: Path) -> None:
                 f"{path.name} computes the scale or zero-point of {node.name}, or leaves it out; "
                 "quantise with constant scales and zero-points."
             )
-        kind, shifted = wire.constants[node.inputs[2]]
-        if kind != "int8" or shifted:
-            what = f"{kind} values" if kind != "int8" else "a zero-point that is not 0"
+        kind, zero = wire.constants[node.inputs[2]]
+        if kind != "int8" or zero:
+            what = f"{kind} values" if kind != "int8" else f"the zero-point {zero}"
             raise DeployError(
                 f"{path.name} has {what} in {node.name}, which TensorRT would silently "
                 "misread; build from its signed variant (deploy.quantize.signed_from_unsigned)."
@@ -110,17 +110,30 @@ def _node(data: memoryview, wire: Wire) -> None:
 
 
 def _constant(data: memoryview, wire: Wire) -> None:
-    name, kind, shifted = "", 0, False
+    name, kind, first = "", 0, 0
     for number, value in _fields(data):
         if number == 2:
             kind = int(value)
         elif number == 8:
             name = bytes(value).decode()
         elif number == 9:
-            shifted = bool(np.frombuffer(value, np.uint8).any())
+            values = np.frombuffer(value, np.int8)
+            first = int(next(iter(values[values != 0]), 0))
         elif number in (4, 5, 7, 10):  # the typed lists, packed or not
-            shifted = shifted or (any(value) if isinstance(value, memoryview) else bool(value))
-    wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), shifted)
+            # A varint of a small negative number is one of 64 bits.
+            whole = _first_varint(value) if isinstance(value, memoryview) else int(value)
+            first = first or (whole - (1 << 64) if whole >> 63 else whole)
+    wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), first)
+
+
+def _first_varint(data: memoryview) -> int:
+    """The first number of a packed list that is not 0; 0 where all are."""
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        if value:
+            return value
+    return 0
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:

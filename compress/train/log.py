@@ -1,12 +1,9 @@
-"""What training says of each step: a CSV file, and TensorBoard where that is installed."""
+"""What training says of each step: a CSV file of rows."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
-
-from compress.errors import MissingError
 
 
 class Log:
@@ -15,22 +12,11 @@ class Log:
     Args:
         folder: of the run's logs.
         name: of the training.
-        tensorboard: also write events for TensorBoard.
-
-    Raises:
-        MissingError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, name: str, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.csv"
-        self._writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise MissingError("tensorboard: true needs it installed: pip install tensorboard.") from None
-            self._writer = SummaryWriter(str(folder / "tensorboard" / name))
 
     def step(
         self, step: int, loss: float, lr: float, images_per_second: float, metrics: dict[str, float], evaluated: bool
@@ -44,6 +30,3 @@ class Log:
             if file.tell() == 0:
                 writer.writerow(("step", "name", "value"))
             writer.writerows((step, name, f"{value:.8g}") for name, value in rows.items())
-        if self._writer is not None:
-            for name, value in rows.items():
-                self._writer.add_scalar(name, value, step)

@@ -33,10 +33,6 @@ class Task(Protocol):
     name: str
     selects: str
 
-    def outputs_wanted(self, classes: int) -> int:
-        """What `models.build` gets as `num_classes`."""
-        ...
-
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The supervised loss, a scalar; the network is in train mode."""
         ...
@@ -91,9 +87,6 @@ class Classification:
 
     name = "classification"
     selects = "top1"
-
-    def outputs_wanted(self, classes: int) -> int:
-        return classes
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with label smoothing; what an auxiliary head (GoogLeNet, Inception) says counts 0.3."""

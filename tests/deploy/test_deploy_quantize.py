@@ -29,7 +29,7 @@ def quantisers(path):
     return [(constants[node.input[1]], constants[node.input[2]]) for node in nodes]
 
 
-@pytest.mark.parametrize(("precision", "floor"), [("fp32", 110), ("fp16", 55), ("int8", 25), ("signed", 20)])
+@pytest.mark.parametrize(("precision", "floor"), [("fp32", 110), ("fp16", 55), ("int8", 25), ("signed", 22)])
 def test_signal_to_noise_stays_above_its_floor(precision, floor, files, resnet, images):
     assert snr(resnet, files[precision], images) > floor
 
@@ -109,7 +109,7 @@ def test_symmetric_int8_is_left_alone(tmp_path):
 
 
 def test_a_zero_point_or_a_computed_scale_is_refused(tmp_path):
-    with pytest.raises(DeployError, match="a zero-point that is not 0"):
+    with pytest.raises(DeployError, match="zero-point 28"):
         check_tensorrt_qdq(qdq_model(tmp_path / "a.onnx", 28, TensorProto.INT8))
     computed = qdq_model(tmp_path / "b.onnx", 0, TensorProto.INT8, constant=False)
     with pytest.raises(DeployError, match="constant scales"):
