@@ -1,0 +1,109 @@
+"""The stages that lower the networks: ONNX files, parity, engines built ahead of time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+import deploy
+from compress.files import write_text
+from compress.run.variants import ENGINES, PARITY, Variant, variants_of
+from compress.stages import Outcome
+from compress.ui import StageView
+from compress.workspace import Workspace
+from deploy.engines import load_engine
+from deploy.errors import DeployError, MissingDependency
+from deploy.export import export_onnx, parity
+from deploy.precision import fp16_from_fp32
+from deploy.quantize import int8_from_fp32, signed_from_unsigned
+
+BATCHES = (1, 2, 5)
+FP32_PARITY = 1e-4
+
+
+def export(work: Workspace, view: StageView) -> Outcome:
+    """Writes every ONNX file and compares each with torch on real images at several batch sizes."""
+    recipe, out = work.recipe, work.out
+    variants = variants_of(recipe)
+    found: dict[str, list[dict[str, float]]] = {}
+    for done, variant in enumerate(variants):
+        view.advance(done, len(variants), f"{variant.model} {variant.precision}")
+        path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
+        model = work.load(variant.model)
+        if variant.precision == "fp32":
+            about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
+            export_onnx(model, work.example, path, metadata=about)
+        elif variant.precision == "fp16":
+            fp16_from_fp32(fp32, path)
+        else:
+            int8_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
+            signed_from_unsigned(path, path.with_suffix(".trt.onnx"))
+        with load_engine(path, threads=recipe.deploy.threads) as engine:
+            _check_finite(work, engine, variant)
+            found[variant.name] = parity(model, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
+    view.advance(len(variants), len(variants), "")
+    worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in found.items()}
+    snr = {n: min(p["snr_db"] for p in rows) for n, rows in found.items()}
+    for variant in variants:
+        if variant.precision == "fp32" and worst[variant.name] > FP32_PARITY:
+            raise DeployError(
+                f"{variant.onnx} differs from torch by {worst[variant.name]:.1e} (limit {FP32_PARITY:g}); "
+                "please report the model."
+            )
+    write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
+    view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
+    if "int8" in snr:
+        view.notes.append(f"int8 at {snr['int8']:.1f} dB")
+    return Outcome({f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()})
+
+
+def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:
+    """Refuses a precision in which real images overflow."""
+    (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
+    logits = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})[output]
+    if not np.isfinite(logits).all():
+        raise DeployError(
+            f"{variant.onnx} gives NaN or infinity on validation images; leave {variant.precision} out of "
+            "deploy.precisions, or train longer so that the network is better conditioned."
+        )
+
+
+def _calibration(work: Workspace) -> list[np.ndarray]:
+    """Training images, drawn with the run's seed, as the network sees them: float32 (C, H, W)."""
+    split = work.target.splits["train"]
+    count = min(work.recipe.deploy.calibration_images, len(split))
+    chosen = np.random.default_rng(work.recipe.seed).permutation(len(split))[:count]
+    return [split.gather(torch.tensor([int(i)]))[0].numpy() for i in sorted(chosen)]
+
+
+def build(work: Workspace, view: StageView) -> Outcome:
+    """Builds TensorRT-RTX engines ahead of time, or says in one line why it does not."""
+    from deploy.engines.tensorrt import engine_from_onnx
+
+    sources = {
+        "fp16": work.out / "deploy/student.fp16.onnx",
+        "int8": work.out / "deploy/student.int8.trt.onnx",
+    }
+    jobs = [
+        (target, precision, path)
+        for target in work.recipe.deploy.rtx_targets
+        for precision, path in sources.items()
+        if path.is_file()
+    ]
+    built: list[dict[str, Any]] = []
+    notes: tuple[str, ...] = ()
+    for done, (target, precision, path) in enumerate(jobs):
+        view.advance(done, len(jobs), f"{precision} for {target}")
+        try:
+            engine = engine_from_onnx(path, work.out / "deploy", target=target, precision=precision)
+        except MissingDependency as error:
+            notes = (str(error),)
+            break
+        size = engine.stat().st_size
+        built.append({"target": target, "precision": precision, "file": engine.name, "bytes": size})
+    write_text(work.out / ENGINES, json.dumps(built, indent=1) + "\n")
+    view.notes.append(f"{len(built)} engines" if built else notes[0] if notes else "nothing to build")
+    return Outcome({"engines": float(len(built))}, None, notes)

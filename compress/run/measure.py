@@ -1,0 +1,143 @@
+"""The stages that measure: accuracy on the test split, latency of every engine, latency as a budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+import deploy
+from compress.files import write_text
+from compress.run.variants import ENGINES, PARITY, variants_of
+from compress.stages import Outcome
+from compress.train import TASKS, evaluate
+from compress.ui import StageView
+from compress.workspace import Workspace
+from deploy.engines import load_engine
+from deploy.export import export_onnx
+from deploy.records import Bench, Record
+
+EVALUATION_BATCH = 64
+
+
+def test(work: Workspace, view: StageView) -> Outcome:
+    """Touches the test split, once, with every network and every engine that is not a network's own fp32."""
+    split, task = work.target.splits["test"], TASKS[work.target.task]
+    metrics: dict[str, float] = {}
+    lowered = [v for v in variants_of(work.recipe) if v.precision != "fp32"]
+    total = len(work.ledger.models) + len(lowered)
+    for entry in work.ledger.models:
+        view.advance(len(metrics), total, entry.title)
+        found = evaluate(work.load(entry.name), work.target, "test", work.fabric)
+        metrics[entry.name] = found[task.selects]
+        filled: dict[str, Any] = {"test_accuracy": found[task.selects], "test_metrics": found, "test_total": len(split)}
+        if task.name == "classification":
+            filled["test_correct"] = round(found["top1"] * len(split))
+        work.ledger = work.ledger.with_model(entry.model_copy(update=filled))
+    for variant in lowered:
+        view.advance(len(metrics), total, f"{variant.model} {variant.precision}")
+        with load_engine(work.out / variant.onnx, threads=torch.get_num_threads()) as engine:
+            right = 0
+            (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
+            for batch in split.batches(EVALUATION_BATCH):
+                given = engine.run({name: batch.images.numpy()})[output]
+                right += int((given.argmax(1) == batch.targets.numpy()).sum())
+        metrics[variant.name] = right / len(split)
+    view.notes.append(
+        f"teacher {100 * metrics['teacher']:.1f} %, student {100 * metrics['student']:.1f} % "
+        f"of {len(split)} test images"
+    )
+    return Outcome(metrics)
+
+
+def bench(work: Workspace, view: StageView) -> Outcome:
+    """Times every engine against the dense teacher in one sitting and writes `bench.json`."""
+    recipe, out = work.recipe, work.out
+    variants = variants_of(recipe)
+    accuracy = next(s.metrics for s in work.ledger.stages if s.name == "test")
+    checked = json.loads((out / PARITY).read_text(encoding="utf-8"))
+    image = work.target.splits["val"].inputs(0, 1).numpy()
+    with ExitStack() as stack:
+        engines = []
+        for variant in variants:
+            engine = stack.enter_context(load_engine(out / variant.onnx, threads=recipe.deploy.threads))
+            engine.name = variant.name
+            engines.append(engine)
+        (name,) = tuple(engines[0].inputs)
+        records = deploy.benchmark(
+            engines,
+            {name: image},
+            reference="dense",
+            rounds=recipe.deploy.rounds,
+            progress=lambda done, total: view.advance(done, total, "rounds"),
+        )
+    filled = [
+        Record.model_validate(
+            record.model_dump()
+            | {
+                "model": variant.model,
+                "accuracy": accuracy[variant.model if variant.precision == "fp32" else variant.name],
+                "parity": checked[variant.name],
+            }
+        )
+        for record, variant in zip(records, variants, strict=True)
+    ]
+    bench = Bench(
+        name=recipe.name,
+        settings={
+            "threads": recipe.deploy.threads,
+            "batch": 1,
+            "rounds": recipe.deploy.rounds,
+            "pruning_kernels": work.ledger.kernels,
+        },
+        records=(*filled, *_built_records(out)),
+    )
+    write_text(out / "bench.json", bench.to_json())
+    speedups = {r.name: r.speedup or 0.0 for r in filled}
+    last = filled[-1]
+    view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
+    return Outcome({f"speedup_{n}": v for n, v in speedups.items()})
+
+
+def _built_records(out: Path) -> Iterator[Record]:
+    """Engines for GPUs are recorded as built, with why they have no times."""
+    listed = out / ENGINES
+    for built in json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []:
+        yield Record(
+            name=f"distilled-{built['precision']}-rtx-{built['target']}",
+            model="student",
+            runtime="tensorrt_rtx",
+            precision=built["precision"],
+            batch=1,
+            status="built",
+            reason=f"built ahead of time for {built['target']}; times are taken on such a GPU",
+            file_bytes=built["bytes"],
+        )
+
+
+def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
+    """A function from a network to its latency as a share of the dense one's, on ONNX Runtime."""
+    settings = work.recipe.deploy
+
+    def share(model: nn.Module) -> float:
+        with TemporaryDirectory() as folder, ExitStack() as stack:
+            engines = []
+            for name, network in (("dense", work.load("teacher")), ("cut", model)):
+                path = export_onnx(network, work.example, Path(folder) / f"{name}.fp32.onnx")
+                engine = stack.enter_context(load_engine(path, threads=settings.threads))
+                engine.name = name
+                engines.append(engine)
+            (name,) = tuple(engines[0].inputs)
+            image = work.target.splits["val"].inputs(0, 1).numpy()
+            records = deploy.benchmark(engines, {name: image}, reference="dense", rounds=settings.rounds)
+        ratio = records[1].ratio_to_dense
+        assert ratio is not None
+        return ratio
+
+    return share

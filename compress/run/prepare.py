@@ -1,0 +1,61 @@
+"""Before anything is written: the whole request is checked, then the folder is made or taken up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+import cpp_ext
+from compress import data
+from compress.data import ImageReader
+from compress.errors import RecipeError
+from compress.files import write_text
+from compress.ledger import Ledger
+from compress.preflight import check_model, going_on
+from compress.recipe import Recipe
+from compress.train import make_fabric
+from compress.ui import Ui
+from compress.workspace import Workspace
+from deploy import preprocess
+from deploy.preprocess import Preprocessing
+from deploy.records import machine_info, versions_info
+
+
+def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
+    """Checks the whole request, then makes the folder or takes up the one that is there."""
+    resuming = going_on(recipe, out, resume)
+    try:
+        preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(("preprocessing", *map(str, fault["loc"])))
+        raise RecipeError(f"{where}: {fault['msg'].removeprefix('Value error, ')}; change it in the recipe.") from None
+    reader = ImageReader(preprocess.load, preprocessing)
+    target = data.load(recipe.target, reader, recipe.seed)
+    if "test" not in target.splits:
+        raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")
+    if resuming:
+        return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
+    kernels = cpp_ext.kernels_in_use()
+    make_fabric(recipe.device, recipe.precision)
+    check_model(recipe, target)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints").mkdir(exist_ok=True)
+    write_text(out / "recipe.yaml", recipe.to_yaml())
+    ledger = Ledger(
+        name=recipe.name,
+        seed=recipe.seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernels=kernels,
+        machine={**machine_info(), "threads": torch.get_num_threads()},
+        versions=versions_info(),
+        classes=target.classes,
+        test_images=len(target.splits["test"]),
+    )
+    ledger.write(out / "ledger.json")
+    work = Workspace(recipe, out, reader, target, ledger)
+    work.log("start", name=recipe.name, seed=recipe.seed)
+    return work
