@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError
-from deploy.postprocess import Segmentation, SsdDetection
+from deploy.postprocess import Postprocessing, Segmentation, SsdDetection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def lowered(
+    model: nn.Module, task: str, example: Tensor
+) -> tuple[nn.Module, str | tuple[str, ...], Postprocessing | None]:
+    """What of ``model`` goes into the ONNX file, the names of its outputs, and what the bundle does with those.
+
+    Args:
+        model: a classifier, one of torchvision's detectors named below, or a segmenter.
+        task: ``classification``, ``detection`` or ``segmentation``.
+        example: (N, 3, H, W), preprocessed; for a detector its size is part of the decoding.
+
+    Returns:
+        The module (sharing the model's weights; the model itself for classification), ``output_name`` for
+        ``export_onnx``, and the ``postprocessing`` for ``write_bundle``: None for classification.
+
+    Raises:
+        DeployError: the task is unknown, or the detector is none whose decoding the bundle knows.
+    """
+    if task == "classification":
+        return model, "logits", None
+    if task == "segmentation":
+        segmenter, pixels = segmentation_logits(model)
+        return segmenter, "logits", pixels
+    if task != "detection":
+        raise DeployError(f"The task is {task!r}; lower a network for classification, detection or segmentation.")
+    for name, split in _DETECTORS.items():
+        if any(name == kind.__name__ for kind in type(model).__mro__):
+            return split(model, example)
+    raise DeployError(
+        f"{type(model).__name__} is no detector whose decoding the bundle knows; use torchvision's "
+        f"{', '.join(_DETECTORS)}."
+    )
 
 
 def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
@@ -96,3 +130,13 @@ def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Modul
             return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
     return Segmenter().train(model.training), Segmentation(in_graph=in_graph)
+
+
+def _ssd(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[str, ...], Postprocessing]:
+    heads, decoding = ssd_heads(model, example)
+    return heads, ("boxes", "logits"), decoding
+
+
+_Split = Callable[["nn.Module", "Tensor"], tuple["nn.Module", tuple[str, ...], Postprocessing]]
+# By the name of the class, for torchvision is imported by what runs alone.
+_DETECTORS: dict[str, _Split] = {"SSD": _ssd}

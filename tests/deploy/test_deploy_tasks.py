@@ -20,6 +20,7 @@ from deploy.bundle import write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.export import export_onnx, parity
+from deploy.lowering import lowered as lower
 from deploy.lowering import segmentation_logits, ssd_heads
 from deploy.postprocess import Segmentation, SsdDetection, resize_bilinear, suppress
 from deploy.preprocess import Preprocessing
@@ -161,3 +162,18 @@ def test_a_graph_that_names_classes_is_resized_by_nearest():
     )
     one = SsdDetection(size=(8, 8), grids=((1, 1),), scales=(0.5, 1.0), aspect_ratios=((2.0,),))
     assert one.default_boxes().shape == (4, 4)
+
+
+def test_one_call_lowers_every_task(detector):
+    image, linear = torch.randn(1, 3, 320, 320), torch.nn.Linear(1, 1)
+    assert lower(linear, "classification", image) == (linear, "logits", None)
+    module, names, after = lower(detector, "detection", image)
+    assert (names, after) == (("boxes", "logits"), ssd_heads(detector, image)[1])
+    with torch.inference_mode():
+        assert len(module(image)) == 2
+    segmenter, name, pixels = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image)
+    assert (segmenter(image).shape, name, pixels) == ((1, 4, 320, 320), "logits", Segmentation())
+    with pytest.raises(DeployError, match="Linear is no detector whose decoding the bundle knows"):
+        lower(linear, "detection", image)
+    with pytest.raises(DeployError, match="The task is 'pose'"):
+        lower(linear, "pose", image)
