@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress import models
+from compress.detection import take_prepared
 from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
 from compress.prune.planning import Plan, architecture_hash
@@ -103,6 +104,8 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
         raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
     with models.on_meta():
         model = models.build(about.factory, about.arguments, len(about.classes), trusted=(*models.TRUSTED, *trusted))
+    if about.task == "detection" and "size" in about.preprocessing:
+        take_prepared(model, about.preprocessing["size"])
     if about.plan is not None:
         try:
             model = apply(model, about.plan)

@@ -16,30 +16,14 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.segmentation import LRASPP, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops.misc import Conv2dNormActivation
 
+from compress.detection import take_prepared
+
 # Blocks of torchvision's `features` whose expansion is the last map of a stride: 8, 16. The last layer has stride 32.
 _EXPANSIONS = {8: 7, 16: 14}
-
-
-class AsGiven(GeneralizedRCNNTransform):
-    """No normalisation and no resize: images come prepared, and boxes are in their pixels."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__(
-            min(height, width),
-            max(height, width),
-            [0.0] * 3,
-            [1.0] * 3,
-            size_divisible=1,
-            fixed_size=(width, height),
-        )
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
 
 
 class Pyramid(nn.Module):
@@ -169,7 +153,7 @@ def mobilenet_v2_ssdlite(
         nms_thresh=nms_thresh,
         detections_per_img=detections_per_img,
     )
-    model.transform = AsGiven(height, width)
+    take_prepared(model, size)
     return model
 
 

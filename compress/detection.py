@@ -6,7 +6,7 @@ that a detector can be traced and proved like any other network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 RawHeads = Callable[[nn.Module, Tensor], dict[str, Any]]
@@ -63,6 +64,29 @@ def rcnn_heads(model: Any, images: Tensor) -> dict[str, Any]:
         pooled = _pooled(roi.keypoint_roi_pool, features, regions, images)
         outputs["keypoint_logits"] = roi.keypoint_predictor(roi.keypoint_head(pooled))
     return outputs
+
+
+class AsGiven(GeneralizedRCNNTransform):
+    """No normalisation and no resize: images come prepared, and boxes are in their pixels."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(
+            min(height, width),
+            max(height, width),
+            [0.0] * 3,
+            [1.0] * 3,
+            size_divisible=1,
+            fixed_size=(width, height),
+        )
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+
+def take_prepared(model: nn.Module, size: Sequence[int]) -> None:
+    """Lets a torchvision detector take images of (height, width) as they are; other networks stay as they are."""
+    if isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform):
+        model.transform = AsGiven(int(size[0]), int(size[1]))
 
 
 def example_input(model: nn.Module, side: int | None = None, batch: int = 1) -> Tensor:

@@ -46,7 +46,10 @@ class ModelEntry(BaseModel):
 
 
 class Ledger(BaseModel):
-    """Everything that one run has to show; `with_...` give a new one."""
+    """Everything that one run has to show; `with_...` give a new one.
+
+    `metric` is the title of what chooses: accuracy (top-1), mAP or mIoU.
+    """
 
     model_config = ConfigDict(frozen=True)
     format: Literal["niwaki-ledger-1"] = "niwaki-ledger-1"
@@ -56,6 +59,8 @@ class Ledger(BaseModel):
     kernels: str
     machine: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    task: str = "classification"
+    metric: str = "accuracy"
     classes: tuple[str, ...] = ()
     stages: tuple[StageEntry, ...] = ()
     models: tuple[ModelEntry, ...] = ()

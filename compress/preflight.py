@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from compress import data, distill, models, prune, stages
-from compress.errors import ModelError, PlanError, RecipeError
+from compress.errors import PlanError, RecipeError
 from compress.recipe import Recipe
+from compress.train import TASKS
 from compress.transfer import fresh, started_from
 
 
@@ -36,24 +36,19 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:
     """Builds, loads and traces the network and sees that the budget can be met, before any training."""
-    classes, example = len(target.classes), target.example(2)
+    example = target.example(2)
     if recipe.model.weights is not None:
         state = models.pretrained(recipe.model.factory, recipe.model.weights)
-        model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
+        model = started_from(recipe.model, target, recipe.seed, state, recipe.model.weights)
     else:
-        model = fresh(recipe.model, classes, recipe.seed)
+        model = fresh(recipe.model, target, recipe.seed)
     names = [name for name, _ in model.named_parameters()]
     for pattern in recipe.prune.protect:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
     distill.check(recipe.distill, target.task, model)
     trace = stages.traced(recipe, model, example, target.task)
-    answer = model.train()(example)
-    if not isinstance(answer, torch.Tensor):
-        raise ModelError(
-            f"{recipe.model.factory} returns {type(answer).__name__} in training, not logits; "
-            "name a factory whose network returns one tensor."
-        )
+    TASKS[target.task].check(model, example)
     if not trace.groups:
         reason = next(iter(sorted(trace.protected.values())), "it has no channels")
         raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")

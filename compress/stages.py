@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress import artifact, cost, distill, models, prune
+from compress.detection import raw_heads
 from compress.errors import PlanError
 from compress.files import replacing
 from compress.prune import Budget, Plan, Trace
@@ -52,11 +53,15 @@ def _train(
     )
 
 
+def _on_validation(work: Workspace, result: Fit) -> str:
+    return f"{100 * result.val_accuracy:.1f} % {TASKS[work.target.task].title} on validation"
+
+
 def pretrain(work: Workspace, view: StageView) -> Outcome:
     """Trains the network on the source domain."""
     recipe = work.recipe
     assert recipe.source is not None
-    model = fresh(recipe.model, len(work.source.classes), recipe.seed)
+    model = fresh(recipe.model, work.source, recipe.seed)
     flops = cost.training_flops(model, work.example)
     task = Trainable(model, work.source, flops, recipe.seed)
     result = _train(work, view.advance, "pretrain", task, recipe.source.train)
@@ -68,17 +73,17 @@ def pretrain(work: Workspace, view: StageView) -> Outcome:
 
 def transfer(work: Workspace, view: StageView) -> Outcome:
     """Fine-tunes the pretrained network on the target: the teacher."""
-    recipe, classes = work.recipe, len(work.target.classes)
+    recipe = work.recipe
     before = 0.0
     if recipe.source is not None:
         state = models.read_weights(work.out / PRETRAINED)
-        model = started_from(recipe.model, classes, recipe.seed, state, PRETRAINED)
+        model = started_from(recipe.model, work.target, recipe.seed, state, PRETRAINED)
         before = next(s.training_flops or 0.0 for s in work.ledger.stages if s.name == "pretrain")
     elif recipe.model.weights is not None:
         state = models.pretrained(recipe.model.factory, recipe.model.weights)
-        model = started_from(recipe.model, classes, recipe.seed, state, recipe.model.weights)
+        model = started_from(recipe.model, work.target, recipe.seed, state, recipe.model.weights)
     else:
-        model = fresh(recipe.model, classes, recipe.seed)
+        model = fresh(recipe.model, work.target, recipe.seed)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 1)
     result = _train(work, view.advance, "transfer", task, recipe.transfer)
     work.save(
@@ -89,14 +94,14 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=before + result.training_flops,
     )
-    view.notes.append(f"teacher: {100 * result.val_accuracy:.1f} % of validation")
+    view.notes.append(f"teacher: {_on_validation(work, result)}")
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 
 def twin(work: Workspace, view: StageView) -> Outcome:
     """The teacher's architecture from random weights, target data alone, the teacher's training FLOPs."""
     recipe = work.recipe
-    model = fresh(recipe.model, len(work.target.classes), recipe.seed + 100)
+    model = fresh(recipe.model, work.target, recipe.seed + 100)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 2)
     budget = work.ledger.model("teacher").training_flops
     from_scratch = recipe.transfer.model_copy(update={"backbone_lr": 1.0})
@@ -109,7 +114,7 @@ def twin(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=result.training_flops,
     )
-    view.notes.append(f"without transfer: {100 * result.val_accuracy:.1f} % of validation")
+    view.notes.append(f"without transfer: {_on_validation(work, result)}")
     notes = result.notes
     if recipe.source is None and recipe.model.weights is not None:
         notes += ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
@@ -118,7 +123,7 @@ def twin(work: Workspace, view: StageView) -> Outcome:
 
 def traced(recipe: Recipe, model: nn.Module, example: torch.Tensor, task: str = "classification") -> Trace:
     """The trace, with what the recipe protects: its patterns, and the features that a reused classifier reads."""
-    trace = prune.trace(model, example[:2])
+    trace = prune.trace(model, example[:2], forward=raw_heads(model))
     trace = prune.protect(trace, recipe.prune.protect)
     if distill.reuse(recipe.distill, task) is True:
         head = f"{models.classifier_name(model)}.weight"
@@ -154,7 +159,7 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
         if turn < asked.rounds:
             flops += _recover(work, view, teacher, network, plan, turn)
     assert plan is not None
-    proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed)
+    proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed, forward=raw_heads(teacher))
     measured = evaluate(network, work.target, "val", work.fabric)
     accuracy = measured[TASKS[work.target.task].selects]
     work.save(
@@ -312,7 +317,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=work.ledger.model("pruned").training_flops + flops,
     )
-    view.notes.append(f"student: {100 * result.val_accuracy:.1f} % of validation")
+    view.notes.append(f"student: {_on_validation(work, result)}")
     return Outcome({"val_accuracy": result.val_accuracy}, flops, notes)
 
 
@@ -324,7 +329,7 @@ def finetuned(work: Workspace, view: StageView) -> Outcome:
 
 def scratch(work: Workspace, view: StageView) -> Outcome:
     """The same small architecture from random weights, with all of the student's training FLOPs."""
-    dense = fresh(work.recipe.model, len(work.target.classes), work.recipe.seed + 200)
+    dense = fresh(work.recipe.model, work.target, work.recipe.seed + 200)
     # Weights are drawn for the dense network and then cut: the scale is off by the width alone, which norms undo.
     small = prune.apply(dense, _plan(work))
     return _without_teacher(work, view, "scratch", "Small network from scratch", small, 0.0)
@@ -347,7 +352,7 @@ def _without_teacher(
         val_accuracy=result.val_accuracy,
         training_flops=before + result.training_flops,
     )
-    view.notes.append(f"{100 * result.val_accuracy:.1f} % of validation")
+    view.notes.append(_on_validation(work, result))
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 

@@ -35,6 +35,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "name": ledger["name"],
         "seed": ledger["seed"],
         "test_images": ledger["test_images"],
+        "metric": ledger["metric"],
         "engines": engines,
         "test_accuracy": {name: entry["test_accuracy"] for name, entry in models.items()},
         "seconds": sum(stage["seconds"] for stage in ledger["stages"]),
@@ -49,7 +50,7 @@ def table(figures: dict[str, Any]) -> Table:
     for column in shown.columns[1:]:
         column.justify = "right"
     rows = {
-        f"accuracy on {figures['test_images']} test images": lambda e: f"{100 * e['accuracy']:.1f} %",
+        f"{figures['metric']} on {figures['test_images']} test images": lambda e: f"{100 * e['accuracy']:.1f} %",
         "MACs": lambda e: f"{e['macs'] / 1e6:.1f} M",
         "parameters": lambda e: f"{e['params'] / 1e3:.0f} k",
         "ONNX file": lambda e: f"{e['file_bytes'] / 1e3:.0f} kB",

@@ -16,7 +16,7 @@ from compress.data import ImageData, ImageReader
 from compress.ledger import Ledger, ModelEntry, StageEntry
 from compress.prune.planning import Plan
 from compress.recipe import Recipe
-from compress.train import make_fabric
+from compress.train import TASKS, make_fabric
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -82,7 +82,8 @@ class Workspace:
         about = artifact.Description(
             factory=self.recipe.model.factory,
             arguments=self.recipe.model.arguments,
-            classes=self.target.classes,
+            task=self.target.task,
+            classes=TASKS[self.target.task].outputs(self.target.classes),
             preprocessing=self.recipe.preprocessing.model_dump(mode="json"),
             plan=plan,
             seed=self.recipe.seed if seed is None else seed,

@@ -16,7 +16,7 @@ from compress.files import write_text
 from compress.ledger import Ledger
 from compress.preflight import check_model, going_on
 from compress.recipe import Recipe
-from compress.train import make_fabric
+from compress.train import TASKS, make_fabric
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
@@ -52,6 +52,8 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         kernels=kernels,
         machine={**machine_info(), "threads": torch.get_num_threads()},
         versions=versions_info(),
+        task=target.task,
+        metric=TASKS[target.task].title,
         classes=target.classes,
         test_images=len(target.splits["test"]),
     )

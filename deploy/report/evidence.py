@@ -108,7 +108,7 @@ def _metric(name: str, value: Any) -> str:
     amount = units.number(value)
     if amount is None:
         return esc(value)
-    if "accuracy" in name:
+    if "accuracy" in name or name.startswith(("map", "miou", "iou_", "top", "macro_f1")):
         return units.percent(amount)
     if name.endswith("bytes"):
         return units.size(amount)

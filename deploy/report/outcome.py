@@ -14,26 +14,36 @@ from deploy.report.view import Column, Facts, Purchase, Results, interval, ratio
 def came_out(results: Results) -> str:
     """The four networks side by side, in numbers and as a plot, and every engine that was timed."""
     images = results.test_images()
-    lead = f"Accuracy on {images:,} test images that no stage trained on or chose by." if images else ""
+    lead = f"{_capital(results.metric())} on {images:,} test images that no stage trained on or chose by." if images else ""
     parts = (
-        _networks(results.columns(), results.final()),
+        _networks(results),
         _plot(results),
-        _engines(results.records("measured")),
+        _engines(results),
     )
     return section("What came out", lead, *parts)
 
 
-def bought(purchases: Sequence[Purchase]) -> str:
+def bought(results: Results) -> str:
     """Transfer, inheritance and distillation: accuracy without and with each."""
+    purchases = results.purchases()
     known = [value for p in purchases for value in (p.before, p.after) if value is not None]
     if not known:
         return ""
     low, span = min(known), (max(known) - min(known)) or 1.0
-    lead = "Test accuracy without the step (ring) and with it (dot). Both ends of a line have the same architecture."
+    lead = (
+        f"Test {results.metric()} without the step (ring) and with it (dot). "
+        "Both ends of a line have the same architecture."
+    )
     return section("What each step bought", lead, card("".join(_purchase(p, low, span) for p in purchases)))
 
 
-def _networks(columns: Sequence[Column], final: Column) -> str:
+def _capital(text: str) -> str:
+    """For the start of a sentence; a name that holds a capital, such as mAP, is written as it is."""
+    return text.capitalize() if text.islower() else text
+
+
+def _networks(results: Results) -> str:
+    columns, final = results.columns(), results.final()
     dense = columns[0]
 
     def line(title: str, value: Callable[[Column], str], beside: Callable[[Column], str] | None = None) -> str:
@@ -64,7 +74,7 @@ def _networks(columns: Sequence[Column], final: Column) -> str:
         return column.file_bytes
 
     lines = (
-        line("Test accuracy", lambda c: units.percent(c.accuracy), gap),
+        line(f"Test {results.metric()}", lambda c: units.percent(c.accuracy), gap),
         line("MACs", lambda c: units.count(c.model.get("macs")), share(model("macs"))),
         line("Parameters", lambda c: units.count(c.model.get("params")), share(model("params"))),
         line("File size", lambda c: units.size(c.file_bytes), share(file_bytes)),
@@ -92,7 +102,7 @@ def _speed_interval(column: Column) -> str:
 
 def _plot(results: Results) -> str:
     columns = {column.name: column for column in results.columns()}
-    images = results.test_images()
+    images, metric = results.trials(), results.metric()
     points = [
         point for r in results.records("measured") if (point := _point(r, columns.get(str(r.get("name"))), images))
     ]
@@ -103,13 +113,13 @@ def _plot(results: Results) -> str:
     caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
     drawings = (
         f'<div class="plot large" role="img" aria-label="{esc(said)}">'
-        f"{accuracy_latency(points, width=8.6, height=4.0, salt='large')}</div>"
+        f"{accuracy_latency(points, width=8.6, height=4.0, salt='large', metric=metric)}</div>"
         # The same for a phone: a drawing made for a page would be scaled down until nobody can read it.
         f'<div class="plot small" aria-hidden="true">'
-        f"{accuracy_latency(points, width=4.1, height=4.3, salt='small')}</div>"
+        f"{accuracy_latency(points, width=4.1, height=4.3, salt='small', metric=metric)}</div>"
     )
     figure = f"<figure>{card(drawings)}<figcaption>{esc(caption)}</figcaption></figure>"
-    return part("Accuracy against latency", "", figure)
+    return part(f"{_capital(metric)} against latency", "", figure)
 
 
 def _point(record: Facts, column: Column | None, images: int | None) -> Point | None:
@@ -123,10 +133,11 @@ def _point(record: Facts, column: Column | None, images: int | None) -> Point | 
     return Point(name, label, latency, accuracy, units.number(record.get("p90_ms")), low, high)
 
 
-def _engines(records: Sequence[Facts]) -> str:
+def _engines(results: Results) -> str:
+    records = results.records("measured")
     if not records:
         return ""
-    head = ("<Engine", "accuracy", "median", "p90", "p99", "least", "time, dense = 1", "batch", "repeats")
+    head = ("<Engine", results.metric(), "median", "p90", "p99", "least", "time, dense = 1", "batch", "repeats")
     return part("Every engine that was timed", "", table(head, map(_engine, records)))
 
 

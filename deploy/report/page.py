@@ -32,7 +32,7 @@ def page(results: Results, recipe_yaml: str) -> str:
         _header(results),
         _asked(results, recipe_yaml),
         came_out(results),
-        bought(results.purchases()),
+        bought(results),
         widths(results.plan()),
         stages(rows(results.ledger.get("stages"))),
         proof(results),
@@ -58,7 +58,7 @@ def _header(results: Results) -> str:
     if final.accuracy is not None and dense.accuracy is not None:
         against = f", {units.points(final.accuracy - dense.accuracy)} against dense"
     tiles = (
-        (units.percent(final.accuracy), f"test accuracy{against}"),
+        (units.percent(final.accuracy), f"test {results.metric()}{against}"),
         (units.percent(macs, 0), f"of the MACs: {units.count(final.model.get('macs'))}"),
         (
             units.percent(ratio(final.file_bytes, dense.file_bytes), 0),

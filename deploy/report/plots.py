@@ -58,7 +58,7 @@ class Point:
     high: float | None = None
 
 
-def accuracy_latency(points: Sequence[Point], *, width: float, height: float, salt: str) -> str:
+def accuracy_latency(points: Sequence[Point], *, width: float, height: float, salt: str, metric: str) -> str:
     """Draw `points`; `salt` keeps the ids of two drawings on one page apart."""
     try:
         import matplotlib
@@ -86,7 +86,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         floor = _floor(points)
-        _frame(axes, points, floor)
+        _frame(axes, points, floor, metric)
         for point in points:
             _mark(axes, point, floor)
         canvas.draw()  # the layout has to be final before labels can be kept apart
@@ -112,7 +112,7 @@ def _height(point: Point, floor: float | None) -> float:
     return 100 * (point.accuracy if floor is None else max(point.accuracy, floor))
 
 
-def _frame(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
+def _frame(axes: Axes, points: Sequence[Point], floor: float | None, metric: str) -> None:
     latencies = [value for point in points for value in (point.latency, point.p90) if value is not None]
     heights = [_height(point, floor) for point in points]
     heights += [100 * end for point in points if point.name != "pruned" for end in (point.low, point.high) if end]
@@ -129,7 +129,7 @@ def _frame(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel("median latency (ms): further left is faster")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {metric} (%)")
 
 
 def _mark(axes: Axes, point: Point, floor: float | None) -> None:

@@ -142,6 +142,14 @@ class Results:
         total = number(self.ledger.get("test_images") or self.role("teacher").get("test_total"))
         return int(total) if total is not None and total >= 1 else None
 
+    def metric(self) -> str:
+        """What a network is judged by: `accuracy`, `mAP`, `mIoU`."""
+        return str(self.ledger.get("metric") or "accuracy")
+
+    def trials(self) -> int | None:
+        """Test images where each is right or wrong, which an interval of a share needs; None of other metrics."""
+        return self.test_images() if self.metric() == "accuracy" else None
+
     def final(self) -> Column:
         """The network that goes out: what the recipe ships, where that was measured, else the distilled one."""
         *_, distilled, int8 = self.columns()
@@ -155,7 +163,7 @@ class Results:
         """The run in one sentence, with its numbers."""
         dense, final = self.columns()[0], self.final()
         name = "The distilled network" if final.name == "distilled" else f"The distilled {final.heading} network"
-        claims = [_accuracy_claim(final, dense, self.test_images()), _cost_claim(final, dense)]
+        claims = [_accuracy_claim(final, dense, self.test_images(), self.metric()), _cost_claim(final, dense)]
         claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings"))))
         spoken = [claim for claim in claims if claim]
         if not spoken:
@@ -200,10 +208,13 @@ def wilson(share: float, total: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _accuracy_claim(final: Column, dense: Column, images: int | None) -> str:
+def _accuracy_claim(final: Column, dense: Column, images: int | None, metric: str) -> str:
     if final.accuracy is None:
         return ""
-    claim = f"gets {percent(final.accuracy)} of the {f'{images:,} ' if images else ''}test images right"
+    on = f"{f'{images:,} ' if images else ''}test images"
+    claim = f"gets {percent(final.accuracy)} of the {on} right"
+    if metric != "accuracy":
+        claim = f"reaches {percent(final.accuracy)} {metric} on the {on}"
     if dense.accuracy is None:
         return claim
     gap = points(final.accuracy - dense.accuracy)

@@ -1,10 +1,11 @@
-"""What differs between classification, segmentation and detection while a network is trained: one dict by name."""
+"""A class for each image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,38 +13,7 @@ from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from compress.data.images import Batch
-
-
-class TaskMetrics(Protocol):
-    """Adds up over batches and ranks; `compute` gives shares of 1 by name, and `loss` where there is one."""
-
-    def update(self, predictions: Any, targets: Any) -> None: ...
-    def compute(self) -> dict[str, float]: ...
-    def to(self, device: torch.device) -> Any: ...
-
-
-class Task(Protocol):
-    """One kind of work.
-
-    Attributes:
-        name: as in `ImageData.task`.
-        selects: the metric that chooses checkpoints; higher is better.
-    """
-
-    name: str
-    selects: str
-
-    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """The supervised loss, a scalar; the network is in train mode."""
-        ...
-
-    def predict(self, model: nn.Module, images: Tensor) -> Any:
-        """What the network says of images (N, C, H, W), in eval mode, as the metrics take it."""
-        ...
-
-    def metrics(self, classes: Sequence[str]) -> TaskMetrics:
-        """Empty metrics for these classes."""
-        ...
+from compress.errors import ModelError
 
 
 class ClassMetrics(Metric):
@@ -87,6 +57,21 @@ class Classification:
 
     name = "classification"
     selects = "top1"
+    title = "accuracy"
+
+    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
+        return tuple(classes)
+
+    def take_prepared(self, model: nn.Module, size: Sequence[int]) -> None:
+        """Classifiers do."""
+
+    def check(self, model: nn.Module, example: Tensor) -> None:
+        answer = model.train()(example)
+        if not isinstance(answer, Tensor):
+            raise ModelError(
+                f"{type(model).__name__} returns {type(answer).__name__} in training, not logits; "
+                "name a factory whose network returns one tensor."
+            )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with label smoothing; what an auxiliary head (GoogLeNet, Inception) says counts 0.3."""
@@ -105,8 +90,8 @@ class Classification:
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
 
+    def read(self, outputs: Mapping[str, np.ndarray], postprocessing: Any) -> Tensor:
+        return torch.from_numpy(next(iter(outputs.values())))
+
     def metrics(self, classes: Sequence[str]) -> ClassMetrics:
         return ClassMetrics(len(classes))
-
-
-TASKS: dict[str, Task] = {"classification": Classification()}

@@ -1,0 +1,116 @@
+"""A class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from compress.data.images import Batch
+from compress.errors import ModelError
+
+IGNORED = 255
+"""The label of pixels that belong to no class."""
+
+
+class PixelMetrics(Metric):
+    """Mean intersection over union, that of each class that occurs, pixel accuracy and mean cross-entropy.
+
+    Args:
+        classes: their names.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED, validate_args=False)
+        self.losses, self.pixels = SumMetric(nan_strategy="disable"), SumMetric()
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Adds logits (N, classes, H, W) against masks (N, H, W)."""
+        logits = predictions.float()
+        self.confusion.update(logits.argmax(1), targets)
+        self.losses.update(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+        self.pixels.update((targets != IGNORED).sum())
+
+    def compute(self) -> dict[str, float]:
+        found = self.confusion.compute().double()
+        right, union = found.diag(), found.sum(0) + found.sum(1) - found.diag()
+        # A class that neither the masks nor the network name has no IoU.
+        occurs = union > 0
+        shares = right / union.clamp_min(1)
+        each = {f"iou_{name}": float(s) for name, s, o in zip(self.classes, shares, occurs, strict=True) if o}
+        pixels = max(1.0, float(self.pixels.compute()))
+        return {
+            "miou": float(shares[occurs].mean()) if bool(occurs.any()) else 0.0,
+            "pixel_accuracy": float(right.sum() / found.sum().clamp_min(1)),
+            **each,
+            "loss": float(self.losses.compute()) / pixels,
+        }
+
+
+class Segmentation:
+    """A class for each pixel, from logits (N, classes, H, W), alone or as `out` beside `aux`."""
+
+    name = "segmentation"
+    selects = "miou"
+    title = "mIoU"
+
+    def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
+        return tuple(classes)
+
+    def take_prepared(self, model: nn.Module, size: Sequence[int]) -> None:
+        """Segmenters do."""
+
+    def check(self, model: nn.Module, example: Tensor) -> None:
+        with torch.no_grad():
+            answer = model.eval()(example)
+        logits = answer.get("out") if isinstance(answer, Mapping) else answer
+        if not isinstance(logits, Tensor) or logits.ndim != 4:
+            raise ModelError(
+                f"{type(model).__name__} gives {_shape(logits)} for images {tuple(example.shape)}, not logits for each "
+                "pixel; name a segmenter, such as compress.backbones:mobilenet_v2_lraspp."
+            )
+
+    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy over the pixels that have a class; what an auxiliary head (`aux`) says counts 0.5."""
+        answer = model(batch.images)
+        if isinstance(answer, Tensor):
+            return self._entropy(answer, batch, smoothing)
+        loss = self._entropy(answer["out"], batch, smoothing)
+        return loss + 0.5 * self._entropy(answer["aux"], batch, smoothing) if "aux" in answer else loss
+
+    @staticmethod
+    def _entropy(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        logits = _resized(logits, batch.targets.shape[-2:])
+        total = F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+        # Where no pixel has a class a mean would be 0 / 0.
+        return total / (batch.targets != IGNORED).sum().clamp_min(1)
+
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        answer = model(images)
+        return _resized(answer if isinstance(answer, Tensor) else answer["out"], images.shape[-2:])
+
+    def read(self, outputs: Mapping[str, np.ndarray], postprocessing: Any) -> Tensor:
+        return torch.from_numpy(next(iter(outputs.values())))
+
+    def metrics(self, classes: Sequence[str]) -> PixelMetrics:
+        return PixelMetrics(classes)
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
