@@ -17,6 +17,7 @@ from compress.workspace import Workspace
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.export import export_onnx, parity
+from deploy.lowering import lowered
 from deploy.precision import fp16_from_fp32
 from deploy.quantize import int8_from_fp32, signed_from_unsigned
 
@@ -32,10 +33,10 @@ def export(work: Workspace, view: StageView) -> Outcome:
     for done, variant in enumerate(variants):
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
-        model = work.load(variant.model)
+        module, names, _ = lowered(work.load(variant.model), work.target.task, work.example)
         if variant.precision == "fp32":
             about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
-            export_onnx(model, work.example, path, metadata=about)
+            export_onnx(module, work.example, path, output_name=names, metadata=about)
         elif variant.precision == "fp16":
             fp16_from_fp32(fp32, path)
         else:
@@ -43,7 +44,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
             signed_from_unsigned(path, path.with_suffix(".trt.onnx"))
         with load_engine(path, threads=recipe.deploy.threads) as engine:
             _check_finite(work, engine, variant)
-            found[variant.name] = parity(model, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
+            found[variant.name] = parity(module, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
     view.advance(len(variants), len(variants), "")
     worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in found.items()}
     snr = {n: min(p["snr_db"] for p in rows) for n, rows in found.items()}
@@ -62,9 +63,9 @@ def export(work: Workspace, view: StageView) -> Outcome:
 
 def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:
     """Refuses a precision in which real images overflow."""
-    (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
-    logits = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})[output]
-    if not np.isfinite(logits).all():
+    (name,) = tuple(engine.inputs)
+    outputs = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})
+    if not all(np.isfinite(output).all() for output in outputs.values()):
         raise DeployError(
             f"{variant.onnx} gives NaN or infinity on validation images; leave {variant.precision} out of "
             "deploy.precisions, or train longer so that the network is better conditioned."

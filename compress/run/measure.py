@@ -21,6 +21,7 @@ from compress.ui import StageView
 from compress.workspace import Workspace
 from deploy.engines import load_engine
 from deploy.export import export_onnx
+from deploy.lowering import lowered
 from deploy.records import Bench, Record
 
 EVALUATION_BATCH = 64
@@ -36,24 +37,31 @@ def test(work: Workspace, view: StageView) -> Outcome:
         view.advance(len(metrics), total, entry.title)
         found = evaluate(work.load(entry.name), work.target, "test", work.fabric)
         metrics[entry.name] = found[task.selects]
-        filled: dict[str, Any] = {"test_accuracy": found[task.selects], "test_metrics": found, "test_total": len(split)}
+        filled: dict[str, Any] = {"test_accuracy": found[task.selects], "test_metrics": found}
         if task.name == "classification":
-            filled["test_correct"] = round(found["top1"] * len(split))
+            filled |= {"test_correct": round(found["top1"] * len(split)), "test_total": len(split)}
         work.ledger = work.ledger.with_model(entry.model_copy(update=filled))
     for variant in lowered:
         view.advance(len(metrics), total, f"{variant.model} {variant.precision}")
         with load_engine(work.out / variant.onnx, threads=torch.get_num_threads()) as engine:
-            right = 0
-            (name,), (output, *_) = tuple(engine.inputs), tuple(engine.outputs)
-            for batch in split.batches(EVALUATION_BATCH):
-                given = engine.run({name: batch.images.numpy()})[output]
-                right += int((given.argmax(1) == batch.targets.numpy()).sum())
-        metrics[variant.name] = right / len(split)
+            metrics[variant.name] = measured(work, engine, "test")[task.selects]
     view.notes.append(
         f"teacher {100 * metrics['teacher']:.1f} %, student {100 * metrics['student']:.1f} % "
-        f"of {len(split)} test images"
+        f"{task.title} on {len(split)} test images"
     )
     return Outcome(metrics)
+
+
+def measured(work: Workspace, engine: deploy.Engine, split: str) -> dict[str, float]:
+    """The task's metrics of an engine of the student on one split, through the bundle's own postprocessing."""
+    task, student = TASKS[work.target.task], work.load("student")
+    _, _, postprocessing = lowered(student, task.name, work.example)
+    metrics = task.metrics(work.target.classes)
+    (name,) = tuple(engine.inputs)
+    for batch in work.target.splits[split].batches(EVALUATION_BATCH):
+        outputs = engine.run({name: batch.images.numpy()})
+        metrics.update(task.read(outputs, postprocessing), batch.targets)
+    return metrics.compute()
 
 
 def bench(work: Workspace, view: StageView) -> Outcome:
@@ -129,7 +137,8 @@ def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
         with TemporaryDirectory() as folder, ExitStack() as stack:
             engines = []
             for name, network in (("dense", work.load("teacher")), ("cut", model)):
-                path = export_onnx(network, work.example, Path(folder) / f"{name}.fp32.onnx")
+                module, outputs, _ = lowered(network, work.target.task, work.example)
+                path = export_onnx(module, work.example, Path(folder) / f"{name}.fp32.onnx", output_name=outputs)
                 engine = stack.enter_context(load_engine(path, threads=settings.threads))
                 engine.name = name
                 engines.append(engine)

@@ -10,6 +10,7 @@ from compress.run.variants import variants_of
 from compress.stages import Outcome
 from compress.ui import StageView
 from compress.workspace import Workspace
+from deploy.lowering import lowered
 from deploy.preprocess import Preprocessing
 from deploy.records import Bench
 
@@ -28,8 +29,11 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
         default=recipe.deploy.ship,
         preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
         classes=work.target.classes,
+        task=work.target.task,
+        postprocessing=lowered(work.load("student"), work.target.task, work.example)[2],
         metrics={
             "test_images": work.ledger.test_images,
+            "metric": work.ledger.metric,
             "test_accuracy": {p: records[v.name].accuracy for p, v in variants.items()},
         },
         latency={
@@ -60,16 +64,20 @@ def _weights_name(recipe: Recipe) -> str:
 
 
 def _write_samples(work: Workspace) -> None:
-    """The first test image of each class, to try the bundle on."""
+    """The first test image of each class, or the first few where an image holds many, to try the bundle on."""
     folder = work.out / "samples"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     split = work.target.splits["test"]
+    mode = "RGB" if work.recipe.preprocessing.mode == "RGB" else "L"
+    if work.target.task != "classification":
+        for index in range(min(4, len(split))):
+            split.sample(index)[0].convert(mode).save(folder / f"{index}.png")
+        return
     labels = split.labels.tolist()
-    prefers_colour = work.recipe.preprocessing.mode == "RGB"
     for label, name in enumerate(work.target.classes[:10]):
         if label in labels:
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
             file = folder / f"{safe}.png"
             file = folder / f"{safe}-{label}.png" if file.exists() else file
-            split.images[labels.index(label)].convert("RGB" if prefers_colour else "L").save(file)
+            split.images[labels.index(label)].convert(mode).save(file)

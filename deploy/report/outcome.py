@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from deploy.report import units
@@ -14,7 +14,8 @@ from deploy.report.view import Column, Facts, Purchase, Results, interval, ratio
 def came_out(results: Results) -> str:
     """The four networks side by side, in numbers and as a plot, and every engine that was timed."""
     images = results.test_images()
-    lead = f"{_capital(results.metric())} on {images:,} test images that no stage trained on or chose by." if images else ""
+    metric = _capital(results.metric())
+    lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
     parts = (
         _networks(results),
         _plot(results),

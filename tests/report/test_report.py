@@ -243,7 +243,7 @@ def test_labels_do_not_overlap(width, height, latencies, accuracies):
         Point(name, name, latency, accuracy, 1.1 * latency, *wilson(accuracy, 1397))
         for name, latency, accuracy in zip(names, latencies, accuracies, strict=True)
     ]
-    found = boxes(accuracy_latency(points, width=width, height=height, salt="test"))
+    found = boxes(accuracy_latency(points, width=width, height=height, salt="test", metric="accuracy"))
     assert set(names) <= {text for text, *_ in found}
     for (a, *p), (b, *q) in itertools.combinations(found, 2):
         apart = p[2] <= q[0] or q[2] <= p[0] or p[3] <= q[1] or q[3] <= p[1]
@@ -332,3 +332,12 @@ def test_a_folder_that_is_not_a_run(tmp_path, name, text, said):
 )
 def test_units(written, value):
     assert written.replace(units.SPACE, " ") == value
+
+
+def test_a_detectors_page_speaks_of_map_and_draws_no_interval_of_shares():
+    shown = render(sample.ledger() | {"task": "detection", "metric": "mAP"}, sample.bench(), sample.RECIPE)
+    assert "Test mAP" in shown
+    assert re.search(r"reaches [\d.]+\s?% mAP on the", shown)
+    assert "mAP against latency" in shown
+    assert "95 % interval of the accuracy" not in shown
+    assert "95 % interval of the accuracy" in render(sample.ledger(), sample.bench(), sample.RECIPE)
