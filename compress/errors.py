@@ -17,6 +17,10 @@ class DataError(NiwakiError):
     """A data set that is missing, empty or damaged."""
 
 
+class ImageError(DataError):
+    """An image file that is missing or damaged; some of them may be left out."""
+
+
 class ModelError(NiwakiError):
     """A model or a weight file that cannot be used."""
 

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from compress.errors import RecipeError
 from compress.prune.budget import Budget
+from compress.recipe_data import KINDS, DataRecipe, Part
+from compress.recipe_data import FolderData as FolderData
+from compress.recipe_data import HandwrittenDigits as HandwrittenDigits
+from compress.recipe_data import RenderedDigits as RenderedDigits
 
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -21,40 +25,12 @@ Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Augment = Literal["none", "affine", "flip", "crop_flip", "crop_flip_colour", "trivial"]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class ModelRecipe(Part):
     """`torchvision:NAME` or `module:function`, and where its pretrained weights come from."""
 
     factory: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default={})
     weights: str | None = None
-
-
-class RenderedDigits(Part):
-    kind: Literal["rendered_digits"]
-    images: Annotated[int, Field(ge=100, le=1_000_000)] = 4000
-
-
-class HandwrittenDigits(Part):
-    kind: Literal["handwritten_digits"]
-    train_per_class: Annotated[int, Field(ge=1, le=100)] = 20
-    val_per_class: Annotated[int, Field(ge=1, le=50)] = 20
-
-
-class FolderData(Part):
-    """An ImageFolder tree. `val` is a folder, or the share of the training images that is held out."""
-
-    kind: Literal["folder"]
-    path: str
-    train: str = "train"
-    val: str | Annotated[float, Field(gt=0, lt=1)] = 0.2
-    test: str = "test"
-
-
-DataRecipe = Annotated[RenderedDigits | HandwrittenDigits | FolderData, Field(discriminator="kind")]
 
 
 class PreprocessingRecipe(Part):
@@ -279,9 +255,7 @@ def _expanded(value: Any, path: Path) -> Any:
 def _sentence(path: Path, error: ValidationError) -> str:
     """The first fault as one sentence: file, key, value, way out."""
     fault = error.errors()[0]
-    # Tags of unions stand in the location beside the keys; the user did not write them.
-    tags = {"rendered_digits", "handwritten_digits", "folder", "str", "constrained-float", "float"}
-    keys = [str(part) for part in fault["loc"] if str(part) not in tags]
+    keys = _keys(fault["loc"])
     where = ".".join(keys) or "the recipe"
     if fault["type"] == "extra_forbidden":
         return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
@@ -292,3 +266,14 @@ def _sentence(path: Path, error: ValidationError) -> str:
     given = fault.get("input")
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
     return f"{path}: {where}: {message}{shown}; change it (docs/recipes.md says what it may hold)."
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """A fault's location without the tags of unions, which stand in it beside the keys that the user wrote."""
+    members = {"str", "float", "constrained-float", "constrained-str", "CocoSplit", "MaskSplit"}
+    keys: list[str] = []
+    for before, part in zip(("", *location), map(str, location), strict=False):
+        kind = before in ("target", "data") and part in KINDS
+        if not kind and part not in members and "[" not in part:
+            keys.append(part)
+    return keys

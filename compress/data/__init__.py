@@ -1,18 +1,38 @@
-"""Images with labels, in named splits. One dict from the recipe's `kind` to the function that makes them."""
+"""Images with labels, masks or boxes, in named splits. One dict from the recipe's `kind` to the function for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from compress.data.coco import coco_boxes
 from compress.data.digits import handwritten_digits, rendered_digits
 from compress.data.folder import image_folder
-from compress.data.images import ImageData, ImageReader
-from compress.recipe import DataRecipe, FolderData, HandwrittenDigits, RenderedDigits
+from compress.data.function import from_function
+from compress.data.images import Boxes, ImageData, ImageReader, Split
+from compress.data.masks import image_masks
+from compress.data.table import csv_table
+from compress.data.voc import voc_boxes
+from compress.recipe_data import (
+    CocoData,
+    CsvData,
+    DataRecipe,
+    FolderData,
+    FunctionData,
+    HandwrittenDigits,
+    MasksData,
+    RenderedDigits,
+    VocData,
+)
 
 MAKERS: dict[type, Callable[..., ImageData]] = {
+    CocoData: coco_boxes,
+    CsvData: csv_table,
     FolderData: image_folder,
+    FunctionData: from_function,
     HandwrittenDigits: handwritten_digits,
+    MasksData: image_masks,
     RenderedDigits: rendered_digits,
+    VocData: voc_boxes,
 }
 
 
@@ -21,4 +41,4 @@ def load(recipe: DataRecipe, reader: ImageReader, seed: int) -> ImageData:
     return MAKERS[type(recipe)](recipe, reader, seed)
 
 
-__all__ = ["MAKERS", "ImageData", "ImageReader", "load"]
+__all__ = ["MAKERS", "Boxes", "ImageData", "ImageReader", "Split", "load"]

@@ -15,7 +15,7 @@ from compress.data.augment import warp
 from compress.data.images import ImageData, ImageReader, Split
 from compress.data.seeds import hash_seed
 from compress.errors import DataError
-from compress.recipe import HandwrittenDigits, RenderedDigits
+from compress.recipe_data import HandwrittenDigits, RenderedDigits
 
 CLASSES = tuple(str(d) for d in range(10))
 CANVAS = 64

@@ -20,6 +20,9 @@ from compress.data.seeds import hash_seed
 CACHE_BYTES = 1 << 30
 """Prepared or decoded images of one split are kept in memory up to this size."""
 
+IGNORED = 255
+"""The label of a pixel that belongs to no class, in every mask."""
+
 TaskName = Literal["classification", "segmentation", "detection"]
 
 
@@ -29,7 +32,8 @@ class Boxes:
 
     Args:
         boxes: float32 (n, 4) as x1, y1, x2, y2 in pixels of the decoded, upright image.
-        labels: int64 (n,), which class of `ImageData.classes`; a background is the network's business.
+        labels: int64 (n,), which class of `ImageData.classes`, from 0: a background is no class here. What a network
+            counts as background is the task's business, which adds 1 for torchvision's detectors.
     """
 
     boxes: np.ndarray
@@ -37,7 +41,7 @@ class Boxes:
 
 
 Target = int | np.ndarray | Boxes
-"""A class index, a mask of class indices (uint8, (H, W), 255 for none), or boxes."""
+"""A class index, a mask of class indices (uint8, (H, W), IGNORED for none), or boxes."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
+class Targets(Protocol):
+    """A sequence of masks or `Boxes` that may be decoded when asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Target: ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Images, their targets and how they are prepared.
@@ -117,7 +128,7 @@ class Split:
     """
 
     images: Images
-    targets: Tensor | Sequence[Target]
+    targets: Tensor | Targets
     reader: ImageReader
 
     def __len__(self) -> int:

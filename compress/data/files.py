@@ -1,0 +1,168 @@
+"""Files that are decoded when asked for, the first of them kept, and those that cannot be read counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from compress.data.images import CACHE_BYTES, ImageReader
+from compress.errors import DataError, ImageError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+T = TypeVar("T")
+
+
+class Decoded(Generic[T]):
+    """A sequence that is decoded when asked for; the first gigabyte of it is kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, T] = {}
+        self._bytes = 0
+
+    def __getitem__(self, index: int) -> T:
+        if index in self._kept:
+            return self._kept[index]
+        found, size = self._decode(index)
+        if self._bytes + size <= CACHE_BYTES:
+            self._kept[index] = found
+            self._bytes += size
+        return found
+
+    def _decode(self, index: int) -> tuple[T, int]:
+        """What is at `index`, and its bytes."""
+        raise NotImplementedError
+
+
+class FileImages(Decoded[Image.Image]):
+    """Images as RGB, from files."""
+
+    def __init__(self, paths: Sequence[Path], reader: ImageReader) -> None:
+        super().__init__()
+        self.paths = list(paths)
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _decode(self, index: int) -> tuple[Image.Image, int]:
+        image = self.reader.load(self.paths[index])
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return image, image.width * image.height * 3
+
+    def append(self, path: Path) -> Image.Image:
+        """Adds a file and gives its image; what `reader.load` raises leaves things as they were."""
+        self.paths.append(path)
+        try:
+            return self[len(self.paths) - 1]
+        except Exception:
+            self.paths.pop()
+            raise
+
+
+class Unreadable:
+    """Files of one data set that cannot be read: left out and counted, up to a limit.
+
+    Args:
+        limit: how many may be left out in all.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.names: list[str] = []
+
+    def add(self, name: object, error: ImageError) -> None:
+        """Counts one file; raises DataError when it is one too many."""
+        self.names.append(str(name))
+        if len(self.names) > self.limit:
+            raise DataError(
+                f"{len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; the last one: {error}"
+            ) from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (f"{len(self.names)} unreadable image(s) were left out: {first(self.names)}.",) if self.names else ()
+
+
+def first(names: Sequence[str], count: int = 5) -> str:
+    """The first few names."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def read_all(
+    items: Sequence[tuple[Path, T]], reader: ImageReader, unreadable: Unreadable, where: object
+) -> tuple[FileImages, list[T]]:
+    """Decodes every image once, so that damage shows now; what goes with an unreadable one is left out with it.
+
+    Raises:
+        DataError: more images are unreadable than may be, or none is left.
+    """
+    images, kept = FileImages([], reader), []
+    for path, own in items:
+        try:
+            images.append(path)
+        except ImageError as error:
+            unreadable.add(path, error)
+        else:
+            kept.append(own)
+    if not kept:
+        raise DataError(f"{where} gives no image that can be read; add some.")
+    return images, kept
+
+
+def existing(folder: Path, key: str) -> Path:
+    """The folder, if it is one; raises DataError otherwise."""
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}; check {key} in the recipe.")
+    return folder
+
+
+def is_image(path: Path) -> bool:
+    """By its ending; hidden files are some system's own, a broken link is an error that shows when it is read."""
+    known = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return known and (path.is_file() or path.is_symlink())
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The images of a folder by name without ending; raises DataError when two share one."""
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if is_image(p)):
+        if path.stem in found:
+            raise DataError(f"{found[path.stem]} and {path.name} have the same stem; keep one of them.")
+        found[path.stem] = path
+    return found
+
+
+def held_out(items: Sequence[T], groups: Sequence[int], names: Sequence[object], share: float) -> tuple[list[T], ...]:
+    """Takes a share of each group out of the training items; the same ones every time.
+
+    Args:
+        items: all of them.
+        groups: which group each is in.
+        names: of the groups, for the error.
+        share: of each group, over 0 and under 1; at least one item is taken.
+
+    Returns:
+        What stays, and what is held out.
+
+    Raises:
+        DataError: a group would be left empty.
+    """
+    order = np.random.default_rng(0).permutation(len(items))
+    train: list[T] = []
+    val: list[T] = []
+    for group in sorted(set(groups)):
+        own = [items[i] for i in order if groups[i] == group]
+        count = max(1, round(share * len(own)))
+        if count >= len(own):
+            raise DataError(
+                f"{names[group]} has only {len(own)} image(s), of which no validation split can be taken; "
+                "add some, or name a validation split in val."
+            )
+        val += own[:count]
+        train += own[count:]
+    return train, val
