@@ -36,6 +36,8 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:
     """Builds, loads and traces the network and sees that the budget can be met, before any training."""
+    data.check(recipe.transfer, target.task, "transfer")
+    data.check(recipe.distill, target.task, "distill")
     example = target.example(2)
     if recipe.model.weights is not None:
         state = models.pretrained(recipe.model.factory, recipe.model.weights)

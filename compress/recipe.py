@@ -22,7 +22,9 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
-Augment = Literal["none", "affine", "flip", "crop_flip", "crop_flip_colour", "trivial"]
+Augment = Literal[
+    "none", "affine", "flip", "crop_flip", "crop_flip_colour", "trivial", "iou_crop_flip", "scale_crop_flip"
+]
 
 
 class ModelRecipe(Part):

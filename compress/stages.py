@@ -68,7 +68,8 @@ def pretrain(work: Workspace, view: StageView) -> Outcome:
     with replacing(work.out / PRETRAINED) as temporary:
         save_file({n: t.contiguous() for n, t in model.state_dict().items()}, temporary)
     view.notes.append(f"{100 * result.val_accuracy:.1f} % of source validation")
-    return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
+    notes = (*work.source.notes, *result.notes)
+    return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
 
 def transfer(work: Workspace, view: StageView) -> Outcome:
@@ -95,7 +96,8 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         training_flops=before + result.training_flops,
     )
     view.notes.append(f"teacher: {_on_validation(work, result)}")
-    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
+    notes = (*work.target.notes, *result.notes)
+    return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
 
 def twin(work: Workspace, view: StageView) -> Outcome:

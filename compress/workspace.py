@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress import artifact, cost, data
 from compress.data import ImageData, ImageReader
+from compress.errors import RecipeError
 from compress.ledger import Ledger, ModelEntry, StageEntry
 from compress.prune.planning import Plan
 from compress.recipe import Recipe
@@ -43,7 +44,11 @@ class Workspace:
     @cached_property
     def source(self) -> ImageData:
         assert self.recipe.source is not None
-        return data.load(self.recipe.source.data, self.reader, self.recipe.seed)
+        found = data.load(self.recipe.source.data, self.reader, self.recipe.seed)
+        if found.task != self.target.task:
+            raise RecipeError(f"source.data is for {found.task}, target for {self.target.task}; give both one task.")
+        data.check(self.recipe.source.train, found.task, "source.train")
+        return found
 
     @cached_property
     def fabric(self) -> Fabric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from compress.data.augment import check
 from compress.data.coco import coco_boxes
 from compress.data.digits import handwritten_digits, rendered_digits
 from compress.data.folder import image_folder
@@ -41,4 +42,4 @@ def load(recipe: DataRecipe, reader: ImageReader, seed: int) -> ImageData:
     return MAKERS[type(recipe)](recipe, reader, seed)
 
 
-__all__ = ["MAKERS", "Boxes", "ImageData", "ImageReader", "Split", "load"]
+__all__ = ["MAKERS", "Boxes", "ImageData", "ImageReader", "Split", "check", "load"]

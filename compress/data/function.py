@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from compress.data.augment import IGNORED
 from compress.data.boxes import LeftOut, Scene, fitting, upright_size
 from compress.data.files import Decoded, Unreadable
-from compress.data.images import IGNORED, Boxes, ImageData, ImageReader, Split, TaskName
+from compress.data.images import Boxes, ImageData, ImageReader, Split, TaskName
 from compress.data.masks import Codes, held_against, unseen
 from compress.errors import DataError, ImageError
 from compress.recipe_data import FunctionData

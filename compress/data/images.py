@@ -20,9 +20,6 @@ from compress.data.seeds import hash_seed
 CACHE_BYTES = 1 << 30
 """Prepared or decoded images of one split are kept in memory up to this size."""
 
-IGNORED = 255
-"""The label of a pixel that belongs to no class, in every mask."""
-
 TaskName = Literal["classification", "segmentation", "detection"]
 
 
@@ -41,7 +38,7 @@ class Boxes:
 
 
 Target = int | np.ndarray | Boxes
-"""A class index, a mask of class indices (uint8, (H, W), IGNORED for none), or boxes."""
+"""A class index, a mask of class indices (uint8, (H, W), `augment.IGNORED` for none), or boxes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class ImageReader:
     """How an image file becomes a network's input: the very functions that a bundle uses.
 
     Args:
-        load: path -> decoded image.
+        load: path -> decoded image; raises ImageError for a file that cannot be read.
         prepare: image -> float32 array of shape (C, H, W).
         geometry: upright image -> which part of it `prepare` takes and the size that part gets; masks and boxes follow.
     """
@@ -139,6 +136,12 @@ class Split:
         """Class indices, int64 (N,); for classification."""
         assert isinstance(self.targets, Tensor)
         return self.targets
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the inputs."""
+        _, height, width = self.reader.prepare(self.images[0]).shape
+        return height, width
 
     def sample(self, index: int) -> tuple[Image.Image, Target]:
         """One decoded image and its target; upright where the target has places in it."""
@@ -186,7 +189,7 @@ class Split:
             if change.image is None:
                 images = self.gather(index)
             else:
-                size = self.inputs(0, 1).shape[2:]
+                size = self.size
                 drawn = [
                     change.image(self.images[i], None, size, s)[0] for i, s in zip(index.tolist(), seeds, strict=True)
                 ]
@@ -202,7 +205,7 @@ class Split:
         """Images with masks or boxes that went through the same augmentation and the same resize."""
         change, arrays, rows = AUGMENTATIONS[augment], [], []
         assert self.reader.geometry is not None
-        size = self.inputs(0, 1).shape[2:]
+        size = self.size
         for i, seed in zip(index.tolist(), seeds, strict=True):
             image, target = self.sample(i)
             if change.image is not None:

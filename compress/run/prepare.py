@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 import cpp_ext
 from compress import data
 from compress.data import ImageReader
-from compress.errors import RecipeError
+from compress.data.geometry import Geometry
+from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger
 from compress.preflight import check_model, going_on
@@ -20,6 +23,7 @@ from compress.train import TASKS, make_fabric
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
+from deploy.errors import DeployError
 from deploy.preprocess import Preprocessing
 from deploy.records import machine_info, versions_info
 
@@ -33,7 +37,7 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         fault = error.errors()[0]
         where = ".".join(("preprocessing", *map(str, fault["loc"])))
         raise RecipeError(f"{where}: {fault['msg'].removeprefix('Value error, ')}; change it in the recipe.") from None
-    reader = ImageReader(preprocess.load, preprocessing)
+    reader = ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
     target = data.load(recipe.target, reader, recipe.seed)
     if "test" not in target.splits:
         raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")
@@ -61,3 +65,16 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     work = Workspace(recipe, out, reader, target, ledger)
     work.log("start", name=recipe.name, seed=recipe.seed)
     return work
+
+
+def _loaded(path: Path) -> Image.Image:
+    """The bundle's way to read a file; what it refuses may be left out of a data set."""
+    try:
+        return preprocess.load(path)
+    except DeployError as error:
+        raise ImageError(str(error)) from None
+
+
+def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
+    """What masks and boxes have to follow."""
+    return Geometry(preprocessing.seen(image), preprocessing.size)
