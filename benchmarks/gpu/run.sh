@@ -31,7 +31,10 @@ else
   echo "niwaki: hypothesis is not installed, so the property tests do not run; the outputs are checked before timing."
 fi
 timeout "$(left)" "$python" -m benchmarks.gpu.kernels --out "$out"
-if [ -f benchmarks/gpu/latency.py ] && [ $((end - SECONDS)) -gt 30 ]; then
-  timeout "$(left)" "$python" benchmarks/gpu/latency.py --seconds "$(left)" || echo "niwaki: latency.py failed or ran out of time."
+if [ $((end - SECONDS)) -gt 30 ]; then
+  timeout "$(left)" "$python" -m benchmarks.gpu.latency --seconds "$(left)" --out "${out%.json}-latency.json" ||
+    echo "niwaki: latency.py failed or ran out of time."
+else
+  echo "niwaki: no time is left for latency.py; run it by itself."
 fi
 echo "niwaki: measured in $SECONDS s: $out"
