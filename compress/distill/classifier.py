@@ -71,9 +71,11 @@ def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, 
 
 
 def projection(model: nn.Module) -> nn.Parameter | None:
-    """P, shape (D, D_student), where the classifier is behind one."""
-    own = model.get_submodule(classifier_name(model))
-    return own.get_parameter("parametrizations.weight.original") if parametrize.is_parametrized(own, "weight") else None
+    """P, shape (D, D_student), where the classifier is behind one; detectors and segmenters have no classifier."""
+    own = next((m for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
+    if own is None or not parametrize.is_parametrized(own, "weight"):
+        return None
+    return own.get_parameter("parametrizations.weight.original")
 
 
 def fold_classifier(student: nn.Module) -> None:
