@@ -6,17 +6,17 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.calibration import Calibrated
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.files import sha256
-from deploy.onnxfile import PRECISION, SOURCE, metadata, missing, quiet, read, write
+from deploy.onnxfile import SOURCE, metadata, missing, quiet, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from deploy.engines.base import Engine
 
-SAMPLES = 300
-KEPT = "niwaki.kept_fp32"
 _RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -46,7 +44,7 @@ def int8_from_fp32(
         DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
         MissingDependency: NNCF is not installed.
     """
-    source = _Source.read(src, calibration, seed)
+    source = Calibrated.read(src, calibration, seed, "int8")
     nncf, options = _nncf(source.model, keep_fp32)
     # Symmetric (zero-points 0): ONNX Runtime is fast only while whole int8 chains fuse.
     # One thread, batch 1, ms: ResNet-20 0.43 -> 0.30, with the additions left in fp32 0.58; MobileNetV2
@@ -54,10 +52,10 @@ def int8_from_fp32(
     # Another processor judges otherwise: deploy.int8.fastest_int8 measures.
     with quiet():
         try:
-            quantised = nncf.quantize(source.model, source.dataset(nncf), subset_size=len(source.images), **options)
+            quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
         except Exception as error:  # NNCF and the runtime it calibrates with share no base class
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
-    return source.write(quantised, dst, keep_fp32)
+    return source.write(quantised, dst, "int8", keep_fp32)
 
 
 def int8_with_accuracy_control(
@@ -82,7 +80,7 @@ def int8_with_accuracy_control(
     """
     if max_drop < 0:
         raise DeployError(f"max_drop is {max_drop}; give 0 or more.")
-    source = _Source.read(src, calibration, seed)
+    source = Calibrated.read(src, calibration, seed, "int8")
     with load_engine(source.path) as engine:
         dense = float(measure(engine))
     if dense <= 0:  # NNCF divides by it
@@ -101,8 +99,8 @@ def int8_with_accuracy_control(
         try:
             quantised = nncf.quantize_with_accuracy_control(
                 source.model,
-                source.dataset(nncf),
-                source.dataset(nncf),
+                _dataset(nncf, source),
+                _dataset(nncf, source),
                 validate,
                 max_drop=max_drop,
                 subset_size=len(source.images),
@@ -113,7 +111,7 @@ def int8_with_accuracy_control(
             raise
         except Exception as error:  # as above
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
-    return source.write(quantised, dst, keep_fp32)
+    return source.write(quantised, dst, "int8", keep_fp32)
 
 
 def operators(model: onnx.ModelProto, kind: str) -> list[str]:
@@ -147,38 +145,6 @@ KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = Map
 convolution, and what joins two branches."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An fp32 file and the images it is calibrated with."""
-
-    path: Path
-    model: onnx.ModelProto
-    images: list[np.ndarray]
-    name: str
-
-    @classmethod
-    def read(cls, src: Path, calibration: Sequence[np.ndarray], seed: int) -> _Source:
-        src = Path(src)
-        model = read(src)
-        props = metadata(model)
-        if props.get(PRECISION, "fp32") != "fp32":
-            raise DeployError(f"{src} is {props[PRECISION]}; make the int8 file from the fp32 one.")
-        weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        if len(inputs) != 1:
-            raise DeployError(f"{src} has {len(inputs)} inputs; only a model with one can be calibrated.")
-        return cls(src, model, _images(calibration, inputs[0], seed), inputs[0].name)
-
-    def dataset(self, nncf: Any) -> Any:
-        return nncf.Dataset(self.images, lambda image: {self.name: image})
-
-    def write(self, quantised: onnx.ModelProto, dst: Path, kept: Sequence[str]) -> Path:
-        props = {**metadata(self.model), PRECISION: "int8", SOURCE: sha256(self.path)}
-        if kept:
-            props[KEPT] = ",".join(kept)
-        return write(quantised, Path(dst), props)
-
-
 def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """NNCF and the options that every quantisation here takes."""
     names = sorted({name for kind in keep_fp32 for name in operators(model, kind) if name})
@@ -196,6 +162,10 @@ def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[s
             activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
         ),
     }
+
+
+def _dataset(nncf: Any, source: Calibrated) -> Any:
+    return nncf.Dataset(source.images, lambda image: {source.name: image})
 
 
 def signed_from_unsigned(src: Path, dst: Path) -> Path:
@@ -261,28 +231,6 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed: int) -> list[np.ndarray]:
-    """Single images (1, C, H, W), at most ``SAMPLES``, drawn with ``seed`` and in their first order."""
-    want = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)[1:]
-    images: list[np.ndarray] = []
-    for array in calibration:
-        batch = array[None] if array.ndim == len(want) else array
-        if batch.shape[1:] != want or batch.dtype != np.float32:
-            raise DeployError(
-                f"A calibration array is {array.dtype}{list(array.shape)}; "
-                f"the model's input {value.name!r} takes float32[N, {', '.join(map(str, want))}]."
-            )
-        if not np.isfinite(batch).all():
-            raise DeployError("A calibration array holds NaN or infinity; check the preprocessing.")
-        images.extend(np.ascontiguousarray(batch[i : i + 1]) for i in range(len(batch)))
-    if not images:
-        raise DeployError("The calibration holds 0 images; give at least one, better a hundred.")
-    if len(images) <= SAMPLES:
-        return images
-    drawn = np.random.default_rng(seed).choice(len(images), SAMPLES, replace=False)
-    return [images[i] for i in sorted(drawn.tolist())]
 
 
 @contextmanager

@@ -14,10 +14,12 @@ from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.stages import Outcome
 from compress.ui import StageView
 from compress.workspace import Workspace
+from deploy.calibration import KEPT
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.export import export_onnx, parity
 from deploy.lowering import lowered
+from deploy.onnxwire import scan
 from deploy.precision import fp16_from_fp32
 from deploy.quantize import int8_from_fp32, signed_from_unsigned
 
@@ -30,6 +32,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
     recipe, out = work.recipe, work.out
     variants = variants_of(recipe)
     found: dict[str, list[dict[str, float]]] = {}
+    notes: list[str] = []
     for done, variant in enumerate(variants):
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
@@ -38,7 +41,11 @@ def export(work: Workspace, view: StageView) -> Outcome:
             about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
             export_onnx(module, work.example, path, output_name=names, metadata=about)
         elif variant.precision == "fp16":
-            fp16_from_fp32(fp32, path)
+            fp16_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
+            if kept := scan(path).properties.get(KEPT):
+                named = kept.split(",")
+                more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+                notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
         else:
             int8_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
             signed_from_unsigned(path, path.with_suffix(".trt.onnx"))
@@ -58,7 +65,8 @@ def export(work: Workspace, view: StageView) -> Outcome:
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
         view.notes.append(f"int8 at {snr['int8']:.1f} dB")
-    return Outcome({f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()})
+    metrics = {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
+    return Outcome(metrics, None, tuple(notes))
 
 
 def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:

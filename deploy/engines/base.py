@@ -39,7 +39,7 @@ class Engine(ABC):
     Attributes:
         name: what a table calls it, usually the file's name without its ending.
         runtime: which library runs it, a key of ``deploy.engines.ENGINES``.
-        precision: ``fp32``, ``fp16``, ``int8``, or ``unknown`` where the file does not say.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``unknown`` where the file does not say.
         inputs: the tensors ``run`` asks for, by name.
         outputs: the tensors ``run`` gives, by name.
         path: the file it was loaded from, where there is one.
@@ -102,7 +102,7 @@ def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
     stated = metadata.get("niwaki.precision")
     if stated is not None:
         return stated
-    return next((part for part in path.name.split(".") if part in ("fp32", "fp16", "int8")), "unknown")
+    return next((part for part in path.name.split(".") if part in ("fp32", "fp16", "bf16", "int8")), "unknown")
 
 
 def first_line(error: Exception) -> str:
