@@ -156,6 +156,7 @@ class DeployRecipe(Part):
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm[1-9][0-9]{1,2}$")], ...] = ("sm86", "sm89")
     calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 200
+    accuracy_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"

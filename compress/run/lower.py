@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,18 +13,21 @@ import torch
 
 import deploy
 from compress.files import write_text
+from compress.run.measure import measured
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.stages import Outcome
+from compress.train import TASKS
 from compress.ui import StageView
 from compress.workspace import Workspace
 from deploy.calibration import KEPT
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.export import export_onnx, parity
+from deploy.int8 import fastest_int8, lint_qdq
 from deploy.lowering import lowered
 from deploy.onnxwire import scan
 from deploy.precision import fp16_from_fp32
-from deploy.quantize import int8_from_fp32, signed_from_unsigned
+from deploy.quantize import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
 
 BATCHES = (1, 2, 5)
 FP32_PARITY = 1e-4
@@ -33,6 +39,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
     variants = variants_of(recipe)
     found: dict[str, list[dict[str, float]]] = {}
     notes: list[str] = []
+    metrics: dict[str, float] = {}
     for done, variant in enumerate(variants):
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
@@ -47,11 +54,12 @@ def export(work: Workspace, view: StageView) -> Outcome:
                 more = f" and {len(named) - 5} more" if len(named) > 5 else ""
                 notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
         else:
-            int8_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
-            signed_from_unsigned(path, path.with_suffix(".trt.onnx"))
+            metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
         with load_engine(path, threads=recipe.deploy.threads) as engine:
             _check_finite(work, engine, variant)
             found[variant.name] = parity(module, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
+        if variant.model == "student":
+            metrics[f"val_accuracy_{variant.name}"] = _quality(work, path)
     view.advance(len(variants), len(variants), "")
     worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in found.items()}
     snr = {n: min(p["snr_db"] for p in rows) for n, rows in found.items()}
@@ -65,8 +73,48 @@ def export(work: Workspace, view: StageView) -> Outcome:
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
         view.notes.append(f"int8 at {snr['int8']:.1f} dB")
-    metrics = {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
+    metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
     return Outcome(metrics, None, tuple(notes))
+
+
+def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
+    """Writes the int8 file that is fastest here, and the signed one; its share of the time of fp32."""
+    recipe, images = work.recipe, _calibration(work)
+    choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=recipe.deploy.threads)
+    notes.append(f"int8: {choice}")
+    signed = path.with_suffix(".trt.onnx")
+    if (drop := recipe.deploy.accuracy_drop) is not None:
+        # Over what is kept for speed, layers are given back until validation images are told apart well enough.
+        int8_with_accuracy_control(
+            fp32,
+            path,
+            images,
+            lambda engine: _of_engine(work, engine),
+            max_drop=drop,
+            seed=recipe.seed,
+            keep_fp32=choice.kept,
+        )
+        signed_from_unsigned(path, signed)
+    elif choice.kept:
+        # What is slow in int8 on this processor is not slow on a GPU: the engine for it gets everything in int8.
+        with TemporaryDirectory() as folder:
+            whole = int8_from_fp32(fp32, Path(folder) / path.name, images, seed=recipe.seed)
+            signed_from_unsigned(whole, signed)
+    else:
+        signed_from_unsigned(path, signed)
+    odd = Counter((finding.what, finding.why) for finding in lint_qdq(path))
+    notes.extend(f"int8: {count} x {what} ({why})" for (what, why), count in odd.items())
+    return choice.ratio
+
+
+def _quality(work: Workspace, path: Path) -> float:
+    """What the task is selected by, of a file on validation data."""
+    with load_engine(path, threads=torch.get_num_threads()) as engine:
+        return _of_engine(work, engine)
+
+
+def _of_engine(work: Workspace, engine: deploy.Engine) -> float:
+    return measured(work, engine, "val")[TASKS[work.target.task].selects]
 
 
 def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:

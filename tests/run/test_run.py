@@ -135,6 +135,17 @@ def test_the_record_holds_every_engine(out):
         assert 0 <= record.accuracy <= 1
 
 
+def test_the_export_stage_says_what_each_precision_costs(out):
+    from compress.ledger import Ledger
+
+    stage = next(s for s in Ledger.read(out / "ledger.json").stages if s.name == "export")
+    for name in ("distilled", "distilled-fp16", "int8"):
+        assert 0 <= stage.metrics[f"val_accuracy_{name}"] <= 1
+    assert stage.metrics["int8_time_of_fp32"] > 0
+    said = next(note for note in stage.notes if note.startswith("int8: ") and " of the time of fp32" in note)
+    assert ("int8 is no faster here" in said) == (stage.metrics["int8_time_of_fp32"] > 1)
+
+
 def test_the_log_is_one_json_document_a_line(out):
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["event"] == "start"
