@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compress.cli_bundle import JsonFlag, build, describe, predict, sign
+
 if TYPE_CHECKING:
     from deploy.records import Bench, Record
 
@@ -28,7 +30,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+for command in (predict, build, sign):
+    app.command()(command)
 
 
 @app.command("run")
@@ -106,26 +109,6 @@ def inspect_command(
 
 
 @app.command()
-def predict(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
-    as_json: JsonFlag = False,
-) -> None:
-    """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
-    import deploy
-
-    with deploy.load(bundle, threads=threads) as engine:
-        found = engine.predict(images)
-    if as_json:
-        # A mask is an array: rows of class indices.
-        print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
-        return
-    for item in found:
-        print(f"{item['file']}: {_found(item)}")
-
-
-@app.command()
 def gate(
     record: Annotated[Path, typer.Argument(help="A bench.json.")],
     baseline: Annotated[Path, typer.Option(help="The bench.json to hold it against.")],
@@ -195,8 +178,22 @@ def report(
 
 
 @app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """Say what is installed, what works here, and how to get what is missing."""
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what is installed, what works here, and how to get what is missing; or what runs a bundle here."""
+    if bundle is not None:
+        about = describe(bundle)
+        if as_json:
+            print(json.dumps(about, indent=1))
+            return
+        shown = Table(box=None, pad_edge=False, show_header=False)
+        for key, value in about.items():
+            said = ", ".join(value) if isinstance(value, list) else value
+            shown.add_row(key, escape(str(said or "–")))
+        _console().print(shown)
+        return
     from compress.doctor import diagnose, render
 
     checks = diagnose()
@@ -296,21 +293,6 @@ def _need_torch(command: str, packages: tuple[str, ...]) -> None:
 
 def _console() -> Console:
     return Console(highlight=False)
-
-
-def _found(item: dict[str, Any]) -> str:
-    """One image's prediction in a line."""
-    if "boxes" in item:
-        rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
-        return "; ".join(rows) or "nothing"
-    if "mask" in item:
-        import numpy as np
-
-        indices, counts = np.unique(item["mask"], return_counts=True)
-        return ", ".join(
-            f"class {i} on {100 * c / item['mask'].size:.1f} %" for i, c in zip(indices, counts, strict=True)
-        )
-    return f"{item['class']} ({100 * item['probability']:.1f} %)"
 
 
 def _short(value: Any) -> str:

@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploy.bench import Record, benchmark
+    from deploy.building import build_engine
     from deploy.bundle import Bundle, load
     from deploy.engines.base import Engine
     from deploy.gating import gate
+    from deploy.signing import sign, verify
 
-__all__ = ["Bundle", "Engine", "Record", "benchmark", "gate", "load"]
+__all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "load", "sign", "verify"]
 
 _HOME = {
     "Bundle": "deploy.bundle",
     "Engine": "deploy.engines.base",
     "Record": "deploy.bench",
     "benchmark": "deploy.bench",
+    "build_engine": "deploy.building",
     "gate": "deploy.gating",
     "load": "deploy.bundle",
+    "sign": "deploy.signing",
+    "verify": "deploy.signing",
 }
 
 

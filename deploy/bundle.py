@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deploy import preprocess
-from deploy.engines import load_engine
+from deploy.building import choose
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.manifest import Manifest, read_manifest, write_bundle
@@ -30,10 +30,12 @@ class Bundle(Engine):
         classes: their names, in the order of the network's outputs.
         preprocessing: how an image becomes the network's input.
         manifest: everything else the bundle says about itself.
+        why: which file runs by which runtime, why that one, and what was passed over.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, engine: Engine) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, engine: Engine, why: str = "") -> None:
         self.manifest = manifest
+        self.why = why
         self.classes = manifest.classes
         self.preprocessing = manifest.preprocessing
         self._engine = engine
@@ -43,34 +45,45 @@ class Bundle(Engine):
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self.path = engine.path
+        # An engine of TensorRT takes no more images at once than it was built for.
+        self._batch = min(_BATCH, getattr(engine, "profile", (1, 1, _BATCH))[2])
 
     @classmethod
     def load(
-        cls, path: str | Path, *, precision: str | None = None, threads: int = 1, runtime: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        precision: str | None = None,
+        threads: int = 1,
+        runtime: str | None = None,
+        trusted_key: str | Path | None = None,
     ) -> Self:
-        """Verify the bundle at ``path``, every file of it, and load one of its models.
+        """Verify the bundle at ``path``, every file of it, and load what runs it best on this machine.
+
+        That is an engine in its folder ``engines`` that was built for the GPU here, else ONNX Runtime's CUDA
+        provider where it starts, else the CPU; ``why`` tells which and for what reason.
 
         Args:
             path: the folder.
-            precision: which model; by default the one the bundle prefers.
-            threads: how many threads one run may use; 0 lets the runtime choose.
-            runtime: a key of ``deploy.engines.ENGINES``; by default the file's ending decides.
+            precision: which model; by default the one the bundle prefers, or the one of the engine for the GPU here.
+            threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
+            runtime: a key of ``deploy.engines.ENGINES``; by default the best here.
+            trusted_key: a PEM file with an Ed25519 public key, whose owner has to have signed the bundle.
 
         Raises:
-            DeployError: the folder is no bundle, a file of it is missing or altered, or its parts do not fit.
+            DeployError: the folder is no bundle, a file of it is missing or altered, its parts do not fit, it is not
+                signed as asked, or nothing in it runs as asked.
+            MissingDependency: the runtime that was asked for, or every one, is not installed or finds no GPU.
         """
         folder = Path(path)
-        manifest = read_manifest(folder)
-        chosen = manifest.default if precision is None else precision
-        if chosen not in manifest.models:
-            raise DeployError(f"{folder} has no {chosen} model; it has {', '.join(sorted(manifest.models))}.")
-        engine = load_engine(folder / manifest.models[chosen].file, threads=threads, runtime=runtime)
+        manifest = read_manifest(folder, trusted_key=None if trusted_key is None else Path(trusted_key))
+        engine, why = choose(folder, manifest, precision, runtime, threads, signed=trusted_key is not None)
         try:
             _check_fit(folder, manifest, engine)
         except DeployError:
             engine.close()
             raise
-        return cls(folder, manifest, engine)
+        return cls(folder, manifest, engine, why)
 
     def predict(self, images: Sequence[str | Path | Image.Image], *, top: int = 5) -> list[dict[str, Any]]:
         """What the network finds in ``images``, files or Pillow images.
@@ -91,8 +104,8 @@ class Bundle(Engine):
             raise DeployError(f"top is {top}; ask for 1 class or more.")
         (name,) = self.inputs
         found: list[dict[str, Any]] = []
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
+        for start in range(0, len(images), self._batch):
+            part = images[start : start + self._batch]
             opened = [_open(image) for image in part]
             outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
             rows = self._interpreted(outputs, opened, top)
@@ -146,9 +159,16 @@ class Bundle(Engine):
         return {**ranked[0], "top": ranked}
 
 
-def load(path: str | Path, *, precision: str | None = None, threads: int = 1, runtime: str | None = None) -> Bundle:
-    """Verify and load the bundle at ``path``; see :meth:`Bundle.load`."""
-    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime)
+def load(
+    path: str | Path,
+    *,
+    precision: str | None = None,
+    threads: int = 1,
+    runtime: str | None = None,
+    trusted_key: str | Path | None = None,
+) -> Bundle:
+    """Verify the bundle at ``path`` and load what runs it best on this machine; see :meth:`Bundle.load`."""
+    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trusted_key=trusted_key)
 
 
 def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:

@@ -8,15 +8,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deploy.calibration_summary import Calibration
 from deploy.errors import DeployError
 from deploy.files import sha256, share
 from deploy.postprocess import Postprocessing, Segmentation, SsdDetection
 from deploy.preprocess import Preprocessing
 from deploy.records import explain, versions_info
+from deploy.signing import check
 
 MANIFEST = "manifest.json"
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -32,8 +35,26 @@ class BundledFile(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Weights(BaseModel):
+    """Where the pretrained weights came from: their name, and the SHA-256 of the file where there was one."""
+
+    model_config = _STRICT
+
+    source: str
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
 class Manifest(BaseModel):
-    """What ``manifest.json`` says; ``models`` maps a precision to its file."""
+    """What ``manifest.json`` says.
+
+    Attributes:
+        models: precision to its file; ``default`` is the one that is loaded when none is named.
+        tensorrt: precision to the file that TensorRT builds from, where that is another one (signed int8).
+        cpu_runtime: what runs it on a CPU where both are installed: what its figures were measured with, or the faster.
+        metrics: its quality, ``latency``: its speed, ``calibration``: what its int8 model was calibrated with.
+        licence: of the weights, an SPDX expression or words; None where nobody stated it.
+        weights: what training began from; ``provenance``: the rest of where it comes from.
+    """
 
     # Left alone pydantic writes NaN as null without a word; kept, it is refused when the manifest is written.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -42,11 +63,16 @@ class Manifest(BaseModel):
     task: str
     default: str
     models: dict[str, BundledFile] = Field(min_length=1)
+    tensorrt: dict[str, BundledFile] = Field(default_factory=dict)
+    cpu_runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     preprocessing: Preprocessing
     postprocessing: Postprocessing | None = None
     classes: tuple[str, ...] = Field(min_length=1)
     metrics: dict[str, Any] = Field(default_factory=dict)
     latency: dict[str, Any] = Field(default_factory=dict)
+    calibration: Calibration | None = None
+    licence: str | None = None
+    weights: Weights | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -54,6 +80,8 @@ class Manifest(BaseModel):
     def _has_default(self) -> Self:
         if self.default not in self.models:
             raise ValueError(f"the default {self.default!r} is not among the models {sorted(self.models)}")
+        if set(self.tensorrt) - set(self.models):
+            raise ValueError(f"tensorrt has {sorted(self.tensorrt)}, of which not all are among the models")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
         wanted = {"detection": SsdDetection, "segmentation": Segmentation}.get(self.task)
@@ -74,6 +102,11 @@ def write_bundle(
     metrics: Mapping[str, Any],
     latency: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    tensorrt: Mapping[str, Path] = MappingProxyType({}),
+    cpu_runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
+    calibration: Calibration | None = None,
+    licence: str | None = None,
+    weights: Weights | None = None,
 ) -> Path:
     """Write a bundle to ``folder``, whole or not at all; an older bundle there is replaced.
 
@@ -88,6 +121,11 @@ def write_bundle(
         metrics: what was measured about its quality; JSON values.
         latency: what was measured about its speed; JSON values.
         provenance: where it comes from; JSON values.
+        tensorrt: precision to the ONNX file that TensorRT builds from, where it is not that of ``models``.
+        cpu_runtime: which runtime goes first on a CPU.
+        calibration: what the int8 model was calibrated with.
+        licence: of the weights, an SPDX expression or words.
+        weights: what training began from.
 
     Raises:
         DeployError: a model file is missing, the parts do not fit, or ``folder`` holds something else.
@@ -104,16 +142,22 @@ def write_bundle(
     new.mkdir()
     try:
         items = {precision: _copy(source, new, precision) for precision, source in models.items()}
+        signed = {precision: _copy(source, new, precision, ".trt") for precision, source in tensorrt.items()}
         try:
             manifest = Manifest(
                 task=task,
                 default=default,
                 models=items,
+                tensorrt=signed,
+                cpu_runtime=cpu_runtime,
                 preprocessing=preprocessing,
                 postprocessing=postprocessing,
                 classes=tuple(classes),
                 metrics=dict(metrics),
                 latency=dict(latency),
+                calibration=calibration,
+                licence=licence,
+                weights=weights,
                 provenance=dict(provenance),
                 versions=versions_info(),
             )
@@ -129,12 +173,12 @@ def write_bundle(
     return folder
 
 
-def _copy(source: Path, folder: Path, precision: str) -> BundledFile:
+def _copy(source: Path, folder: Path, precision: str, kind: str = "") -> BundledFile:
     if not Path(source).is_file():
         raise DeployError(f"There is no {precision} model at {source}; export it first.")
     if not re.fullmatch(r"[a-z0-9]+", precision):
         raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
-    target = folder / f"model.{precision}.onnx"
+    target = folder / f"model.{precision}{kind}.onnx"
     shutil.copyfile(source, target)
     return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
 
@@ -152,22 +196,30 @@ def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
         raise
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, trusted_key: Path | None = None) -> Manifest:
     """Read the manifest of the bundle at ``folder`` and verify every file it names.
 
+    Args:
+        folder: the bundle.
+        trusted_key: a PEM file with the Ed25519 public key whose owner has to have signed the manifest.
+
     Raises:
-        DeployError: the folder is no bundle, its format is unknown, or a file is missing or altered.
+        DeployError: the folder is no bundle, its format is unknown, a file is missing or altered, or the signature is.
+        MissingDependency: a key is given and the package cryptography is not installed.
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        if trusted_key is not None:
+            check(folder, content, trusted_key)
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise DeployError(
             f"{folder} is not a bundle: its {MANIFEST} cannot be read ({error.strerror}); check the path."
         ) from error
     except ValidationError as error:
         raise DeployError(f"{path} is not a bundle's manifest ({explain(error)}); make the bundle again.") from error
-    for item in manifest.models.values():
+    for item in (*manifest.models.values(), *manifest.tensorrt.values()):
         _verify(folder, item)
     return manifest
 

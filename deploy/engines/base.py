@@ -33,7 +33,23 @@ class TensorSpec:
         )
 
 
-class Engine(ABC):
+class Closing(ABC):
+    """Something that holds what has to be given back; ``with`` does so."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held; closing twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Engine(Closing):
     """Something that runs a network.
 
     Attributes:
@@ -64,18 +80,6 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run on feeds that were checked."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free what the runtime holds; closing twice is harmless."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
         if set(feeds) != set(self.inputs):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from deploy.engines.base import Closing
 from deploy.errors import DeployError, MissingDependency
 
 
-class Cuda:
+class Cuda(Closing):
     """One stream on the current GPU and the device memory that was taken through it.
 
     Args:
@@ -79,14 +79,6 @@ class Cuda:
         if self._stream is not None:
             self._call("cudaStreamDestroy", self._stream)
             self._stream = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         error, *values = getattr(self._api, function)(*arguments)

@@ -61,12 +61,11 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     write_text(sidecar_of(path), sidecar.model_dump_json(indent=2) + "\n")
 
 
-def read_sidecar(path: Path) -> Sidecar:
-    """Read what the sidecar of the engine at ``path`` says and hold the engine's file against it.
+def described(path: Path) -> Sidecar:
+    """What the sidecar of the engine at ``path`` says, before the engine itself is read.
 
     Raises:
-        DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
-            describes, its own header says something else, or the ONNX file beside it has changed since.
+        DeployError: the engine or its sidecar is missing, or the sidecar is damaged or describes another file.
     """
     if not path.is_file():
         raise DeployError(f"There is no engine at {path}; build it first.")
@@ -80,9 +79,20 @@ def read_sidecar(path: Path) -> Sidecar:
         ) from error
     except ValidationError as error:
         raise DeployError(f"{beside} is not an engine's sidecar ({explain(error)}); build the engine again.") from error
-    size = path.stat().st_size
     if sidecar.engine != path.name:
         _refuse(path, f"its sidecar describes {sidecar.engine}")
+    return sidecar
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read what the sidecar of the engine at ``path`` says and hold the engine's file against it.
+
+    Raises:
+        DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
+            describes, its own header says something else, or the ONNX file beside it has changed since.
+    """
+    sidecar = described(path)
+    size = path.stat().st_size
     if size != sidecar.bytes:
         _refuse(path, f"it has {size} bytes instead of {sidecar.bytes}", "copy it again, or build it again")
     if sha256(path) != sidecar.engine_sha256:
@@ -102,10 +112,18 @@ def check_here(path: Path, sidecar: Sidecar, *, runtime: str, version: str, targ
     """
     if sidecar.runtime != runtime:
         _refuse(path, f"it is for {sidecar.runtime} and {runtime} was asked to run it")
-    if sidecar.version != version:
-        _refuse(path, f"it was built by {sidecar.runtime} {sidecar.version} and {version} is installed")
-    if sidecar.target != target:
-        _refuse(path, f"it was built for {sidecar.target} and the GPU here is {target}")
+    fault = unfit(sidecar.runtime, sidecar.version, sidecar.target, version=version, target=target)
+    if fault is not None:
+        _refuse(path, fault)
+
+
+def unfit(runtime: str, built_by: str, built_for: str, *, version: str, target: str) -> str | None:
+    """Why an engine of ``runtime`` does not run where ``version`` is installed and the GPU is ``target``, if so."""
+    if built_by != version:
+        return f"it was built by {runtime} {built_by} and {version} is installed"
+    if built_for != target:
+        return f"it was built for {built_for} and the GPU here is {target}"
+    return None
 
 
 def _check_header(path: Path, sidecar: Sidecar) -> None:
