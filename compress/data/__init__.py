@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from compress.data.augment import check
 from compress.data.coco import coco_boxes
 from compress.data.digits import handwritten_digits, rendered_digits
+from compress.data.files import shared
 from compress.data.folder import image_folder
 from compress.data.function import from_function
 from compress.data.images import Boxes, ImageData, ImageReader, Split
@@ -39,7 +41,8 @@ MAKERS: dict[type, Callable[..., ImageData]] = {
 
 def load(recipe: DataRecipe, reader: ImageReader, seed: int) -> ImageData:
     """Makes the data that a recipe asks for; raises DataError when it is missing, empty or damaged."""
-    return MAKERS[type(recipe)](recipe, reader, seed)
+    found = MAKERS[type(recipe)](recipe, reader, seed)
+    return replace(found, notes=(*shared(found), *found.notes))
 
 
 __all__ = ["MAKERS", "Boxes", "ImageData", "ImageReader", "Split", "check", "load"]

@@ -98,7 +98,7 @@ def fitting(scene: Scene, size: tuple[int, int], left_out: LeftOut) -> Boxes:
         if not all(math.isfinite(v) for v in box) or x2 < x1 or y2 < y1:
             raise DataError(f"{scene.where} has the box {tuple(box)}, whose corners are no box; mend it.")
         if x2 == x1 or y2 == y1:
-            left_out.flat.append(scene.where)
+            left_out.flat.append(scene.path.name or scene.where)
             continue
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1])))
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
@@ -106,7 +106,7 @@ def fitting(scene: Scene, size: tuple[int, int], left_out: LeftOut) -> Boxes:
                 f"{scene.where} has the box {tuple(box)} outside its image of {size[0]}x{size[1]} pixels; mend it."
             )
         if inside != tuple(box):
-            left_out.cut.append(scene.where)
+            left_out.cut.append(scene.path.name or scene.where)
         boxes.append(inside)
         labels.append(label)
     return Boxes(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))

@@ -69,7 +69,7 @@ def coco_boxes(recipe: CocoData, reader: ImageReader, seed: int) -> ImageData:
             )
     classes = tuple(categories[key] for key in sorted(categories))
     scenes = {"train": train, "val": val, "test": test}
-    return with_boxes(classes, scenes, reader, Unreadable(recipe.unreadable), left_out)
+    return with_boxes(classes, scenes, reader, Unreadable(recipe.unreadable, root), left_out)
 
 
 def _read(root: Path, split: CocoSplit, left_out: LeftOut) -> tuple[dict[int, str], list[Scene]]:

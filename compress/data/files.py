@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from compress.data.images import CACHE_BYTES, ImageReader
+from compress.data.images import CACHE_BYTES, ImageData, ImageReader
 from compress.errors import DataError, ImageError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -68,14 +68,17 @@ class Unreadable:
 
     Args:
         limit: how many may be left out in all.
+        root: what the notes' names are relative to: a ledger names no folder of a machine.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, root: Path | None = None) -> None:
+        self.limit, self.root = limit, root
         self.names: list[str] = []
 
-    def add(self, name: object, error: ImageError) -> None:
+    def add(self, name: Path | str, error: ImageError) -> None:
         """Counts one file; raises DataError when it is one too many."""
+        if isinstance(name, Path) and self.root is not None and name.is_relative_to(self.root):
+            name = name.relative_to(self.root)
         self.names.append(str(name))
         if len(self.names) > self.limit:
             raise DataError(
@@ -112,6 +115,16 @@ def read_all(
     if not kept:
         raise DataError(f"{where} gives no image that can be read; add some.")
     return images, kept
+
+
+def shared(data: ImageData) -> tuple[str, ...]:
+    """A note where the test split shares files with training, which makes its figures too good."""
+    train, test = (getattr(data.splits.get(name), "images", None) for name in ("train", "test"))
+    if not isinstance(train, FileImages) or not isinstance(test, FileImages):
+        return ()
+    common = sorted({p.resolve() for p in train.paths} & {p.resolve() for p in test.paths})
+    names = [f"{path.parent.parent.name}/{path.parent.name}/{path.name}" for path in common]
+    return (f"{len(names)} image(s) of test are in train too: {first(names)}.",) if names else ()
 
 
 def existing(folder: Path, key: str) -> Path:

@@ -33,7 +33,7 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
     else:
         names = [root / recipe.train / name for name in classes]
         train, val = held_out(train, [label for _, label in train], names, recipe.val)
-    unreadable, splits = Unreadable(recipe.unreadable), {}
+    unreadable, splits = Unreadable(recipe.unreadable, root), {}
     for name, items in (("train", train), ("val", val), ("test", test)):
         images, labels = read_all(items, reader, unreadable, f"{root}, split {name},")
         splits[name] = Split(images, torch.tensor(labels), reader)

@@ -67,7 +67,7 @@ def image_masks(recipe: MasksData, reader: ImageReader, seed: int) -> ImageData:
     """
     root = Path(recipe.path)
     classes = _named(root / recipe.classes) if isinstance(recipe.classes, str) else recipe.classes
-    codes, unreadable = Codes(classes, recipe.ignore_index), Unreadable(recipe.unreadable)
+    codes, unreadable = Codes(classes, recipe.ignore_index), Unreadable(recipe.unreadable, root)
     pairs = {"train": _pairs(root, recipe.train), "test": _pairs(root, recipe.test)}
     if isinstance(recipe.val, float):
         folder, train = root / recipe.train.images, pairs["train"]

@@ -41,7 +41,7 @@ def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
         names = [f"The class '{name}' of {root / recipe.train}" for name in classes]
         labels = [label for _, label in items["train"]]
         items["train"], items["val"] = held_out(items["train"], labels, names, recipe.val)
-    unreadable, splits = Unreadable(recipe.unreadable), {}
+    unreadable, splits = Unreadable(recipe.unreadable, root), {}
     for split in ("train", "val", "test"):
         images, kept = read_all(items[split], reader, unreadable, f"{root}, split {split},")
         splits[split] = Split(images, torch.tensor(kept), reader)

@@ -62,7 +62,7 @@ def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
             plain = [o for o in objects if not o.difficult]
             path = images.get(name, root / recipe.images / f"{name}.jpg")
             scenes[split].append(Scene(path, where, size, [o.box for o in plain], [index[o.name] for o in plain]))
-    return with_boxes(classes, scenes, reader, Unreadable(recipe.unreadable), left_out)
+    return with_boxes(classes, scenes, reader, Unreadable(recipe.unreadable, root), left_out)
 
 
 def _lists(root: Path, asked: str | None) -> Path:

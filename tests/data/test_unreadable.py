@@ -6,18 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
 
-from compress import data
+from compress import data, stages
 from compress.data import files, images
 from compress.data.images import ImageReader
 from compress.data.loader import Feed
 from compress.errors import DataError, ImageError
+from compress.ledger import Ledger, StageEntry
+from compress.recipe import load_recipe
 from compress.recipe_data import DataRecipe
-from compress.run.prepare import _loaded
+from compress.run.prepare import _loaded, prepare
+from compress.ui import StageView, Ui
 from deploy.preprocess import Preprocessing
 
+ROOT = Path(__file__).resolve().parents[2]
 READER = ImageReader(_loaded, Preprocessing(size=(16, 16)))
 
 
@@ -103,7 +109,8 @@ def test_unreadable_images_are_left_out_counted_and_named(make, tmp_path):
     assert sum(map(len, found.splits.values())) == whole - 2
     (note,) = [n for n in found.notes if "unreadable" in n]
     assert note.startswith("2 unreadable image(s) were left out: ")
-    assert all(str(path) in note for path in damaged)
+    assert all(str(path.relative_to(tmp_path)) in note for path in damaged)
+    assert str(tmp_path) not in note
 
 
 def test_targets_stay_with_their_images(tmp_path):
@@ -164,3 +171,32 @@ def test_only_the_first_gigabyte_is_kept(tmp_path, monkeypatch):
     assert len(train.images._kept) == 3
     assert len(train.images) == 8
     assert torch.equal(train.inputs(0, 8), torch.cat([train.inputs(k, k + 1) for k in range(8)]))
+
+
+def test_what_was_left_out_is_in_the_ledger(tmp_path):
+    recipe, damaged = folder(tmp_path / "data")
+    damaged[0].write_text("no image")
+    raw = yaml.safe_load((ROOT / "recipes/digits.yaml").read_text())
+    raw |= {"target": {**recipe, "unreadable": 1}, "twin": False}
+    raw["source"]["data"]["images"] = 200
+    raw["model"]["arguments"] |= {"depth": 8, "width": 8}
+    raw["prune"] |= {"round_to": 4, "min_kept": 4, "budget": {"macs": 0.6}}
+    for part in (raw["source"]["train"], raw["transfer"], raw["distill"]):
+        part |= {"epochs": 1, "batch_size": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    work = prepare(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", Ui(Console(quiet=True), "quiet"), False)
+    for name, stage in (("pretrain", stages.pretrain), ("transfer", stages.transfer)):
+        outcome = stage(work, StageView(lambda done, total, text: None))
+        work.finish(StageEntry(name=name, title=name, seconds=1, training_flops=1.0, notes=outcome.notes))
+    (entry,) = [s for s in Ledger.read(tmp_path / "out/ledger.json").stages if s.name == "transfer"]
+    assert "1 unreadable image(s) were left out: train/bee/0.png." in entry.notes
+
+
+def test_a_training_image_that_is_tested_too_is_noted(tmp_path):
+    recipe, _ = csv(tmp_path)
+    assert read(recipe).notes == ()
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("\ntrain/bee/2.png,bee\ntest/../train/ant/1.png,ant\n")
+    # Without the held-out ones all of them are training images.
+    (note,) = read({**recipe, "val": "test.csv"}).notes
+    assert note == "2 image(s) of test are in train too: train/ant/1.png, train/bee/2.png."
