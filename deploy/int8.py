@@ -157,8 +157,8 @@ def _lint_parameters(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> 
         found.append(Finding(f"{zero.dtype.name} values", where, "ONNX Runtime has no such kernels on a CPU"))
     if zero.dtype.name == "uint8" and node.input[0] in constants:
         found.append(Finding("uint8 weights", where, "kernels for int8 weights are the fast ones"))
-    if zero.any():
-        found.append(Finding("a zero-point that is not 0", where, "TensorRT refuses it, and sums get slower"))
+    if zero.any() and not (zero.dtype == np.uint8 and (zero == 128).all()):
+        found.append(Finding("a zero-point that is neither 0 nor uint8's middle", where, "sums get slower"))
     if node.op_type == "QuantizeLinear" and scale.size > 1:
         found.append(Finding("activations per channel", where, "ONNX Runtime then fuses nothing around it"))
     return found

@@ -1,4 +1,4 @@
-"""Eight bits: the int8 file for ONNX Runtime and OpenVINO, and the signed variant of it for TensorRT."""
+"""Eight bits: the int8 file for ONNX Runtime and OpenVINO; `deploy.qdq` derives the signed one for TensorRT."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from deploy.calibration import Calibrated
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.files import sha256
-from deploy.onnxfile import SOURCE, metadata, missing, quiet, read, write
+from deploy.onnxfile import missing, quiet
+from deploy.qdq import quantise_biases, shift_activations, signed_from_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from deploy.engines.base import Engine
 
-_RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
+__all__ = ["KINDS", "int8_from_fp32", "int8_with_accuracy_control", "operators", "signed_from_unsigned"]
 
 
 def int8_from_fp32(
@@ -46,15 +46,15 @@ def int8_from_fp32(
     """
     source = Calibrated.read(src, calibration, seed, "int8")
     nncf, options = _nncf(source.model, keep_fp32)
-    # Symmetric (zero-points 0): ONNX Runtime is fast only while whole int8 chains fuse.
-    # One thread, batch 1, ms: ResNet-20 0.43 -> 0.30, with the additions left in fp32 0.58; MobileNetV2
-    # 6.6 -> 6.2, asymmetric 10.5, depthwise left 9.5; ResNet-18 23.5 -> 9.4, first layer left 12.8.
+    # Symmetric: ONNX Runtime is fast only while whole int8 chains fuse; docs/engines.md has what was measured.
     # Another processor judges otherwise: deploy.int8.fastest_int8 measures.
     with quiet():
         try:
             quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
         except Exception as error:  # NNCF and the runtime it calibrates with share no base class
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    shift_activations(quantised.graph)
+    quantise_biases(quantised.graph)
     return source.write(quantised, dst, "int8", keep_fp32)
 
 
@@ -111,6 +111,8 @@ def int8_with_accuracy_control(
             raise
         except Exception as error:  # as above
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    shift_activations(quantised.graph)
+    quantise_biases(quantised.graph)
     return source.write(quantised, dst, "int8", keep_fp32)
 
 
@@ -166,71 +168,6 @@ def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[s
 
 def _dataset(nncf: Any, source: Calibrated) -> Any:
     return nncf.Dataset(source.images, lambda image: {source.name: image})
-
-
-def signed_from_unsigned(src: Path, dst: Path) -> Path:
-    """Write the variant of the int8 file ``src`` in which every quantised tensor is int8 with zero-point 0.
-
-    TensorRT knows no other; it reads uint8 as int8 without a word. A scale s with zero-point z over [lo, hi]
-    becomes s' = s * max(z - lo, hi - z) / 127, which covers the same range in coarser steps.
-
-    Raises:
-        DeployError: ``src`` is missing, is not ONNX, is not quantised, or has scales that are not constants.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    src = Path(src)
-    model = read(src)
-    graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    signed: dict[tuple[str, str], tuple[str, str]] = {}
-    quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    if not quantisers:
-        raise DeployError(f"{src} is not quantised; make the int8 file first.")
-    for node in quantisers:
-        scale, zero, kind = _parameters(node, constants, src)
-        if kind == "int8" and not zero.any():
-            continue
-        if node.input[0] in constants:
-            raise DeployError(f"{src} holds {kind} weights in {node.name}; quantise the weights symmetrically.")
-        low, high = _RANGE[kind]
-        key = (node.input[1], node.input[2])
-        if key not in signed:
-            signed[key] = (f"{key[0]}.signed", f"{key[1]}.signed")
-            span = np.maximum(zero.astype(np.int32) - low, high - zero.astype(np.int32))
-            new = (np.asarray(scale * span / 127, dtype=scale.dtype), np.zeros_like(zero, dtype=np.int8))
-            for name, array in zip(signed[key], new, strict=True):
-                graph.initializer.append(numpy_helper.from_array(array, name))
-        node.input[1], node.input[2] = signed[key]
-    _drop_unused(graph)
-    kept = [value for value in graph.value_info if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
-    return write(model, Path(dst), {**metadata(model), SOURCE: sha256(src)})
-
-
-def _parameters(
-    node: onnx.NodeProto, constants: dict[str, np.ndarray], path: Path
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """(scale, zero-point, element type) of a Q or DQ node, all constants of the file."""
-    where = node.name or node.output[0]
-    if len(node.input) < 3 or not all(name in constants for name in node.input[1:3]):
-        raise DeployError(
-            f"{path.name} computes the scale or zero-point of {where}, or leaves it out; "
-            "quantise with constant scales and zero-points."
-        )
-    zero = constants[node.input[2]]
-    if zero.dtype.name not in _RANGE:
-        raise DeployError(f"{path.name} quantises {where} to {zero.dtype.name}; only int8 and uint8 are known here.")
-    return constants[node.input[1]], zero, zero.dtype.name
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_the_linter_passes_what_we_write_and_names_what_is_kept(files, depthwise
     [
         ({1: np.float32(0)}, "scale 0"),
         ({1: np.float32(np.nan)}, "scale nan"),
-        ({2: np.int8(3)}, "a zero-point that is not 0"),
+        ({2: np.uint8(3)}, "a zero-point that is neither 0 nor uint8's middle"),
     ],
 )
 def test_the_linter_sees_broken_parameters(value, what, files, tmp_path):
