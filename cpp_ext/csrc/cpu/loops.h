@@ -1,5 +1,5 @@
 // The hot loops of the CPU kernels, compiled once for each instruction set and chosen when first called.
-// Every build adds in the same order, in double, without fused multiply-add: the result is the same bits.
+// Every build adds in the same order, without fused multiply-add: the result is the same bits.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,9 @@ enum class Element : int { f32, f64, f16, bf16 };
 enum class Reduce : int { sum, squares, maximum };
 
 // `height` adjoining rows of repeats * period elements. rows[r] = the reduction of row r; columns[c] is combined with
-// the reduction over all rows and repeats at place c. Either may be null.
+// the reduction over all rows and repeats at place c. Either may be null; there is room for sixteens of columns
+// (kColumnRoom), which begin as zeros.
+constexpr int64_t kColumnRoom = 16;
 using ReduceRows = void (*)(
     const void* x, int64_t height, int64_t repeats, int64_t period, double* rows, double* columns);
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,f16c,popcnt"))), apply_to = function)
 #else

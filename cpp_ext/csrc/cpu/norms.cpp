@@ -31,6 +31,9 @@ double combined(Reduce reduce, double a, double b) {
   return a + b;
 }
 
+// How many sums of columns a chunk has room for.
+int64_t column_room(const Matrix& m) { return (m.columns * m.inner + kColumnRoom - 1) / kColumnRoom * kColumnRoom; }
+
 // The sums of all jobs' channels, before any root: one parallel pass over all elements, then a fold in fixed order.
 std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channels, Reduce reduce) {
   struct Chunk {
@@ -45,14 +48,15 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
   for (size_t j = 0; j < jobs.size(); ++j) {
     const Matrix& m = jobs[j].matrix;
     if (m.height() == 0 || m.width() == 0) continue;
-    const int64_t rows = std::max((kChunk + m.width() - 1) / m.width(), kLeastRows);
+    // In eights, as the loops take them.
+    const int64_t rows = (std::max((kChunk + m.width() - 1) / m.width(), kLeastRows) + 7) / 8 * 8;
     const bool split = m.column_dim >= 0;
     for (int64_t first = 0; first < m.height(); first += rows) {
       const int64_t count = std::min(rows, m.height() - first);
       chunks.push_back({j, first, count, nullptr, nullptr});
       work.push_back(count * m.width());
       row_sums += m.row_dim >= 0 ? count : 0;
-      column_sums += split ? m.columns * m.inner : 0;
+      column_sums += split ? column_room(m) : 0;
     }
   }
   // Rows are written whole, columns are added to.
@@ -62,7 +66,7 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
   for (Chunk& c : chunks) {
     const Matrix& m = jobs[c.job].matrix;
     if (m.row_dim >= 0) c.rows = row_next, row_next += c.count;
-    if (m.column_dim >= 0) c.columns = column_next, column_next += m.columns * m.inner;
+    if (m.column_dim >= 0) c.columns = column_next, column_next += column_room(m);
   }
   const Loops& best = loops();
   for_each_piece(work, kChunk / 4, [&](int64_t k) {
@@ -70,7 +74,7 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
     const Matrix& m = jobs[c.job].matrix;
     const int64_t period = m.columns * m.inner;
     const char* x = static_cast<const char*>(m.tensor.const_data_ptr());
-    if (c.columns != nullptr) std::fill(c.columns, c.columns + period, 0.0);
+    if (c.columns != nullptr) std::fill(c.columns, c.columns + column_room(m), 0.0);
     best.reduce[static_cast<int>(element_of(m.tensor.scalar_type()))][static_cast<int>(reduce)](
         x + c.first * m.width() * m.tensor.element_size(), c.count, m.repeats, period, c.rows, c.columns);
   });
@@ -86,17 +90,19 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
         if (chunk == last) return;
         double* columns = m.column_dim >= 0 ? chunk->columns : nullptr;
         for (auto c = chunk; c != last; ++c) {
+          int64_t channel = c->first % m.rows;
           for (int64_t r = 0; m.row_dim >= 0 && r < c->count; ++r) {
-            double& sum = sums[jobs[j].row_at + (c->first + r) % m.rows];
+            double& sum = sums[jobs[j].row_at + channel];
             sum = combined(reduce, sum, c->rows[r]);
+            if (++channel == m.rows) channel = 0;
           }
           for (int64_t i = 0; columns != nullptr && c != chunk && i < m.columns * m.inner; ++i) {
             columns[i] = combined(reduce, columns[i], c->columns[i]);
           }
         }
-        for (int64_t i = 0; columns != nullptr && i < m.columns * m.inner; ++i) {
-          double& sum = sums[jobs[j].column_at + i / m.inner];
-          sum = combined(reduce, sum, columns[i]);
+        for (int64_t c = 0; columns != nullptr && c < m.columns; ++c, columns += m.inner) {
+          double& sum = sums[jobs[j].column_at + c];
+          for (int64_t i = 0; i < m.inner; ++i) sum = combined(reduce, sum, columns[i]);
         }
       });
   return sums;
