@@ -33,6 +33,7 @@ class ModelRecipe(Part):
     factory: str
     arguments: dict[str, Any] = Field(default={})
     weights: str | None = None
+    licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class PreprocessingRecipe(Part):

@@ -48,7 +48,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
             about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
             export_onnx(module, work.example, path, output_name=names, metadata=about)
         elif variant.precision == "fp16":
-            fp16_from_fp32(fp32, path, _calibration(work), seed=recipe.seed)
+            fp16_from_fp32(fp32, path, calibration(work), seed=recipe.seed)
             if kept := scan(path).properties.get(KEPT):
                 named = kept.split(",")
                 more = f" and {len(named) - 5} more" if len(named) > 5 else ""
@@ -79,7 +79,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
 
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     """Writes the int8 file that is fastest here, and the signed one; its share of the time of fp32."""
-    recipe, images = work.recipe, _calibration(work)
+    recipe, images = work.recipe, calibration(work)
     choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=recipe.deploy.threads)
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
@@ -128,7 +128,7 @@ def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> N
         )
 
 
-def _calibration(work: Workspace) -> list[np.ndarray]:
+def calibration(work: Workspace) -> list[np.ndarray]:
     """Training images, drawn with the run's seed, as the network sees them: float32 (C, H, W)."""
     split = work.target.splits["train"]
     count = min(work.recipe.deploy.calibration_images, len(split))

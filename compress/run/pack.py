@@ -5,12 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+from torchvision.models import get_model_weights
+
 from compress.recipe import Recipe
+from compress.run.lower import calibration
 from compress.run.variants import variants_of
 from compress.stages import Outcome
 from compress.ui import StageView
 from compress.workspace import Workspace
+from deploy.calibration_summary import Calibration
+from deploy.files import sha256
 from deploy.lowering import lowered
+from deploy.manifest import Weights
 from deploy.preprocess import Preprocessing
 from deploy.records import Bench
 
@@ -23,6 +30,7 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     bench = Bench.from_file(out / "bench.json")
     variants = {v.precision: v for v in variants_of(recipe) if v.model == "student"}
     records = {r.name: r for r in bench.records}
+    int8, signed = out / "deploy/student.int8.onnx", out / "deploy/student.int8.trt.onnx"
     write_bundle(
         out / "bundle",
         models={p: out / v.onnx for p, v in variants.items()},
@@ -42,13 +50,11 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
             "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
             "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
         },
-        provenance={
-            "recipe": recipe.name,
-            "seed": recipe.seed,
-            "model": recipe.model.factory,
-            "weights": _weights_name(recipe),
-            "calibration_images": recipe.deploy.calibration_images,
-        },
+        provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
+        tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
+        calibration=Calibration.of(calibration(work), recipe.seed, int8) if "int8" in variants else None,
+        licence=recipe.model.licence,
+        weights=_weights(recipe),
     )
     _write_samples(work)
     size = sum(f.stat().st_size for f in (out / "bundle").iterdir())
@@ -56,11 +62,18 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     return Outcome({"bytes": float(size)})
 
 
-def _weights_name(recipe: Recipe) -> str:
+def _weights(recipe: Recipe) -> Weights:
     """Where the weights came from, without this machine's folders."""
+    named = recipe.model.weights
     if recipe.source is not None:
-        return f"pretrained on {recipe.source.data.kind}"
-    return Path(recipe.model.weights).name if recipe.model.weights else "random"
+        return Weights(source=f"pretrained on {recipe.source.data.kind}")
+    if named is None:
+        return Weights(source="random")
+    if named != "DEFAULT":
+        return Weights(source=Path(named).name, sha256=sha256(Path(named)) if Path(named).is_file() else None)
+    known = get_model_weights(recipe.model.factory.partition(":")[2]).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(known.url).name)
+    return Weights(source=f"torchvision {known} ({file.name})", sha256=sha256(file) if file.is_file() else None)
 
 
 def _write_samples(work: Workspace) -> None:

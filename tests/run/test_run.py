@@ -276,6 +276,16 @@ def test_predict_needs_neither_torch_nor_onnx(done, out):
     assert all(item["class"] in "0123456789" and 0 <= item["probability"] <= 1 for item in found)
 
 
+def test_the_bundle_says_what_it_was_made_of(out):
+    said = json.loads((out / "bundle/manifest.json").read_text())
+    assert said["tensorrt"]["int8"]["sha256"] == digest(out / "deploy/student.int8.trt.onnx")
+    calibration = said["calibration"]
+    assert (calibration["count"], calibration["seed"]) == (20, 0)
+    assert len(calibration["ranges"]) > 3
+    assert said["weights"] == {"source": "pretrained on rendered_digits", "sha256": None}
+    assert said["licence"] is None
+
+
 def test_predict_agrees_with_the_student(done, out):
     import numpy as np
     import torch

@@ -1,0 +1,222 @@
+"""Signed bundles: golden bytes, and everything that an attacker may try."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import deploy
+from deploy.errors import DeployError, MissingDependency
+from deploy.manifest import MANIFEST
+from deploy.signing import SIGNATURE
+
+ed25519 = pytest.importorskip(
+    "cryptography.hazmat.primitives.asymmetric.ed25519", reason="the package cryptography is not installed"
+)
+from cryptography.hazmat.primitives import serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+
+GOLDEN_MANIFEST = """{
+  "format": "niwaki-bundle-1", "task": "classification", "default": "fp32",
+  "models": {"fp32": {"file": "model.fp32.onnx", "bytes": 5,
+    "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}},
+  "preprocessing": {"size": [8, 8], "mode": "L"}, "classes": ["a"]
+}
+"""
+GOLDEN_SIGNATURE = """{
+  "format": "niwaki-signature-1",
+  "algorithm": "ed25519",
+  "public_key": "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c",
+  "signature": "\
+483606a8edfef3d6b96f5eb79fff118fd37dad1f65a7c2ce3c8b7c91a90205fa\
+83e27699cecc5df7b9062b43f63a1c44be760bce4bbb0ec6c55684baf432f606"
+}
+"""
+
+
+def private_pem(key, password=None):
+    how = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+
+
+def public_pem(key):
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Two pairs of key files: mine.pem, mine.pub, other.pem, other.pub."""
+    for name, seed in (("mine", 1), ("other", 2)):
+        key = ed25519.Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+        (tmp_path / f"{name}.pem").write_bytes(private_pem(key))
+        (tmp_path / f"{name}.pub").write_bytes(public_pem(key))
+    return tmp_path
+
+
+def niwaki(*arguments):
+    command = [sys.executable, "-c", "from compress.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_bytes_are_these(keys, tmp_path):
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    (folder / "model.fp32.onnx").write_bytes(b"hello")
+    (folder / MANIFEST).write_text(GOLDEN_MANIFEST)
+    path = deploy.sign(folder, keys / "mine.pem")
+    assert (path, path.read_text()) == (folder / SIGNATURE, GOLDEN_SIGNATURE)
+    assert deploy.verify(folder, keys / "mine.pub").classes == ("a",)
+
+
+def test_a_signed_bundle_loads_and_predicts_where_its_key_is_trusted(bundle_dir, keys, picture):
+    done = niwaki("sign", bundle_dir, "--key", keys / "mine.pem")
+    assert (done.returncode, done.stdout.strip()) == (0, str(bundle_dir / SIGNATURE))
+    with deploy.load(bundle_dir, trusted_key=keys / "mine.pub") as bundle:
+        assert bundle.predict([picture])
+    done = niwaki("predict", bundle_dir, picture, "--trusted-key", keys / "mine.pub")
+    assert done.returncode == 0, done.stderr
+    for command in (["predict", bundle_dir, picture], ["build", bundle_dir]):
+        done = niwaki(*command, "--trusted-key", keys / "other.pub")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is signed by the key" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def edit(path, change):
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def unsigned(folder, keys):
+    (folder / SIGNATURE).unlink()
+
+
+def another_manifest(folder, keys):
+    edit(folder / MANIFEST, lambda said: said | {"classes": ["e", "d", "c", "b", "a"]})
+
+
+def a_space_more(folder, keys):
+    with (folder / MANIFEST).open("a") as file:
+        file.write(" ")
+
+
+def another_model(folder, keys):
+    content = bytearray((folder / "model.int8.onnx").read_bytes())
+    content[100] ^= 1
+    (folder / "model.int8.onnx").write_bytes(content)
+
+
+def signed_by_another(folder, keys):
+    deploy.sign(folder, keys / "other.pem")
+
+
+def another_with_my_name(folder, keys):
+    mine = json.loads((folder / SIGNATURE).read_text())["public_key"]
+    deploy.sign(folder, keys / "other.pem")
+    edit(folder / SIGNATURE, lambda said: said | {"public_key": mine})
+
+
+def one_bit(folder, keys):
+    def flip(said):
+        first = f"{int(said['signature'][0], 16) ^ 1:x}"
+        return said | {"signature": first + said["signature"][1:]}
+
+    edit(folder / SIGNATURE, flip)
+
+
+def all_zero(folder, keys):
+    edit(folder / SIGNATURE, lambda said: said | {"signature": "0" * 128})
+
+
+def another_algorithm(folder, keys):
+    edit(folder / SIGNATURE, lambda said: said | {"algorithm": "none"})
+
+
+def cut_short(folder, keys):
+    path = folder / SIGNATURE
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def a_signature_of_the_bare_bytes(folder, keys):
+    key = serialization.load_pem_private_key((keys / "mine.pem").read_bytes(), None)
+    bare = key.sign((folder / MANIFEST).read_bytes()).hex()
+    edit(folder / SIGNATURE, lambda said: said | {"signature": bare})
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (unsigned, "is not signed"),
+        (another_manifest, "is not what the owner of"),
+        (a_space_more, "is not what the owner of"),
+        (another_model, r"model\.int8\.onnx was altered"),
+        (signed_by_another, "is signed by the key"),
+        (another_with_my_name, "is not what the owner of"),
+        (one_bit, "is not what the owner of"),
+        (all_zero, "is not what the owner of"),
+        (another_algorithm, "is not a bundle's signature .*algorithm"),
+        (cut_short, "is not a bundle's signature"),
+        (a_signature_of_the_bare_bytes, "is not what the owner of"),
+    ],
+)
+def test_what_was_tampered_with_is_refused_in_a_sentence(attack, says, bundle_dir, keys):
+    deploy.sign(bundle_dir, keys / "mine.pem")
+    attack(bundle_dir, keys)
+    for refuse in (deploy.verify, lambda folder, key: deploy.load(folder, trusted_key=key)):
+        with pytest.raises(DeployError, match=says) as caught:
+            refuse(bundle_dir, keys / "mine.pub")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_bundle_is_not_signed(bundle_dir, keys):
+    another_model(bundle_dir, keys)
+    with pytest.raises(DeployError, match="was altered"):
+        deploy.sign(bundle_dir, keys / "mine.pem")
+    assert not (bundle_dir / SIGNATURE).exists()
+
+
+def test_an_engine_is_not_covered_so_only_who_names_it_gets_it(bundle_dir, keys):
+    """Its refusal is the table's in test_choosing; here, that a trusted key reaches it."""
+    engines = bundle_dir / "engines"
+    engines.mkdir()
+    sha = json.loads((bundle_dir / MANIFEST).read_text())["models"]["int8"]["sha256"]
+    (engines / "x.engine").write_bytes(b"x")
+    said = {"engine": "x.engine", "engine_sha256": "0" * 64, "bytes": 1, "source": "model.int8.onnx"}
+    said |= {"source_sha256": sha, "precision": "int8", "profile": [1, 1, 8], "runtime": "tensorrt"}
+    said |= {"version": "10.16", "target": "sm86", "build_seconds": 1}
+    (engines / "x.engine.json").write_text(json.dumps(said))
+    deploy.sign(bundle_dir, keys / "mine.pem")
+    with deploy.load(bundle_dir, trusted_key=keys / "mine.pub") as bundle:
+        assert bundle.runtime == "onnxruntime"
+        assert "x.engine (the bundle's signature does not cover it" in bundle.why
+
+
+def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):
+    bad = tmp_path / "bad"
+    mine = ed25519.Ed25519PrivateKey.generate()
+    elliptic = ec.generate_private_key(ec.SECP256R1())
+    for content, says in (
+        (b"hello", "is no private key in PEM without a password"),
+        (private_pem(mine, b"secret"), "is no private key in PEM without a password"),
+        (public_pem(mine), "is no private key"),
+        (private_pem(elliptic), "not Ed25519"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(DeployError, match=says):
+            deploy.sign(bundle_dir, bad)
+    deploy.sign(bundle_dir, keys / "mine.pem")
+    for content, says in ((private_pem(mine), "is no public key in PEM"), (public_pem(elliptic), "not Ed25519")):
+        bad.write_bytes(content)
+        with pytest.raises(DeployError, match=says):
+            deploy.load(bundle_dir, trusted_key=bad)
+    for use in (deploy.sign, deploy.verify):
+        with pytest.raises(DeployError, match=r"The key .* cannot be read"):
+            use(bundle_dir, tmp_path / "none")
+
+
+def test_without_cryptography_it_says_how_to_get_it(bundle_dir, keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'niwaki\[signing\]'"):
+        deploy.load(bundle_dir, trusted_key=keys / "mine.pub")
+    deploy.load(bundle_dir).close()
