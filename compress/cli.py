@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress.cli_bundle import JsonFlag, build, describe, predict, sign
+from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
 if TYPE_CHECKING:
     from deploy.records import Bench, Record
@@ -27,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-INTERRUPTED = 130
 
 for command in (predict, build, sign):
     app.command()(command)
@@ -42,6 +42,9 @@ def run_command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
     ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -50,6 +53,8 @@ def run_command(
     _importable_from_here()
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if devices > 1:
+        _in_several_processes(devices, recipe, out, resume, overrides or [], quiet, as_json)
     with warnings.catch_warnings():
         # Libraries warn their developers; a user can do nothing about it.
         warnings.simplefilter("ignore")
@@ -59,7 +64,10 @@ def run_command(
 
         asked = load_recipe(recipe, overrides or [])
         folder = out or Path("runs") / asked.name
-        report = run(asked, folder, Ui.choose(quiet=quiet, json=as_json), resume=resume)
+        first = int(os.environ.get("RANK", "0")) == 0
+        report = run(asked, folder, Ui.choose(quiet=quiet or not first, json=as_json), resume=resume)
+    if not first:
+        return
     from compress.summary import summary, table
 
     figures = summary(folder)
@@ -73,6 +81,21 @@ def run_command(
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
         gate = f"niwaki gate NEWER/bench.json --baseline {folder / 'bench.json'}"
         console.print(f"Gate     {gate}", soft_wrap=True, markup=False)
+
+
+def _in_several_processes(
+    devices: int, recipe: Path, out: Path | None, resume: bool, overrides: list[str], quiet: bool, as_json: bool
+) -> NoReturn:
+    """Runs the same command in each of `devices` processes and ends with their exit code."""
+    if "WORLD_SIZE" in os.environ:
+        raise typer.BadParameter("is for a run that no launcher started; torchrun says itself how many processes run")
+    from compress.run.launch import launch
+
+    arguments = [str(recipe), *(part for override in overrides for part in ("--set", override))]
+    if out is not None:
+        arguments += ["--out", str(out)]
+    flags = {"--resume": resume, "--quiet": quiet, "--json": as_json}
+    raise typer.Exit(launch(devices, [*arguments, *(flag for flag, given in flags.items() if given)]))
 
 
 @app.command("inspect")
@@ -212,19 +235,35 @@ def main() -> NoReturn:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except ElsewhereError as error:
+        code = error.exit_code
+        _outlast()
     except Exception as error:
         if not isinstance(error, OSError) and not hasattr(error, "exit_code"):
             raise
-        _say(_message(error))
-        code = _os_code(error) if isinstance(error, OSError) else error.exit_code
-    if code == INTERRUPTED:
+        if _first_to_fail():
+            _say(_message(error))
+        code = exit_code_of(error)
+    if code == INTERRUPTED and int(os.environ.get("RANK", "0")) == 0:
         _say("stopped; the same command with --resume goes on where it was.")
     sys.exit(code or 0)
 
 
-def _os_code(error: OSError) -> int:
-    """A path that cannot be used is the user's to mend; a full disk and the like are the machine's."""
-    return 2 if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError) else 3
+def _first_to_fail() -> bool:
+    """Whether no other process of the same run has said why it ends; else gives that one time to end first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from compress.train.ranks import may_speak
+
+    if may_speak():
+        return True
+    _outlast()
+    return False
+
+
+def _outlast() -> None:
+    """Waits a little: the launcher ends all processes when one has ended, and takes the first one's exit code."""
+    time.sleep(3)
 
 
 def _message(error: Exception) -> str:

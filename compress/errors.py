@@ -43,3 +43,25 @@ class MissingError(NiwakiError):
     """Something that this machine or environment lacks."""
 
     exit_code = 3
+
+
+class ElsewhereError(NiwakiError):
+    """Another process of the same run failed and says so itself; this one ends in silence with the same exit code."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = code
+
+
+INTERRUPTED = 130
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code for an error: its own, 130 for Ctrl-C, 2 for a path that cannot be used, 3 for a full disk."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, OSError):
+        # A path that cannot be used is the user's to mend; a full disk and the like are the machine's.
+        paths = FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError
+        return 2 if isinstance(error, paths) else 3
+    return int(getattr(error, "exit_code", 1))

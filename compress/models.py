@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pickle
 import threading
@@ -304,6 +305,15 @@ def _place(name: str, whole: bool) -> str:
     """The part of a network that a name is in: `backbone.features`, `backbone.body.layer1`, `classifier`."""
     parts = name.split(".")
     return parts[0] if whole else ".".join(parts[: 3 if parts[1:2] == ["body"] else 2])
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def classifier_name(model: nn.Module) -> str:

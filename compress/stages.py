@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from compress.recipe import DistillRecipe, Recipe, TrainRecipe
 from compress.train import TASKS, Fit, Trainable, evaluate, fit
 from compress.train.checkpoint import Checkpoints
 from compress.train.log import Log
+from compress.train.ranks import check_same, once
 from compress.transfer import fresh, started_from
 from compress.ui import Advance, StageView
 from compress.workspace import Workspace
@@ -42,7 +44,7 @@ def _train(
     work: Workspace, advance: Advance, name: str, task: Trainable, recipe: TrainRecipe, budget: float | None = None
 ) -> Fit:
     """`fit` under a name of this run: it goes on where a killed process left it, and leaves its curves in `logs/`."""
-    return fit(
+    found = fit(
         task,
         recipe,
         work.fabric,
@@ -51,6 +53,8 @@ def _train(
         checkpoints=Checkpoints(work.training_state(name)),
         log=Log(work.out / "logs", name),
     )
+    check_same(task.model, name)
+    return found
 
 
 def _on_validation(work: Workspace, result: Fit) -> str:
@@ -65,11 +69,15 @@ def pretrain(work: Workspace, view: StageView) -> Outcome:
     flops = cost.training_flops(model, work.example)
     task = Trainable(model, work.source, flops, recipe.seed)
     result = _train(work, view.advance, "pretrain", task, recipe.source.train)
-    with replacing(work.out / PRETRAINED) as temporary:
-        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, temporary)
+    once(lambda: _write_weights(model, work.out / PRETRAINED))
     view.notes.append(f"{100 * result.val_accuracy:.1f} % of source validation")
     notes = (*work.source.notes, *result.notes)
     return Outcome({"source_val_accuracy": result.val_accuracy}, result.training_flops, notes)
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
+    with replacing(path) as temporary:
+        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, temporary)
 
 
 def transfer(work: Workspace, view: StageView) -> Outcome:
@@ -149,18 +157,32 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
     plan: Plan | None = None
     notes: tuple[str, ...] = ()
     for turn in range(1, asked.rounds + 1):
-        planned = _planner(work, network)
-        if asked.budget.macs is not None:
+
+        def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
+            planned = _planner(work, network)
+            if asked.budget.macs is None:
+                step, notes = _within_latency(work, planned, network, measure, view)
+                return step.to_json(), notes
             left = 1 - (1 - asked.budget.macs) * turn / asked.rounds
             now = cost.macs(network, work.example) / cost.macs(teacher, work.example)
-            step = planned(Budget(macs=min(1.0, left / now)))
-        else:
-            step, notes = _within_latency(work, planned, network, measure, view)
+            return planned(Budget(macs=min(1.0, left / now))).to_json(), ()
+
+        text, notes = once(found)
+        step = Plan.from_json(text)
         plan = step if plan is None else plan.then(step)
         network = prune.apply(network, step)
         if turn < asked.rounds:
             flops += _recover(work, view, teacher, network, plan, turn)
-    assert plan is not None
+    whole = plan
+    assert whole is not None
+    metrics = once(lambda: _prove(work, view, teacher, network, whole, flops))
+    return Outcome(metrics, flops or None, tuple(notes))
+
+
+def _prove(
+    work: Workspace, view: StageView, teacher: nn.Module, network: nn.Module, plan: Plan, flops: float
+) -> dict[str, float]:
+    """Holds the cut network against the masked one, measures and saves it; returns the stage's figures."""
     proof = prune.check(teacher, plan, work.example, seed=work.recipe.seed, forward=raw_heads(teacher))
     measured = evaluate(network, work.target, "val", work.fabric)
     accuracy = measured[TASKS[work.target.task].selects]
@@ -175,8 +197,7 @@ def cut(work: Workspace, view: StageView, measure: Callable[[nn.Module], float])
     )
     share = _enter_plan(work, plan, proof)
     view.notes.append(f"{100 * share:.1f} % of the MACs; cut = masked within {proof.worst:.0e}")
-    metrics = {"macs_share": share, "val_accuracy": accuracy, "proof": proof.worst}
-    return Outcome(metrics, flops or None, notes)
+    return {"macs_share": share, "val_accuracy": accuracy, "proof": proof.worst}
 
 
 def _planner(work: Workspace, network: nn.Module) -> Callable[[Budget], Plan]:

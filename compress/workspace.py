@@ -18,6 +18,7 @@ from compress.ledger import Ledger, ModelEntry, StageEntry
 from compress.prune.planning import Plan
 from compress.recipe import Recipe
 from compress.train import TASKS, make_fabric
+from compress.train.ranks import once
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -83,7 +84,10 @@ class Workspace:
         training_flops: float = 0.0,
         seed: int | None = None,
     ) -> None:
-        """Writes an artifact and enters the network into the ledger (written when its stage is done)."""
+        """Writes an artifact and enters the network into the ledger (written when its stage is done).
+
+        Of several processes rank 0 alone does, the others wait for it.
+        """
         about = artifact.Description(
             factory=self.recipe.model.factory,
             arguments=self.recipe.model.arguments,
@@ -93,14 +97,14 @@ class Workspace:
             plan=plan,
             seed=self.recipe.seed if seed is None else seed,
         )
-        folder = artifact.save(model, self.folder(name), about)
+        once(lambda: artifact.save(model, self.folder(name), about) and None)
         entry = ModelEntry(
             name=name,
             title=title,
             role=role,
             macs=cost.macs(model, self.example),
             params=cost.parameters(model),
-            file_bytes=(folder / "model.safetensors").stat().st_size,
+            file_bytes=(self.folder(name) / "model.safetensors").stat().st_size,
             training_flops=training_flops,
             val_accuracy=val_accuracy,
         )

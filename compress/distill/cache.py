@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.distill.terms import Answers
 from compress.errors import TrainingError
@@ -40,15 +40,6 @@ def size(answers: Answers, images: int, variants: int) -> int:
 def key_of(**parts: Any) -> str:
     """One name for everything that the answers depend on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of the state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def images_hash(images: Iterable[Tensor]) -> str:

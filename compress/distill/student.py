@@ -22,7 +22,7 @@ from compress.distill.classifier import class_means, project_classifier, project
 from compress.distill.terms import LOSSES, Answers, Seen
 from compress.distill.watch import FEATURES, Record, Watch, runner
 from compress.errors import RecipeError
-from compress.models import classifier_name
+from compress.models import classifier_name, weights_hash
 from compress.prune import Plan
 from compress.recipe import DistillRecipe
 from compress.train.loop import Loss
@@ -318,7 +318,7 @@ def _stored(
         )
     sample = torch.linspace(0, len(train) - 1, min(32, len(train))).long()
     key = cache.key_of(
-        weights=cache.weights_hash(teacher),
+        weights=weights_hash(teacher),
         images=cache.images_hash([train.gather(sample), train.batch(sample, recipe.augment, seed).images]),
         count=len(train),
         augment=recipe.augment,

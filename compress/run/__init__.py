@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch.distributed as dist
+
 from compress import stages
-from compress.errors import RecipeError
-from compress.ledger import StageEntry
+from compress.errors import TrainingError
+from compress.ledger import Ledger, StageEntry
 from compress.preflight import alone
 from compress.recipe import Recipe
 from compress.run import lower, measure, pack
-from compress.run.prepare import prepare
+from compress.run.prepare import join, prepare
 from compress.run.variants import ENGINES, PARITY, variants_of
 from compress.stages import Outcome, StageFunction
+from compress.train import make_fabric
+from compress.train.fabric import is_first
+from compress.train.ranks import leave, once
 from compress.ui import StageView, Ui
 from compress.workspace import Workspace
 
 __all__ = ["run"]
+
+TOGETHER = {"pretrain", "transfer", "twin", "prune", "distill", "finetuned", "scratch"}
+"""The stages that train: all processes of a run take part in them, the first one alone does the others."""
 
 
 def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
@@ -34,23 +42,51 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     Raises:
         NiwakiError, DeployError: one sentence about what cannot be used and the way out.
     """
-    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise RecipeError(f"A run works in one process, torchrun started {ranks}; start niwaki run without torchrun.")
-    work = prepare(recipe, out, ui, resume)
-    with alone(out):
-        _forget_lost(work)
-        return _carry_out(work, ui)
+    make_fabric(recipe.device, recipe.precision)
+    mine: list[Workspace] = []
+    try:
+        once(lambda: mine.append(prepare(recipe, out, ui, resume)))
+        work = mine[0] if mine else join(recipe, out)
+        with alone(out) if is_first() else nullcontext():
+            report = _carry_out(work, ui)
+    except RuntimeError as error:
+        if not dist.is_initialized() or not _lost_the_others(error):
+            raise
+        raise TrainingError(
+            "Another process of this run ended in the middle of it; --resume goes on from the last good state."
+        ) from None
+    leave()
+    return report
+
+
+def _lost_the_others(error: RuntimeError) -> bool:
+    """Whether that is what gloo and NCCL say of a process that is gone."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        sign in said for sign in ("connection closed", "connection reset", "broken pipe", "gloo/transport")
+    )
 
 
 def _carry_out(work: Workspace, ui: Ui) -> Path:
+    once(lambda: _forget_lost(work))
+    _agree_on_ledger(work)
     todo = _stages(work.recipe)
     for number, (name, title, function) in enumerate(todo, start=1):
         if work.ledger.done(name):
             ui.line(f"[{number:>2}/{len(todo)}] {title}: done before")
             continue
-        start = time.perf_counter()
         with ui.stage(number, len(todo), title) as view:
-            outcome = function(work, view)
+            _do(work, view, name, title, function)
+    from deploy.report import write_report
+
+    return Path(once(lambda: str(write_report(work.out))))
+
+
+def _do(work: Workspace, view: StageView, name: str, title: str, function: StageFunction) -> None:
+    """Does one stage and enters it into the ledger."""
+    start = time.perf_counter()
+
+    def enter(outcome: Outcome) -> None:
         work.finish(
             StageEntry(
                 name=name,
@@ -61,9 +97,20 @@ def _carry_out(work: Workspace, ui: Ui) -> Path:
                 notes=outcome.notes,
             )
         )
-    from deploy.report import write_report
 
-    return write_report(work.out)
+    if name in TOGETHER:
+        outcome = function(work, view)
+        once(lambda: enter(outcome))
+    else:
+        once(lambda: enter(function(work, view)))
+    _agree_on_ledger(work)
+
+
+def _agree_on_ledger(work: Workspace) -> None:
+    """Gives the other processes the ledger of the first."""
+    told = once(work.ledger.model_dump_json)
+    if not is_first():
+        work.ledger = Ledger.model_validate_json(told)
 
 
 def _outputs(recipe: Recipe) -> dict[str, list[str]]:

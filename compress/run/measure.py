@@ -17,6 +17,7 @@ from compress.files import write_text
 from compress.run.variants import ENGINES, PARITY, variants_of
 from compress.stages import Outcome
 from compress.train import TASKS, evaluate
+from compress.train.ranks import measured_alone
 from compress.ui import StageView
 from compress.workspace import Workspace
 from deploy.engines import load_engine
@@ -57,6 +58,7 @@ def measured(work: Workspace, engine: deploy.Engine, split: str) -> dict[str, fl
     task, student = TASKS[work.target.task], work.load("student")
     _, _, postprocessing = lowered(student, task.name, work.example)
     metrics = task.metrics(work.target.classes)
+    measured_alone(metrics)
     (name,) = tuple(engine.inputs)
     for batch in work.target.splits[split].batches(EVALUATION_BATCH):
         outputs = engine.run({name: batch.images.numpy()})

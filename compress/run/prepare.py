@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 import cpp_ext
 from compress import data
-from compress.data import ImageReader
+from compress.data import ImageData, ImageReader
 from compress.data.geometry import Geometry
 from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger
 from compress.preflight import check_model, going_on
 from compress.recipe import Recipe
-from compress.train import TASKS, make_fabric
+from compress.train import TASKS
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
@@ -31,20 +31,10 @@ from deploy.records import machine_info, versions_info
 def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     """Checks the whole request, then makes the folder or takes up the one that is there."""
     resuming = going_on(recipe, out, resume)
-    try:
-        preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(("preprocessing", *map(str, fault["loc"])))
-        raise RecipeError(f"{where}: {fault['msg'].removeprefix('Value error, ')}; change it in the recipe.") from None
-    reader = ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
-    target = data.load(recipe.target, reader, recipe.seed)
-    if "test" not in target.splits:
-        raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")
+    reader, target = _data(recipe)
     if resuming:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
-    make_fabric(recipe.device, recipe.precision)
     check_model(recipe, target)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoints").mkdir(exist_ok=True)
@@ -78,3 +68,23 @@ def _loaded(path: Path) -> Image.Image:
 def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
     """What masks and boxes have to follow."""
     return Geometry(preprocessing.seen(image), preprocessing.size)
+
+
+def join(recipe: Recipe, out: Path) -> Workspace:
+    """What the other processes of a run work with, once the first one has prepared the folder."""
+    reader, target = _data(recipe)
+    return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
+
+
+def _data(recipe: Recipe) -> tuple[ImageReader, ImageData]:
+    try:
+        preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(("preprocessing", *map(str, fault["loc"])))
+        raise RecipeError(f"{where}: {fault['msg'].removeprefix('Value error, ')}; change it in the recipe.") from None
+    reader = ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
+    target = data.load(recipe.target, reader, recipe.seed)
+    if "test" not in target.splits:
+        raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")
+    return reader, target

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 
 from compress.errors import MissingError
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the others: what rank 0 does alone, such as measuring, may take hours."""
 
 
 def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
@@ -22,11 +28,15 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     if device != "cpu" and 0 < torch.cuda.device_count() < here:
         raise MissingError(f"{here} processes share {torch.cuda.device_count()} GPU(s) here; start one for each GPU.")
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    gpu = device != "cpu" and torch.cuda.is_available()
     fabric = Fabric(
         accelerator=device,
         devices=here,
         num_nodes=ranks // here,
-        strategy="ddp",
+        # What the processes tell each other beside gradients is no matter of the GPU.
+        strategy=DDPStrategy(timeout=PATIENCE, process_group_backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()

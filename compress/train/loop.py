@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from compress.data.images import Batch, ImageData, Split
 from compress.data.loader import Feed
@@ -21,6 +20,7 @@ from compress.recipe import TrainRecipe
 from compress.train.fabric import agree
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.norms import adapt_statistics, freeze_statistics
+from compress.train.ranks import all_finite, measured_alone
 from compress.train.schedule import cosine, is_head, make_optimizer
 from compress.train.tasks import TASKS, Task
 
@@ -135,9 +135,8 @@ def _measured(
     """Metrics of one split, a part on each rank; gives the network its mode back."""
     task, modes = TASKS[data.task], [(module, module.training) for module in model.modules()]
     metrics = task.metrics(data.classes).to(device)
-    for part in metrics.modules():
-        if isinstance(part, Metric):
-            part.sync_on_compute = ranks > 1
+    if ranks == 1:
+        measured_alone(metrics)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     model.eval()
     own = torch.arange(rank, len(split), ranks)
@@ -222,7 +221,7 @@ class _Training:
             shown = self.metrics.get(self.task.task.selects, 0.0)
             text = f"loss {loss:.3f}  val {100 * shown:.1f} %  {speed:.0f} images/s"
             self.progress(self.done, self.total, text)
-            if self.log is not None:
+            if self.log is not None and self.fabric.is_global_zero:
                 self.log.step(self.done, loss, self.optimizer.param_groups[0]["lr"], speed, self.metrics, evaluated)
             over = self._over()
             if self.checkpoints is not None:
@@ -275,7 +274,7 @@ class _Training:
         return seen
 
     def _check(self, loss: Tensor) -> None:
-        if bool(torch.isfinite(loss)):
+        if all_finite(loss):
             return
         if self.done == 0:
             raise TrainingError(

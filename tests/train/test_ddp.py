@@ -10,13 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.errors import RecipeError
-from compress.recipe import load_recipe
-from compress.run import run
-from compress.ui import Ui
-
 CHILD = Path(__file__).with_name("ddp_child.py")
-RECIPES = Path(__file__).parents[2] / "recipes"
+RANKS = Path(__file__).with_name("ranks_child.py")
 
 
 def free_port():
@@ -59,8 +54,36 @@ def test_with_live_statistics_both_ranks_end_with_the_same_weights(tmp_path):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_a_run_under_torchrun_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="torchrun started 2"):
-        run(load_recipe(RECIPES / "digits.yaml"), tmp_path / "run", Ui.choose(quiet=True))
-    assert not (tmp_path / "run").exists()
+@pytest.mark.slow
+def test_processes_with_other_weights_are_found(tmp_path):
+    assert outcomes(tmp_path, "other") == ["process 1 holds other weights"] * 2
+    assert outcomes(tmp_path, "same") == ["fine"] * 2
+
+
+@pytest.mark.slow
+def test_what_one_process_does_reaches_all_and_so_does_its_failure(tmp_path):
+    assert outcomes(tmp_path, "once") == ["told [1, 'two', None]"] * 2
+    assert outcomes(tmp_path, "fails") == ["MissingError 3 the disk is full", "ElsewhereError 3 the disk is full"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_one_process_finds_infinite_stops_all(tmp_path):
+    assert outcomes(tmp_path, "finite") == ["True False"] * 2
+
+
+def outcomes(folder, kind):
+    """What each of two processes wrote of itself."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, RANKS, folder / kind, kind],
+            env={**os.environ, **where, **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for child in children:
+        _, said = child.communicate(timeout=300)
+        assert child.returncode == 0, said.decode()[-2000:]
+    return [Path(f"{folder / kind}.{rank}").read_text(encoding="utf-8") for rank in range(2)]
