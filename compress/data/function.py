@@ -122,7 +122,7 @@ def pair(items: Any, place: int, name: str) -> tuple[Image.Image, Any]:
     """
     try:
         image, target = items[place]
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, RuntimeError) as error:
         raise ImageError(f"{name}[{place}] cannot be read ({error}); replace the file.") from None
     except (TypeError, ValueError, LookupError) as error:
         raise DataError(f"{name}[{place}] is not a pair of image and target ({error}).") from None
@@ -166,8 +166,27 @@ def _called(recipe: FunctionData) -> Any:
 
 
 def _adopted(given: ImageData, reader: ImageReader, recipe: FunctionData) -> ImageData:
+    """The data set with the run's reader; its targets are of the kind and the classes that it says."""
     if not all(name in given.splits and len(given.splits[name]) for name in SPLITS):
         raise DataError(f"{recipe.function} gave ImageData without images in train, val and test; give all three.")
+    kinds: dict[str, type] = {"classification": torch.Tensor, "segmentation": np.ndarray, "detection": Boxes}
+    if given.task not in kinds or not given.classes or not all(isinstance(c, str) for c in given.classes):
+        raise DataError(
+            f"{recipe.function} gave ImageData of the task {given.task!r} with the classes {given.classes!r:.80}; name "
+            f"one of {', '.join(kinds)}, and classes in words."
+        )
+    for name, split in given.splits.items():
+        first = split.targets if given.task == "classification" else split.targets[0]
+        if len(split.targets) != len(split) or not isinstance(first, kinds[given.task]):
+            raise DataError(
+                f"{recipe.function} {name} has {len(split)} images and {len(split.targets)} targets of the type "
+                f"{type(first).__name__}; {given.task} needs one {kinds[given.task].__name__} an image."
+            )
+        if isinstance(first, torch.Tensor) and not 0 <= int(first.min()) <= int(first.max()) < len(given.classes):
+            raise DataError(
+                f"{recipe.function} {name} has classes from {int(first.min())} to {int(first.max())}, "
+                f"there are {len(given.classes)}; mend it."
+            )
     return replace(given, splits={name: replace(split, reader=reader) for name, split in given.splits.items()})
 
 

@@ -153,9 +153,15 @@ class Split:
 
     def inputs(self, start: int, stop: int) -> Tensor:
         """Prepared images start..stop as float32 of shape (N, C, H, W)."""
-        if self._prepared is not None:
-            return self._prepared[start:stop]
+        # A few are asked for: not a reason to prepare all.
+        if (ready := self.__dict__.get("_prepared")) is not None:
+            return ready[start:stop]
         return self._prepare(range(start, min(stop, len(self))))
+
+    def get_ready(self, augment: str) -> None:
+        """Prepares the images that are wanted as they are, so that processes started next share them."""
+        if AUGMENTATIONS[augment].image is None and len(self):
+            self.gather(torch.tensor([0]))
 
     @cached_property
     def _prepared(self) -> Tensor | None:
@@ -205,14 +211,13 @@ class Split:
         """Images with masks or boxes that went through the same augmentation and the same resize."""
         change, arrays, rows = AUGMENTATIONS[augment], [], []
         assert self.reader.geometry is not None
-        size = self.size
         for i, seed in zip(index.tolist(), seeds, strict=True):
             image, target = self.sample(i)
             if change.image is not None:
-                image, target = change.image(image, target, size, seed)
-            arrays.append(self.reader.prepare(image))
+                image, target = change.image(image, target, self.size, seed)
+                arrays.append(self.reader.prepare(image))
             rows.append(fitted(target, self.reader.geometry(image)))
-        images = torch.from_numpy(np.stack(arrays))
+        images = torch.from_numpy(np.stack(arrays)) if arrays else self.gather(index)
         return images, torch.stack(rows) if isinstance(rows[0], Tensor) else rows
 
     def batches(self, size: int) -> Iterator[Batch]:

@@ -61,6 +61,8 @@ class Feed:
             TrainingError: a worker died.
             Exception: what reading an image raises, from a worker too.
         """
+        if self.workers:
+            self.split.get_ready(self.augment)
         loader = DataLoader(
             _Steps(self),
             batch_size=None,

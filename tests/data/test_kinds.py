@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -537,6 +538,23 @@ def test_a_whole_data_set_takes_the_reader_of_the_run(monkeypatch):
     found = read(kind="function", function="whole_data:whole")
     assert found.classes == ("a", "b")
     assert found.example(2).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "counting"}, ["'counting'", "detection"]),
+        ({"classes": ()}, ["()"]),
+        ({"task": "detection"}, ["Tensor", "Boxes"]),
+        ({"classes": ("a",)}, ["from 0 to 1"]),
+        ({"splits": {}}, ["train, val and test"]),
+    ],
+)
+def test_a_whole_data_set_is_held_against_what_it_says(change, words, monkeypatch):
+    made = replace(whole(), **change)
+    monkeypatch.setattr(sys.modules[__name__], "whole", lambda: made)
+    monkeypatch.setitem(sys.modules, "whole_data", sys.modules[__name__])
+    refused(*words, kind="function", function="whole_data:whole")
 
 
 # Real data --------------------------------------------------------------------------------------------------

@@ -126,6 +126,27 @@ def test_places_depend_on_seed_epoch_and_image_alone(augment, kind):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_images_are_prepared_once_when_nothing_changes_them_and_not_before():
+    made, calls = [drawn(seed) for seed in range(8)], []
+    plain = reader((48, 64), "stretch")
+
+    def counted(image):
+        calls.append(image)
+        return plain.prepare(image)
+
+    split = Split([m[0] for m in made], [m[1] for m in made], ImageReader(plain.load, counted, plain.geometry))
+    split.inputs(0, 2)
+    split.batch(torch.tensor([1]), "scale_crop_flip")
+    assert len(calls) == 4  # two, one for the size, one after its change
+    split.get_ready("scale_crop_flip")
+    assert len(calls) == 4
+    first, again = list(split.batches(3)), list(split.batches(3))
+    assert len(calls) == 4 + 1 + 8
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+
+
 @pytest.mark.parametrize(
     ("settings", "task", "words"),
     [
