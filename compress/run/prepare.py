@@ -43,7 +43,7 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         name=recipe.name,
         seed=recipe.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        kernels=kernels,
+        kernels=kernels if kernels == "reference" else f"{kernels}, {cpp_ext.instruction_set()}",
         machine={**machine_info(), "threads": torch.get_num_threads()},
         versions=versions_info(),
         task=target.task,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,3 +106,15 @@ def test_the_report_is_what_build_info_reads(build, tmp_path, capsys):
     assert written["torch"] == "2.15.0"
     assert written["cpu"] is written["cuda"] is False
     assert capsys.readouterr().out == "niwaki: built nothing\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None, reason="no cross-compiler: install g++-aarch64-linux-gnu"
+)
+def test_the_loops_compile_to_neon():
+    done = subprocess.run(
+        ["bash", str(ROOT / "cpp_ext/compile_neon.sh"), "loops"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NEON additions" in done.stdout

@@ -82,9 +82,11 @@ def test_every_file_of_the_run_folder_is_there(done, out):
 
 
 def test_the_ledger_holds_every_stage_and_network(out):
+    import cpp_ext
     from compress.ledger import Ledger
 
     ledger = Ledger.read(out / "ledger.json")
+    assert ledger.kernels in ("reference", f"compiled, {cpp_ext.instruction_set()}")
     stages = [
         "pretrain",
         "transfer",
