@@ -153,11 +153,19 @@ class DistillRecipe(TrainRecipe):
         return any((*asked, self.pixels, self.channels, self.head_classes, self.head_boxes))
 
 
+class QatRecipe(Part):
+    """Fine-tuning of the student with weights and activations rounded to int8, before it is quantised."""
+
+    epochs: Epochs
+    lr: Rate = 0.001
+
+
 class DeployRecipe(Part):
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm[1-9][0-9]{1,2}$")], ...] = ("sm86", "sm89")
     calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 200
     accuracy_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    qat: QatRecipe | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"
@@ -171,6 +179,8 @@ class DeployRecipe(Part):
                 raise ValueError(f"{key} names something twice")
         if self.ship not in self.precisions:
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
+        if self.qat is not None and "int8" not in self.precisions:
+            raise ValueError("qat trains for int8, which precisions does not hold; add int8 or leave qat out")
         return self
 
 

@@ -57,7 +57,7 @@ def _train(
     return found
 
 
-def _on_validation(work: Workspace, result: Fit) -> str:
+def on_validation(work: Workspace, result: Fit) -> str:
     return f"{100 * result.val_accuracy:.1f} % {TASKS[work.target.task].title} on validation"
 
 
@@ -103,7 +103,7 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=before + result.training_flops,
     )
-    view.notes.append(f"teacher: {_on_validation(work, result)}")
+    view.notes.append(f"teacher: {on_validation(work, result)}")
     notes = (*work.target.notes, *result.notes)
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
@@ -124,7 +124,7 @@ def twin(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=result.training_flops,
     )
-    view.notes.append(f"without transfer: {_on_validation(work, result)}")
+    view.notes.append(f"without transfer: {on_validation(work, result)}")
     notes = result.notes
     if recipe.source is None and recipe.model.weights is not None:
         notes += ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
@@ -230,10 +230,10 @@ def _recover(work: Workspace, view: StageView, teacher: nn.Module, network: nn.M
         view.advance((turn - 1) * total + done, rounds * total, text)
 
     seed = work.recipe.seed + 10 + turn
-    return _taught(work, f"recover-{turn}", short, (teacher, network), plan, seed, advance)[1]
+    return taught(work, f"recover-{turn}", short, (teacher, network), plan, seed, advance)[1]
 
 
-def _taught(
+def taught(
     work: Workspace,
     name: str,
     recipe: DistillRecipe,
@@ -329,7 +329,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     plan = _plan(work)
     student = work.load("pruned")
     networks, seed = (work.load("teacher"), student), work.recipe.seed + 3
-    result, flops, notes = _taught(work, "distill", work.recipe.distill, networks, plan, seed, view.advance)
+    result, flops, notes = taught(work, "distill", work.recipe.distill, networks, plan, seed, view.advance)
     student.requires_grad_(True)
     work.save(
         "student",
@@ -340,7 +340,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         val_accuracy=result.val_accuracy,
         training_flops=work.ledger.model("pruned").training_flops + flops,
     )
-    view.notes.append(f"student: {_on_validation(work, result)}")
+    view.notes.append(f"student: {on_validation(work, result)}")
     return Outcome({"val_accuracy": result.val_accuracy}, flops, notes)
 
 
@@ -375,7 +375,7 @@ def _without_teacher(
         val_accuracy=result.val_accuracy,
         training_flops=before + result.training_flops,
     )
-    view.notes.append(_on_validation(work, result))
+    view.notes.append(on_validation(work, result))
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, result.notes)
 
 

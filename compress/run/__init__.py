@@ -15,8 +15,9 @@ from compress.ledger import Ledger, StageEntry
 from compress.preflight import alone
 from compress.recipe import Recipe
 from compress.run import lower, measure, pack
+from compress.run.aware import aware
 from compress.run.prepare import join, prepare
-from compress.run.variants import ENGINES, PARITY, variants_of
+from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
 from compress.stages import Outcome, StageFunction
 from compress.train import make_fabric
 from compress.train.fabric import is_first
@@ -26,7 +27,7 @@ from compress.workspace import Workspace
 
 __all__ = ["run"]
 
-TOGETHER = {"pretrain", "transfer", "twin", "prune", "distill", "finetuned", "scratch"}
+TOGETHER = {"pretrain", "transfer", "twin", "prune", "distill", "finetuned", "scratch", AWARE}
 """The stages that train: all processes of a run take part in them, the first one alone does the others."""
 
 
@@ -123,6 +124,7 @@ def _outputs(recipe: Recipe) -> dict[str, list[str]]:
         "distill": ["student/model.json", "student/model.safetensors"],
         "finetuned": ["checkpoints/finetuned/model.safetensors"],
         "scratch": ["checkpoints/scratch/model.safetensors"],
+        AWARE: [f"checkpoints/{AWARE}/model.safetensors"],
         "export": [PARITY, *(variant.onnx for variant in variants_of(recipe))],
         "build": [ENGINES],
         "bench": ["bench.json"],
@@ -159,6 +161,7 @@ def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
             "Train the small network from scratch",
             stages.scratch,
         ),
+        (recipe.deploy.qat is not None, AWARE, "Fine-tune the student for int8", aware),
         (True, "export", "Lower to ONNX and check parity", lower.export),
         (bool(recipe.deploy.rtx_targets), "build", "Build TensorRT-RTX engines", lower.build),
         (True, "test", "Measure accuracy on the test split", measure.test),

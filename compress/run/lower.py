@@ -14,7 +14,7 @@ import torch
 import deploy
 from compress.files import write_text
 from compress.run.measure import measured
-from compress.run.variants import ENGINES, PARITY, Variant, variants_of
+from compress.run.variants import AWARE, ENGINES, PARITY, Variant, variants_of
 from compress.stages import Outcome
 from compress.train import TASKS
 from compress.ui import StageView
@@ -43,9 +43,10 @@ def export(work: Workspace, view: StageView) -> Outcome:
     for done, variant in enumerate(variants):
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
-        module, names, _ = lowered(work.load(variant.model), work.target.task, work.example)
+        trained = AWARE if variant.precision == "int8" and recipe.deploy.qat is not None else variant.model
+        module, names, _ = lowered(work.load(trained), work.target.task, work.example)
+        about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
         if variant.precision == "fp32":
-            about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
             export_onnx(module, work.example, path, output_name=names, metadata=about)
         elif variant.precision == "fp16":
             fp16_from_fp32(fp32, path, calibration(work), seed=recipe.seed)
@@ -54,6 +55,9 @@ def export(work: Workspace, view: StageView) -> Outcome:
                 more = f" and {len(named) - 5} more" if len(named) > 5 else ""
                 notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
         else:
+            if trained == AWARE:
+                fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
+                export_onnx(module, work.example, fp32, output_name=names, metadata=about)
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
         with load_engine(path, threads=recipe.deploy.threads) as engine:
             _check_finite(work, engine, variant)

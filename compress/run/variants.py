@@ -8,6 +8,8 @@ from compress.recipe import Recipe
 
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"
+AWARE = "aware"
+"""The student after quantisation-aware training, beside the comparisons under `checkpoints/`."""
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,7 @@ def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
         ("deploy.rtx_targets=[sm00]", "deploy.rtx_targets"),
         ("deploy.threads=100000", "deploy.threads"),
         ("deploy.accuracy_drop=1.5", "deploy.accuracy_drop"),
+        ("deploy.qat.lr=0.1", "deploy.qat.epochs"),
         ("deploy.precisions=[fp32, fp32]", "precisions"),
         ("distill.compare=[scratch, scratch]", "compare"),
         ("preprocessing.size=[100000, 100000]", "preprocessing.size"),
