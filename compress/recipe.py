@@ -143,6 +143,8 @@ class DistillRecipe(TrainRecipe):
                 raise ValueError(f"{layers} names something twice")
         if not self.labels and (self.logits, self.class_means) == (0, 0) and not self._others():
             raise ValueError("labels, logits and class_means are all 0; give one of them some weight")
+        if (self.mixup or self.cutmix) and self.class_means != 0:
+            raise ValueError("a mixed image has no class whose mean it could be near; set class_means, or mixup, to 0")
         if len(set(self.compare)) != len(self.compare):
             raise ValueError("compare names something twice")
         return self
@@ -191,6 +193,7 @@ class Recipe(Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    deterministic: bool = False
     model: ModelRecipe
     source: SourceRecipe | None = None
     target: DataRecipe

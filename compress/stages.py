@@ -101,6 +101,7 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         "teacher",
         model,
         val_accuracy=result.val_accuracy,
+        val_metrics=result.metrics,
         training_flops=before + result.training_flops,
     )
     view.notes.append(f"teacher: {on_validation(work, result)}")
@@ -122,6 +123,7 @@ def twin(work: Workspace, view: StageView) -> Outcome:
         "twin",
         model,
         val_accuracy=result.val_accuracy,
+        val_metrics=result.metrics,
         training_flops=result.training_flops,
     )
     view.notes.append(f"without transfer: {on_validation(work, result)}")
@@ -193,6 +195,7 @@ def _prove(
         network,
         plan=plan,
         val_accuracy=accuracy,
+        val_metrics=measured,
         training_flops=flops,
     )
     share = _enter_plan(work, plan, proof)
@@ -338,6 +341,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         student,
         plan=plan,
         val_accuracy=result.val_accuracy,
+        val_metrics=result.metrics,
         training_flops=work.ledger.model("pruned").training_flops + flops,
     )
     view.notes.append(f"student: {on_validation(work, result)}")
@@ -373,6 +377,7 @@ def _without_teacher(
         model,
         plan=_plan(work),
         val_accuracy=result.val_accuracy,
+        val_metrics=result.metrics,
         training_flops=before + result.training_flops,
     )
     view.notes.append(on_validation(work, result))

@@ -82,6 +82,7 @@ class Workspace:
         plan: Plan | None = None,
         val_accuracy: float | None = None,
         training_flops: float = 0.0,
+        val_metrics: dict[str, float] | None = None,
         seed: int | None = None,
     ) -> None:
         """Writes an artifact and enters the network into the ledger (written when its stage is done).
@@ -107,6 +108,7 @@ class Workspace:
             file_bytes=(self.folder(name) / "model.safetensors").stat().st_size,
             training_flops=training_flops,
             val_accuracy=val_accuracy,
+            val_metrics=val_metrics or {},
         )
         self.ledger = self.ledger.with_model(entry)
 

@@ -20,7 +20,7 @@ from compress.run.prepare import join, prepare
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
 from compress.stages import Outcome, StageFunction
 from compress.train import make_fabric
-from compress.train.fabric import is_first
+from compress.train.fabric import deterministic, is_first
 from compress.train.ranks import leave, once
 from compress.ui import StageView, Ui
 from compress.workspace import Workspace
@@ -48,7 +48,7 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     try:
         once(lambda: mine.append(prepare(recipe, out, ui, resume)))
         work = mine[0] if mine else join(recipe, out)
-        with alone(out) if is_first() else nullcontext():
+        with alone(out) if is_first() else nullcontext(), deterministic(recipe.deterministic):
             report = _carry_out(work, ui)
     except RuntimeError as error:
         if not dist.is_initialized() or not _lost_the_others(error):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -12,7 +14,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 
-from compress.errors import MissingError
+from compress.errors import MissingError, TrainingError
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the others: what rank 0 does alone, such as measuring, may take hours."""
@@ -41,6 +45,45 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, torch takes only algorithms that give the same bits each time; after it, what was set before.
+
+    Raises:
+        TrainingError: an operator has no such algorithm on this device.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+    )
+    workspace = os.environ.get(CUBLAS)
+    # cuBLAS reads it when it starts; without it a matrix product refuses under deterministic algorithms.
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        name = str(error).split(" does not")[0].split()[-1]
+        raise TrainingError(
+            f"deterministic: true, but {name} has no deterministic algorithm on this device; set deterministic: false, "
+            "or device: cpu."
+        ) from None
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = before[2:]
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)
 
 
 def is_first() -> bool:

@@ -68,6 +68,7 @@ FAULTS = {
     "no number": (put("transfer", "lr", float("nan")), "transfer.lr", "nan"),
     "infinite": (put("transfer", "lr", float("inf")), "transfer.lr", "inf"),
     "negative": (put("distill", "logits", -1), "distill.logits", "-1"),
+    "class means of mixed images": (put("distill", "mixup", 0.2), "distill", "mixed image"),
     "unknown criterion": (put("prune", "criterion", "magic"), "prune.criterion", "'magic'"),
     "unknown comparison": (put("distill", "compare", ["other"]), "distill.compare", "'other'"),
     "a name with a slash": (put("name", "../../up"), "name", "../../up"),

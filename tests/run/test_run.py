@@ -53,6 +53,10 @@ def hashes(folder):
     return {str(p.relative_to(folder)): digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def out_of(out, name):
+    return out / name if (out / name).is_dir() else out / "checkpoints" / name
+
+
 def one_sentence(text):
     assert text.startswith("niwaki: ")
     assert text.count("\n") == 1
@@ -107,6 +111,9 @@ def test_the_ledger_holds_every_stage_and_network(out):
         assert model.test_total == 1397
         assert model.test_accuracy == pytest.approx(model.test_correct / 1397)
         assert 0 <= model.val_accuracy <= 1
+        assert model.val_metrics["top1"] == model.val_accuracy
+        assert {"top5", "macro_f1", "loss"} <= set(model.val_metrics)
+        assert json.loads((out_of(out, model.name) / "model.json").read_text(encoding="utf-8"))["seed"] == ledger.seed
     teacher, student = ledger.model("teacher"), ledger.model("student")
     assert student.macs <= 0.6 * teacher.macs
     assert student.params < teacher.params
