@@ -14,7 +14,7 @@ from deploy.building import choose
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.manifest import Manifest, read_manifest, write_bundle
-from deploy.postprocess import Segmentation, SsdDetection
+from deploy.postprocess import Detection, Segmentation
 
 __all__ = ["Bundle", "load", "write_bundle"]
 
@@ -116,9 +116,9 @@ class Bundle(Engine):
         self, outputs: dict[str, np.ndarray], images: Sequence[Image.Image], top: int
     ) -> list[dict[str, Any]]:
         after = self.manifest.postprocessing
-        if isinstance(after, SsdDetection):
+        if isinstance(after, Detection):
             seen = [self.preprocessing.seen(image) for image in images]
-            decoded = after(outputs["boxes"], outputs["logits"])
+            decoded = after(*(outputs[name] for name in after.OUTPUTS))
             return [self._boxes(one, area, after.size) for one, area in zip(decoded, seen, strict=True)]
         values = next(iter(outputs.values()))
         if isinstance(after, Segmentation):
@@ -181,7 +181,7 @@ def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
             f"{folder} prepares images as {list(want)} but its network takes {', '.join(map(str, inputs))}; "
             "make the bundle again."
         )
-    if manifest.task == "detection" and isinstance(manifest.postprocessing, SsdDetection):
+    if manifest.task == "detection" and isinstance(manifest.postprocessing, Detection):
         _check_detector(folder, manifest, engine, manifest.postprocessing)
     last = outputs[0].shape[-1] if outputs[0].shape else None
     if manifest.task == "classification" and last != len(manifest.classes):
@@ -190,14 +190,18 @@ def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
         )
 
 
-def _check_detector(folder: Path, manifest: Manifest, engine: Engine, after: SsdDetection) -> None:
-    anchors, columns = len(after.default_boxes()), 1 + len(manifest.classes)
+def _check_detector(folder: Path, manifest: Manifest, engine: Engine, after: Detection) -> None:
+    want = after.shapes(len(manifest.classes))
     shapes = {name: spec.shape[1:] for name, spec in engine.outputs.items()}
-    if shapes != {"boxes": (anchors, 4), "logits": (anchors, columns)}:
+    if set(shapes) != set(want) or not all(_alike(shapes[name], want[name]) for name in want):
         raise DeployError(
-            f"{folder} decodes {anchors} boxes of {len(manifest.classes)} classes but its network gives {shapes}; "
+            f"{folder} decodes {want} for {len(manifest.classes)} classes but its network gives {shapes}; "
             "make the bundle again."
         )
+
+
+def _alike(found: tuple[int | None, ...], want: tuple[int, ...]) -> bool:
+    return len(found) == len(want) and all(a is None or a == b for a, b in zip(found, want, strict=True))
 
 
 def _open(image: str | Path | Image.Image) -> Image.Image:

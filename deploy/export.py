@@ -51,6 +51,8 @@ def export_onnx(
         import torch
     except ImportError as error:
         raise missing(str(error.name), "Exporting to ONNX", "compress") from error
+    from deploy.nms import translations
+
     # torch.export bakes in a batch of one: two rows keep the dimension free.
     rows = example.detach() if example.shape[0] > 1 else torch.cat([example.detach()] * 2)
     with _evaluating(model), _out_of_place(model), quiet():
@@ -63,6 +65,7 @@ def export_onnx(
                 input_names=[input_name],
                 output_names=[output_name] if isinstance(output_name, str) else list(output_name),
                 dynamic_shapes=({0: "batch"},),
+                custom_translation_table=translations(),
                 verbose=False,
             )
         except Exception as error:  # the exporter raises whatever the model's own code raises

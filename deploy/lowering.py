@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError
-from deploy.postprocess import Postprocessing, Segmentation, SsdDetection
+from deploy.postprocess import (
+    Detection,
+    FcosDetection,
+    RetinaNetDetection,
+    Segmentation,
+    SsdDetection,
+)
+from deploy.rcnn import rcnn_heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,7 +21,7 @@ if TYPE_CHECKING:
 
 def lowered(
     model: nn.Module, task: str, example: Tensor
-) -> tuple[nn.Module, str | tuple[str, ...], Postprocessing | None]:
+) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
     """What of ``model`` goes into the ONNX file, the names of its outputs, and what the bundle does with those.
 
     Args:
@@ -38,7 +45,8 @@ def lowered(
         raise DeployError(f"The task is {task!r}; lower a network for classification, detection or segmentation.")
     for name, split in _DETECTORS.items():
         if any(name == kind.__name__ for kind in type(model).__mro__):
-            return split(model, example)
+            heads, decoding = split(model, example)
+            return heads, decoding.OUTPUTS, decoding
     raise DeployError(
         f"{type(model).__name__} is no detector whose decoding the bundle knows; use torchvision's "
         f"{', '.join(_DETECTORS)}."
@@ -59,15 +67,11 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
     Raises:
         DeployError: the model is no torchvision SSD.
     """
-    import torch
     from torch import nn
     from torchvision.models.detection.ssd import SSD
 
     if not isinstance(model, SSD):
-        raise DeployError(
-            f"{type(model).__name__} is no torchvision SSD, the one detector whose decoding the bundle knows; "
-            "use an SSD or SSDlite."
-        )
+        raise DeployError(f"{type(model).__name__} is no torchvision SSD; use an SSD or SSDlite.")
 
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -79,16 +83,9 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
             return found["bbox_regression"], found["cls_logits"]
 
     anchors: Any = model.anchor_generator
-    was = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            maps = list(model.backbone(example[:1]).values())
-    finally:
-        model.train(was)
     decoding = SsdDetection(
         size=(example.shape[-2], example.shape[-1]),
-        grids=tuple((one.shape[-2], one.shape[-1]) for one in maps),
+        grids=_grids(model, example),
         scales=tuple(anchors.scales),
         aspect_ratios=tuple(tuple(ratios) for ratios in anchors.aspect_ratios),
         steps=tuple(anchors.steps or ()),
@@ -99,7 +96,55 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
         overlap=model.nms_thresh,
         detections=model.detections_per_img,
     )
-    return Heads().train(was), decoding
+    return Heads().train(model.training), decoding
+
+
+def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetection | FcosDetection]:
+    """Split a torchvision RetinaNet or FCOS: backbone and raw heads for the file, decoding for the bundle.
+
+    Args:
+        model: the detector.
+        example: (N, 3, H, W), preprocessed; the size is part of the decoding.
+
+    Returns:
+        A module from images (N, 3, H, W) to what the decoding's ``OUTPUTS`` names, sharing the detector's weights, and
+        the decoding of those.
+
+    Raises:
+        DeployError: the model is neither.
+    """
+    import torch
+    from torch import nn
+    from torchvision.models.detection import FCOS, RetinaNet
+
+    if not isinstance(model, RetinaNet | FCOS):
+        raise DeployError(f"{type(model).__name__} is no torchvision RetinaNet or FCOS; use one of these.")
+    names = ("bbox_regression", "cls_logits", "bbox_ctrness")[: 3 if isinstance(model, FCOS) else 2]
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = model.backbone, model.head
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            features = self.backbone(images)
+            maps = [features] if isinstance(features, torch.Tensor) else list(features.values())
+            found = self.head(maps)
+            return tuple(found[name] for name in names)
+
+    anchors: Any = model.anchor_generator
+    kind = FcosDetection if isinstance(model, FCOS) else RetinaNetDetection
+    decoding = kind(
+        size=(example.shape[-2], example.shape[-1]),
+        grids=_grids(model, example),
+        cells=tuple(tuple(map(tuple, cell.tolist())) for cell in anchors.cell_anchors),
+        score_threshold=model.score_thresh,
+        candidates=model.topk_candidates,
+        overlap=model.nms_thresh,
+        detections=model.detections_per_img,
+        **({"weights": model.box_coder.weights} if isinstance(model, RetinaNet) else {}),
+    )
+    return Heads().train(model.training), decoding
 
 
 def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Module, Segmentation]:
@@ -132,11 +177,26 @@ def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Modul
     return Segmenter().train(model.training), Segmentation(in_graph=in_graph)
 
 
-def _ssd(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[str, ...], Postprocessing]:
-    heads, decoding = ssd_heads(model, example)
-    return heads, ("boxes", "logits"), decoding
+def _grids(model: Any, example: Tensor) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each feature map that the detector's backbone makes of ``example``."""
+    import torch
+
+    was = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            features = model.backbone(example[:1])
+    finally:
+        model.train(was)
+    maps = [features] if isinstance(features, torch.Tensor) else features.values()
+    return tuple((one.shape[-2], one.shape[-1]) for one in maps)
 
 
-_Split = Callable[["nn.Module", "Tensor"], tuple["nn.Module", tuple[str, ...], Postprocessing]]
+_Split = Callable[[Any, "Tensor"], "tuple[nn.Module, Detection]"]
 # By the name of the class, for torchvision is imported by what runs alone.
-_DETECTORS: dict[str, _Split] = {"SSD": _ssd}
+_DETECTORS: dict[str, _Split] = {
+    "SSD": ssd_heads,
+    "RetinaNet": dense_heads,
+    "FCOS": dense_heads,
+    "FasterRCNN": rcnn_heads,
+}

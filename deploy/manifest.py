@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploy.calibration_summary import Calibration
 from deploy.errors import DeployError
 from deploy.files import sha256, share
-from deploy.postprocess import Postprocessing, Segmentation, SsdDetection
+from deploy.postprocess import Detection, Postprocessing, Segmentation
 from deploy.preprocess import Preprocessing
 from deploy.records import explain, versions_info
 from deploy.signing import check
@@ -84,7 +84,7 @@ class Manifest(BaseModel):
             raise ValueError(f"tensorrt has {sorted(self.tensorrt)}, of which not all are among the models")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
-        wanted = {"detection": SsdDetection, "segmentation": Segmentation}.get(self.task)
+        wanted = {"detection": Detection, "segmentation": Segmentation}.get(self.task)
         if wanted is not None and not isinstance(self.postprocessing, wanted):
             raise ValueError(f"the task {self.task!r} needs a postprocessing of its own")
         return self
@@ -98,7 +98,7 @@ def write_bundle(
     preprocessing: Preprocessing,
     classes: Sequence[str],
     task: str = "classification",
-    postprocessing: SsdDetection | Segmentation | None = None,
+    postprocessing: Detection | Segmentation | None = None,
     metrics: Mapping[str, Any],
     latency: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -151,7 +151,7 @@ def write_bundle(
                 tensorrt=signed,
                 cpu_runtime=cpu_runtime,
                 preprocessing=preprocessing,
-                postprocessing=postprocessing,
+                postprocessing=cast("Postprocessing | None", postprocessing),
                 classes=tuple(classes),
                 metrics=dict(metrics),
                 latency=dict(latency),

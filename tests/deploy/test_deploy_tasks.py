@@ -122,7 +122,7 @@ def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
     with pytest.raises(DeployError, match="needs a postprocessing of its own"):
         write_bundle(tmp_path / "a", classes=CLASSES, **options)
     folder = write_bundle(tmp_path / "b", classes=CLASSES[:2], postprocessing=decoding, **options)
-    with pytest.raises(DeployError, match="of 2 classes but its network gives"):
+    with pytest.raises(DeployError, match="for 2 classes but its network gives"):
         deploy.load(folder)
     with pytest.raises(DeployError, match="Linear is no torchvision SSD"):
         ssd_heads(torch.nn.Linear(1, 1), torch.zeros(1))
