@@ -1,0 +1,293 @@
+"""One row of benchmarks/engines_table.py: a network through every file and runtime, a line of JSON after each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CUTS = ("dense", "cut")
+STAGES = ("export", "onnxruntime", "openvino", "rtx_sm86", "rtx_sm120", "fp16", "int8")
+RATIO = 0.3
+LEAST_SNR = 20.0
+BATCHES = (1, 2, 5)
+_HEADS = ("head", "classifier", "fc", "predictor")
+ROUNDS = 9
+
+
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A torchvision network, its task and the side of its images in pixels."""
+
+    factory: str
+    task: str = "classification"
+    side: int = 128
+    sized: bool = False
+
+
+NETWORKS = {
+    "ResNet-18": Network("resnet18"),
+    "ResNet-50": Network("resnet50"),
+    "MobileNetV2": Network("mobilenet_v2"),
+    "MobileNetV3": Network("mobilenet_v3_large"),
+    "EfficientNet-B0": Network("efficientnet_b0"),
+    "DenseNet-121": Network("densenet121", side=64),
+    "ConvNeXt-T": Network("convnext_tiny", side=64),
+    "ViT-B/16": Network("vit_b_16", side=64, sized=True),
+    "Swin-T": Network("swin_t", side=64),
+    "RegNetY-400MF": Network("regnet_y_400mf"),
+    "DeepLabV3-MobileNet": Network("deeplabv3_mobilenet_v3_large", "segmentation", 96),
+    "SSDlite": Network("ssdlite320_mobilenet_v3_large", "detection", 160),
+    "Faster R-CNN-MobileNet": Network("fasterrcnn_mobilenet_v3_large_320_fpn", "detection", 128),
+}
+
+
+def images(side: int, count: int, seed: int) -> np.ndarray:
+    """Preprocessed float32 (count, 3, side, side): photographs where `NIWAKI_DATA` has them, else smooth noise."""
+    from deploy.preprocess import Preprocessing, load
+
+    folder = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "hymenoptera"
+    files = sorted(folder.rglob("*.jpg"))
+    rng = np.random.default_rng(seed)
+    if len(files) >= count:
+        prepare = Preprocessing(size=(side, side), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        return np.stack([prepare(load(files[i])) for i in rng.permutation(len(files))[:count]])
+    coarse = rng.standard_normal((count, 3, 8, 8)).astype(np.float32)
+    return np.repeat(np.repeat(coarse, side // 8, axis=2), side // 8, axis=3) + 0.1 * rng.standard_normal(
+        (count, 3, side // 8 * 8, side // 8 * 8)
+    ).astype(np.float32)
+
+
+def build(network: Network, cut: str, sample: np.ndarray) -> tuple[Any, dict[str, Any]]:
+    """The network, random but well conditioned, and what the table says about it."""
+    import torch
+    from torch import nn
+
+    from compress import prune, zoo
+
+    torch.manual_seed(0)
+    weights = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "mobilenet_v2_imagenet" / "mobilenet_v2_imagenet.pth"
+    about: dict[str, Any] = {"side": network.side}
+    sized = {"image_size": network.side} if network.sized else {}
+    example = torch.from_numpy(sample)
+    if network.factory == "mobilenet_v2" and weights.is_file():
+        model = zoo.maker(network.factory)()
+        model.load_state_dict(torch.load(weights, weights_only=True))
+        about["weights"] = "ImageNet"
+    else:
+        classes = {"classification": 10, "segmentation": 5, "detection": 4}[network.task]
+        model = zoo.maker(network.factory)(num_classes=classes, **sized)
+        for name, module in model.named_modules():
+            # Heads start near or at zero, where every error hides; detectors' would propose nothing.
+            if isinstance(module, nn.Linear | nn.Conv2d) and any(part in name for part in _HEADS):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        _settle(model, example)
+    model.eval()
+    if cut == "cut":
+        trace = prune.trace(model, example[:1])
+        plan = prune.plan(trace, prune.score(trace, model), ratio=RATIO, scope="group", round_to=1)
+        model = prune.apply(model, plan)
+        _settle(model, example)
+        model.eval()
+    widths = [m.weight.shape[0] for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    about |= {"layers": len(widths), "odd": sum(width % 8 != 0 for width in widths)}
+    return model, about
+
+
+def _settle(model: Any, example: Any) -> None:
+    """BatchNorm statistics of ``example``: otherwise values grow or fade from layer to layer."""
+    import torch
+    from torch import nn
+
+    from compress.detection import raw_heads
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        heads = raw_heads(model)
+        if heads is None:
+            model(example)
+        else:
+            heads(model, example)
+
+
+def raw_twin(model: Any) -> Any:
+    """A two-stage detector's raw outputs at fixed regions, whose errors can be told: proposals jump, these do not."""
+    from torch import nn
+
+    from compress.detection import rcnn_heads
+
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Any) -> tuple[Any, ...]:
+            found = rcnn_heads(self.model, images)
+            return (*found["rpn_objectness"], *found["rpn_deltas"], found["class_logits"], found["box_deltas"])
+
+    return Twin().eval()
+
+
+def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None = None) -> None:
+    """Those of ``STAGES`` that are asked for; the export comes always, for all need it."""
+    import torch
+
+    from deploy.engines.tensorrt import engine_from_onnx
+    from deploy.export import export_onnx
+    from deploy.lowering import lowered
+    from deploy.precision import fp16_from_fp32
+
+    network = NETWORKS[name] if side is None else replace(NETWORKS[name], side=side)
+    sample, unseen = images(network.side, 16, 0), torch.from_numpy(images(network.side, 8, 1))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        fp32, fp16 = Path(folder) / "fp32.onnx", Path(folder) / "fp16.onnx"
+        with stage("export", say) as found:
+            model, about = build(network, cut, sample)
+            say(about)
+            module, names, _ = lowered(model, network.task, unseen[:1])
+            export_onnx(module, unseen[:2], fp32, output_name=names)
+        if not found["works"]:
+            return
+        for runtime in ("onnxruntime", "openvino"):
+            if runtime in stages:
+                with stage(runtime, say) as found:
+                    found |= {"error": _parity(module, fp32, runtime, unseen)[0]}
+        for target in ("sm86", "sm120"):
+            if f"rtx_{target}" in stages:
+                with stage(f"rtx_{target}", say) as found:
+                    engine = engine_from_onnx(fp32, Path(folder), target=target, profile=(1, 1, 2))
+                    found |= {"mib": round(engine.stat().st_size / 2**20, 2)}
+        judged, source = module, fp32
+        if name.startswith("Faster") and {"fp16", "int8"} & set(stages):
+            with stage("twin", say):
+                judged, source = raw_twin(model), Path(folder) / "twin.onnx"
+                count = len(judged(unseen[:1]))
+                export_onnx(judged, unseen[:2], source, output_name=[f"raw{k}" for k in range(count)])
+        if "fp16" in stages:
+            with stage("fp16", say) as found:
+                fp16_from_fp32(source, fp16, list(sample))
+                found |= {"snr_db": _parity(judged, fp16, "onnxruntime", unseen)[1]}
+        if "int8" in stages:
+            with stage("int8", say) as found:
+                found.update(_int8(fp32, source, judged, sample, unseen))
+
+
+def _int8(fp32: Path, source: Path, judged: Any, sample: np.ndarray, unseen: Any) -> dict[str, Any]:
+    from deploy.int8 import fastest_int8
+    from deploy.quantize import int8_from_fp32, int8_with_accuracy_control
+
+    calibration, path = list(sample), fp32.with_name("int8.onnx")
+    choice = fastest_int8(fp32, path, calibration, rounds=ROUNDS)
+    kept, ratio = choice.kept, choice.ratio
+    found: dict[str, Any] = {
+        "kept": list(kept),
+        "tried": {"+".join(k) or "nothing": v for k, v in choice.tried.items()},
+    }
+    shown = path
+    if source != fp32:
+        shown = source.with_name("twin.int8.onnx")
+        int8_from_fp32(source, shown, calibration, keep_fp32=kept)
+    snr = _parity(judged, shown, "onnxruntime", unseen)[1]
+    if snr < LEAST_SNR and source == fp32:
+        found |= {"before_control": {"snr_db": snr, "ratio": ratio}}
+
+        # The share of the signal that is right: a hundredth less is 20 dB.
+        def right(engine: Any) -> float:
+            return max(1e-6, 1 - 10 ** (-_snr(judged, engine, unseen) / 10))
+
+        int8_with_accuracy_control(fp32, path, calibration, right, max_drop=10 ** (-LEAST_SNR / 10), keep_fp32=kept)
+        snr, ratio = _parity(judged, path, "onnxruntime", unseen)[1], _ratio(fp32, path, "onnxruntime", unseen)
+        found["controlled"] = True
+    ship = "int8" if ratio <= 1 and snr >= LEAST_SNR else "fp32"
+    why = "" if ship == "int8" else f": int8 takes {ratio:.2f} of its time" if ratio > 1 else f": int8 at {snr:.1f} dB"
+    found |= {"snr_db": snr, "ratio": ratio, "ship": ship + why}
+    try:
+        return found | {"openvino_ratio": _ratio(fp32, path, "openvino", unseen)}
+    except Exception as error:  # noqa: BLE001  (as for a stage)
+        return found | {"openvino_why": _first_line(error)}
+
+
+def _parity(module: Any, path: Path, runtime: str, unseen: Any) -> tuple[float, float]:
+    from deploy.engines import load_engine
+    from deploy.export import parity
+
+    with load_engine(path, runtime=runtime) as engine:
+        rows = parity(module, engine, unseen, BATCHES)
+    return max(r["max_relative_error"] for r in rows), min(r["snr_db"] for r in rows)
+
+
+def _snr(module: Any, engine: Any, unseen: Any) -> float:
+    from deploy.export import parity
+
+    return min(r["snr_db"] for r in parity(module, engine, unseen, (5,)))
+
+
+def _ratio(fp32: Path, int8: Path, runtime: str, unseen: Any) -> float:
+    from deploy.bench import benchmark
+    from deploy.engines import load_engine
+
+    with load_engine(fp32, runtime=runtime) as one, load_engine(int8, runtime=runtime) as other:
+        one.name, other.name = "fp32", "int8"
+        ratio = benchmark([one, other], {"image": unseen[:1].numpy()}, rounds=ROUNDS, warmup=3)[1].ratio_to_dense
+    assert ratio is not None
+    return ratio
+
+
+@contextmanager
+def stage(name: str, say: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    """Says that the stage works, or why it does not: whatever a library raises is a cell of the table."""
+    found: dict[str, Any] = {"works": True}
+    start = time.perf_counter()
+    try:
+        yield found
+    except Exception as error:  # noqa: BLE001  (nothing may end the row)
+        found |= {"works": False, "why": _first_line(error)}
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    say({name: found})
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text.replace("|", "/")[:200]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("network", choices=sorted(NETWORKS))
+    parser.add_argument("cut", choices=CUTS)
+    parser.add_argument("found", type=Path, help="where the lines of JSON go")
+    parser.add_argument("--side", type=int, help="pixels of the images, instead of the network's own")
+    parser.add_argument("stages", nargs="*", choices=STAGES, help="what to do, the export aside")
+    options = parser.parse_args()
+    with options.found.open("w") as file:
+
+        def say(part: dict[str, Any]) -> None:
+            file.write(json.dumps(part) + "\n")
+            file.flush()
+
+        row(options.network, options.cut, options.stages, say, options.side)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
