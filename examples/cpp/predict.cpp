@@ -68,9 +68,11 @@ void print(const std::string& name, const ov::Tensor& values) {
 
 void run(const std::string& model, const std::string& images) {
   ov::Core core;
-  // Left alone OpenVINO computes in bf16 where the CPU has it, which is not what the file says.
+  // Left alone OpenVINO computes in bf16 where the CPU has it, which is not what the file says. One thread is what
+  // deploy.load() takes too; another number sums in another order, which can move an int8 value by a step.
   ov::CompiledModel compiled = core.compile_model(model, "CPU", ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-                                                  ov::hint::inference_precision(ov::element::f32));
+                                                  ov::hint::inference_precision(ov::element::f32),
+                                                  ov::inference_num_threads(1));
   ov::InferRequest request = compiled.create_infer_request();
   request.set_input_tensor(images_of(images, compiled.input()));
   request.infer();

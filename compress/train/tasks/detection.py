@@ -74,7 +74,7 @@ class Detection:
         return [{**found, "labels": found["labels"] - 1} for found in model(list(images))]
 
     def read(self, outputs: Mapping[str, np.ndarray], postprocessing: Any) -> list[dict[str, Tensor]]:
-        decoded = postprocessing(**outputs)
+        decoded = postprocessing(*(outputs[name] for name in postprocessing.OUTPUTS))
         return [{name: torch.from_numpy(value) for name, value in one.items()} for one in decoded]
 
     def metrics(self, classes: Sequence[str]) -> BoxMetrics:
