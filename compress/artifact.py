@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from compress import models
 from compress.detection import take_prepared
@@ -20,6 +20,8 @@ from compress.files import write_text
 from compress.prune.planning import Plan, architecture_hash
 from compress.prune.surgery import apply
 from compress.zoo import Task
+
+WEIGHTS = "model.safetensors"
 
 
 class Description(BaseModel):
@@ -53,11 +55,11 @@ def save(model: nn.Module, directory: str | Path, description: Description) -> P
     temporary.mkdir()
     try:
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-        save_file(state, temporary / "model.safetensors")
+        save_file(state, temporary / WEIGHTS)
         filled = description.model_copy(
             update={
                 "architecture": architecture_hash(model),
-                "weights_sha256": _sha256(temporary / "model.safetensors"),
+                "weights_sha256": _sha256(temporary / WEIGHTS),
             }
         )
         write_text(temporary / "model.json", filled.model_dump_json(indent=1))
@@ -81,6 +83,19 @@ def describe(directory: str | Path) -> Description:
         raise ArtifactError(f"{path} is damaged: {where}: {first['msg']}; save the network again.") from None
 
 
+def weights(directory: str | Path, about: Description) -> dict[str, Tensor]:
+    """Reads the tensors of a saved network; raises ArtifactError when they are not those that `about` tells of."""
+    path = Path(directory) / WEIGHTS
+    if not path.is_file():
+        raise ArtifactError(f"{directory} holds no {WEIGHTS}; it is not a whole saved network.")
+    if _sha256(path) != about.weights_sha256:
+        raise ArtifactError(f"{path} does not have the hash that model.json gives; copy the folder again.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
+
+
 def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     """Rebuilds a saved network: made and cut without storage, then given its weights.
 
@@ -92,16 +107,8 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
         ArtifactError: a file is missing or damaged, a hash or a shape is wrong.
         ModelError: the factory is unknown or not trusted.
     """
-    about = describe(directory)
-    path = Path(directory) / "model.safetensors"
-    if not path.is_file():
-        raise ArtifactError(f"{directory} holds no model.safetensors; it is not a whole saved network.")
-    if _sha256(path) != about.weights_sha256:
-        raise ArtifactError(f"{path} does not have the hash that model.json gives; copy the folder again.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
+    about, path = describe(directory), Path(directory) / WEIGHTS
+    state = weights(directory, about)
     with models.on_meta():
         model = models.build(about.factory, about.arguments, len(about.classes), trusted=(*models.TRUSTED, *trusted))
     if about.task == "detection" and "size" in about.preprocessing:

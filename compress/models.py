@@ -231,6 +231,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads pretrained weights into everything but the classifier, which keeps its fresh one if shapes differ.
 
+    So do auxiliary classifiers, layer by layer.
+
     A detector or segmenter takes its own weights, or a classifier's into its backbone.
 
     Raises:
@@ -240,11 +242,11 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         _load_under_heads(model, state, source)
         return
     own = model.state_dict()
-    head = classifier_name(model)
+    heads = (f"{classifier_name(model)}.", *_AUXILIARY)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [n for n in own if n not in state and n not in counters and not n.startswith(f"{head}.")]
-    extra = [n for n in state if n not in own and not n.startswith((f"{head}.", "aux1.", "aux2.", "AuxLogits."))]
-    shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith(f"{head}.")]
+    missing = [n for n in own if n not in state and n not in counters and not n.startswith(heads)]
+    extra = [n for n in state if n not in own and not n.startswith(heads)]
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith(heads)]
     if missing or extra or shapes:
         example = (missing or extra or shapes)[0]
         what = "lacks" if missing else "also has" if extra else "has another shape for"
@@ -256,6 +258,9 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     fitting = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
     model.load_state_dict({**own, **fitting})
 
+
+# Heads of GoogLeNet and Inception that answer in training only.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 # How a classifier's names become those of a backbone: (their beginning, what takes its place).
 _BACKBONES = (

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compress import data, distill, models, prune, stages
+from compress import data, distill, prune, stages
 from compress.errors import PlanError, RecipeError
 from compress.recipe import Recipe
 from compress.train import TASKS
-from compress.transfer import fresh, started_from
+from compress.transfer import fresh, started
 
 
 def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
@@ -39,11 +39,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     data.check(recipe.transfer, target.task, "transfer")
     data.check(recipe.distill, target.task, "distill")
     example = target.example(2)
-    if recipe.model.weights is not None:
-        state = models.pretrained(recipe.model.factory, recipe.model.weights)
-        model = started_from(recipe.model, target, recipe.seed, state, recipe.model.weights)
-    else:
-        model = fresh(recipe.model, target, recipe.seed)
+    model = started(recipe.model, target, recipe.seed)
     names = [name for name, _ in model.named_parameters()]
     for pattern in recipe.prune.protect:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -62,6 +58,13 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
                 f"{floor:.3f} of its MACs remain with min_kept {recipe.prune.min_kept} and round_to "
                 f"{recipe.prune.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
             )
+
+
+def check_source(recipe: Recipe, source: data.ImageData) -> None:
+    """Sees that the network can be trained on the source domain, before any training."""
+    assert recipe.source is not None
+    data.check(recipe.source.train, source.task, "source.train")
+    TASKS[source.task].check(fresh(recipe.model, source, recipe.seed), source.example(2))
 
 
 @contextmanager

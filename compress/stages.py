@@ -20,7 +20,7 @@ from compress.train import TASKS, Fit, Trainable, evaluate, fit
 from compress.train.checkpoint import Checkpoints
 from compress.train.log import Log
 from compress.train.ranks import check_same, once
-from compress.transfer import fresh, started_from
+from compress.transfer import fresh, started, started_from
 from compress.ui import Advance, StageView
 from compress.workspace import Workspace
 
@@ -65,7 +65,7 @@ def pretrain(work: Workspace, view: StageView) -> Outcome:
     """Trains the network on the source domain."""
     recipe = work.recipe
     assert recipe.source is not None
-    model = fresh(recipe.model, work.source, recipe.seed)
+    model = started(recipe.model, work.source, recipe.seed)
     flops = cost.training_flops(model, work.example)
     task = Trainable(model, work.source, flops, recipe.seed)
     result = _train(work, view.advance, "pretrain", task, recipe.source.train)
@@ -88,11 +88,8 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
         state = models.read_weights(work.out / PRETRAINED)
         model = started_from(recipe.model, work.target, recipe.seed, state, PRETRAINED)
         before = next(s.training_flops or 0.0 for s in work.ledger.stages if s.name == "pretrain")
-    elif recipe.model.weights is not None:
-        state = models.pretrained(recipe.model.factory, recipe.model.weights)
-        model = started_from(recipe.model, work.target, recipe.seed, state, recipe.model.weights)
     else:
-        model = fresh(recipe.model, work.target, recipe.seed)
+        model = started(recipe.model, work.target, recipe.seed)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 1)
     result = _train(work, view.advance, "transfer", task, recipe.transfer)
     work.save(
@@ -128,8 +125,8 @@ def twin(work: Workspace, view: StageView) -> Outcome:
     )
     view.notes.append(f"without transfer: {on_validation(work, result)}")
     notes = result.notes
-    if recipe.source is None and recipe.model.weights is not None:
-        notes += ("The FLOPs of the downloaded weights' own pretraining are not counted.",)
+    if recipe.model.weights is not None:
+        notes += ("The FLOPs that the pretrained weights cost before this run are not counted.",)
     return Outcome({"val_accuracy": result.val_accuracy}, result.training_flops, notes)
 
 

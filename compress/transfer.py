@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from compress import models
+from compress import artifact, models
 from compress.data.images import ImageData
 from compress.data.seeds import hash_seed
+from compress.errors import ModelError
 from compress.recipe import ModelRecipe
 from compress.train.tasks import TASKS
 
@@ -20,6 +23,33 @@ def fresh(recipe: ModelRecipe, data: ImageData, seed: int) -> nn.Module:
         model = models.build(recipe.factory, recipe.arguments, len(task.outputs(data.classes)))
     task.take_prepared(model, data.example(1).shape[2:])
     return model
+
+
+def pretrained(recipe: ModelRecipe) -> tuple[dict[str, Tensor], str]:
+    """The weights that a recipe names, and what to call them: DEFAULT, a local file or the folder of a saved network.
+
+    Raises:
+        ModelError: there are none, or they are those of a cut network.
+        ArtifactError: the saved network is damaged.
+    """
+    assert recipe.weights is not None
+    folder = Path(recipe.weights)
+    if recipe.weights == "DEFAULT" or not folder.is_dir():
+        return models.pretrained(recipe.factory, recipe.weights), recipe.weights
+    about = artifact.describe(folder)
+    if about.plan is not None:
+        raise ModelError(
+            f"model.weights: {folder} holds a network that was cut, which {recipe.factory} at full size cannot start "
+            "from; name a folder such as teacher, whose network is whole."
+        )
+    return artifact.weights(folder, about), f"{folder} (a {about.factory})"
+
+
+def started(recipe: ModelRecipe, data: ImageData, seed: int) -> nn.Module:
+    """The network as the recipe starts it: from the weights that it names, or else `fresh`. Raises as both do."""
+    if recipe.weights is None:
+        return fresh(recipe, data, seed)
+    return started_from(recipe, data, seed, *pretrained(recipe))
 
 
 def started_from(recipe: ModelRecipe, data: ImageData, seed: int, state: dict[str, Tensor], source: str) -> nn.Module:

@@ -112,7 +112,7 @@ def _parsed(path: Path) -> _File:
     try:
         return _FILE.validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check target.path and the splits.") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}); check path and the splits in the recipe.") from None
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, fault["loc"])) or "the file"

@@ -41,7 +41,7 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
 
 
 def _listed(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-    existing(folder, "target.path and the names of its splits")
+    existing(folder, "path and the names of the splits")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folder(s); put each class's images in its own folder.")

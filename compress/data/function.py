@@ -216,7 +216,7 @@ def _classes(recipe: FunctionData, train: Any, targets: list[Any], task: TaskNam
         return tuple(str(name) for name in own)
     if task == "classification":
         return tuple(map(str, range(max(max(targets) + 1, 2))))
-    raise DataError(f"{recipe.function} gives {task} data without names; list them in target.classes.")
+    raise DataError(f"{recipe.function} gives {task} data without names; list them in classes.")
 
 
 def _checked(target: Boxes, where: str, size: tuple[int, int], classes: int, left_out: LeftOut) -> Boxes:

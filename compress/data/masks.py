@@ -141,7 +141,7 @@ def _named(path: Path) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The file of classes {path} cannot be read ({error}); check target.classes.") from None
+        raise DataError(f"The file of classes {path} cannot be read ({error}); check classes in the recipe.") from None
     if len(set(names)) != len(names):
         raise DataError(f"The file of classes {path} names something twice; a line is a class.")
     return names

@@ -57,7 +57,7 @@ def _sorted(labels: set[str]) -> tuple[str, ...]:
 def _rows(path: Path, recipe: CsvData) -> list[tuple[Path, str]]:
     """Path and label of each row; blank rows are nothing."""
     if not path.is_file():
-        raise DataError(f"There is no CSV file {path}; check target.path and the names of its splits.")
+        raise DataError(f"There is no CSV file {path}; check path and the names of the splits in the recipe.")
     wanted = (recipe.image_column, recipe.label_column)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -32,8 +32,8 @@ def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
         DataError: a list, an annotation or an image is missing or damaged, or a class is unknown.
     """
     root = Path(recipe.path)
-    lists, annotations = _lists(root, recipe.lists), existing(root / recipe.annotations, "target.annotations")
-    images = by_stem(existing(root / recipe.images, "target.images"))
+    lists, annotations = _lists(root, recipe.lists), existing(root / recipe.annotations, "annotations")
+    images = by_stem(existing(root / recipe.images, "images"))
     names = {"train": _listed(lists / f"{recipe.train}.txt"), "test": _listed(lists / f"{recipe.test}.txt")}
     if isinstance(recipe.val, str):
         names["val"] = _listed(lists / f"{recipe.val}.txt")
@@ -56,7 +56,7 @@ def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
             if unknown := next((o.name for o in objects if o.name not in index), None):
                 raise DataError(
                     f"{where} has an object of the class '{unknown}', which is not one of {', '.join(classes)}; "
-                    "mend it, or name all classes in target.classes."
+                    "mend it, or name all classes in the recipe."
                 )
             left_out.difficult += sum(o.difficult for o in objects)
             plain = [o for o in objects if not o.difficult]
@@ -69,7 +69,7 @@ def _lists(root: Path, asked: str | None) -> Path:
     """VOC's own place of the lists, or one above it."""
     if asked is None:
         asked = "ImageSets/Main" if (root / "ImageSets/Main").is_dir() else "ImageSets"
-    return existing(root / asked, "target.path and target.lists")
+    return existing(root / asked, "path and lists")
 
 
 def _listed(path: Path) -> list[str]:
@@ -77,7 +77,7 @@ def _listed(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list {path} cannot be read ({error}); check target.lists and the splits.") from None
+        raise DataError(f"The list {path} cannot be read ({error}); check lists and the splits.") from None
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
         raise DataError(f"The list {path} is empty; name the split's images in it, one a line.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model_weights
 
+from compress.artifact import WEIGHTS
 from compress.recipe import Recipe
 from compress.run.lower import calibration
 from compress.run.variants import variants_of
@@ -65,12 +66,11 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
 def _weights(recipe: Recipe) -> Weights:
     """Where the weights came from, without this machine's folders."""
     named = recipe.model.weights
-    if recipe.source is not None:
-        return Weights(source=f"pretrained on {recipe.source.data.kind}")
     if named is None:
-        return Weights(source="random")
+        return Weights(source="random" if recipe.source is None else f"pretrained on {recipe.source.data.kind}")
     if named != "DEFAULT":
-        return Weights(source=Path(named).name, sha256=sha256(Path(named)) if Path(named).is_file() else None)
+        file = Path(named, WEIGHTS) if Path(named).is_dir() else Path(named)
+        return Weights(source=Path(named).name, sha256=sha256(file) if file.is_file() else None)
     known = get_model_weights(recipe.model.factory.partition(":")[2]).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", Path(known.url).name)
     return Weights(source=f"torchvision {known} ({file.name})", sha256=sha256(file) if file.is_file() else None)

@@ -17,7 +17,7 @@ from compress.data.geometry import Geometry
 from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger
-from compress.preflight import check_model, going_on
+from compress.preflight import check_model, check_source, going_on
 from compress.recipe import Recipe
 from compress.train import TASKS
 from compress.ui import Ui
@@ -36,9 +36,6 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
     check_model(recipe, target)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    write_text(out / "recipe.yaml", recipe.to_yaml())
     ledger = Ledger(
         name=recipe.name,
         seed=recipe.seed,
@@ -51,8 +48,13 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         classes=target.classes,
         test_images=len(target.splits["test"]),
     )
-    ledger.write(out / "ledger.json")
     work = Workspace(recipe, out, reader, target, ledger)
+    if recipe.source is not None:
+        check_source(recipe, work.source)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoints").mkdir(exist_ok=True)
+    write_text(out / "recipe.yaml", recipe.to_yaml())
+    ledger.write(out / "ledger.json")
     work.log("start", name=recipe.name, seed=recipe.seed)
     return work
 

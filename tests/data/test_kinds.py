@@ -518,7 +518,7 @@ def test_what_a_function_must_not_give(what, words):
         ("no_such_module:f", ["cannot be imported"]),
         ("own_data:constant", ["int", "not a function"]),
         ("own_data:bad", ["refuses", "TypeError"]),
-        ("own_data:masks", ["target.classes"]),
+        ("own_data:masks", ["list them in classes"]),
     ],
 )
 def test_a_function_that_cannot_be_called_is_one_sentence(function, words):

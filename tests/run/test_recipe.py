@@ -86,6 +86,8 @@ FAULTS = {
 LATER = {
     "means that do not fit the mode": (put("preprocessing", "mean", [0.1, 0.2]), "preprocessing.mean"),
     "a source as the target": (put("target", {"kind": "rendered_digits"}), "rendered_digits has no test split"),
+    "a missing source": (put("source", "data", {"kind": "folder", "path": "/gone"}), "no folder /gone"),
+    "a source augmented as boxes are": (put("source", "train", "augment", "iou_crop_flip"), "source.train.augment"),
     "a missing folder": (put("target", {"kind": "folder", "path": "/nowhere"}), "/nowhere"),
     "a factory that is not there": (put("model", "factory", "compress.models:gpt"), "compress.models:gpt"),
     "arguments it refuses": (put("model", "arguments", "depth", 9), "depth"),

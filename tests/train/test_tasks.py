@@ -96,6 +96,16 @@ def test_a_segmenters_loss_counts_the_auxiliary_head_half_and_no_ignored_pixel()
     assert float(TASKS["segmentation"].loss(Net(), nothing)) == 0
 
 
+def test_a_classifiers_loss_counts_each_auxiliary_head_three_tenths():
+    class Net(nn.Module):
+        def forward(self, images):
+            logits = torch.zeros(len(images), 2)
+            return torch.stack([logits[:, 0], logits[:, 1] + math.log(3.0)], 1), None, logits, logits
+
+    batch = Batch(torch.rand(1, 3, 4, 4), torch.tensor([1]), torch.arange(1))
+    assert float(TASKS["classification"].loss(Net(), batch)) == pytest.approx(math.log(4 / 3) + 0.6 * math.log(2))
+
+
 def test_a_detectors_loss_is_torchvisions_with_the_background_first():
     model = ssdlite()
     images, boxes = torch.rand(2, 3, 64, 96), torch.tensor([[10.0, 10.0, 50.0, 50.0]])
@@ -151,6 +161,41 @@ def test_what_an_engine_gives_is_read_as_what_torch_predicts():
 def test_a_classifier_is_refused_by_name(task):
     with pytest.raises(ModelError, match="ResNet"):
         TASKS[task].check(resnet18(num_classes=3), torch.rand(2, 3, 64, 64))
+
+
+def test_networks_with_auxiliary_classifiers_train_as_torchvision_means_them_to():
+    model, images = models.build("torchvision:googlenet", {"aux_logits": True}, 3), torch.rand(2, 3, 64, 64)
+    TASKS["classification"].check(model, images)
+    model.train()
+    for module in model.modules():
+        module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
+    batch = Batch(images, torch.tensor([0, 2]), torch.arange(2))
+    loss = TASKS["classification"].loss(model, batch)
+    loss.backward()
+    with torch.no_grad():
+        each = [nn.functional.cross_entropy(logits, batch.targets) for logits in model(images)]
+    assert len(each) == 3
+    assert float(loss.detach()) == pytest.approx(float(each[0] + 0.3 * (each[1] + each[2])), rel=1e-4)
+    assert model.aux1.fc2.weight.grad.any() and model.aux2.conv.conv.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x: {"out": x.mean((2, 3))}, "returns dict in training, not logits"),
+        (lambda x: (x.mean((2, 3)), x), "returns tuple in training"),
+        (lambda x: x, "returns Tensor in training"),
+        (lambda x: nn.functional.conv2d(x, torch.ones(1, 3, 9, 9)), r"does not run in training on images \(3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_classifier_is_one_sentence(answer, said):
+    class Net(nn.Module):
+        def forward(self, images):
+            return answer(images)
+
+    with pytest.raises(ModelError, match=said) as refused:
+        TASKS["classification"].check(Net(), torch.rand(2, 3, 8, 8))
+    assert "\n" not in str(refused.value)
 
 
 def test_torchvisions_own_detectors_take_prepared_images():

@@ -66,19 +66,26 @@ class Classification:
         """Classifiers do."""
 
     def check(self, model: nn.Module, example: Tensor) -> None:
-        answer = model.train()(example)
-        if not isinstance(answer, Tensor):
+        try:
+            answer = model.train()(example)
+        except (RuntimeError, ValueError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise ModelError(
-                f"{type(model).__name__} returns {type(answer).__name__} in training, not logits; "
-                "name a factory whose network returns one tensor."
+                f"{type(model).__name__} does not run in training on images {tuple(example.shape[1:])} ({said}); ask "
+                "for a larger preprocessing.size, or leave auxiliary heads out (aux_logits: false)."
+            ) from None
+        heads = _heads(answer)
+        if not heads or any(
+            not isinstance(one, Tensor) or one.ndim != 2 or one.shape != heads[0].shape for one in heads
+        ):
+            raise ModelError(
+                f"{type(model).__name__} returns {type(answer).__name__} in training, not logits alone or before those "
+                "of auxiliary heads; name a factory whose network does."
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with label smoothing; what an auxiliary head (GoogLeNet, Inception) says counts 0.3."""
-        answer = model(batch.images)
-        if isinstance(answer, Tensor):
-            return self._entropy(answer, batch, smoothing)
-        main, *others = (logits for logits in answer if logits is not None)
+        main, *others = _heads(model(batch.images))
         extra = [self._entropy(logits, batch, smoothing) for logits in others]
         return self._entropy(main, batch, smoothing) + 0.3 * sum(extra, torch.zeros((), device=main.device))
 
@@ -95,3 +102,8 @@ class Classification:
 
     def metrics(self, classes: Sequence[str]) -> ClassMetrics:
         return ClassMetrics(len(classes))
+
+
+def _heads(answer: Any) -> list[Any]:
+    """What each head says: the classifier first, then the auxiliary ones that there are."""
+    return [one for one in answer if one is not None] if isinstance(answer, tuple | list) else [answer]

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from compress.data.augment import IGNORED
 from compress.data.images import Batch
 from compress.errors import ModelError
-
-IGNORED = 255
-"""The label of pixels that belong to no class."""
 
 
 class PixelMetrics(Metric):
