@@ -25,17 +25,18 @@ def came_out(results: Results) -> str:
 
 
 def bought(results: Results) -> str:
-    """Transfer, inheritance and distillation: accuracy without and with each."""
-    purchases = results.purchases()
-    known = [value for p in purchases for value in (p.before, p.after) if value is not None]
+    """Transfer, inheritance and distillation: accuracy without and with each; what was not measured is left out."""
+    lines = [(p, p.before, p.after) for p in results.purchases()]
+    known = [(p, before, after) for p, before, after in lines if before is not None and after is not None]
     if not known:
         return ""
-    low, span = min(known), (max(known) - min(known)) or 1.0
+    ends = [end for _, *both in known for end in both]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
     lead = (
         f"Test {results.metric()} without the step (ring) and with it (dot). "
         "Both ends of a line have the same architecture."
     )
-    return section("What each step bought", lead, card("".join(_purchase(p, low, span) for p in purchases)))
+    return section("What each step bought", lead, card("".join(_purchase(*line, low, span) for line in known)))
 
 
 def _capital(text: str) -> str:
@@ -159,29 +160,27 @@ def _engine(record: Facts) -> str:
     )
 
 
-def _purchase(purchase: Purchase, low: float, span: float) -> str:
+def _purchase(purchase: Purchase, without: float, with_it: float, low: float, span: float) -> str:
     """One line: the name, the track from ring to dot on the scale that all lines share, and the gain."""
     flops = [units.count(model.get("training_flops")) for model in (purchase.without, purchase.with_it)]
     cost = "" if units.NONE in flops else small(f"training FLOPs {flops[0]} against {flops[1]}")
     title = f"<div><b>{esc(purchase.name)}</b>{small(esc(purchase.meaning))}{cost}</div>"
-    if purchase.before is None or purchase.after is None or purchase.gain is None:
-        gain = f'<div class="gain">{units.NONE}{small("not measured")}</div>'
-        return f'<div class="buy">{title}<div></div>{gain}</div>'
-    before, after = (100 * (value - low) / span for value in (purchase.before, purchase.after))
+    gain = with_it - without
+    before, after = (100 * (value - low) / span for value in (without, with_it))
     left, right = sorted((before, after))
     # Two figures closer than their own width are written away from each other.
     sides = (" left", " right") if before <= after else (" right", " left")
     sides = sides if right - left < 30 else ("", "")
-    loss = " loss" if purchase.gain < 0 else ""
+    loss = " loss" if gain < 0 else ""
     track = (
         f'<span class="rail{loss}" style="left:{left:.1f}%;width:{right - left:.1f}%"></span>'
         f'<span class="dot" style="left:{before:.1f}%"></span>'
         f'<span class="dot full" style="left:{after:.1f}%"></span>'
-        f'<span class="at{sides[0]}" style="left:{before:.1f}%">{units.percent(purchase.before)}</span>'
-        f'<span class="at{sides[1]}" style="left:{after:.1f}%">{units.percent(purchase.after)}</span>'
+        f'<span class="at{sides[0]}" style="left:{before:.1f}%">{units.percent(without)}</span>'
+        f'<span class="at{sides[1]}" style="left:{after:.1f}%">{units.percent(with_it)}</span>'
     )
     noise, doubt = purchase.noise, ""
     if noise is not None:
-        doubt = f"{'within' if abs(purchase.gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
-    gain = f'<div class="gain">{units.points(purchase.gain)}{small(doubt)}</div>'
-    return f'<div class="buy">{title}<div class="track">{track}</div>{gain}</div>'
+        doubt = f"{'within' if abs(gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
+    end = f'<div class="gain">{units.points(gain)}{small(doubt)}</div>'
+    return f'<div class="buy">{title}<div class="track">{track}</div>{end}</div>'

@@ -88,10 +88,6 @@ class Purchase:
         return number(self.with_it.get("test_accuracy"))
 
     @property
-    def gain(self) -> float | None:
-        return None if self.before is None or self.after is None else self.after - self.before
-
-    @property
     def noise(self) -> float | None:
         """Half of the 95 % interval of a difference of two shares of this test set."""
         total = number(self.with_it.get("test_total"))

@@ -338,6 +338,8 @@ def test_the_gate_passes_itself_and_stops_what_is_worse(done, out, tmp_path):
 def interrupted(cwd, after):
     """Starts the run, presses Ctrl-C when the stage `after` is in the ledger, gives the finished process."""
     command = [*COMMAND, "run", str(ROOT / "recipes/digits.yaml"), "--out", "out", *SETS]
+    # Started from a shell's background, the run would inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
