@@ -56,7 +56,7 @@ def test_cpp_gives_what_python_gives(precision, cpp, bundle_dir, images, tmp_pat
 
 @pytest.fixture
 def client(bundle_dir, monkeypatch):
-    for package in ("starlette", "httpx"):
+    for package in ("starlette", "httpx2"):
         pytest.importorskip(package, reason=f"the package {package} is not installed")
     from starlette.testclient import TestClient
 
