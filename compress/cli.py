@@ -76,8 +76,12 @@ def run_command(
     elif not quiet:
         console = _console()
         console.print(table(figures))
-        prefix = f"niwaki predict {folder / 'bundle'} {folder / 'samples'}/*.png"
         console.print(f"\nReport   {report}", soft_wrap=True, markup=False)
+        if asked.deploy is None:
+            said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
+            console.print(said, soft_wrap=True, markup=False)
+            return
+        prefix = f"niwaki predict {folder / 'bundle'} {folder / 'samples'}/*.png"
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
         gate = f"niwaki gate NEWER/bench.json --baseline {folder / 'bench.json'}"
         console.print(f"Gate     {gate}", soft_wrap=True, markup=False)

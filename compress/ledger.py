@@ -48,7 +48,8 @@ class ModelEntry(BaseModel):
 class Ledger(BaseModel):
     """Everything that one run has to show; `with_...` give a new one.
 
-    `metric` is the title of what chooses: accuracy (top-1), mAP or mIoU.
+    `metric` is the title of what chooses: accuracy (top-1), mAP or mIoU. `made_by` is what the weights' last bits
+    depend on beside the recipe; `notes` tell of the whole run, such as that it was resumed under something else.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +67,8 @@ class Ledger(BaseModel):
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
     test_images: int | None = None
+    made_by: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
 
     def done(self, stage: str) -> bool:
         return any(entry.name == stage for entry in self.stages)

@@ -29,9 +29,15 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(
             f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
         )
-    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode():
+    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode() and not stopped_early(recipe, out):
         raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
     return True
+
+
+def stopped_early(recipe: Recipe, out: Path) -> bool:
+    """Whether `out` holds the run of `recipe` but for its deploy, which was null."""
+    without = recipe.model_copy(update={"deploy": None})
+    return recipe.deploy is not None and (out / "recipe.yaml").read_bytes() == without.to_yaml().encode()
 
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:

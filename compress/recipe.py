@@ -194,6 +194,7 @@ class Recipe(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     deterministic: bool = False
+    tensorboard: bool = False
     model: ModelRecipe
     source: SourceRecipe | None = None
     target: DataRecipe
@@ -202,10 +203,18 @@ class Recipe(Part):
     twin: bool = True
     prune: PruneRecipe = PruneRecipe()
     distill: DistillRecipe
-    deploy: DeployRecipe = DeployRecipe()
+    deploy: DeployRecipe | None = DeployRecipe()
+
+    @model_validator(mode="after")
+    def _times_what_it_lowers(self) -> Recipe:
+        if self.deploy is None and self.prune.budget.latency is not None:
+            raise ValueError("prune.budget.latency is timed as deploy says, which is null; give a macs budget")
+        return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        """The recipe with every default written out; a deploy of null is not the default one and is kept."""
+        kept = {"deploy": None} if self.deploy is None else {}
+        return yaml.safe_dump({**self.model_dump(mode="json", exclude_none=True), **kept}, sort_keys=False)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

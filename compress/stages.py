@@ -51,7 +51,7 @@ def _train(
         advance,
         budget=budget,
         checkpoints=Checkpoints(work.training_state(name)),
-        log=Log(work.out / "logs", name),
+        log=Log(work.out / "logs", name, tensorboard=work.recipe.tensorboard),
     )
     check_same(task.model, name)
     return found

@@ -8,28 +8,33 @@ from typing import Any
 
 from rich.table import Table
 
-COLUMNS = ("dense", "pruned", "distilled", "int8")
+COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
+"""Column -> the network that it is."""
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, from its ledger and its bench record."""
+    """The figures of a finished run, from its ledger and, where engines were made, its bench record."""
     ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-    bench = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     models = {entry["name"]: entry for entry in ledger["models"]}
-    records = {record["name"]: record for record in bench["records"]}
-    engines = {}
-    for name in COLUMNS:
-        if name in records:
-            record = records[name]
-            model = models[record["model"]]
-            engines[name] = {
-                "accuracy": record["accuracy"],
-                "macs": model["macs"],
-                "params": model["params"],
-                "file_bytes": record["file_bytes"],
-                "median_ms": record["median_ms"],
-                "speedup": record["speedup"],
-            }
+    timed = folder / "bench.json"
+    if timed.is_file():
+        records = {r["name"]: r for r in json.loads(timed.read_text(encoding="utf-8"))["records"]}
+    else:
+        # The networks themselves, whose fp32 artifact is their file.
+        own = {name: models[network] for name, network in COLUMNS.items() if name != "int8"}
+        records = {name: {**model, "accuracy": model["test_accuracy"]} for name, model in own.items()}
+    engines = {
+        name: {
+            "accuracy": records[name]["accuracy"],
+            "macs": models[network]["macs"],
+            "params": models[network]["params"],
+            "file_bytes": records[name]["file_bytes"],
+            "median_ms": records[name].get("median_ms"),
+            "speedup": records[name].get("speedup"),
+        }
+        for name, network in COLUMNS.items()
+        if name in records
+    }
     return {
         "run": str(folder),
         "name": ledger["name"],
@@ -53,10 +58,15 @@ def table(figures: dict[str, Any]) -> Table:
         f"{figures['metric']} on {figures['test_images']} test images": lambda e: f"{100 * e['accuracy']:.1f} %",
         "MACs": lambda e: f"{e['macs'] / 1e6:.1f} M",
         "parameters": lambda e: f"{e['params'] / 1e3:.0f} k",
-        "ONNX file": lambda e: f"{e['file_bytes'] / 1e3:.0f} kB",
-        "latency (median)": lambda e: f"{e['median_ms']:.2f} ms",
-        "speed-up": lambda e: f"{e['speedup']:.2f}x",
     }
+    if all(engine["median_ms"] is not None for engine in engines.values()):
+        rows |= {
+            "ONNX file": lambda e: f"{e['file_bytes'] / 1e3:.0f} kB",
+            "latency (median)": lambda e: f"{e['median_ms']:.2f} ms",
+            "speed-up": lambda e: f"{e['speedup']:.2f}x",
+        }
+    else:
+        rows["weights"] = lambda e: f"{e['file_bytes'] / 1e3:.0f} kB"
     for label, render in rows.items():
         shown.add_row(label, *(render(engine) for engine in engines.values()))
     return shown

@@ -16,7 +16,7 @@ from compress.data import ImageData, ImageReader
 from compress.errors import RecipeError
 from compress.ledger import Ledger, ModelEntry, StageEntry
 from compress.prune.planning import Plan
-from compress.recipe import Recipe
+from compress.recipe import DeployRecipe, Recipe
 from compress.train import TASKS, make_fabric
 from compress.train.ranks import once
 
@@ -58,6 +58,12 @@ class Workspace:
     def example(self) -> Tensor:
         """Eight prepared training images, shape (8, C, H, W)."""
         return self.target.example(8)
+
+    @property
+    def deploy(self) -> DeployRecipe:
+        """What the stages that lower are asked for; a run without them has no such stages."""
+        assert self.recipe.deploy is not None
+        return self.recipe.deploy
 
     def folder(self, model: str) -> Path:
         """Where a network's artifact lies: the three of the design on top, comparisons under checkpoints."""

@@ -75,14 +75,22 @@ class Batch:
         ]
 
     def to(self, device: torch.device, *, channels_last: bool = True) -> Batch:
-        """The same on a device."""
+        """The same on a device; from pinned memory the copy does not hold up this process."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        images = self.images.to(device, memory_format=layout, non_blocking=True)
+        return self._changed(images, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same where a GPU can fetch it; called by the loader."""
+        return self._changed(self.images.pin_memory(), Tensor.pin_memory)
+
+    def _changed(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Batch:
         if isinstance(self.targets, Tensor):
-            targets: Any = self.targets.to(device)
+            targets: Any = change(self.targets)
         else:
-            targets = [{name: t.to(device) for name, t in one.items()} for one in self.targets]
-        soft = None if self.soft is None else self.soft.to(device)
-        return Batch(self.images.to(device, memory_format=layout), targets, self.index, self.variant, soft)
+            targets = [{name: change(t) for name, t in one.items()} for one in self.targets]
+        soft = None if self.soft is None else change(self.soft)
+        return Batch(images, targets, self.index, self.variant, soft)
 
 
 @dataclass(frozen=True)

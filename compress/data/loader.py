@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ class Feed:
         classes: how many; for mixing.
         rank: which part of each batch is this process's.
         ranks: how many parts there are.
+        pin: whether batches lie in pinned memory, which a GPU fetches from while the processor goes on.
     """
 
     split: Split
@@ -43,6 +47,7 @@ class Feed:
     classes: int = 0
     rank: int = 0
     ranks: int = 1
+    pin: bool = False
 
     @property
     def size(self) -> int:
@@ -68,10 +73,11 @@ class Feed:
             batch_size=None,
             sampler=_Counting(start, stop),
             num_workers=self.workers,
+            pin_memory=self.pin,
             generator=torch.Generator().manual_seed(0),
         )
         try:
-            for found in loader:
+            for found in _quietly(loader):
                 if isinstance(found, Exception):
                     raise found
                 yield found
@@ -108,6 +114,20 @@ class Feed:
             chosen = kinds[int(torch.randint(len(kinds), ()))]
             images, soft = chosen(batch.images, batch.targets)
         return replace(batch, images=images, soft=soft)
+
+
+def _quietly(loader: DataLoader) -> Iterator[Any]:
+    """The loader's iterator, which tells of a worker's death where its data is waited for, some seconds later.
+
+    Torch would also raise from the signal of a child's end, in whatever the process is doing then: while a
+    checkpoint is written, say.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    found = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return found
 
 
 class _Steps(Dataset):

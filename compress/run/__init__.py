@@ -16,7 +16,7 @@ from compress.preflight import alone
 from compress.recipe import Recipe
 from compress.run import lower, measure, pack
 from compress.run.aware import aware
-from compress.run.prepare import join, prepare
+from compress.run.prepare import join, prepare, take_up
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
 from compress.stages import Outcome, StageFunction
 from compress.train import make_fabric
@@ -46,7 +46,7 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     make_fabric(recipe.device, recipe.precision)
     mine: list[Workspace] = []
     try:
-        once(lambda: mine.append(prepare(recipe, out, ui, resume)))
+        once(lambda: mine.append(prepare(recipe, out, resume)))
         work = mine[0] if mine else join(recipe, out)
         with alone(out) if is_first() else nullcontext(), deterministic(recipe.deterministic):
             report = _carry_out(work, ui)
@@ -69,6 +69,7 @@ def _lost_the_others(error: RuntimeError) -> bool:
 
 
 def _carry_out(work: Workspace, ui: Ui) -> Path:
+    once(lambda: take_up(work, ui))
     once(lambda: _forget_lost(work))
     _agree_on_ledger(work)
     todo = _stages(work.recipe)
@@ -143,6 +144,7 @@ def _forget_lost(work: Workspace) -> None:
 
 def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
     """Name, title and function of each stage that the recipe asks for, in order."""
+    deploy = recipe.deploy
     found: list[tuple[bool, str, str, Callable[..., Outcome]]] = [
         (recipe.source is not None, "pretrain", "Pretrain on the source domain", stages.pretrain),
         (True, "transfer", "Fine-tune on the target: the teacher", stages.transfer),
@@ -161,12 +163,12 @@ def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
             "Train the small network from scratch",
             stages.scratch,
         ),
-        (recipe.deploy.qat is not None, AWARE, "Fine-tune the student for int8", aware),
-        (True, "export", "Lower to ONNX and check parity", lower.export),
-        (bool(recipe.deploy.rtx_targets), "build", "Build TensorRT-RTX engines", lower.build),
+        (deploy is not None and deploy.qat is not None, AWARE, "Fine-tune the student for int8", aware),
+        (deploy is not None, "export", "Lower to ONNX and check parity", lower.export),
+        (deploy is not None and bool(deploy.rtx_targets), "build", "Build TensorRT-RTX engines", lower.build),
         (True, "test", "Measure accuracy on the test split", measure.test),
-        (True, "bench", "Measure latency, interleaved", measure.bench),
-        (True, "bundle", "Pack the bundle", pack.bundle),
+        (deploy is not None, "bench", "Measure latency, interleaved", measure.bench),
+        (deploy is not None, "bundle", "Pack the bundle", pack.bundle),
     ]
     return [(name, title, function) for wanted, name, title, function in found if wanted]
 

@@ -16,7 +16,7 @@ from compress.workspace import Workspace
 
 def aware(work: Workspace, view: StageView) -> Outcome:
     """Distils the student some more with rounded weights and activations; the int8 file is made from what comes out."""
-    settings = work.recipe.deploy.qat
+    settings = work.deploy.qat
     assert settings is not None
     # Statistics stay what they are: the file that is quantised has them folded into the weights.
     update = {"epochs": settings.epochs, "lr": settings.lr, "training_flops": None, "batchnorm": "frozen"}

@@ -43,7 +43,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
     for done, variant in enumerate(variants):
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
-        trained = AWARE if variant.precision == "int8" and recipe.deploy.qat is not None else variant.model
+        trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
         module, names, _ = lowered(work.load(trained), work.target.task, work.example)
         about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
         if variant.precision == "fp32":
@@ -59,7 +59,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
                 fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
                 export_onnx(module, work.example, fp32, output_name=names, metadata=about)
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
-        with load_engine(path, threads=recipe.deploy.threads) as engine:
+        with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
             found[variant.name] = parity(module, engine, work.target.splits["val"].inputs(0, 16), BATCHES)
         if variant.model == "student":
@@ -84,10 +84,10 @@ def export(work: Workspace, view: StageView) -> Outcome:
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     """Writes the int8 file that is fastest here, and the signed one; its share of the time of fp32."""
     recipe, images = work.recipe, calibration(work)
-    choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=recipe.deploy.threads)
+    choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=work.deploy.threads)
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
-    if (drop := recipe.deploy.accuracy_drop) is not None:
+    if (drop := work.deploy.accuracy_drop) is not None:
         # Over what is kept for speed, layers are given back until validation images are told apart well enough.
         int8_with_accuracy_control(
             fp32,
@@ -135,7 +135,7 @@ def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> N
 def calibration(work: Workspace) -> list[np.ndarray]:
     """Training images, drawn with the run's seed, as the network sees them: float32 (C, H, W)."""
     split = work.target.splits["train"]
-    count = min(work.recipe.deploy.calibration_images, len(split))
+    count = min(work.deploy.calibration_images, len(split))
     chosen = np.random.default_rng(work.recipe.seed).permutation(len(split))[:count]
     return [split.gather(torch.tensor([int(i)]))[0].numpy() for i in sorted(chosen)]
 
@@ -150,7 +150,7 @@ def build(work: Workspace, view: StageView) -> Outcome:
     }
     jobs = [
         (target, precision, path)
-        for target in work.recipe.deploy.rtx_targets
+        for target in work.deploy.rtx_targets
         for precision, path in sources.items()
         if path.is_file()
     ]

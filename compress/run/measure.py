@@ -76,7 +76,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     with ExitStack() as stack:
         engines = []
         for variant in variants:
-            engine = stack.enter_context(load_engine(out / variant.onnx, threads=recipe.deploy.threads))
+            engine = stack.enter_context(load_engine(out / variant.onnx, threads=work.deploy.threads))
             engine.name = variant.name
             engines.append(engine)
         (name,) = tuple(engines[0].inputs)
@@ -84,7 +84,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
             engines,
             {name: image},
             reference="dense",
-            rounds=recipe.deploy.rounds,
+            rounds=work.deploy.rounds,
             progress=lambda done, total: view.advance(done, total, "rounds"),
         )
     filled = [
@@ -101,9 +101,9 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     bench = Bench(
         name=recipe.name,
         settings={
-            "threads": recipe.deploy.threads,
+            "threads": work.deploy.threads,
             "batch": 1,
-            "rounds": recipe.deploy.rounds,
+            "rounds": work.deploy.rounds,
             "pruning_kernels": work.ledger.kernels,
         },
         records=(*filled, *_built_records(out)),
@@ -133,9 +133,9 @@ def _built_records(out: Path) -> Iterator[Record]:
 
 def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
     """A function from a network to its latency as a share of the dense one's, on ONNX Runtime."""
-    settings = work.recipe.deploy
 
     def share(model: nn.Module) -> float:
+        settings = work.deploy
         with TemporaryDirectory() as folder, ExitStack() as stack:
             engines = []
             for name, network in (("dense", work.load("teacher")), ("cut", model)):

@@ -35,7 +35,7 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     write_bundle(
         out / "bundle",
         models={p: out / v.onnx for p, v in variants.items()},
-        default=recipe.deploy.ship,
+        default=work.deploy.ship,
         preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
         classes=work.target.classes,
         task=work.target.task,
@@ -59,7 +59,7 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     )
     _write_samples(work)
     size = sum(f.stat().st_size for f in (out / "bundle").iterdir())
-    view.notes.append(f"{size / 1e6:.2f} MB, ships {recipe.deploy.ship}")
+    view.notes.append(f"{size / 1e6:.2f} MB, ships {work.deploy.ship}")
     return Outcome({"bytes": float(size)})
 
 

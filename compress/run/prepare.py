@@ -17,9 +17,11 @@ from compress.data.geometry import Geometry
 from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.ledger import Ledger
-from compress.preflight import check_model, check_source, going_on
+from compress.preflight import check_model, check_source, going_on, stopped_early
 from compress.recipe import Recipe
 from compress.train import TASKS
+from compress.train.checkpoint import differences, made_by
+from compress.train.log import check_tensorboard
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
@@ -28,9 +30,10 @@ from deploy.preprocess import Preprocessing
 from deploy.records import machine_info, versions_info
 
 
-def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
+def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     """Checks the whole request, then makes the folder or takes up the one that is there."""
     resuming = going_on(recipe, out, resume)
+    check_tensorboard(recipe.tensorboard)
     reader, target = _data(recipe)
     if resuming:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
@@ -47,6 +50,7 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
         metric=TASKS[target.task].title,
         classes=target.classes,
         test_images=len(target.splits["test"]),
+        made_by=made_by(),
     )
     work = Workspace(recipe, out, reader, target, ledger)
     if recipe.source is not None:
@@ -57,6 +61,28 @@ def prepare(recipe: Recipe, out: Path, ui: Ui, resume: bool) -> Workspace:
     ledger.write(out / "ledger.json")
     work.log("start", name=recipe.name, seed=recipe.seed)
     return work
+
+
+def take_up(work: Workspace, ui: Ui) -> None:
+    """Brings a resumed run up to what is asked and used now; this process holds the folder."""
+    if stopped_early(work.recipe, work.out):
+        _go_on_to_deploy(work)
+    # Said once, however often the run is resumed so.
+    new = tuple(note for note in differences(work.ledger.made_by) if note not in work.ledger.notes)
+    if new:
+        ui.line(" ".join(new))
+        work.log("resume", notes=new)
+        work.ledger = work.ledger.model_copy(update={"notes": (*work.ledger.notes, *new)})
+        work.ledger.write(work.out / "ledger.json")
+
+
+def _go_on_to_deploy(work: Workspace) -> None:
+    """Takes up a run that stopped after distilling: what is tested is tested again, with the engines that come now."""
+    stages = tuple(entry for entry in work.ledger.stages if entry.name != "test")
+    work.ledger = work.ledger.model_copy(update={"stages": stages})
+    work.ledger.write(work.out / "ledger.json")
+    write_text(work.out / "recipe.yaml", work.recipe.to_yaml())
+    work.log("deploy")
 
 
 def _loaded(path: Path) -> Image.Image:

@@ -26,6 +26,9 @@ class Variant:
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:
+    """Every engine that the recipe asks for, the dense one first; none where it stops after distilling."""
+    if recipe.deploy is None:
+        return []
     made = [Variant("dense", "teacher", "fp32"), Variant("pruned", "pruned", "fp32")]
     names = {"fp32": "distilled", "fp16": "distilled-fp16", "int8": "int8"}
     return made + [Variant(names[p], "student", p) for p in ("fp32", "fp16", "int8") if p in recipe.deploy.precisions]

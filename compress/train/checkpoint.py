@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +39,16 @@ class Checkpoints:
         self.path, self.seconds = path, seconds
         self._last = time.monotonic()
 
-    def save(self, training: _Training, over: bool) -> None:
-        """Writes the state after a step, if it is time; rank 0 alone does.
+    def due(self, over: bool) -> bool:
+        """Whether it is time to save; training is over, or goes on. Rank 0 alone saves."""
+        return is_first() and (over or time.monotonic() - self._last >= self.seconds)
+
+    def save(self, training: _Training) -> None:
+        """Writes the state after a step.
 
         Raises:
             MissingError: the disk is full or refuses; the checkpoint before stays.
         """
-        if not is_first() or not (over or time.monotonic() - self._last >= self.seconds):
-            return
         tensors, about = _state(training)
         try:
             with replacing(self.path) as temporary:
@@ -80,7 +84,7 @@ class Checkpoints:
             raise ArtifactError(
                 f"The checkpoint {self.path} cannot be used ({reason}); remove it, and this stage starts again."
             ) from None
-        return _differences(about["made_by"])
+        return differences(about["made_by"])
 
 
 def made_by() -> dict[str, str]:
@@ -90,13 +94,15 @@ def made_by() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
+        "processes": os.environ.get("WORLD_SIZE", "1"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 
 
-def _differences(then: dict[str, str]) -> tuple[str, ...]:
+def differences(then: Mapping[str, str]) -> tuple[str, ...]:
+    """What is here another than what `then`, of `made_by`, tells of: one sentence, or none."""
     now = made_by()
-    changed = [f"{key} {now[key]} (it began under {then.get(key)})" for key in now if now[key] != then.get(key)]
+    changed = [f"{key} {now[key]} (it began under {then[key]})" for key in now if now[key] != then.get(key, now[key])]
     if not changed:
         return ()
     return (f"Resumed under {', '.join(changed)}: the weights may differ in their last bits from a run in one piece.",)
@@ -161,8 +167,9 @@ def _restore(training: _Training, tensors: dict[str, Tensor], about: dict[str, A
         return
     torch.set_rng_state(tensors["rng.torch"])
     if torch.cuda.is_available():
-        for k, state in enumerate(list(part("rng.cuda").values())[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, k)
+        for k, state in part("rng.cuda").items():
+            if int(k) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(state, int(k))
     version, internal, gauss = about["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, position, has_gauss, cached = about["numpy"]

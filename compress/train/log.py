@@ -1,32 +1,86 @@
-"""What training says of each step: a CSV file of rows."""
+"""What training says of each step: a CSV file of rows and, if asked for, TensorBoard's events."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
+
+from compress.errors import ArtifactError, MissingError
+from compress.files import replacing
+
+COLUMNS = ("step", "name", "value")
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raises MissingError when TensorBoard's events are wanted and its package is not here."""
+    if not wanted:
+        return
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise MissingError(
+            "tensorboard: true, but TensorBoard is not installed; pip install 'niwaki[tensorboard]', or set "
+            "tensorboard: false (logs/ has the same curves as CSV)."
+        ) from None
 
 
 class Log:
-    """Curves of one training.
+    """Curves of one training; each step stands there once, however often the training was killed and resumed.
 
     Args:
         folder: of the run's logs.
-        name: of the training.
+        name: of the training: NAME.csv, and NAME/ for the events.
+        tensorboard: whether events are written too.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, tensorboard: bool = False) -> None:
+        check_tensorboard(tensorboard)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{name}.csv"
+        self.path, self.events = folder / f"{name}.csv", folder / name if tensorboard else None
+        self._writer: Any = None
+
+    def begin(self, done: int) -> None:
+        """Goes on after so many steps: what was said of later ones, by a process that was killed, is taken back."""
+        if self.path.is_file():
+            self._drop_rows_after(done)
+        if self.events is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.events, purge_step=done + 1)
 
     def step(
         self, step: int, loss: float, lr: float, images_per_second: float, metrics: dict[str, float], evaluated: bool
     ) -> None:
-        """Adds a row; metrics on `val` stand where they were measured. A resumed training's rows come again."""
+        """Adds a step's rows; metrics on `val` stand where they were measured."""
         rows: dict[str, float] = {"loss": loss, "lr": lr, "images_per_second": images_per_second}
         if evaluated:
             rows |= {f"val_{name}": value for name, value in metrics.items()}
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
-                writer.writerow(("step", "name", "value"))
+                writer.writerow(COLUMNS)
             writer.writerows((step, name, f"{value:.8g}") for name, value in rows.items())
+        if self._writer is not None:
+            for name, value in rows.items():
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Puts on disk what a checkpoint is about to leave behind."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _drop_rows_after(self, done: int) -> None:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            held = list(csv.reader(file))
+        try:
+            # The last row of a killed process may be half a row.
+            kept = [row for row in held[1:] if len(row) == len(COLUMNS) and int(row[0]) <= done]
+        except ValueError:
+            raise ArtifactError(f"{self.path} is not a log of this version; remove it and go on.") from None
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])

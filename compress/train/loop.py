@@ -163,7 +163,7 @@ class _Training:
         log: Log | None,
     ) -> None:
         self.task, self.recipe, self.fabric, self.progress = task, recipe, fabric, progress
-        self.checkpoints, self.log = checkpoints, log
+        self.checkpoints, self.log = checkpoints, log if fabric.is_global_zero else None
         self.feed = Feed(
             task.data.splits["train"],
             recipe.batch_size,
@@ -176,6 +176,7 @@ class _Training:
             classes=len(task.data.classes),
             rank=fabric.global_rank,
             ranks=fabric.world_size,
+            pin=fabric.device.type == "cuda",
         )
         parts = fabric.world_size * recipe.accumulate
         if self.feed.size % parts:
@@ -207,6 +208,20 @@ class _Training:
 
     def run(self) -> Fit:
         notes = self.checkpoints.restore(self) if self.checkpoints is not None else ()
+        if self.log is not None:
+            self.log.begin(self.done)
+        try:
+            self._train()
+        finally:
+            if self.log is not None:
+                self.log.end()
+        self.network.load_state_dict(self.kept.state)
+        self.network.cpu().eval()
+        flops = self.done * self.feed.size * self.task.flops_per_image
+        return Fit(self.kept.value, self.done, flops, self.kept.metrics, notes)
+
+    def _train(self) -> None:
+        """Steps until it is over, each told, logged and, now and then, left in a checkpoint."""
         clock = _Clock()
         self._set_modes()
         batches = self.feed.batches(self.done, self.total) if not self._over() else iter(())
@@ -221,17 +236,15 @@ class _Training:
             shown = self.metrics.get(self.task.task.selects, 0.0)
             text = f"loss {loss:.3f}  val {100 * shown:.1f} %  {speed:.0f} images/s"
             self.progress(self.done, self.total, text)
-            if self.log is not None and self.fabric.is_global_zero:
+            if self.log is not None:
                 self.log.step(self.done, loss, self.optimizer.param_groups[0]["lr"], speed, self.metrics, evaluated)
             over = self._over()
-            if self.checkpoints is not None:
-                self.checkpoints.save(self, over)
+            if self.checkpoints is not None and self.checkpoints.due(over):
+                if self.log is not None:
+                    self.log.flush()
+                self.checkpoints.save(self)
             if over:
                 break
-        self.network.load_state_dict(self.kept.state)
-        self.network.cpu().eval()
-        flops = self.done * self.feed.size * self.task.flops_per_image
-        return Fit(self.kept.value, self.done, flops, self.kept.metrics, notes)
 
     def _over(self) -> bool:
         patience = self.recipe.patience

@@ -10,7 +10,7 @@ from typing import Any
 from deploy.errors import DeployError
 from deploy.files import write_text
 from deploy.report.page import page
-from deploy.report.view import Results, read_recipe
+from deploy.report.view import Results, read_recipe, rows
 
 __all__ = ["render", "write_report"]
 
@@ -25,7 +25,11 @@ def render(ledger: Mapping[str, Any], bench: Mapping[str, Any], recipe_yaml: str
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run's folder, whole or not at all, and return its path."""
     run_dir = Path(run_dir)
-    text = render(_read(run_dir / "ledger.json"), _read(run_dir / "bench.json"), _text(run_dir / "recipe.yaml"))
+    ledger, timed = _read(run_dir / "ledger.json"), run_dir / "bench.json"
+    # A run that stops after distilling has tested its networks and timed none.
+    over = any(stage.get("name") == "test" for stage in rows(ledger.get("stages")))
+    bench = {} if over and not timed.exists() else _read(timed)
+    text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
     return write_text(run_dir / "report.html", text)
 
 

@@ -80,6 +80,8 @@ def _networks(results: Results) -> str:
         line("MACs", lambda c: units.count(c.model.get("macs")), share(model("macs"))),
         line("Parameters", lambda c: units.count(c.model.get("params")), share(model("params"))),
         line("File size", lambda c: units.size(c.file_bytes), share(file_bytes)),
+    )
+    times = (
         line("Latency, median", latency("median_ms")),
         line("Latency, p90", latency("p90_ms")),
         line("Latency, p99", latency("p99_ms")),
@@ -88,7 +90,7 @@ def _networks(results: Results) -> str:
     heads = "".join(f'<th scope="col"{_mark(c, final)}>{esc(c.heading)}{small(esc(c.caption))}</th>' for c in columns)
     return (
         f'<div class="card scroll"><table class="main"><thead><tr><td></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines + times if results.bench else lines)}</tbody></table></div>"
     )
 
 

@@ -20,7 +20,7 @@ TREE = (
     '<ellipse cx="37" cy="27" rx="9.5" ry="4.6"/></svg>'
 )
 FOOTER = (
-    "<footer>Every figure on this page is read from <code>ledger.json</code> and <code>bench.json</code> "
+    "<footer>Every figure on this page is read from <code>ledger.json</code>$record "
     "in the folder of the run. To make it again: <code>niwaki run recipe.yaml --out FOLDER</code>.</footer>"
 )
 SHOWN_SETTINGS = 8
@@ -38,7 +38,7 @@ def page(results: Results, recipe_yaml: str) -> str:
         proof(results),
         built(results.records("built")),
         _machine(results),
-        FOOTER,
+        FOOTER.replace("$record", " and <code>bench.json</code>" if results.bench else ""),
     )
     template = Template(resources.files(__package__).joinpath("page.html.tmpl").read_text("utf-8"))
     return template.substitute(name=esc(_name(results)), body="\n".join(filter(None, parts)))
@@ -69,7 +69,9 @@ def _header(results: Results) -> str:
             f"the speed: {units.milliseconds(final.record.get('median_ms'))} median",
         ),
     )
-    shown = "".join(f'<div class="tile"><b>{figure}</b><span>{said}</span></div>' for figure, said in tiles)
+    # Nothing was timed where there is no record.
+    measured = tiles if results.bench else tiles[:3]
+    shown = "".join(f'<div class="tile"><b>{figure}</b><span>{said}</span></div>' for figure, said in measured)
     return (
         f'<header><div class="brand">{TREE}<span>{esc(" · ".join(filter(None, brand)))}</span></div>'
         f"<h1>{esc(_name(results))}</h1>"
@@ -140,4 +142,7 @@ def _machine(results: Results) -> str:
         for title, values in parts.items()
         if values
     ]
+    notes = results.ledger.get("notes")
+    if isinstance(notes, list | tuple) and notes:
+        lines.append(("Notes", esc(" ".join(map(str, notes)))))
     return section("Where it was measured", "", facts(lines)) if lines else ""

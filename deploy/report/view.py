@@ -119,10 +119,11 @@ class Results:
         return next((model for model in self.models() if role in (model.get("role"), model.get("name"))), {})
 
     def columns(self) -> list[Column]:
+        """The networks of the main table; without a record, as of a run that stops after distilling, no int8."""
         measured = {str(record.get("name")): record for record in self.records("measured")}
         models = {str(model.get("name")): model for model in self.models()}
         columns = []
-        for name, role, heading, caption in COLUMNS:
+        for name, role, heading, caption in COLUMNS if self.bench else COLUMNS[:3]:
             record = measured.get(name, {})
             model = models.get(str(record.get("model"))) or self.role(role)
             columns.append(Column(name, heading, caption, model, record))
@@ -148,12 +149,13 @@ class Results:
 
     def final(self) -> Column:
         """The network that goes out: what the recipe ships, where that was measured, else the distilled one."""
-        *_, distilled, int8 = self.columns()
+        columns = {column.name: column for column in self.columns()}
+        distilled, int8 = columns["distilled"], columns.get("int8")
         ship = mapping(self.recipe.get("deploy")).get("ship")
         if ship == "fp16":
             fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
             return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled
-        return int8 if int8.record and ship != "fp32" else distilled
+        return int8 if int8 is not None and int8.record and ship != "fp32" else distilled
 
     def verdict(self) -> str:
         """The run in one sentence, with its numbers."""

@@ -9,7 +9,6 @@ import torch
 import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 from compress import data, stages
 from compress.data import files, images
@@ -20,7 +19,7 @@ from compress.ledger import Ledger, StageEntry
 from compress.recipe import load_recipe
 from compress.recipe_data import DataRecipe
 from compress.run.prepare import _loaded, prepare
-from compress.ui import StageView, Ui
+from compress.ui import StageView
 from deploy.preprocess import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +183,7 @@ def test_what_was_left_out_is_in_the_ledger(tmp_path):
     for part in (raw["source"]["train"], raw["transfer"], raw["distill"]):
         part |= {"epochs": 1, "batch_size": 4}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
-    work = prepare(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", Ui(Console(quiet=True), "quiet"), False)
+    work = prepare(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", False)
     for name, stage in (("pretrain", stages.pretrain), ("transfer", stages.transfer)):
         outcome = stage(work, StageView(lambda done, total, text: None))
         work.finish(StageEntry(name=name, title=name, seconds=1, training_flops=1.0, notes=outcome.notes))

@@ -74,6 +74,11 @@ FAULTS = {
     "a name with a slash": (put("name", "../../up"), "name", "../../up"),
     "an empty name": (put("name", ""), "name", "''"),
     "a name that is a number": (put("name", 7), "name", "7"),
+    "a latency that nobody times": (
+        lambda raw: raw.update(deploy=None, prune={"budget": {"latency": 0.5}}),
+        "the recipe",
+        "prune.budget.latency",
+    ),
     "no fp32": (put("deploy", "precisions", ["int8"]), "deploy", "fp32"),
     "ships what it does not make": (put("deploy", "precisions", ["fp32"]), "deploy", "ship"),
     "a target that is none": (put("deploy", "rtx_targets", ["ampere"]), "deploy.rtx_targets", "ampere"),
@@ -185,6 +190,13 @@ def test_an_environment_variable_is_expanded_or_asked_for(tmp_path, monkeypatch)
 
 
 # --set ----------------------------------------------------------------------------------------------------
+
+
+def test_a_deploy_of_null_survives_writing(tmp_path):
+    recipe = load_recipe(DIGITS, ["deploy=null"])
+    assert recipe.deploy is None
+    (tmp_path / "written.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "written.yaml") == recipe
 
 
 def test_set_changes_one_key():

@@ -1,5 +1,6 @@
 """The training loop: repeatable, as long as asked for, and it keeps the best it has seen."""
 
+import re
 import warnings
 
 import numpy as np
@@ -166,8 +167,9 @@ def test_equal_budgets_spend_equal_flops(data, fabric):
 
 def test_progress_counts_every_step(data, fabric):
     calls = []
-    fit(Trainable(net(), data, 1.0, 0), RECIPE, fabric, lambda *a: calls.append(a[:2]))
-    assert calls == [(k, 12) for k in range(1, 13)]
+    fit(Trainable(net(), data, 1.0, 0), RECIPE, fabric, lambda *a: calls.append(a))
+    assert [call[:2] for call in calls] == [(k, 12) for k in range(1, 13)]
+    assert all(re.fullmatch(r"loss \d+\.\d{3}  val \d+\.\d %  \d+ images/s", text) for _, _, text in calls)
 
 
 def test_frozen_parameters_stay_and_the_backbone_may_be_slower(data, fabric):

@@ -1,8 +1,9 @@
 """What a recipe may ask of a training: each option by what it changes, against values worked out by hand."""
 
-import csv
 import errno
+import math
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 from test_fit import READER, net, quiet, split
 from torch import nn
+from torch.utils.data import dataloader
 
 from compress.data.geometry import Geometry, fitted
-from compress.data.images import Boxes, ImageData, ImageReader, Split
+from compress.data.images import Batch, Boxes, ImageData, ImageReader, Split
 from compress.data.loader import Feed
 from compress.errors import ArtifactError, MissingError, TrainingError
 from compress.recipe import TrainRecipe
@@ -21,7 +23,8 @@ from compress.train.checkpoint import Checkpoints
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.log import Log
 from compress.train.loop import Average
-from compress.train.schedule import make_optimizer
+from compress.train.schedule import cosine, make_optimizer
+from compress.train.tasks import TASKS
 
 RECIPE = TrainRecipe(epochs=2, batch_size=16, lr=0.05)
 
@@ -141,7 +144,89 @@ def test_mixed_images_have_mixed_labels(data, fabric, kind):
         i = int((share < 1).nonzero()[0])
         own = mixed.soft[i, plain.targets[i]]
         torch.testing.assert_close(mixed.images[i], own * plain.images[i] + (1 - own) * pure[i], rtol=1e-4, atol=1e-4)
-    trained(data, fabric, **{kind: 0.4})
+
+
+def test_a_mixed_batch_is_trained_on_by_its_shares(data, fabric):
+    task, logits = TASKS["classification"], torch.tensor([[0.0, math.log(3.0)]])
+    half = Batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.arange(1), soft=torch.tensor([[0.5, 0.5]]))
+    # Probabilities 1/4 and 3/4.
+    expected = 0.5 * math.log(4) + 0.5 * math.log(4 / 3)
+    assert float(task.loss(lambda images: logits, half)) == pytest.approx(expected)
+    plain, mixed = (trained(data, fabric, groups(), mixup=alpha)[0] for alpha in (0.0, 1.0))
+    assert not torch.equal(plain[0].weight, mixed[0].weight)
+
+
+def test_smoothed_labels_are_trained_on(data, fabric):
+    task, logits = TASKS["classification"], torch.tensor([[0.0, math.log(3.0)]])
+    batch = Batch(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.arange(1))
+    # A share of 0.2 goes to both classes alike.
+    expected = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    assert float(task.loss(lambda images: logits, batch, 0.2)) == pytest.approx(expected)
+    plain, smoothed = (trained(data, fabric, groups(), label_smoothing=share)[0] for share in (0.0, 0.2))
+    assert not torch.equal(plain[0].weight, smoothed[0].weight)
+
+
+def test_the_rate_rises_and_then_falls_along_a_cosine(data, fabric, tmp_path):
+    assert [cosine(step, 10, 0.2) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert cosine(9, 10, 0.2) == pytest.approx(0.5 * (1 + math.cos(7 * math.pi / 8)))
+    log, recipe = Log(tmp_path, "short"), RECIPE.model_copy(update={"warmup": 0.5})
+    fit(Trainable(net(), data, 1.0, 5), recipe, fabric, quiet, log=log)
+    rates = [float(row.split(",")[2]) for row in log.path.read_text().splitlines() if ",lr," in row]
+    assert rates == pytest.approx([0.05 * cosine(step, 8, 0.5) for step in range(8)])
+
+
+# How it is computed ----------------------------------------------------------------------------------------
+
+
+def watched(data, fabric, **settings):
+    """The network after training, and what its second convolution was given in the first step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 4))
+    seen = []
+    handle = model[2].register_forward_hook(lambda module, given, gave: seen.append((given[0], module.weight, gave)))
+    trained(data, fabric, model, **settings)
+    handle.remove()
+    return model, seen[0]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_channels_last_is_how_images_and_weights_lie(data, fabric, last):
+    _, (given, weight, gave) = watched(data, fabric, channels_last=last)
+    for tensor in (given, weight, gave):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) is last
+        assert tensor.is_contiguous() is not last
+
+
+def test_bf16_mixed_computes_in_bf16_and_keeps_float32(data, fabric):
+    whole, _ = watched(data, fabric)
+    mixed, (given, weight, gave) = watched(data, make_fabric("cpu", "bf16-mixed"))
+    assert (given.dtype, weight.dtype, gave.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in mixed.parameters())
+    assert not torch.equal(whole[0].weight, mixed[0].weight)
+    torch.testing.assert_close(whole[0].weight, mixed[0].weight, rtol=0.1, atol=0.02)
+
+
+def test_what_is_compiled_trains_to_the_same_weights(data, fabric, monkeypatch):
+    compiled, real = [], torch.compile
+
+    def compile_(module, **_):
+        # The default backend needs a C++ compiler and half a minute.
+        compiled.append(real(module, backend=backend))
+        return compiled[-1]
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    graphs = []
+    monkeypatch.setattr(torch, "compile", compile_)
+    model, result = trained(data, fabric, groups(), compile=True)
+    monkeypatch.undo()
+    plain, expected = trained(data, fabric, groups())
+    assert compiled and graphs
+    assert result.steps == expected.steps
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 class Deadly:
@@ -154,10 +239,14 @@ class Deadly:
         return Image.fromarray(np.full((8, 8), index, np.uint8))
 
 
-def test_a_worker_that_dies_is_one_sentence():
+def test_a_worker_that_dies_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    before = signal.getsignal(signal.SIGCHLD)
     dying = Split(Deadly(), torch.zeros(32, dtype=torch.int64), READER)
     with pytest.raises(TrainingError, match=r"A data worker died .*--resume"):
         list(Feed(dying, 8, "flip", 0, workers=1).batches(0, 4))
+    # Torch's own would raise in the middle of whatever goes on, such as the writing of a checkpoint.
+    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 # What is left for a killed run ----------------------------------------------------------------------------
@@ -199,14 +288,6 @@ def test_other_threads_or_versions_are_said(data, fabric, tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint.np, "__version__", "9.9")
     (note,) = fit(Trainable(net(), data, 1.0, 5), RECIPE, fabric, quiet, checkpoints=kept).notes
     assert "Resumed under numpy 9.9" in note
-
-
-def test_curves_are_rows(data, fabric, tmp_path):
-    fit(Trainable(net(), data, 1.0, 5), RECIPE, fabric, quiet, log=Log(tmp_path, "short"))
-    with (tmp_path / "short.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows if row["name"] == "loss"] == [str(k) for k in range(1, 9)]
-    assert {"loss", "lr", "images_per_second", "val_top1", "val_loss"} <= {row["name"] for row in rows}
 
 
 # Targets with places in them ------------------------------------------------------------------------------

@@ -52,6 +52,17 @@ def test_miou_is_the_mean_over_the_classes_that_occur_and_skips_ignored_pixels()
     assert found["loss"] == pytest.approx(20 / 3, rel=1e-3)
 
 
+def test_top1_top5_and_macro_f1_by_hand():
+    metrics = TASKS["classification"].metrics(tuple("abcdefg"))
+    # Image by image: right; second; sixth, which five do not reach.
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [9.0, 8, 7, 6, 5, 4, 3], [9.0, 8, 7, 6, 5, 4, 3]])
+    metrics.update(logits, torch.tensor([0, 1, 5]))
+    found = metrics.compute()
+    assert (found["top1"], found["top5"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    # Class a: precision 1/3, recall 1, F1 1/2; b and f are missed; the other four occur nowhere.
+    assert found["macro_f1"] == pytest.approx(0.5 / 3)
+
+
 def test_map_is_one_for_the_right_boxes_and_half_where_one_class_is_missed():
     metrics = TASKS["detection"].metrics(("cell", "platelet"))
     truth = [box(0, 0, 50, 50), box(10, 10, 60, 60, label=1)]
