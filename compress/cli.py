@@ -179,10 +179,11 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, max=4096)] = 1,
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
+    runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise; needs no torch."""
-    result = _timed(engines, batch, threads, rounds)
+    result = _timed(engines, batch, threads, rounds, runtime)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(result.to_json(), encoding="utf-8")
@@ -281,7 +282,7 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _timed(paths: list[Path], batch: int, threads: int, rounds: int) -> Bench:
+def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: str | None) -> Bench:
     """Opens the engines and times them on the same noise."""
     from contextlib import ExitStack
 
@@ -295,8 +296,8 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int) -> Bench:
     with ExitStack() as stack:
         engines = []
         for path in paths:
-            opened = deploy.load(path, threads=threads) if path.is_dir() else load_engine(path, threads=threads)
-            engines.append(stack.enter_context(opened))
+            load = deploy.load if path.is_dir() else load_engine
+            engines.append(stack.enter_context(load(path, threads=threads, runtime=runtime)))
             engines[-1].name = str(path)
         inputs = {}
         for name, spec in engines[0].inputs.items():

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -179,3 +181,17 @@ def test_a_missing_or_cut_record_file_is_one_sentence(tmp_path):
     (tmp_path / "cut.json").write_text(Bench(name="run", records=(record(),)).to_json()[:-20])
     with pytest.raises(DeployError, match="Invalid JSON"):
         Bench.from_file(tmp_path / "cut.json")
+
+
+def test_the_command_times_files_and_bundles_by_the_runtime_that_is_asked_for(bundle_dir, files, tmp_path):
+    pytest.importorskip("openvino", reason="the package openvino is not installed")
+    command = [sys.executable, "-c", "from compress.cli import main; main()", "bench", files["fp32"], bundle_dir]
+    out = tmp_path / "bench.json"
+    options = ["--runtime", "openvino", "--rounds", "5", "--json", "--out", out]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json.loads(out.read_text("utf-8"))
+    assert [record["runtime"] for record in json.loads(done.stdout)["records"]] == ["openvino"] * 2
+    done = subprocess.run([*command, "--runtime", "abacus"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "There is no runtime 'abacus'; choose one of" in done.stderr
