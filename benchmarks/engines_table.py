@@ -63,8 +63,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         "Weights are random but for those rows that say otherwise; BatchNorm statistics are those of the calibration",
         "images. Cut: three tenths of each free group's channels are gone, widths not rounded. Errors are the largest",
         "difference from torch over the largest output, at batches 1, 2 and 5 of real images; dB are signal to noise",
-        "against torch, for Faster R-CNN of its raw outputs at fixed regions; times are those of int8 by those of fp32",
-        "in turns on the same runtime. RTX engines are built from the fp32 file for that generation, without a GPU.",
+        "against torch, both for Faster R-CNN of its raw outputs at fixed regions; times are those of int8 by those of",
+        "fp32, in turns on the same runtime. Accuracy control may take half a minute a row. RTX engines are built from",
+        "the fp32 file for that generation, without a GPU.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join(["---"] * len(HEAD)) + " |",
@@ -86,7 +87,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ours = (
         [f"{int8['snr_db']:.1f} dB", f"{int8['ratio']:.2f} of the time", f"{kept} in fp32"] if int8.get("works") else []
     )
-    ours += ["after accuracy control"] if int8.get("controlled") else []
+    control = int8.get("control")
+    ours += ["after accuracy control"] if control == "done" else [f"accuracy control {control}"] if control else []
     ov = int8.get("openvino_ratio")
     return [
         row["network"] + (f" ({row['weights']})" if row.get("weights") else ""),

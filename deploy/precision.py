@@ -96,6 +96,7 @@ def _halved(model: onnx.ModelProto, src: Path, kept: Sequence[str]) -> onnx.Mode
     except ImportError as error:
         raise missing("onnxconverter-common", "Making a file of half precision", "compress") from error
     _part_weights(model.graph, set(kept))
+    _fill_values(model.graph)
     with quiet():
         try:
             half = float16.convert_float_to_float16(
@@ -163,6 +164,15 @@ def _part_weights(graph: onnx.GraphProto, kept: set[str]) -> None:
                     tensor = graph.initializer.add()
                     tensor.CopyFrom(weights[name])
                     tensor.name = f"{name}.fp32"
+
+
+def _fill_values(graph: onnx.GraphProto) -> None:
+    """Write out the float32 zero that ConstantOfShape gives by default: the converter changes only what is written."""
+    from onnx import helper
+
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(helper.make_attribute("value", helper.make_tensor("value", FLOAT, [1], [0.0])))
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

@@ -176,6 +176,14 @@ def test_what_overflows_and_is_read_twice_never_passes_through_fp16(tmp_path):
     assert value.dtype == np.float32
 
 
+def test_zeros_that_the_graph_makes_become_fp16_too(tmp_path):
+    """ConstantOfShape gives float32 zeros where it does not say otherwise; Swin's masks come of it."""
+    nodes = [("Shape", ["image"], ["shape"]), ("ConstantOfShape", ["shape"], ["zeros"])]
+    path = little(tmp_path / "m.fp32.onnx", [*nodes, ("Add", ["image", "zeros"], ["logits"])], {})
+    rows = [np.full((1, 4), 1.5, np.float32)]
+    np.testing.assert_array_equal(answers(fp16_from_fp32(path, tmp_path / "m.fp16.onnx", rows), rows[0]), rows[0])
+
+
 def test_a_calibration_that_does_not_fit_is_refused(steep, tmp_path):
     with pytest.raises(DeployError, match="0 images"):
         fp16_from_fp32(steep, tmp_path / "x.onnx", [])
