@@ -1,10 +1,7 @@
 """What holds the house together: who may import whom, what is locked, what the repository never names."""
 
 import ast
-import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -237,91 +234,3 @@ def test_what_must_not_be_committed_is_not():
     names = {path.relative_to(ROOT).as_posix() for path in tracked()}
     assert "uv.lock" not in names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc", ".onnx", ".engine", ".pth"))]
-
-
-# --- a bundle where there is no torch
-
-
-def tiny_bundle(folder: Path) -> Path:
-    """A bundle that answers by brightness: dark, grey or bright."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    from deploy.manifest import write_bundle
-    from deploy.preprocess import Preprocessing
-
-    weight = numpy_helper.from_array(np.array([[-8.0, 0.0, 8.0]], np.float32), "weight")
-    bias = numpy_helper.from_array(np.array([4.0, 2.0, -4.0], np.float32), "bias")
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
-            helper.make_node("Flatten", ["mean"], ["flat"]),
-            helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
-        ],
-        "brightness",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [weight, bias],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(model, folder / "brightness.onnx")
-    return write_bundle(
-        folder / "bundle",
-        models={"fp32": folder / "brightness.onnx"},
-        default="fp32",
-        preprocessing=Preprocessing(size=(8, 8), mode="L"),
-        classes=("dark", "grey", "bright"),
-        metrics={},
-        latency={},
-        provenance={},
-    )
-
-
-def uv() -> str:
-    found = shutil.which("uv")
-    if found is None:
-        pytest.skip("uv is not on PATH: pip install uv")
-    return found
-
-
-def offline(done: subprocess.CompletedProcess) -> bool:
-    return bool(re.search(r"error sending request|dns error|Failed to fetch|timed out", done.stderr, re.I))
-
-
-def step(*command: str | Path, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=cwd, check=False)
-    if done.returncode and offline(done):
-        pytest.skip("the package index cannot be reached from here")
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-    return done
-
-
-@pytest.mark.network
-@pytest.mark.slow
-def test_a_bundle_runs_where_torch_is_not_installed(tmp_path):
-    from PIL import Image
-
-    tool, bundle, dist = uv(), tiny_bundle(tmp_path), tmp_path / "dist"
-    named = ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONPATH", "PYTHONHOME")
-    env = {key: value for key, value in os.environ.items() if key not in named}
-    source = tmp_path / "source"
-    left = (".git", ".venv", "*.so", "_build.json", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    ignored = shutil.ignore_patterns(*left)
-    shutil.copytree(ROOT, source, ignore=ignored)
-    step(tool, "build", "--wheel", "--python", sys.executable, "--out-dir", dist, source, env=env, cwd=tmp_path)
-    (wheel,) = dist.glob("*.whl")
-    assert wheel.name.endswith("-py3-none-any.whl"), "built without torch, the wheel has to be pure"
-    step(tool, "venv", "--python", sys.executable, tmp_path / "env", env=env, cwd=tmp_path)
-    scripts = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
-    python = scripts / "python"
-    step(tool, "pip", "install", "--python", python, wheel, env=env, cwd=tmp_path)
-    for name in ("torch", "matplotlib", "onnx"):
-        done = subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False, cwd=tmp_path)
-        assert done.returncode == 1, f"{name} came along"
-
-    Image.new("L", (8, 8), 250).save(tmp_path / "snow.png")
-    done = step(scripts / "niwaki", "predict", bundle, tmp_path / "snow.png", "--json", env=env, cwd=tmp_path)
-    assert "bright" in json.dumps(json.loads(done.stdout))
-    doctor = step(scripts / "niwaki", "doctor", "--json", env=env, cwd=tmp_path)
-    assert all(check["ok"] for check in json.loads(doctor.stdout) if check["required"])

@@ -39,12 +39,17 @@ class OnnxRuntimeEngine(Engine):
     Raises:
         DeployError: the file is missing, is not an ONNX model, uses an operator the runtime lacks, or is
             quantised in a way that TensorRT would misread.
-        MissingDependency: this build of ONNX Runtime has no such provider, or the provider finds no GPU.
+        MissingDependency: ONNX Runtime is not installed, this build of it has no such provider, or the provider
+            finds no GPU.
     """
 
     def __init__(self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime") -> None:
-        import onnxruntime as ort
-
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingDependency(
+                "The package onnxruntime cannot be imported here; get it with `pip install onnxruntime`."
+            ) from error
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
         if threads < 0:

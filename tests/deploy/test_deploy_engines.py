@@ -225,10 +225,14 @@ def test_the_registry_chooses_by_ending_or_by_name(files, tmp_path):
         load_engine(tmp_path / "model.pt")
 
 
-def test_a_missing_runtime_says_how_to_get_it(files, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'niwaki\[openvino\]'") as caught:
-        load_engine(files["fp32"], runtime="openvino")
+@pytest.mark.parametrize(
+    ("package", "way_out"),
+    [("openvino", r"pip install 'niwaki\[openvino\]'"), ("onnxruntime", "pip install onnxruntime")],
+)
+def test_a_missing_runtime_says_how_to_get_it(package, way_out, files, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingDependency, match=way_out) as caught:
+        load_engine(files["fp32"], runtime=package)
     assert caught.value.exit_code == 3
 
 
