@@ -259,6 +259,8 @@ def taught(
     budget = None if recipe.training_flops is None else recipe.training_flops - lesson.flops_once
     result = _train(work, advance, name, task, recipe, budget)
     distill.fold_classifier(student)
+    # Both come back where they were: what follows traces and proves there.
+    teacher.cpu()
     return result, result.training_flops + lesson.flops_once, (*lesson.notes, *result.notes)
 
 
