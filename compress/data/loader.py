@@ -76,18 +76,10 @@ class Feed:
             pin_memory=self.pin,
             generator=torch.Generator().manual_seed(0),
         )
-        try:
-            for found in _quietly(loader):
-                if isinstance(found, Exception):
-                    raise found
-                yield found
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"A data worker died ({str(error).splitlines()[0][:120]}); --resume goes on from the last checkpoint, "
-                "and fewer workers or a smaller batch_size need less memory."
-            ) from None
+        for found in _fetched(loader):
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
     def order(self, epoch: int) -> Tensor:
         """The images of an epoch, int64."""
@@ -114,6 +106,27 @@ class Feed:
             chosen = kinds[int(torch.randint(len(kinds), ()))]
             images, soft = chosen(batch.images, batch.targets)
         return replace(batch, images=images, soft=soft)
+
+
+def _fetched(loader: DataLoader) -> Iterator[Any]:
+    """What the loader gives; raises TrainingError when a worker died."""
+    steps = _quietly(loader)
+    while True:
+        try:
+            found = next(steps)
+        except StopIteration:
+            return
+        except (OSError, EOFError, RuntimeError) as error:
+            # One that dies while it sends breaks the connection before torch knows of its death.
+            known = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+            if not loader.num_workers or not known:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise TrainingError(
+                f"A data worker died ({reason}); --resume goes on from the last checkpoint, and fewer workers or a "
+                "smaller batch_size need less memory."
+            ) from None
+        yield found
 
 
 def _quietly(loader: DataLoader) -> Iterator[Any]:

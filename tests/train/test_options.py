@@ -13,6 +13,7 @@ from test_fit import READER, net, quiet, split
 from torch import nn
 from torch.utils.data import dataloader
 
+from compress.data import loader
 from compress.data.geometry import Geometry, fitted
 from compress.data.images import Batch, Boxes, ImageData, ImageReader, Split
 from compress.data.loader import Feed
@@ -247,6 +248,19 @@ def test_a_worker_that_dies_is_one_sentence(monkeypatch):
         list(Feed(dying, 8, "flip", 0, workers=1).batches(0, 4))
     # Torch's own would raise in the middle of whatever goes on, such as the writing of a checkpoint.
     assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError("reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_sends_is_the_same_sentence(data, monkeypatch, broken):
+    def steps(loader_):
+        raise broken
+        yield
+
+    monkeypatch.setattr(loader, "_quietly", steps)
+    with pytest.raises(TrainingError, match=r"A data worker died .(reset by peer|EOFError)"):
+        list(Feed(data.splits["train"], 16, "none", 0, workers=1).batches(0, 4))
+    with pytest.raises(type(broken)):
+        list(Feed(data.splits["train"], 16, "none", 0).batches(0, 4))
 
 
 # What is left for a killed run ----------------------------------------------------------------------------
