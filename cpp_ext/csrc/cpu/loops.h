@@ -16,8 +16,10 @@ constexpr int64_t kColumnRoom = 16;
 using ReduceRows = void (*)(
     const void* x, int64_t height, int64_t repeats, int64_t period, double* rows, double* columns);
 
-// Writes the `count` elements of `from` that `masks` (a bit for each, from the lowest) keeps, `kept` in number.
-using Compress = void (*)(void* to, const void* from, const uint8_t* masks, int64_t count, int64_t kept);
+// Writes the `count` elements of `from` that `masks` (a bit for each, from the lowest, in sixteens) keeps, `kept` in
+// number. Asks for the memory of as many at `next`, which come later.
+using Compress = void (*)(
+    void* to, const void* from, const void* next, const uint8_t* masks, int64_t count, int64_t kept);
 
 struct Loops {
   const char* name;

@@ -7,6 +7,9 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,popcnt"))), apply_to = function)
 #else
+// GCC 12 takes the undefined operand of its own intrinsics for a mistake, thousands of times.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,popcnt")
 #endif
 #include <immintrin.h>

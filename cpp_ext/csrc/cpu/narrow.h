@@ -24,6 +24,16 @@ struct Sixteen {
 template <Element E>
 constexpr bool kSwapped = E == Element::bf16 && NIWAKI_WIDTH == 4;
 
+#if NIWAKI_WIDTH == 2
+// Out of line: without an instruction for it the code is long, and trees hold it many times.
+__attribute__((noinline)) void portable_halves(const uint16_t* x, Singles* out) {
+  for (int j = 0; j < kSixteen; j += kWidth) {
+    const Floats part = __builtin_convertvector(load<Element::f16>(x + j), Floats);
+    std::memcpy(reinterpret_cast<char*>(out) + j * sizeof(float), &part, sizeof part);
+  }
+}
+#endif
+
 template <Element E>
 NIWAKI_INLINE Sixteen load_sixteen(const typename Storage<E>::type* x) {
   Sixteen out;
@@ -55,14 +65,7 @@ NIWAKI_INLINE Sixteen load_sixteen(const typename Storage<E>::type* x) {
       out.v[k] = reinterpret_cast<Singles>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 8 * k))));
     });
 #else
-    each<kRegisters>([&](auto k) NIWAKI_LAMBDA {
-      float four[kSingles];
-      for (int j = 0; j < kSingles; j += kWidth) {
-        const Floats part = __builtin_convertvector(load<E>(x + k * kSingles + j), Floats);
-        std::memcpy(four + j, &part, sizeof part);
-      }
-      std::memcpy(&out.v[k], four, sizeof four);
-    });
+    portable_halves(x, out.v);
 #endif
     return out;
   }

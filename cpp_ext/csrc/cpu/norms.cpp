@@ -55,17 +55,21 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
       const int64_t count = std::min(rows, m.height() - first);
       chunks.push_back({j, first, count, nullptr, nullptr});
       work.push_back(count * m.width());
-      row_sums += m.row_dim >= 0 ? count : 0;
+      row_sums += m.row_dim >= 0 && m.groups > 1 ? count : 0;
       column_sums += split ? column_room(m) : 0;
     }
   }
-  // Rows are written whole, columns are added to.
+  // Rows are written whole, those of one group in their channels' own places; columns are added to.
   const std::unique_ptr<double[]> row_memory(new double[row_sums]);
   const std::unique_ptr<double[]> column_memory(new double[column_sums]);
   double *row_next = row_memory.get(), *column_next = column_memory.get();
   for (Chunk& c : chunks) {
     const Matrix& m = jobs[c.job].matrix;
-    if (m.row_dim >= 0) c.rows = row_next, row_next += c.count;
+    if (m.row_dim >= 0 && m.groups == 1) {
+      c.rows = sums.data() + jobs[c.job].row_at + c.first;
+    } else if (m.row_dim >= 0) {
+      c.rows = row_next, row_next += c.count;
+    }
     if (m.column_dim >= 0) c.columns = column_next, column_next += column_room(m);
   }
   const Loops& best = loops();
@@ -91,7 +95,7 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
         double* columns = m.column_dim >= 0 ? chunk->columns : nullptr;
         for (auto c = chunk; c != last; ++c) {
           int64_t channel = c->first % m.rows;
-          for (int64_t r = 0; m.row_dim >= 0 && r < c->count; ++r) {
+          for (int64_t r = 0; m.row_dim >= 0 && m.groups > 1 && r < c->count; ++r) {
             double& sum = sums[jobs[j].row_at + channel];
             sum = combined(reduce, sum, c->rows[r]);
             if (++channel == m.rows) channel = 0;
@@ -155,12 +159,14 @@ Tensor multi_filter_norm(
   const Scatter scatter = check_scatter(order, offsets, channels, xs.empty() ? nullptr : &xs[0]);
   const int64_t* from = offsets.const_data_ptr<int64_t>();
   const int64_t* places = scatter.order.const_data_ptr<int64_t>();
+  bool wild = false;  // of all places at once: there are as many as channels
+  for (int64_t i = 0; i < channels; ++i) wild |= (places[i] < 0) | (places[i] >= channels);
   for (int64_t u = 0; u <= scatter.units; ++u) {
     require<std::out_of_range>(
         from[u] >= (u == 0 ? 0 : from[u - 1]) && from[u] <= channels, "multi_filter_norm got offsets[", u, "] = ",
         from[u], ": they rise from 0 to the number of channels, ", channels, ".");
   }
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; wild && i < channels; ++i) {
     require<std::out_of_range>(
         places[i] >= 0 && places[i] < channels, "multi_filter_norm got order[", i, "] = ", places[i], " for ", channels,
         " channels: pass places between 0 and ", channels - 1, ".");
