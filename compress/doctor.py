@@ -107,7 +107,7 @@ def _python() -> Check:
 def _packages() -> list[Check]:
     requirements = _requirements()
     if not requirements:
-        fix = 'in a checkout run "uv sync", elsewhere "pip install niwaki"'
+        fix = 'in a checkout run "uv sync" or "pip install .", elsewhere pip install its wheel'
         return [Check(DISTRIBUTION, False, True, "not installed as a distribution", fix)]
     found = f"{importlib.metadata.version(DISTRIBUTION)}"
     return [Check(DISTRIBUTION, True, True, found), *map(_package, requirements)]

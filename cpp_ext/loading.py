@@ -16,9 +16,8 @@ import torch
 from cpp_ext import KernelsMissing, build_info
 
 _HOW = (
-    "install torch, setuptools and g++, then run `pip install --no-build-isolation --no-binary niwaki "
-    "--force-reinstall --no-deps niwaki` (in a checkout: `python setup.py build_ext --inplace`), or set "
-    "NIWAKI_KERNELS=reference for the slow ones in Python"
+    "install torch, setuptools, ninja and g++, then run `pip install --no-build-isolation --no-deps -e .` in a "
+    "checkout, or set NIWAKI_KERNELS=reference for the slow ones in Python"
 )
 
 

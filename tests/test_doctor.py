@@ -94,7 +94,7 @@ def test_not_installed_as_a_distribution(monkeypatch):
     for function in ("version", "requires", "metadata"):
         monkeypatch.setattr(importlib.metadata, function, absent)
     (niwaki,) = (check for check in doctor.diagnose() if check.name == "niwaki")
-    assert not niwaki.ok and "pip install niwaki" in niwaki.fix
+    assert not niwaki.ok and "pip install ." in niwaki.fix
 
 
 def test_a_runtime_that_does_not_load_says_why(monkeypatch):

@@ -1,6 +1,6 @@
 """A bundle behind HTTP, by Starlette and uvicorn: POST an image to /predict, get JSON.
 
-    pip install 'niwaki[serve]'
+    pip install '.[serve]'
     NIWAKI_BUNDLE=runs/digits/bundle uvicorn --app-dir examples/http server:app
     curl --data-binary @digit.png http://127.0.0.1:8000/predict
 
