@@ -77,7 +77,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float64):
         torch.testing.assert_close(cpp_ext.filter_norm(x, 2.0, dim), cpp_ext.filter_norm_reference(x, 2.0, dim))
     keep = torch.arange(0, 48, 3)
     assert torch.equal(cpp_ext.channel_slice(x, keep, keep), cpp_ext.channel_slice_reference(x, keep, keep))
-print(torch.__version__, cpp_ext.build_info()["torch"])
+print(torch.__version__, cpp_ext.build_info()["build"]["torch"])
 """
 
 
