@@ -91,10 +91,12 @@ def sign(
 def describe(bundle: Path) -> dict[str, Any]:
     """What a bundle is, what runs it here and why, for `niwaki doctor BUNDLE`; raises what loading raises."""
     import deploy
+    from deploy.about import About
     from deploy.building import ENGINES
 
     with deploy.load(bundle) as loaded:
         said = loaded.manifest
+        own = About.of(bundle / said.models[loaded.precision].file)
         return {
             "bundle": str(bundle),
             "task": said.task,
@@ -102,6 +104,7 @@ def describe(bundle: Path) -> dict[str, Any]:
             "default": said.default,
             "licence": said.licence,
             "weights": None if said.weights is None else said.weights.source,
+            "weights_sha256": own.weights_sha256,
             "engines": sorted(path.name for path in (bundle / ENGINES).glob("*.engine")),
             "runtime": loaded.runtime,
             "precision": loaded.precision,

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deploy.about import About
 from deploy.calibration_summary import Calibration
 from deploy.errors import DeployError
 from deploy.files import sha256, share
@@ -128,7 +129,8 @@ def write_bundle(
         weights: what training began from.
 
     Raises:
-        DeployError: a model file is missing, the parts do not fit, or ``folder`` holds something else.
+        DeployError: a model file is missing or says other classes or another preprocessing of itself, the parts do not
+            fit, or ``folder`` holds something else.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -143,6 +145,8 @@ def write_bundle(
     try:
         items = {precision: _copy(source, new, precision) for precision, source in models.items()}
         signed = {precision: _copy(source, new, precision, ".trt") for precision, source in tensorrt.items()}
+        for source in (*models.values(), *tensorrt.values()):
+            _agree(Path(source), tuple(classes), preprocessing)
         try:
             manifest = Manifest(
                 task=task,
@@ -181,6 +185,20 @@ def _copy(source: Path, folder: Path, precision: str, kind: str = "") -> Bundled
     target = folder / f"model.{precision}{kind}.onnx"
     shutil.copyfile(source, target)
     return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
+
+
+def _agree(source: Path, classes: tuple[str, ...], preprocessing: Preprocessing) -> None:
+    """Refuse a model file whose own properties tell of other classes or another preprocessing."""
+    said = About.of(source)
+    for name, own, given in (
+        ("classes", said.classes, classes),
+        ("preprocessing", said.preprocessing, preprocessing),
+    ):
+        if own is not None and own != given:
+            raise DeployError(
+                f"{source} says of itself {name} {own}, and the bundle {given}; give the bundle what the file was "
+                "exported with."
+            )
 
 
 def _put_in_place(new: Path, folder: Path, aside: Path) -> None:

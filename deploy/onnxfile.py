@@ -51,10 +51,10 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write ``model`` with exactly ``metadata`` to ``path`` in one step, weights included."""
+    """Write ``model`` with exactly ``metadata``, in the order of its keys, to ``path`` in one step, weights included."""
     import onnx
 
-    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     with replacing(path) as temporary:
         onnx.save(model, temporary)
     return path

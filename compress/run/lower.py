@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import deploy
+from compress.artifact import WEIGHTS
 from compress.files import write_text
 from compress.run.measure import measured
 from compress.run.variants import AWARE, ENGINES, PARITY, Variant, variants_of
@@ -19,14 +20,17 @@ from compress.stages import Outcome
 from compress.train import TASKS
 from compress.ui import StageView
 from compress.workspace import Workspace
+from deploy.about import About
 from deploy.calibration import KEPT
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.export import export_onnx, parity
+from deploy.files import sha256
 from deploy.int8 import fastest_int8, lint_qdq
 from deploy.lowering import lowered
 from deploy.onnxwire import scan
 from deploy.precision import fp16_from_fp32
+from deploy.preprocess import Preprocessing
 from deploy.quantize import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
 
 BATCHES = (1, 2, 5)
@@ -45,7 +49,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
         trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
         module, names, _ = lowered(work.load(trained), work.target.task, work.example)
-        about = {"niwaki.model": variant.model, "niwaki.classes": json.dumps(work.target.classes)}
+        about = _about(work, trained).properties()
         if variant.precision == "fp32":
             export_onnx(module, work.example, path, output_name=names, metadata=about)
         elif variant.precision == "fp16":
@@ -79,6 +83,16 @@ def export(work: Workspace, view: StageView) -> Outcome:
         view.notes.append(f"int8 at {snr['int8']:.1f} dB")
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
     return Outcome(metrics, None, tuple(notes))
+
+
+def _about(work: Workspace, model: str) -> About:
+    """What the file says of itself: any copy of it can be told, and held against the run that made it."""
+    return About(
+        model=model,
+        classes=tuple(work.target.classes),
+        preprocessing=Preprocessing(**work.recipe.preprocessing.model_dump()),
+        weights_sha256=sha256(work.folder(model) / WEIGHTS),
+    )
 
 
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
