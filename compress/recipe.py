@@ -168,6 +168,7 @@ class DeployRecipe(Part):
     calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 200
     accuracy_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     qat: QatRecipe | None = None
+    in_graph: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"

@@ -72,10 +72,12 @@ def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed:
     images: list[np.ndarray] = []
     for array in calibration:
         batch = array[None] if array.ndim == len(want) else array
-        if batch.shape[1:] != want or batch.dtype != np.float32:
+        # A dimension without a value is free.
+        fits = batch.ndim == 1 + len(want) and all(w in (0, b) for w, b in zip(want, batch.shape[1:], strict=True))
+        if not fits or batch.dtype != np.float32:
             raise DeployError(
                 f"A calibration array is {array.dtype}{list(array.shape)}; "
-                f"the model's input {value.name!r} takes float32[N, {', '.join(map(str, want))}]."
+                f"the model's input {value.name!r} takes float32[N, {', '.join(str(w or 'any') for w in want)}]."
             )
         if not np.isfinite(batch).all():
             raise DeployError("A calibration array holds NaN or infinity; check the preprocessing.")

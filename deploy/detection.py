@@ -155,7 +155,8 @@ class RetinaNetDetection(Detection):
         return {"boxes": (anchors, 4), "logits": (anchors, 1 + classes)}
 
     @cached_property
-    def _anchors(self) -> list[np.ndarray]:
+    def anchors(self) -> list[np.ndarray]:
+        """Centres and sides in pixels of every anchor, float32 (A, 4) a feature map."""
         return [centred(level) for level in anchors_of(self.size, self.grids, self.cells)]
 
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -168,7 +169,7 @@ class RetinaNetDetection(Detection):
     def _best(self, offsets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         boxes, values, labels = [], [], []
         start = 0
-        for anchors in self._anchors:
+        for anchors in self.anchors:
             rows = slice(start, start + len(anchors))
             start += len(anchors)
             flat = scores[rows, 1:].reshape(-1)

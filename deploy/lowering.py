@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError
+from deploy.in_graph import decoded
 from deploy.postprocess import (
     Detection,
     FcosDetection,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lowered(
-    model: nn.Module, task: str, example: Tensor
+    model: nn.Module, task: str, example: Tensor, *, in_graph: bool = False
 ) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
     """What of ``model`` goes into the ONNX file, the names of its outputs, and what the bundle does with those.
 
@@ -28,24 +29,28 @@ def lowered(
         model: a classifier, one of torchvision's detectors named below, or a segmenter.
         task: ``classification``, ``detection`` or ``segmentation``.
         example: (N, 3, H, W), preprocessed; for a detector its size is part of the decoding.
+        in_graph: the file itself decodes and suppresses boxes (SSD, RetinaNet, FCOS), or resizes and takes the largest
+            class of each pixel; for a classifier there is nothing to take in.
 
     Returns:
         The module (sharing the model's weights; the model itself for classification), ``output_name`` for
         ``export_onnx``, and the ``postprocessing`` for ``write_bundle``: None for classification.
 
     Raises:
-        DeployError: the task is unknown, or the detector is none whose decoding the bundle knows.
+        DeployError: the task is unknown, or the detector is none whose decoding the bundle, or the graph, knows.
     """
     if task == "classification":
         return model, "logits", None
     if task == "segmentation":
-        segmenter, pixels = segmentation_logits(model)
-        return segmenter, "logits", pixels
+        segmenter, pixels = segmentation_logits(model, in_graph=in_graph)
+        return segmenter, "classes" if in_graph else "logits", pixels
     if task != "detection":
         raise DeployError(f"The task is {task!r}; lower a network for classification, detection or segmentation.")
     for name, split in _DETECTORS.items():
         if any(name == kind.__name__ for kind in type(model).__mro__):
             heads, decoding = split(model, example)
+            if in_graph:
+                heads, decoding = decoded(heads, decoding, example)
             return heads, decoding.OUTPUTS, decoding
     raise DeployError(
         f"{type(model).__name__} is no detector whose decoding the bundle knows; use torchvision's "
@@ -74,6 +79,8 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
         raise DeployError(f"{type(model).__name__} is no torchvision SSD; use an SSD or SSDlite.")
 
     class Heads(nn.Module):
+        one_size = "the bundle's decoding holds the anchors of one size"
+
         def __init__(self) -> None:
             super().__init__()
             self.backbone, self.head = model.backbone, model.head
@@ -122,6 +129,8 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetect
     names = ("bbox_regression", "cls_logits", "bbox_ctrness")[: 3 if isinstance(model, FCOS) else 2]
 
     class Heads(nn.Module):
+        one_size = "the bundle's decoding holds the anchors of one size"
+
         def __init__(self) -> None:
             super().__init__()
             self.backbone, self.head = model.backbone, model.head

@@ -16,16 +16,18 @@ Keep = Callable[["Tensor", "Tensor", float], "Tensor"]
 def keep() -> Keep:
     """The operator ``niwaki::keep``, which torch runs by torchvision's suppression and the exporter knows.
 
-    It takes boxes (N, M, 4) as corners, scores (N, M) and the overlap above which the lower of two goes, and gives
-    (N, M): 1 where a box stays, else 0.
+    It takes boxes (N, M, 4) as corners, scores (N, C, M) and the overlap above which the lower of two of one class
+    goes, and gives (N, C, M): 1 where a box stays, else 0. A score that is not above 0 is no box.
     """
     import torch
     from torchvision.ops import nms
 
     def run(boxes: torch.Tensor, scores: torch.Tensor, overlap: float) -> torch.Tensor:
         kept = torch.zeros_like(scores)
-        for k in range(len(boxes)):
-            kept[k, nms(boxes[k], scores[k], overlap)] = 1
+        for own, rows, stays in zip(boxes, scores, kept, strict=True):
+            for row, stay in zip(rows, stays, strict=True):
+                (there,) = torch.where(row > 0)
+                stay[there[nms(own[there], row[there], overlap)]] = 1
         return kept
 
     # The schema by hand: annotations are strings in this file.
@@ -43,15 +45,12 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     op: Any = opset18  # its annotations know constants of no one type
 
     def nodes(boxes: Any, scores: Any, overlap: float) -> Any:
-        shape = op.Shape(scores)
-        most = op.Shape(scores, start=1, end=2)
-        found = op.NonMaxSuppression(
-            boxes, op.Unsqueeze(scores, op.Constant(value_ints=[1])), most, op.Constant(value_float=overlap)
-        )
-        # Each row of it is (image, class, box), and here is one class.
-        places = op.Gather(found, op.Constant(value_ints=[0, 2]), axis=1)
-        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(places, start=0, end=1))
-        return op.ScatterND(op.Expand(op.Constant(value_float=0.0), shape), places, ones)
+        most = op.Shape(scores, start=2, end=3)
+        floor = op.Constant(value_float=0.0)
+        # Each row of it is (image, class, box).
+        found = op.NonMaxSuppression(boxes, scores, most, op.Constant(value_float=overlap), floor)
+        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(found, start=0, end=1))
+        return op.ScatterND(op.Expand(floor, op.Shape(scores)), found, ones)
 
     keep()
     return {torch.ops.niwaki.keep.default: nodes}

@@ -51,7 +51,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write ``model`` with exactly ``metadata``, in the order of its keys, to ``path`` in one step, weights included."""
+    """Write ``model`` with exactly ``metadata``, sorted, to ``path`` in one step, weights included."""
     import onnx
 
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))

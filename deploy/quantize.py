@@ -147,9 +147,24 @@ KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = Map
 convolution, and what joins two branches."""
 
 
+def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
+    """In a graph that suppresses boxes, the nodes after the last weights: 256 steps are too few for a box's edges."""
+    if not any(node.op_type == "NonMaxSuppression" for node in nodes):
+        return []
+    feeds: set[str] = set()  # tensors that reach a weight
+    after = []
+    for node in reversed(nodes):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") or feeds & set(node.output):
+            feeds |= set(node.input)
+        else:
+            after.append(node.name)
+    return after
+
+
 def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """NNCF and the options that every quantisation here takes."""
-    names = sorted({name for kind in keep_fp32 for name in operators(model, kind) if name})
+    asked = {name for kind in keep_fp32 for name in operators(model, kind) if name}
+    names = sorted(asked | set(_decoding(list(model.graph.node))))
     try:
         with quiet(), _no_telemetry():
             import nncf
@@ -158,7 +173,7 @@ def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[s
         raise missing("nncf", "Making an int8 file", "compress") from error
     return nncf, {
         "preset": nncf.QuantizationPreset.PERFORMANCE,
-        "ignored_scope": nncf.IgnoredScope(names=names) if names else None,
+        "ignored_scope": nncf.IgnoredScope(names=names, validate=False) if names else None,
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
             # Per channel activations keep ONNX Runtime from fusing depthwise convolutions at all.
             activations_quantization_params=advanced.QuantizationParameters(per_channel=False)

@@ -48,6 +48,8 @@ def rcnn_heads(model: Any, example: Tensor) -> tuple[nn.Module, RcnnDetection]:
     proposals = min(rpn.post_nms_top_n(), sum(min(rpn.pre_nms_top_n(), len(level)) for level in anchors))
 
     class Heads(nn.Module):
+        one_size = "its proposals hold the anchors of one size"
+
         def __init__(self) -> None:
             super().__init__()
             self.backbone, self.rpn_head = model.backbone, rpn.head
@@ -79,7 +81,7 @@ def rcnn_heads(model: Any, example: Tensor) -> tuple[nn.Module, RcnnDetection]:
                 scores, sides = likely.sigmoid(), found[..., 2:] - found[..., :2]
                 counts = (sides >= rpn.min_size).all(-1) & (scores >= rpn.score_thresh)
                 scores = torch.where(counts, scores, 0.0)
-                stays = keeping(found, scores, rpn.nms_thresh) > 0
+                stays = keeping(found, scores[:, None], rpn.nms_thresh)[:, 0] > 0
                 boxes.append(found)
                 ranks.append(torch.where(counts & stays, scores, -1.0))
             best, places = torch.cat(ranks, 1).topk(proposals, dim=1)

@@ -91,7 +91,7 @@ class Record(BaseModel):
     ratio_interval: tuple[FiniteFloat, FiniteFloat] | None = None
     speedup: FiniteFloat | None = None
     accuracy: FiniteFloat | None = None
-    parity: tuple[dict[str, FiniteFloat], ...] | None = None
+    parity: tuple[dict[str, FiniteFloat | str], ...] | None = None
     file_bytes: int | None = None
     sha256: str | None = None
     kernels: str | None = None

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_PATH = (
     *("bundle", "manifest", "preprocess", "postprocess", "calibration_summary", "signing", "building"),
-    *("bench", "records", "gating", "files", "errors", "engines", "onnxwire"),
+    *("bench", "records", "gating", "files", "errors", "engines", "onnxwire", "about"),
 )
 TORCH_LOADER = ROOT / "deploy/engines/torch.py"  # the one engine that is torch; it loads only when asked for
 

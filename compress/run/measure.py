@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import deploy
 from compress.files import write_text
-from compress.run.variants import ENGINES, PARITY, variants_of
+from compress.run.variants import ENGINES, PARITY, lowered_of, variants_of
 from compress.stages import Outcome
 from compress.train import TASKS, evaluate
 from compress.train.ranks import measured_alone
@@ -22,10 +24,10 @@ from compress.ui import StageView
 from compress.workspace import Workspace
 from deploy.engines import load_engine
 from deploy.export import export_onnx
-from deploy.lowering import lowered
 from deploy.records import Bench, Record
 
 EVALUATION_BATCH = 64
+OPENVINO_SHARE = "openvino_time_of_onnxruntime"
 
 
 def test(work: Workspace, view: StageView) -> Outcome:
@@ -56,7 +58,7 @@ def test(work: Workspace, view: StageView) -> Outcome:
 def measured(work: Workspace, engine: deploy.Engine, split: str) -> dict[str, float]:
     """The task's metrics of an engine of the student on one split, through the bundle's own postprocessing."""
     task, student = TASKS[work.target.task], work.load("student")
-    _, _, postprocessing = lowered(student, task.name, work.example)
+    _, _, postprocessing = lowered_of(work, student)
     metrics = task.metrics(work.target.classes)
     measured_alone(metrics)
     (name,) = tuple(engine.inputs)
@@ -109,10 +111,27 @@ def bench(work: Workspace, view: StageView) -> Outcome:
         records=(*filled, *_built_records(out)),
     )
     write_text(out / "bench.json", bench.to_json())
-    speedups = {r.name: r.speedup or 0.0 for r in filled}
+    metrics = {f"speedup_{r.name}": r.speedup or 0.0 for r in filled}
+    shipped = next(v for v in variants if v.model == "student" and v.precision == work.deploy.ship)
+    if (share := openvino_share(out / shipped.onnx, image, work.deploy.threads, work.deploy.rounds)) is not None:
+        metrics[OPENVINO_SHARE] = share
     last = filled[-1]
     view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
-    return Outcome({f"speedup_{n}": v for n, v in speedups.items()})
+    return Outcome(metrics)
+
+
+def openvino_share(path: Path, image: np.ndarray, threads: int, rounds: int) -> float | None:
+    """OpenVINO's time of ONNX Runtime's, medians of rounds in turns; None where it is not installed."""
+    if find_spec("openvino") is None:
+        return None
+    with ExitStack() as stack:
+        engines = []
+        for runtime in ("onnxruntime", "openvino"):
+            engine = stack.enter_context(load_engine(path, runtime=runtime, threads=threads))
+            engine.name = runtime
+            engines.append(engine)
+        (name,) = tuple(engines[0].inputs)
+        return deploy.benchmark(engines, {name: image}, reference="onnxruntime", rounds=rounds)[1].ratio_to_dense
 
 
 def _built_records(out: Path) -> Iterator[Record]:
@@ -139,7 +158,7 @@ def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
         with TemporaryDirectory() as folder, ExitStack() as stack:
             engines = []
             for name, network in (("dense", work.load("teacher")), ("cut", model)):
-                module, outputs, _ = lowered(network, work.target.task, work.example)
+                module, outputs, _ = lowered_of(work, network)
                 path = export_onnx(module, work.example, Path(folder) / f"{name}.fp32.onnx", output_name=outputs)
                 engine = stack.enter_context(load_engine(path, threads=settings.threads))
                 engine.name = name

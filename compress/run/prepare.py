@@ -22,12 +22,25 @@ from compress.recipe import Recipe
 from compress.train import TASKS
 from compress.train.checkpoint import differences, made_by
 from compress.train.log import check_tensorboard
+from compress.transfer import started
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
 from deploy.errors import DeployError
+from deploy.lowering import lowered
 from deploy.preprocess import Preprocessing
 from deploy.records import machine_info, versions_info
+
+
+def _check_lowering(recipe: Recipe, target: ImageData) -> None:
+    """Sees before any training that the network can be split for its ONNX file as the recipe asks."""
+    if recipe.deploy is None:
+        return
+    inside = recipe.deploy.in_graph
+    if target.task != "classification":
+        lowered(started(recipe.model, target, recipe.seed), target.task, target.example(2), in_graph=inside)
+    elif inside:
+        raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
 
 
 def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
@@ -39,6 +52,7 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
     check_model(recipe, target)
+    _check_lowering(recipe, target)
     ledger = Ledger(
         name=recipe.name,
         seed=recipe.seed,

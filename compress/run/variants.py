@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from compress.recipe import Recipe
+from compress.workspace import Workspace
+from deploy.lowering import lowered
+from deploy.postprocess import Detection, Segmentation
 
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"
@@ -23,6 +28,18 @@ class Variant:
     @property
     def onnx(self) -> str:
         return f"deploy/{self.model}.{self.precision}.onnx"
+
+
+def lowered_of(
+    work: Workspace, model: nn.Module, *, in_graph: bool | None = None
+) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
+    """What of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
+
+    Args:
+        in_graph: whether the file itself does what follows the network; by default what the recipe says.
+    """
+    inside = work.deploy.in_graph if in_graph is None else in_graph
+    return lowered(model, work.target.task, work.example, in_graph=inside)
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:

@@ -156,6 +156,7 @@ def _parity(records: Sequence[Facts]) -> str:
     lines = [
         tr(
             th(record.get("name")),
+            td(esc(parity.get("inputs")), LEFT),
             td(esc(parity.get("batch"))),
             td(units.scientific(parity.get("max_relative_error"))),
             td(units.decibels(parity.get("snr_db"))),
@@ -163,8 +164,11 @@ def _parity(records: Sequence[Facts]) -> str:
         for record in records
         for parity in rows(record.get("parity"))
     ]
-    lead = "Outputs of each engine against the network it was made from, on the same inputs."
-    head = ("<Engine", "batch", "largest relative error", "signal to noise")
+    lead = (
+        "Outputs of each engine against the network it was made from, on the same inputs: validation images, and the "
+        "same ones scaled to be hard on an engine."
+    )
+    head = ("<Engine", "<inputs", "batch", "largest relative error", "signal to noise")
     return part("The engines compute what the networks compute", lead, table(head, lines)) if lines else ""
 
 

@@ -1,5 +1,7 @@
 """Export: one quiet file, a free batch, the same numbers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx, parity
+from deploy.export import INPUTS, export_onnx, parity
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
@@ -20,6 +22,65 @@ def test_the_file_computes_what_the_model_computes(network, request, images, tmp
     assert [row["batch"] for row in found] == [1, 2, 5]
     assert max(row["max_relative_error"] for row in found) <= 1e-4
     assert min(row["snr_db"] for row in found) > 100
+
+
+@pytest.fixture(scope="module")
+def uneven(cnn, images, tmp_path_factory):
+    """The network with channels whose weights lie six orders of magnitude apart, taken back by the next layer."""
+    model = copy.deepcopy(cnn)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm, after in ((model[1], model[3]), (model[4], model[6])):
+            scale = 10 ** (6 * torch.rand(len(norm.weight), generator=generator) - 3)
+            norm.weight *= scale
+            norm.bias *= scale
+            after.weight /= scale.reshape(1, -1, 1, 1)
+    path = tmp_path_factory.mktemp("uneven") / "uneven.fp32.onnx"
+    return model, export_onnx(model, torch.from_numpy(images), path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("network", ["resnet", "uneven"])
+def test_hard_inputs_and_uneven_channels_change_nothing(network, runtime, request, images, files):
+    model, path = (
+        request.getfixturevalue("uneven") if network == "uneven" else (request.getfixturevalue("resnet"), None)
+    )
+    with load_engine(path or files["fp32"], runtime=runtime) as engine:
+        found = parity(model, engine, torch.from_numpy(images), inputs=tuple(INPUTS))
+    assert [(row["inputs"], row["batch"]) for row in found] == [(k, b) for k in INPUTS for b in (1, 2, 7)]
+    assert set(INPUTS) == {"real", "times 1000", "times 0.001", "constant", "negated"}
+    assert max(row["max_relative_error"] for row in found) <= 1e-4
+    assert min(row["snr_db"] for row in found) > 80
+
+
+def test_hard_inputs_show_what_an_engine_rounds(resnet, images, files):
+    """int8 is calibrated for real images: the comparison has to see that others leave its range."""
+    with load_engine(files["int8"]) as engine:
+        rows = parity(resnet, engine, torch.from_numpy(images), inputs=("real", "times 1000"))
+    worst = {kind: min(row["snr_db"] for row in rows if row["inputs"] == kind) for kind in ("real", "times 1000")}
+    assert worst["real"] > 15 > 5 > worst["times 1000"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_export_restores_each_activation_in_place(fails, tmp_path):
+    seen = []
+
+    class Last(nn.Module):
+        def forward(self, x):
+            seen.append([model[k].inplace for k in (1, 2, 3)])
+            return x if not fails or x.sum() > 0 else -x
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Hardswish(), nn.ReLU6(inplace=True), Last())
+    model.train()
+    if fails:
+        with pytest.raises(DeployError, match="cannot export Sequential"):
+            export_onnx(model, torch.ones(2, 3), tmp_path / "m.onnx")
+    else:
+        export_onnx(model, torch.ones(2, 3), tmp_path / "m.onnx")
+    assert seen
+    assert not any(map(any, seen))
+    assert [model[k].inplace for k in (1, 2, 3)] == [True, False, True]
+    assert all(part.training for part in model.modules())
 
 
 def test_export_is_quiet_and_restores_each_training_flag(cnn, images, tmp_path, capfd):

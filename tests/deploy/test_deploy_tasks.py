@@ -173,6 +173,8 @@ def test_one_call_lowers_every_task(detector):
         assert len(module(image)) == 2
     segmenter, name, pixels = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image)
     assert (segmenter(image).shape, name, pixels) == ((1, 4, 320, 320), "logits", Segmentation())
+    inside, name, pixels = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image, in_graph=True)
+    assert (inside(image).shape, name, pixels) == ((1, 320, 320), "classes", Segmentation(in_graph=True))
     with pytest.raises(DeployError, match="Linear is no detector whose decoding the bundle knows"):
         lower(linear, "detection", image)
     with pytest.raises(DeployError, match="The task is 'pose'"):

@@ -33,7 +33,10 @@ class PixelMetrics(Metric):
         self.losses, self.pixels = SumMetric(nan_strategy="disable"), SumMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Adds logits (N, classes, H, W) against masks (N, H, W)."""
+        """Adds logits (N, classes, H, W), or classes (N, H, W) as whole numbers, against masks (N, H, W)."""
+        if not predictions.is_floating_point():
+            self.confusion.update(predictions, targets)
+            return
         logits = predictions.float()
         self.confusion.update(logits.argmax(1), targets)
         self.losses.update(F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
@@ -46,12 +49,13 @@ class PixelMetrics(Metric):
         occurs = union > 0
         shares = right / union.clamp_min(1)
         each = {f"iou_{name}": float(s) for name, s, o in zip(self.classes, shares, occurs, strict=True) if o}
-        pixels = max(1.0, float(self.pixels.compute()))
+        pixels = float(self.pixels.compute())
         return {
             "miou": float(shares[occurs].mean()) if bool(occurs.any()) else 0.0,
             "pixel_accuracy": float(right.sum() / found.sum().clamp_min(1)),
             **each,
-            "loss": float(self.losses.compute()) / pixels,
+            # Classes alone have no loss.
+            **({"loss": float(self.losses.compute()) / pixels} if pixels else {}),
         }
 
 

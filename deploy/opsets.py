@@ -1,0 +1,52 @@
+"""Which ONNX operator sets each runtime reads, and the one that suits several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from deploy.errors import DeployError
+
+DEFAULT = 18
+"""What the exporter translates to first; everything measured in the docs was exported with it."""
+
+# What torch 2.15 writes: its translations are for 18, onnx's version converter takes them higher.
+_WRITTEN = (18, 26)
+
+READS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        # ONNX Runtime 1.31 refuses 27 when it loads a file and warns under 7; its providers share the loader.
+        "onnxruntime": (7, 26),
+        "onnxruntime_cuda": (7, 26),
+        "onnxruntime_tensorrt": (9, 24),
+        # OpenVINO 2026.4 looks at operators, never at the number: as far as it was tried.
+        "openvino": (7, 26),
+        # The parser's list of operators for TensorRT 10 names 9 to 24, NVIDIA's guide for 11 names 25: what both read.
+        "tensorrt": (9, 24),
+        # TensorRT-RTX 1.7 has the same parser and looks at operators alone.
+        "tensorrt_rtx": (9, 24),
+    }
+)
+"""The lowest and the highest operator set that each runtime reads."""
+
+
+def opset_for(runtimes: Sequence[str], asked: int | None = None) -> int:
+    """The highest operator set that all ``runtimes`` read; or the one ``asked`` for, if they do.
+
+    With neither it is ``DEFAULT``.
+
+    Raises:
+        DeployError: there is no such runtime, or ``asked`` is one that a runtime or the exporter does not know.
+    """
+    known = {"the exporter": _WRITTEN}
+    for name in runtimes:
+        if name not in READS:
+            raise DeployError(f"There is no runtime {name!r}; choose among {', '.join(READS)}.")
+        known[name] = READS[name]
+    if asked is None:
+        return min(high for _, high in known.values()) if runtimes else DEFAULT
+    for name, (low, high) in known.items():
+        if not low <= asked <= high:
+            does = f"{name} {'writes' if name == 'the exporter' else 'reads'} {low} to {high}"
+            raise DeployError(f"The opset is {asked}, but {does}; leave it out or take one of these.")
+    return asked

@@ -1,0 +1,121 @@
+"""A free height and width: the network's own answer at every size, or a refusal that says why."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from deploy.engines import load_engine
+from deploy.engines.base import TensorSpec
+from deploy.engines.tensorrt import engine_from_onnx
+from deploy.errors import DeployError
+from deploy.export import export_onnx, parity
+from deploy.lowering import segmentation_logits
+from deploy.precision import fp16_from_fp32
+from deploy.quantize import int8_from_fp32
+
+SIZES = ((16, 16), (24, 40))
+
+
+class Pixels(nn.Module):
+    """A segmenter that goes down, joins two scales and comes up again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.last = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        fine = self.first(x).relu()
+        coarse = functional.interpolate(self.down(fine), size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return self.last(torch.cat([fine, coarse], 1))
+
+
+@pytest.fixture(scope="module")
+def networks(cnn):
+    torch.manual_seed(2)
+    pixels = Pixels().eval()
+    return {"classifier": cnn, "logits": pixels, "classes": segmentation_logits(pixels, in_graph=True)[0]}
+
+
+@pytest.fixture(scope="module")
+def exported(networks, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    return {
+        name: export_onnx(model, torch.from_numpy(images), folder / f"{name}.fp32.onnx", dynamic_size=True)
+        for name, model in networks.items()
+    }
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["classifier", "logits", "classes"])
+def test_two_sizes_give_what_torch_gives(name, runtime, networks, exported):
+    with load_engine(exported[name], runtime=runtime) as engine:
+        assert engine.inputs == {"image": TensorSpec("float32", (None, 1, None, None))}
+        for size in SIZES:
+            images = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(size[1]))
+            if name != "classes":
+                assert max(r["max_relative_error"] for r in parity(networks[name], engine, images, (1, 3))) < 1e-4
+                continue
+            with torch.inference_mode():
+                want = networks[name](images).numpy()
+            found = engine.run({"image": images.numpy()})["logits"]
+            assert found.shape == (2, *size)
+            assert (found == want).mean() > 0.99
+
+
+def test_other_precisions_are_made_of_it_and_run_at_another_size(exported, images, tmp_path):
+    made = [
+        fp16_from_fp32(exported["logits"], tmp_path / "m.fp16.onnx", list(images[:4])),
+        int8_from_fp32(exported["logits"], tmp_path / "m.int8.onnx", list(images[:4])),
+    ]
+    for path in made:
+        with load_engine(path) as engine:
+            assert engine.run({"image": np.zeros((1, 1, 24, 40), np.float32)})["logits"].shape == (1, 3, 24, 40)
+    with pytest.raises(DeployError, match=r"takes float32\[N, 1, any, any\]"):
+        int8_from_fp32(exported["logits"], tmp_path / "n.onnx", [np.zeros((3, 16, 16), np.float32)])
+
+
+class Places(nn.Module):
+    """As a vision transformer: one embedding for each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.last = nn.Parameter(torch.randn(1, 256)), nn.Linear(256, 5)
+
+    def forward(self, x):
+        return self.last(x.flatten(1) + self.place)
+
+
+class Anchored(nn.Conv2d):
+    one_size = "the bundle's decoding holds the anchors of one size"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "says"),
+    [
+        (
+            Places(),
+            (2, 1, 16, 16),
+            r"Places cannot have a free size: at 48 x 80 it fails \(.*256.*\); export it without dynamic_size",
+        ),
+        (
+            Anchored(1, 2, 3),
+            (2, 1, 16, 16),
+            "Anchored cannot have a free size: the bundle's decoding holds the anchors",
+        ),
+        (nn.Linear(4, 5), (2, 4), r"Linear cannot have a free size: its input \[2, 4\] has no height and width"),
+    ],
+)
+def test_a_network_of_one_size_is_refused(model, shape, says, tmp_path):
+    with pytest.raises(DeployError, match=says) as caught:
+        export_onnx(model.eval(), torch.randn(shape), tmp_path / "m.onnx", dynamic_size=True)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_wants_one_size(exported, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(DeployError, match="only the batch may be free"):
+        engine_from_onnx(exported["logits"], tmp_path, target="sm86")
