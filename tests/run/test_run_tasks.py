@@ -1,5 +1,6 @@
 """A tiny run of a detector and one of a segmenter, from pictures that are drawn here to a bundle that predicts."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 import deploy
+from deploy.about import About
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +25,8 @@ HEIGHT, WIDTH = 64, 96
 SSDLITE = {"size": [HEIGHT, WIDTH], "finest": 16, "scales": [0.15, 0.3, 0.6, 0.9]}
 # Quantising takes most of the time; one of the two does.
 PRECISIONS = {"detection": ["fp32", "int8"], "segmentation": ["fp32"]}
+# One of the two takes what follows the network into its file.
+IN_GRAPH = {"segmentation"}
 SHORT = {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 0.002, "evaluations": 1}
 
 
@@ -125,6 +129,7 @@ def done(request, tmp_path_factory):
             "precisions": PRECISIONS[request.param],
             "ship": PRECISIONS[request.param][-1],
             "rtx_targets": [],
+            "in_graph": request.param in IN_GRAPH,
             "rounds": 5,
             "calibration_images": 4,
         },
@@ -206,3 +211,22 @@ def test_the_files_lie_where_a_detector_expects_them(done):
     manifest = json.loads((home / "out/bundle/manifest.json").read_text())
     assert manifest["task"] == done[0]
     assert manifest["postprocessing"]["kind"]
+
+
+def test_the_file_tells_of_itself_and_the_ledger_why_its_runtime_goes_first(done):
+    task, home = done
+    manifest = json.loads((home / "out/bundle/manifest.json").read_text())
+    own = About.of(home / "out/bundle/model.fp32.onnx")
+    assert list(own.classes) == manifest["classes"]
+    assert own.preprocessing.model_dump(mode="json") == manifest["preprocessing"]
+    weights = (home / "out/student/model.safetensors").read_bytes()
+    assert own.weights_sha256 == hashlib.sha256(weights).hexdigest()
+    stages = {stage["name"]: stage for stage in json.loads((home / "out/ledger.json").read_text())["stages"]}
+    assert stages["bench"]["metrics"]["openvino_time_of_onnxruntime"] > 0
+    (note,) = stages["bundle"]["notes"]
+    assert note.startswith(f"cpu_runtime is {manifest['cpu_runtime']}: OpenVINO takes ")
+    rows = json.loads((home / "out/deploy/parity.json").read_text())["distilled"]
+    assert {row["inputs"] for row in rows} >= {"real", "times 0.001", "constant", "negated"}
+    assert {row["batch"] for row in rows} == {1, 2, 7}
+    inside = manifest["postprocessing"].get("in_graph", manifest["postprocessing"]["kind"] == "boxes")
+    assert inside == (task in IN_GRAPH)
