@@ -77,21 +77,27 @@ def multi_channel_slice(xs: Sequence[Tensor], keeps: Sequence[tuple[Tensor | Non
         )
     if not xs or kernels_in_use(xs[0].device) == "reference":
         return multi_channel_slice_reference(xs, keeps)
-    _check_one_device("multi_channel_slice", xs)
     unique: dict[int, int] = {}
     tensors: list[Tensor] = []
     numbers: tuple[list[int], list[int]] = ([], [])
-    for x, pair in zip(xs, keeps, strict=True):
-        _check_channel_slice(x, *pair)
+    for pair in keeps:
         for keep, places in zip(pair, numbers, strict=True):
             if keep is None:
                 places.append(-1)
                 continue
-            if id(keep) not in unique:
-                unique[id(keep)] = len(tensors)
+            place = unique.setdefault(id(keep), len(tensors))
+            if place == len(tensors):
                 tensors.append(keep)
-            places.append(unique[id(keep)])
-    return torch.ops.niwaki.multi_channel_slice([x.detach() for x in xs], tensors, *numbers)
+            places.append(place)
+    # The kernel checks the rest: what it refuses is looked at again, to say what is wrong.
+    if any(tensor.device != xs[0].device for tensor in (*xs, *tensors)):
+        _check_slices(xs, keeps)
+    with torch.no_grad():
+        try:
+            return torch.ops.niwaki.multi_channel_slice(xs, tensors, *numbers)
+        except RuntimeError:
+            _check_slices(xs, keeps)
+            raise
 
 
 def multi_channel_slice_reference(
@@ -162,6 +168,12 @@ def _check_masks(xs: Sequence[Tensor], dims: Sequence[int], masks: Sequence[Tens
                 f"{op} got a mask of {mask.dtype} {tuple(mask.shape)} for a dimension of size {x.shape[dim]}: "
                 "pass a 1-D bool tensor with one entry for each channel."
             )
+
+
+def _check_slices(xs: Sequence[Tensor], keeps: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
+    _check_one_device("multi_channel_slice", xs)
+    for x, pair in zip(xs, keeps, strict=True):
+        _check_channel_slice(x, *pair)
 
 
 def _check_channel_slice(x: Tensor, keep0: Tensor | None, keep1: Tensor | None) -> None:

@@ -95,6 +95,12 @@ def test_wrong_arguments_are_errors(mode, monkeypatch):
         cpp_ext.multi_channel_slice([x, x], [(None, None), (None, torch.tensor([0, 4]))])
     with pytest.raises(ValueError, match="several devices"):
         cpp_ext.multi_channel_slice([x, x.to("meta")], [(None, None)] * 2)
+    with pytest.raises(ValueError, match="keep0 on another device"):
+        cpp_ext.multi_channel_slice([x], [(torch.zeros(1, dtype=torch.int64, device="meta"), None)])
+    with pytest.raises(ValueError, match="keep1 of 1 dimensions that is not a 1-D int64 tensor"):
+        cpp_ext.multi_channel_slice([x], [(None, torch.zeros(1))])
+    with pytest.raises(ValueError, match="0 dimensions"):
+        cpp_ext.multi_channel_slice([x[0, 0]], [(None, None)])
     with pytest.raises(ValueError, match="one entry for each channel"):
         cpp_ext.masked_fill_channels([x], [0], [torch.zeros(4, dtype=torch.bool)])
     with pytest.raises(IndexError, match="dim = 2"):
