@@ -23,7 +23,6 @@ LEAST_SNR = 20.0
 BATCHES = (1, 2, 5)
 _HEADS = ("head", "classifier", "fc", "predictor")
 ROUNDS = 9
-CONTROL_SECONDS = 30
 
 
 Say = Callable[[dict[str, Any]], None]
@@ -163,8 +162,15 @@ def raw_twin(module: Any, side: int) -> Any:
     return Twin().eval()
 
 
-def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None = None) -> None:
-    """Those of ``STAGES`` that are asked for; the export comes always, for all need it."""
+def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None = None, control: float = 0) -> None:
+    """Those of ``STAGES`` that are asked for; the export comes always, for all need it.
+
+    Args:
+        name, cut, side: the network, ``dense`` or ``cut``, and its images' side where it is not the network's own.
+        stages: what to do.
+        say: takes what is found, part by part.
+        control: seconds of accuracy control where int8 stays below ``LEAST_SNR``.
+    """
     import torch
 
     from deploy.engines.tensorrt import engine_from_onnx
@@ -207,10 +213,12 @@ def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None =
                 found |= {"snr_db": _parity(judged, fp16, "onnxruntime", unseen)[1]}
         if "int8" in stages:
             with stage("int8", say) as found:
-                found.update(_int8(fp32, source, judged, sample, unseen, say))
+                found.update(_int8(fp32, source, judged, sample, unseen, say, control))
 
 
-def _int8(fp32: Path, source: Path, judged: Any, sample: np.ndarray, unseen: Any, say: Say) -> dict[str, Any]:
+def _int8(
+    fp32: Path, source: Path, judged: Any, sample: np.ndarray, unseen: Any, say: Say, control: float
+) -> dict[str, Any]:
     """The fastest int8 file that is right to 20 dB: by kinds left in fp32, else by single layers."""
     from deploy.errors import DeployError
     from deploy.int8 import fastest_int8
@@ -237,14 +245,14 @@ def _int8(fp32: Path, source: Path, judged: Any, sample: np.ndarray, unseen: Any
         "snr_db": snr[kept],
         "ratio": choice.tried[kept],
     }
-    if snr[kept] < LEAST_SNR and choice.ratio <= 1 and source == fp32:
+    if control and snr[kept] < LEAST_SNR and choice.ratio <= 1 and source == fp32:
         say({"int8": {"works": True, **found, "control": "was not done in time", "ship": _ship(found)}})
-        until = time.monotonic() + CONTROL_SECONDS
+        until = time.monotonic() + control
 
         # The share of the signal that is right: a hundredth less is 20 dB.
         def right(engine: Any) -> float:
             if time.monotonic() > until:
-                raise DeployError(f"was not done within {CONTROL_SECONDS} s")
+                raise DeployError(f"was not done within {control:.0f} s")
             return max(1e-6, 1 - 10 ** (-_snr(judged, engine, unseen) / 10))
 
         controlled = path.with_name("controlled.onnx")
@@ -321,6 +329,7 @@ def main() -> int:
     parser.add_argument("cut", choices=CUTS)
     parser.add_argument("found", type=Path, help="where the lines of JSON go")
     parser.add_argument("--side", type=int, help="pixels of the images, instead of the network's own")
+    parser.add_argument("--control", type=float, default=0, help="seconds of accuracy control where int8 is not right")
     parser.add_argument("stages", nargs="*", choices=STAGES, help="what to do, the export aside")
     options = parser.parse_args()
     with options.found.open("w") as file:
@@ -329,7 +338,7 @@ def main() -> int:
             file.write(json.dumps(part) + "\n")
             file.flush()
 
-        row(options.network, options.cut, options.stages, say, options.side)
+        row(options.network, options.cut, options.stages, say, options.side, options.control)
     return 0
 
 

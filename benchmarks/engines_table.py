@@ -30,11 +30,22 @@ HEAD = (
 )  # fmt: skip
 
 
-def run_row(name: str, cut: str, stages: Sequence[str], *, limit: float, side: int | None = None) -> dict[str, Any]:
+def run_row(
+    name: str, cut: str, stages: Sequence[str], *, limit: float, side: int | None = None, control: float = 0
+) -> dict[str, Any]:
     """One row in a process of its own; what it did not reach has the reason for it."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "row.jsonl"
-        command = [sys.executable, "-m", "benchmarks.engines_rows", name, cut, str(found), *stages]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.engines_rows",
+            name,
+            cut,
+            str(found),
+            *stages,
+            f"--control={control}",
+        ]
         command += [] if side is None else [f"--side={side}"]
         try:
             done = subprocess.run(command, timeout=limit, capture_output=True, text=True, check=False)
@@ -64,8 +75,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "images. Cut: three tenths of each free group's channels are gone, widths not rounded. Errors are the largest",
         "difference from torch over the largest output, at batches 1, 2 and 5 of real images; dB are signal to noise",
         "against torch, both for Faster R-CNN of its raw outputs at fixed regions; times are those of int8 by those of",
-        "fp32, in turns on the same runtime. Accuracy control may take half a minute a row. RTX engines are built from",
-        "the fp32 file for that generation, without a GPU.",
+        "fp32, in turns on the same runtime. RTX engines are built from the fp32 file for that generation, without",
+        "a GPU.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join(["---"] * len(HEAD)) + " |",
@@ -135,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="the table")
     parser.add_argument("--side", type=int, help="pixels of the images, instead of each network's own")
     parser.add_argument("--limit", type=float, default=300, help="seconds a row may take")
+    parser.add_argument("--control", type=float, default=0, help="seconds of accuracy control a row may take")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do in each row")
     options = parser.parse_args(arguments)
     old = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
@@ -144,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row = rows.setdefault((name, cut), {"network": name, "cut": cut})
             missing = [stage for stage in options.stages if stage not in row]
             if missing:
-                row |= run_row(name, cut, missing, limit=options.limit, side=options.side)
+                row |= run_row(name, cut, missing, limit=options.limit, side=options.side, control=options.control)
             order = [(n, c) for n in NETWORKS for c in CUTS if (n, c) in rows]
             found = {
                 "date": datetime.now(UTC).date().isoformat(),
