@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def measure(network: str, files: dict[str, Path], runtimes: Sequence[str], round
                 engines.append(engine)
             feed = np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
             found = benchmark(engines, {"image": feed}, rounds=rounds, warmup=3, runs_per_block=2)
-        rows += [{"network": network, **asdict(row)} for row in found]
+        rows += [{"network": network, **row.model_dump()} for row in found]
         print(
             network,
             runtime,
