@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class NiwakiError(Exception):
     """Bad input: a recipe, a file, a model or a folder that cannot be used as given."""
@@ -63,5 +65,5 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, OSError):
         # A path that cannot be used is the user's to mend; a full disk and the like are the machine's.
         paths = FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError
-        return 2 if isinstance(error, paths) else 3
+        return 2 if isinstance(error, paths) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 3
     return int(getattr(error, "exit_code", 1))

@@ -108,9 +108,17 @@ class Bundle(Engine):
             part = images[start : start + self._batch]
             opened = [_open(image) for image in part]
             outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
+            self._check_numbers(outputs)
             rows = self._interpreted(outputs, opened, top)
             found += [{"file": _file(image), **row} for image, row in zip(part, rows, strict=True)]
         return found
+
+    def _check_numbers(self, outputs: Mapping[str, np.ndarray]) -> None:
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                raise DeployError(
+                    f"{self.name} gives NaN in {name!r}; take another precision or make the bundle again."
+                )
 
     def _interpreted(
         self, outputs: dict[str, np.ndarray], images: Sequence[Image.Image], top: int
@@ -131,6 +139,8 @@ class Bundle(Engine):
         left, up, right, down = seen
         scale = np.asarray([(right - left) / size[1], (down - up) / size[0]] * 2)
         places = found["boxes"] * scale + np.asarray([left, up] * 2)
+        if not np.isfinite(places).all() or not np.isin(found["labels"], np.arange(len(self.classes))).all():
+            raise DeployError(f"{self.name} finds boxes or classes that do not exist; make the bundle again.")
         return {
             "boxes": [
                 {"class": self.classes[label], "index": int(label), "score": float(score), "box": box.tolist()}
@@ -152,6 +162,8 @@ class Bundle(Engine):
         return self._engine.run(feeds)
 
     def _ranked(self, logits: np.ndarray, top: int) -> dict[str, Any]:
+        if not np.isfinite(logits.max()):
+            raise DeployError(f"{self.name} gives infinity; take another precision or make the bundle again.")
         shifted = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = shifted / shifted.sum()
         order = np.argsort(-probabilities, kind="stable")[:top].tolist()
@@ -181,12 +193,18 @@ def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
             f"{folder} prepares images as {list(want)} but its network takes {', '.join(map(str, inputs))}; "
             "make the bundle again."
         )
-    if manifest.task == "detection" and isinstance(manifest.postprocessing, Detection):
-        _check_detector(folder, manifest, engine, manifest.postprocessing)
-    last = outputs[0].shape[-1] if outputs[0].shape else None
-    if manifest.task == "classification" and last != len(manifest.classes):
+    after = manifest.postprocessing
+    if manifest.task == "detection" and isinstance(after, Detection):
+        _check_detector(folder, manifest, engine, after)
+    known = len(manifest.classes)
+    if isinstance(after, Segmentation):
+        wanted: tuple[int | None, ...] | None = (None, None, None) if after.in_graph else (None, known, None, None)
+    else:
+        wanted = (None, known) if manifest.task == "classification" else None
+    if wanted is not None and not _alike(outputs[0].shape, wanted):
         raise DeployError(
-            f"{folder} names {len(manifest.classes)} classes but its network gives {outputs[0]}; make the bundle again."
+            f"{folder} is for {manifest.task} and names {known} classes but its network gives {outputs[0]}; "
+            "make the bundle again."
         )
 
 
@@ -200,8 +218,8 @@ def _check_detector(folder: Path, manifest: Manifest, engine: Engine, after: Det
         )
 
 
-def _alike(found: tuple[int | None, ...], want: tuple[int, ...]) -> bool:
-    return len(found) == len(want) and all(a is None or a == b for a, b in zip(found, want, strict=True))
+def _alike(found: tuple[int | None, ...], want: tuple[int | None, ...]) -> bool:
+    return len(found) == len(want) and all(None in (a, b) or a == b for a, b in zip(found, want, strict=True))
 
 
 def _open(image: str | Path | Image.Image) -> Image.Image:

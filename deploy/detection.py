@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from deploy.boxes import best, centred, clipped, moved, sigmoid, softmax
 
-Grid = tuple[int, int]
-Box = tuple[float, float, float, float]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
+Grid = tuple[_Side, _Side]
+Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+Factors = tuple[_Positive, _Positive, _Positive, _Positive]
 # torchvision's: a narrower box of a two-stage detector is none.
 _SMALLEST = 1e-2
 
@@ -77,15 +80,22 @@ class SsdDetection(Detection):
 
     kind: Literal["ssd"] = "ssd"
     grids: tuple[Grid, ...] = Field(min_length=1)
-    scales: tuple[float, ...]
-    aspect_ratios: tuple[tuple[float, ...], ...]
-    steps: tuple[float, ...] = ()
+    scales: tuple[_Positive, ...]
+    aspect_ratios: tuple[tuple[_Positive, ...], ...]
+    steps: tuple[_Positive, ...] = ()
     clip: bool = True
-    weights: Box = (10.0, 10.0, 5.0, 5.0)
+    weights: Factors = (10.0, 10.0, 5.0, 5.0)
     score_threshold: float = Field(default=0.01, ge=0, le=1)
     candidates: int = Field(default=400, ge=1)
     overlap: float = Field(default=0.45, ge=0, le=1)
     detections: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _one_a_map(self) -> Self:
+        maps = len(self.grids)
+        if len(self.scales) <= maps or len(self.aspect_ratios) < maps or 0 < len(self.steps) < maps:
+            raise ValueError(f"{maps} grids need {maps + 1} scales, {maps} aspect_ratios and {maps} steps or none")
+        return self
 
     def default_boxes(self) -> np.ndarray:
         """Centres and sides in pixels, float32 (A, 4): x, y, width, height."""
@@ -109,7 +119,8 @@ class SsdDetection(Detection):
         return np.concatenate(rows) * np.asarray([width, height, width, height], np.float32)
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
-        anchors = len(self._default)
+        places = zip(self.grids, self.aspect_ratios, strict=False)
+        anchors = sum(down * across * (2 + 2 * len(ratios)) for (down, across), ratios in places)
         return {"boxes": (anchors, 4), "logits": (anchors, 1 + classes)}
 
     @cached_property
@@ -146,12 +157,18 @@ class RetinaNetDetection(Detection):
     kind: Literal["retinanet"] = "retinanet"
     grids: tuple[Grid, ...] = Field(min_length=1)
     cells: tuple[tuple[Box, ...], ...]
-    weights: Box = (1.0, 1.0, 1.0, 1.0)
+    weights: Factors = (1.0, 1.0, 1.0, 1.0)
     candidates: int = Field(default=1000, ge=1)
     detections: int = Field(default=300, ge=1)
 
+    @model_validator(mode="after")
+    def _cells_a_map(self) -> Self:
+        if len(self.cells) != len(self.grids):
+            raise ValueError(f"{len(self.grids)} grids need as many cells, not {len(self.cells)}")
+        return self
+
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
-        anchors = sum(map(len, anchors_of(self.size, self.grids, self.cells)))
+        anchors = sum(a * b * len(cells) for (a, b), cells in zip(self.grids, self.cells, strict=True))
         return {"boxes": (anchors, 4), "logits": (anchors, 1 + classes)}
 
     @cached_property
@@ -224,7 +241,7 @@ class RcnnDetection(Detection):
 
     kind: Literal["rcnn"] = "rcnn"
     regions: int = Field(ge=1)
-    weights: Box = (10.0, 10.0, 5.0, 5.0)
+    weights: Factors = (10.0, 10.0, 5.0, 5.0)
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
         k, columns = self.regions, 1 + classes

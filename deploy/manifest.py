@@ -88,6 +88,10 @@ class Manifest(BaseModel):
         wanted = {"detection": Detection, "segmentation": Segmentation}.get(self.task)
         if wanted is not None and not isinstance(self.postprocessing, wanted):
             raise ValueError(f"the task {self.task!r} needs a postprocessing of its own")
+        if self.task == "classification" and self.postprocessing is not None:
+            raise ValueError("the task 'classification' has no postprocessing")
+        if self.task == "segmentation" and len(self.classes) > 255:
+            raise ValueError(f"a mask tells 255 classes apart, not {len(self.classes)}")
         return self
 
 

@@ -65,7 +65,7 @@ class Preprocessing(BaseModel):
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Turn ``image``, of any mode and size, into a float32 array (C, H, W)."""
         height, width = self.size
-        upright = ImageOps.exif_transpose(image).convert(self.mode)
+        upright = _opaque(ImageOps.exif_transpose(image)).convert(self.mode)
         pixels = np.asarray(
             upright.resize((width, height), Image.Resampling[self.interpolation.upper()], box=self._box(upright)),
             dtype=np.float32,
@@ -96,6 +96,11 @@ class Preprocessing(BaseModel):
             min(left + width * scale, float(image.width)),
             min(top + height * scale, float(image.height)),
         )
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """A palette whose colours are transparent to degrees, of which Pillow would warn, spelt out; else ``image``."""
+    return image.convert("RGBA") if isinstance(image.info.get("transparency"), bytes) else image
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:

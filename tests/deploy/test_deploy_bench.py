@@ -222,3 +222,11 @@ def test_the_command_times_files_and_bundles_by_the_runtime_that_is_asked_for(bu
     done = subprocess.run([*command, "--runtime", "abacus"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "There is no runtime 'abacus'; choose one of" in done.stderr
+
+
+def test_many_rounds_take_few_draws():
+    times = np.random.default_rng(0).random((50_000, 1)) + 1
+    start = time.process_time()
+    ratio, (low, high) = ratio_of_medians(times, times * 2, seed=0)
+    assert ratio == low == high == 0.5
+    assert time.process_time() - start < 20

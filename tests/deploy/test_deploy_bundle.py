@@ -105,6 +105,15 @@ def test_a_missing_cut_or_linked_file_is_seen(bundle_dir, tmp_path):
         deploy.load(bundle_dir)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_gives_no_numbers_is_one_sentence(value, bundle_dir, picture, monkeypatch):
+    with deploy.load(bundle_dir) as bundle:
+        (name,) = bundle.outputs
+        monkeypatch.setattr(bundle, "_run", lambda feeds: {name: np.full((1, len(bundle.classes)), value, np.float32)})
+        with pytest.raises(DeployError, match=r"gives (NaN|infinity)"):
+            bundle.predict([picture])
+
+
 @pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "a/b.onnx", "..", "a\\b.onnx", "", ".hidden", "a\n"])
 def test_a_name_that_leaves_the_folder_is_refused(name, bundle_dir):
     def change(data):
@@ -131,6 +140,11 @@ def test_a_name_that_leaves_the_folder_is_refused(name, bundle_dir):
         ),
         (lambda data: data | {"preprocessing": {"size": [16, 16], "mode": "RGB"}}, r"\[3, 16, 16\] but its"),
         (lambda data: [data], "object"),
+        (lambda data: data | {"postprocessing": {"kind": "segmentation"}}, "'classification' has no postprocessing"),
+        (
+            lambda data: data | {"task": "segmentation", "postprocessing": {"kind": "segmentation"}},
+            "is for segmentation and names . classes but its network gives",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_one_sentence(change, says, bundle_dir):

@@ -128,6 +128,28 @@ def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
         ssd_heads(torch.nn.Linear(1, 1), torch.zeros(1))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": (0, 8)},
+        {"grids": ((0, 1),)},
+        {"grids": ((1, 1), (1, 1))},
+        {"grids": ((10**9, 10**9),)},
+        {"scales": (0.5,)},
+        {"scales": (0.5, float("nan"))},
+        {"aspect_ratios": ()},
+        {"aspect_ratios": ((-2.0,),)},
+        {"steps": (0.0,)},
+        {"weights": (0.0, 10.0, 5.0, 5.0)},
+    ],
+)
+def test_a_decoding_that_computes_nothing_is_refused(change):
+    fine = {"size": (8, 8), "grids": ((1, 1),), "scales": (0.5, 1.0), "aspect_ratios": ((2.0,),)}
+    assert SsdDetection(**fine).shapes(2)["boxes"] == SsdDetection(**fine).default_boxes().shape
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SsdDetection(**fine | change)
+
+
 @pytest.mark.parametrize("size", [(7, 9), (40, 56), (33, 17), (4, 4)])
 def test_resizing_is_torchs(size):
     values = np.random.default_rng(0).standard_normal((2, 3, 10, 14)).astype(np.float32)

@@ -26,3 +26,11 @@ def test_pixels_without_a_range_are_refused(tmp_path):
 def test_a_scale_that_gives_no_numbers_is_refused(std):
     with pytest.raises(ValueError, match="between"):
         Preprocessing(size=(8, 8), mode="L", std=(std,))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparent_colours_is_read_in_silence(tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    image.save(tmp_path / "palette.png", transparency=bytes([0, 16]))
+    pixels = Preprocessing(size=(8, 8), mode="L")(preprocess.load(tmp_path / "palette.png"))
+    assert np.array_equal(pixels, Preprocessing(size=(8, 8), mode="L")(image))
