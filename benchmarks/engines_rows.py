@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -320,6 +321,8 @@ def stage(name: str, say: Callable[[dict[str, Any]], None]) -> Iterator[dict[str
 
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Where the file lay for a moment says nothing to a reader of the table.
+    text = re.sub(r"/[^ ]*/(?=[^ /]+)", "", text)
     return text.replace("|", "/")[:200]
 
 
