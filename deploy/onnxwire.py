@@ -49,12 +49,12 @@ def scan(path: Path) -> Wire:
     wire = Wire()
     graphs = 0
     try:
-        for number, value in _fields(memoryview(path.read_bytes())):
+        for number, value in fields(memoryview(path.read_bytes())):
             if number == 7:
                 graphs += 1
                 _graph(value, wire)
             elif number == 14:
-                entry = {key: bytes(text).decode() for key, text in _fields(value)}
+                entry = {key: bytes(text).decode() for key, text in fields(value)}
                 wire.properties[entry[1]] = entry.get(2, "")
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
@@ -87,7 +87,7 @@ def check_tensorrt_qdq(path: Path) -> None:
 
 
 def _graph(data: memoryview, wire: Wire) -> None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
             _node(value, wire)
         elif number == 5:
@@ -98,7 +98,7 @@ def _node(data: memoryview, wire: Wire) -> None:
     inputs: list[str] = []
     words = {3: "", 4: ""}
     first = ""
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
             inputs.append(bytes(value).decode())
         elif number == 2:
@@ -111,7 +111,7 @@ def _node(data: memoryview, wire: Wire) -> None:
 
 def _constant(data: memoryview, wire: Wire) -> None:
     name, kind, first = "", 0, 0
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 2:
             kind = int(value)
         elif number == 8:
@@ -136,8 +136,12 @@ def _first_varint(data: memoryview) -> int:
     return 0
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one message: a view for what has a length, a number for the rest."""
+def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of one message: a view for what has a length, a number for the rest.
+
+    Raises:
+        ValueError, IndexError: the bytes are no such message.
+    """
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)

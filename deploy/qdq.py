@@ -78,6 +78,17 @@ def quantise_biases(graph: onnx.GraphProto) -> None:
     _drop_unused(graph)
 
 
+def store_raw(graph: onnx.GraphProto) -> None:
+    """Store the zero-points of weights as plain bytes, which ``deploy.engines.amx`` can change where they lie."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] in constants:
+            zero = constants[node.input[2]]
+            zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero), zero.name))
+
+
 def _restore_biases(graph: onnx.GraphProto) -> None:
     """The contrary: float biases again, which is how TensorRT takes them."""
     from onnx import numpy_helper

@@ -16,7 +16,7 @@ from deploy.calibration import Calibrated
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnxfile import missing, quiet
-from deploy.qdq import quantise_biases, shift_activations, signed_from_unsigned
+from deploy.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,7 @@ def int8_from_fp32(
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
     shift_activations(quantised.graph)
     quantise_biases(quantised.graph)
+    store_raw(quantised.graph)
     return source.write(quantised, dst, "int8", keep_fp32)
 
 
@@ -113,6 +114,7 @@ def int8_with_accuracy_control(
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
     shift_activations(quantised.graph)
     quantise_biases(quantised.graph)
+    store_raw(quantised.graph)
     return source.write(quantised, dst, "int8", keep_fp32)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.engines.amx import for_amx, has_amx
 from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnxwire import check_tensorrt_qdq
@@ -68,8 +69,9 @@ class OnnxRuntimeEngine(Engine):
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        lowered = for_amx(path.read_bytes()) if runtime == "onnxruntime" and has_amx() else None
         try:
-            session = ort.InferenceSession(str(path), options, providers=[provider])
+            session = ort.InferenceSession(lowered or str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
