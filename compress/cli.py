@@ -8,16 +8,17 @@ import os
 import sys
 import time
 import warnings
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from compress.cli_bundle import JsonFlag, build, describe, predict, sign
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
+from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from deploy.records import Bench, Record
@@ -74,7 +75,7 @@ def run_command(
     if as_json:
         print(json.dumps(figures, indent=1))
     elif not quiet:
-        console = _console()
+        console = Terminal()
         console.print(table(figures))
         console.print(f"\nReport   {report}", soft_wrap=True, markup=False)
         if asked.deploy is None:
@@ -124,7 +125,7 @@ def inspect_command(
         from compress.inspect import inspect_model, subject
         from compress.outline import render
 
-        with Console(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
+        with Terminal(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
             found = subject(model, size=size, trusted=tuple(trust or ()))
             seen = inspect_model(
                 found.model, found.example, name=model, forward=found.forward, protect=tuple(protect or ())
@@ -132,7 +133,7 @@ def inspect_command(
     if as_json:
         print(seen.model_dump_json(indent=1))
     elif not quiet:
-        render(seen, _console(), everything=everything)
+        render(seen, Terminal(), everything=everything)
 
 
 @app.command()
@@ -165,7 +166,7 @@ def gate(
         for line in result.lines:
             values = [_short(v) for v in (line.value, line.baseline, line.limit)]
             shown.add_row(escape(line.name), line.what, *map(escape, values), "ok" if line.ok else "[bold red]FAILS[/]")
-        console = _console()
+        console = Terminal()
         console.print(shown)
         console.print("passed" if result.passed else "failed", style="green" if result.passed else "bold red")
     if not result.passed:
@@ -190,7 +191,7 @@ def bench(
     if as_json:
         print(result.to_json(), end="")
     else:
-        _console().print(_bench_table(result))
+        Terminal().print(_bench_table(result))
 
 
 @app.command()
@@ -201,8 +202,11 @@ def report(
     """Write a run's report.html again."""
     from deploy.report import write_report
 
-    path = write_report(folder)
-    print(json.dumps({"report": str(path)}) if as_json else path)
+    with warnings.catch_warnings():
+        # matplotlib warns of a name that its font cannot draw.
+        warnings.simplefilter("ignore")
+        path = write_report(folder)
+    print(json.dumps({"report": str(path)}) if as_json else plain(path))
 
 
 @app.command()
@@ -220,7 +224,7 @@ def doctor(
         for key, value in about.items():
             said = ", ".join(value) if isinstance(value, list) else value
             shown.add_row(key, escape(str(said or "–")))
-        _console().print(shown)
+        Terminal().print(shown)
         return
     from compress.doctor import diagnose, render
 
@@ -228,13 +232,17 @@ def doctor(
     if as_json:
         print(json.dumps([check.to_dict() for check in checks], indent=1))
     else:
-        render(checks, _console())
+        render(checks, Terminal())
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(3)
 
 
 def main() -> NoReturn:
     """Runs the command; every failure that a user can cause is one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that lacks a character gets its escape, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Outside standalone mode a typer.Exit comes back as its code.
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -275,7 +283,8 @@ def _message(error: Exception) -> str:
     if hasattr(error, "format_message"):  # what the command line parser raises
         return f"{error.format_message()} (niwaki --help lists the commands and their options)"
     if isinstance(error, OSError):
-        where = f" {error.filename}" if error.filename else ""
+        path = error.filename2 or error.filename  # what was to be replaced says more than what with
+        where = f" {path}" if path else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space" if full else "check that path and its permissions, or choose another folder"
         return f"{error.strerror or error}{where}; {remedy}."
@@ -311,7 +320,7 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: st
 
 
 def _say(sentence: str) -> None:
-    Console(stderr=True, highlight=False, emoji=False).print(f"niwaki: {sentence}", soft_wrap=True, markup=False)
+    Terminal(stderr=True).print(f"niwaki: {plain(sentence)}", soft_wrap=True, markup=False)
 
 
 def _importable_from_here() -> None:
@@ -333,10 +342,6 @@ def _need_torch(command: str, packages: tuple[str, ...]) -> None:
             f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
             "pip install 'niwaki[compress]'."
         )
-
-
-def _console() -> Console:
-    return Console(highlight=False)
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.terminal import plain
+
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 TrustedKey = Annotated[
@@ -36,7 +38,7 @@ def predict(
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
         return
     for item in found:
-        print(f"{item['file']}: {_found(item)}")
+        print(plain(f"{item['file']}: {_found(item)}"))
 
 
 def build(
@@ -73,7 +75,7 @@ def build(
         print(json.dumps({"path": str(path), **made.model_dump(mode="json")}, indent=1))
     else:
         about = f"{made.precision} for {made.target}, {made.bytes / 1e6:.2f} MB in {made.build_seconds:.1f} s"
-        print(f"{path}: {about}")
+        print(plain(f"{path}: {about}"))
 
 
 def sign(
@@ -85,7 +87,7 @@ def sign(
     import deploy
 
     path = deploy.sign(bundle, key)
-    print(json.dumps({"signature": str(path)}) if as_json else path)
+    print(json.dumps({"signature": str(path)}) if as_json else plain(path))
 
 
 def describe(bundle: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from compress.terminal import Terminal
+
 Advance = Callable[[int, int, str], None]
 """Called with steps done, steps in all and what to show beside them."""
 
@@ -44,7 +46,7 @@ class Ui:
 
     @classmethod
     def choose(cls, *, quiet: bool = False, json: bool = False) -> Ui:
-        console = Console(stderr=json, highlight=False)
+        console = Terminal(stderr=json)
         if quiet:
             return cls(console, "quiet")
         return cls(console, "bars" if console.is_terminal else "lines")

@@ -20,7 +20,6 @@ __all__ = ["Bundle", "load", "write_bundle"]
 
 _BATCH = 32
 _UNSEEN = 255
-_TASKS = ("classification", "detection", "segmentation")
 
 
 class Bundle(Engine):
@@ -96,10 +95,8 @@ class Bundle(Engine):
             image: the index of each pixel's class, 255 where the network saw nothing.
 
         Raises:
-            DeployError: the bundle's task is none of these, or an image cannot be read.
+            DeployError: an image cannot be read, or the network gives what is no prediction, such as NaN.
         """
-        if self.manifest.task not in _TASKS:
-            raise DeployError(f"{self.name} is for {self.manifest.task}; predict knows {', '.join(_TASKS)}.")
         if top < 1:
             raise DeployError(f"top is {top}; ask for 1 class or more.")
         (name,) = self.inputs

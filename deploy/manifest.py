@@ -23,6 +23,7 @@ from deploy.records import explain, versions_info
 from deploy.signing import check
 
 MANIFEST = "manifest.json"
+Task = Literal["classification", "detection", "segmentation"]
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -61,7 +62,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     format: Literal["niwaki-bundle-1"] = "niwaki-bundle-1"
-    task: str
+    task: Task
     default: str
     models: dict[str, BundledFile] = Field(min_length=1)
     tensorrt: dict[str, BundledFile] = Field(default_factory=dict)
@@ -102,7 +103,7 @@ def write_bundle(
     default: str,
     preprocessing: Preprocessing,
     classes: Sequence[str],
-    task: str = "classification",
+    task: Task = "classification",
     postprocessing: Detection | Segmentation | None = None,
     metrics: Mapping[str, Any],
     latency: Mapping[str, Any],
@@ -231,6 +232,8 @@ def read_manifest(folder: Path, *, trusted_key: Path | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DeployError(f"{folder} is not a bundle: its {MANIFEST} is no file; copy the whole bundle again.")
         content = path.read_bytes()
         if trusted_key is not None:
             check(folder, content, trusted_key)

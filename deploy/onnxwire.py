@@ -54,7 +54,7 @@ def scan(path: Path) -> Wire:
                 graphs += 1
                 _graph(value, wire)
             elif number == 14:
-                entry = {key: bytes(text).decode() for key, text in fields(value)}
+                entry = {key: _text(text) for key, text in fields(value)}
                 wire.properties[entry[1]] = entry.get(2, "")
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
@@ -100,11 +100,11 @@ def _node(data: memoryview, wire: Wire) -> None:
     first = ""
     for number, value in fields(data):
         if number == 1:
-            inputs.append(bytes(value).decode())
+            inputs.append(_text(value))
         elif number == 2:
-            first = first or bytes(value).decode()
+            first = first or _text(value)
         elif number in words:
-            words[number] = bytes(value).decode()
+            words[number] = _text(value)
     if words[4] in _QUANTISERS:
         wire.quantisers.append(WireNode(words[3] or first, words[4], tuple(inputs)))
 
@@ -115,7 +115,7 @@ def _constant(data: memoryview, wire: Wire) -> None:
         if number == 2:
             kind = int(value)
         elif number == 8:
-            name = bytes(value).decode()
+            name = _text(value)
         elif number == 9:
             values = np.frombuffer(value, np.int8)
             first = int(next(iter(values[values != 0]), 0))
@@ -124,6 +124,12 @@ def _constant(data: memoryview, wire: Wire) -> None:
             whole = _first_varint(value) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
     wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), first)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, memoryview):  # bytes() of a number would be as many zeros
+        raise ValueError("a number in place of a text")
+    return bytes(value).decode()
 
 
 def _first_varint(data: memoryview) -> int:

@@ -7,22 +7,45 @@ import platform
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from deploy.errors import DeployError
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
+_SHOWN = 80
+# A run that took no time, or longer than the clock could tell, was not measured.
+Milliseconds = Annotated[float, Field(gt=0, le=1e12)]
+Ratio = Annotated[float, Field(gt=0, le=1e12)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def explain(error: ValidationError) -> str:
     """The first thing a validation found wrong: where, and what."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    value = f", not {first['input']!r}" if isinstance(first["input"], str | int | float) and where else ""
+    value = f", not {_shown(first['input'])}" if isinstance(first["input"], str | int | float) and where else ""
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}{value}" if where else message
+
+
+def _shown(value: str | int | float) -> str:
+    """A value as an error shows it: cut where it is long; Python refuses to write a number of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def machine_info() -> dict[str, Any]:
@@ -80,19 +103,19 @@ class Record(BaseModel):
     status: Literal["measured", "built"]
     reason: str | None = None
     reference: str | None = None
-    warmup: int | None = None
-    repeats: int | None = None
-    mean_ms: FiniteFloat | None = None
-    median_ms: FiniteFloat | None = None
-    p90_ms: FiniteFloat | None = None
-    p99_ms: FiniteFloat | None = None
-    min_ms: FiniteFloat | None = None
-    ratio_to_dense: FiniteFloat | None = Field(default=None, gt=0)
-    ratio_interval: tuple[FiniteFloat, FiniteFloat] | None = None
-    speedup: FiniteFloat | None = None
-    accuracy: FiniteFloat | None = None
+    warmup: NonNegativeInt | None = None
+    repeats: PositiveInt | None = None
+    mean_ms: Milliseconds | None = None
+    median_ms: Milliseconds | None = None
+    p90_ms: Milliseconds | None = None
+    p99_ms: Milliseconds | None = None
+    min_ms: Milliseconds | None = None
+    ratio_to_dense: Ratio | None = None
+    ratio_interval: tuple[Ratio, Ratio] | None = None
+    speedup: Ratio | None = None
+    accuracy: Share | None = None
     parity: tuple[dict[str, FiniteFloat | str], ...] | None = None
-    file_bytes: int | None = None
+    file_bytes: NonNegativeInt | None = None
     sha256: str | None = None
     kernels: str | None = None
 

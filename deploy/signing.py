@@ -112,11 +112,12 @@ def check(folder: Path, manifest: bytes, key: Path) -> None:
 
 def _private(path: Path) -> Any:
     serialization = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
         key = serialization.load_pem_private_key(_bytes(path), password=None)
-    except (ValueError, TypeError) as error:  # no key of any kind; one behind a password
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # no key of a known kind; one behind a password
         raise DeployError(
             f"{path} is no private key in PEM without a password; make one with "
             "`openssl genpkey -algorithm ed25519 -out FILE`."
@@ -128,11 +129,12 @@ def _private(path: Path) -> Any:
 
 def _public(path: Path) -> Any:
     serialization = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
         key = serialization.load_pem_public_key(_bytes(path))
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise DeployError(
             f"{path} is no public key in PEM; take it from the private one with `openssl pkey -in FILE -pubout`."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Self
 import numpy as np
 
 from deploy.errors import DeployError
+
+_PLACE = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API failed with ")
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says first, without its final full stop."""
+    """What a library's exception says first, without its final full stop; OpenVINO says first where it was."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    said = next((line for line in lines if not _PLACE.match(line)), lines[0] if lines else type(error).__name__)
+    return said.rstrip(". ")[:_LONGEST]

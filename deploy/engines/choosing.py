@@ -102,7 +102,7 @@ def rank(
                     f"{_NAMES[offer.engine]} was asked for" if runtime else f"it was built for the {machine.gpu} here"
                 )
                 choices.append(Choice(offer.file, offer.engine, offer.precision, reason))
-            elif runtime in (None, offer.engine):
+            elif runtime in (None, offer.engine) or (offer.fault and runtime in PRODUCTS):
                 passed.append(f"{offer.file} ({why_not})")
         elif offer.precision == wanted and runtime is not None:
             if runtime in _ONNX:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from deploy.errors import DeployError
 from deploy.files import sha256, write_text
@@ -43,12 +43,18 @@ class Sidecar(BaseModel):
     source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
     source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     precision: str
-    profile: tuple[int, int, int]
+    profile: tuple[PositiveInt, PositiveInt, PositiveInt]
     runtime: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     target: str = Field(pattern=r"^sm\d+$")
     flags: tuple[str, ...] = ()
-    build_seconds: float = Field(ge=0)
+    build_seconds: float = Field(ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if list(self.profile) != sorted(self.profile):
+            raise ValueError(f"the profile {self.profile} does not ascend")
+        return self
 
 
 def sidecar_of(path: Path) -> Path:

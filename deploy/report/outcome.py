@@ -130,11 +130,14 @@ def _point(record: Facts, column: Column | None, images: int | None) -> Point | 
     name = str(record.get("name"))
     latency = units.number(record.get("median_ms"))
     accuracy = column.accuracy if column else units.number(record.get("accuracy"))
-    if latency is None or latency <= 0 or accuracy is None or not 0 <= accuracy <= 1:
+    # Less than a picosecond or more than a week fits no axis.
+    if latency is None or not 1e-9 <= latency <= 1e9 or accuracy is None or not 0 <= accuracy <= 1:
         return None
+    p90 = units.number(record.get("p90_ms"))
+    p90 = p90 if p90 is not None and latency <= p90 <= 1e9 else None
     low, high = wilson(accuracy, images) if images else (None, None)
     label = "pruned, not fine-tuned" if name == "pruned" else name.replace("-", " ")
-    return Point(name, label, latency, accuracy, units.number(record.get("p90_ms")), low, high)
+    return Point(name, label, latency, accuracy, p90, low, high)
 
 
 def _engines(results: Results) -> str:

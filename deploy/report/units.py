@@ -8,13 +8,14 @@ from typing import Any
 NONE = "–"
 SPACE = "\u00a0"  # no-break: a number and its unit stay on one line
 MINUS = "−"
+_LARGEST = 1e30
 
 
 def number(value: Any) -> float | None:
-    """Return `value` as a finite float, or None for anything else (JSON holds nulls, NaN and text)."""
+    """Return `value` as a float, or None for anything else: JSON holds nulls, NaN, text and numbers without end."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if -_LARGEST <= value <= _LARGEST else None
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -171,15 +171,22 @@ class Results:
 
 
 def read_recipe(text: str) -> Facts:
-    """The recipe's keys; without PyYAML, or of a text that it refuses, none: the page shows the text anyway."""
+    """The recipe's keys; without PyYAML, or of a text that it refuses, none: the page shows the text anyway.
+
+    Nor of a text with aliases, a few of which can stand for millions of values; a resolved recipe has none.
+    """
     try:
         import yaml
     except ImportError:
         return {}
     try:
-        return mapping(yaml.safe_load(text))
-    except yaml.YAMLError:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            return {}
+        found = mapping(yaml.safe_load(text))
+        str(found)  # refuses a number of thousands of digits, which the page could not show
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
+    return found
 
 
 def rows(value: Any) -> list[Facts]:

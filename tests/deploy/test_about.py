@@ -97,3 +97,17 @@ def test_a_bundle_that_contradicts_its_file_is_refused(given, says, twice, tmp_p
     with pytest.raises(DeployError, match=f"says of itself {says}"):
         write_bundle(tmp_path / "not", models=models, default="fp32", **{**rest, **given})
     assert not (tmp_path / "not").exists()
+
+
+def test_a_number_in_place_of_a_text_is_no_onnx_and_no_memory(tmp_path):
+    def field(number, content):
+        head = bytes([number << 3 | 2]) if isinstance(content, bytes) else bytes([number << 3])
+        return head + (bytes([len(content)]) + content if isinstance(content, bytes) else content.value)
+
+    class Varint:
+        value = b"\xff\xff\xff\xff\xff\xff\x1f"  # 2**47 - 1
+
+    for graph in (field(1, field(1, Varint())), field(1, field(4, Varint())), field(5, field(8, Varint()))):
+        (tmp_path / "x.onnx").write_bytes(field(7, graph))
+        with pytest.raises(DeployError, match="is not a valid ONNX file"):
+            About.of(tmp_path / "x.onnx")

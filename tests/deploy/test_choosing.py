@@ -133,6 +133,12 @@ def test_an_engine_of_other_models_is_passed_over_and_an_altered_one_is_refused(
     beside.write_text("{}")
     with deploy.load(bundle_dir) as bundle:
         assert "is not an engine's sidecar" in bundle.why
+    with pytest.raises(DeployError, match=r"no engine for tensorrt_rtx .*is not an engine's sidecar"):
+        deploy.load(bundle_dir, runtime="tensorrt_rtx")
+    for profile in ([1, 1, 0], [8, 1, 1]):
+        beside.write_text(json.dumps(json.loads(said) | {"profile": profile}))
+        with deploy.load(bundle_dir) as bundle:
+            assert "is not an engine's sidecar (profile" in bundle.why or "does not ascend" in bundle.why
     beside.write_text(said)
     built.write_bytes(built.read_bytes() + b"x")
     with pytest.raises(DeployError, match="copy it again, or build it again"):

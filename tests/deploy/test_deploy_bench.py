@@ -192,6 +192,13 @@ def test_a_record_file_reads_back_equal(tmp_path):
         (lambda data: data | {"records": [data["records"][0] | {"median_ms": None}]}, "has no times"),
         (lambda data: data | {"records": [data["records"][0] | {"status": "built"}]}, "does not say why"),
         (lambda data: data | {"records": [data["records"][0] | {"batch": 0}]}, r"records.0.batch.* not 0"),
+        (lambda data: data | {"records": [data["records"][0] | {"median_ms": 0}]}, r"median_ms.* not 0"),
+        (lambda data: data | {"records": [data["records"][0] | {"p90_ms": -1.0}]}, r"p90_ms.* not -1"),
+        (lambda data: data | {"records": [data["records"][0] | {"accuracy": 97.0}]}, r"accuracy.* not 97"),
+        (
+            lambda data: data | {"records": [data["records"][0] | {"status": "q\n" * 999}]},
+            r"status.* not 'q.{78}\.\.\.\)",
+        ),
     ],
 )
 def test_a_bad_record_file_is_one_sentence(change, says, tmp_path):

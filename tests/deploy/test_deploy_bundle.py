@@ -1,6 +1,7 @@
 """Bundles: what is written is what is read, and nothing altered is used."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -140,6 +141,7 @@ def test_a_name_that_leaves_the_folder_is_refused(name, bundle_dir):
         ),
         (lambda data: data | {"preprocessing": {"size": [16, 16], "mode": "RGB"}}, r"\[3, 16, 16\] but its"),
         (lambda data: [data], "object"),
+        (lambda data: data | {"task": "poetry"}, "task: Input should be 'classification', .* not 'poetry'"),
         (lambda data: data | {"postprocessing": {"kind": "segmentation"}}, "'classification' has no postprocessing"),
         (
             lambda data: data | {"task": "segmentation", "postprocessing": {"kind": "segmentation"}},
@@ -152,6 +154,12 @@ def test_a_manifest_that_does_not_fit_is_one_sentence(change, says, bundle_dir):
     with pytest.raises(DeployError, match=says) as caught:
         deploy.load(bundle_dir)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_for_a_manifest_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(DeployError, match="is no file"):
+        deploy.load(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):

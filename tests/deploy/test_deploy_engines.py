@@ -57,6 +57,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+# ONNX Runtime says so itself; OpenVINO would try other formats, so it is asked before.
+NO_MODEL = "cannot load|not a valid ONNX file"
+
+
 @pytest.fixture(params=RUNTIMES)
 def runtime(request):
     return request.param
@@ -186,7 +190,7 @@ def test_closed_means_closed(runtime, files, resnet, images):
         engine.run({"image": images})
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "no ONNX file"), (b"", "cannot load"), (b"junk", "cannot load")])
+@pytest.mark.parametrize(("content", "says"), [(None, "no ONNX file"), (b"", NO_MODEL), (b"junk", NO_MODEL)])
 def test_a_bad_file_is_one_sentence(runtime, content, says, tmp_path):
     path = tmp_path / "model.onnx"
     if content is not None:
@@ -199,7 +203,7 @@ def test_a_bad_file_is_one_sentence(runtime, content, says, tmp_path):
 def test_a_truncated_model_is_one_sentence(runtime, files, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(files["fp32"].read_bytes()[:-500])
-    with pytest.raises(DeployError, match="cannot load"):
+    with pytest.raises(DeployError, match=NO_MODEL):
         load_engine(path, runtime=runtime)
 
 

@@ -35,6 +35,14 @@ GOLDEN_SIGNATURE = """{
 """
 
 
+# secp112r1, which the package cryptography does not know.
+ODD_CURVE = b"""-----BEGIN PUBLIC KEY-----
+MDIwEAYHKoZIzj0CAQYFK4EEAAYDHgAEKqrsw9vROFwnZ5/HL9o1coPJ9TJfW6k1
+8B0ewA==
+-----END PUBLIC KEY-----
+"""
+
+
 def private_pem(key, password=None):
     how = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
@@ -201,12 +209,17 @@ def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):
         (private_pem(mine, b"secret"), "is no private key in PEM without a password"),
         (public_pem(mine), "is no private key"),
         (private_pem(elliptic), "not Ed25519"),
+        (ODD_CURVE, "is no private key"),
     ):
         bad.write_bytes(content)
         with pytest.raises(DeployError, match=says):
             deploy.sign(bundle_dir, bad)
     deploy.sign(bundle_dir, keys / "mine.pem")
-    for content, says in ((private_pem(mine), "is no public key in PEM"), (public_pem(elliptic), "not Ed25519")):
+    for content, says in (
+        (private_pem(mine), "is no public key in PEM"),
+        (public_pem(elliptic), "not Ed25519"),
+        (ODD_CURVE, "no public"),
+    ):
         bad.write_bytes(content)
         with pytest.raises(DeployError, match=says):
             deploy.load(bundle_dir, trusted_key=bad)

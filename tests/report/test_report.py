@@ -184,7 +184,7 @@ def no_plot(monkeypatch):
     monkeypatch.setattr("deploy.report.outcome.accuracy_latency", lambda points, **_: "")
 
 
-@pytest.mark.parametrize("new", [KeyError, None, float("nan"), "text", -1, [], {}, True], ids=str)
+@pytest.mark.parametrize("new", [KeyError, None, float("nan"), "text", -1, 10**400, [], {}, True], ids=str)
 def test_no_single_missing_or_odd_value_stops_the_page(no_plot, new):
     ledger, bench = sample.ledger(), sample.bench()
     ledger["plan"]["groups"], ledger["stages"] = ledger["plan"]["groups"][:1], ledger["stages"][:1]
@@ -203,6 +203,13 @@ def test_nothing_at_all_is_still_a_page():
 
 def test_a_recipe_that_is_not_yaml_is_shown_as_it_is(no_plot):
     assert "a: [1" in Page(render(sample.ledger(), sample.bench(), "a: [1")).text
+
+
+@pytest.mark.parametrize(
+    "recipe", ["[" * 3000, "a: 1" + "0" * 5000, "a: 0x" + "f" * 5000, "a: &a [x]\nb: [*a, *a]"], ids=lambda r: r[:8]
+)
+def test_a_recipe_that_would_stop_the_page_is_shown_as_it_is(no_plot, recipe):
+    assert recipe[-9:] in Page(render(sample.ledger(), sample.bench(), recipe)).text
 
 
 def test_many_groups_are_folded(no_plot):
@@ -286,6 +293,8 @@ def test_write_report_leaves_one_file(tmp_path, html):
     [
         ("ledger.json", None, "cannot be read"),
         ("bench.json", "{", "is not JSON"),
+        ("bench.json", "[" * 9999, "is not JSON"),
+        ("ledger.json", "1" * 9999, "is not JSON"),
         ("bench.json", '{"format": "niwaki-bench-9"}', "'niwaki-bench-9', not 'niwaki-bench-1'"),
         ("ledger.json", "[]", "the format 'list'"),
         ("recipe.yaml", None, "cannot be read"),
@@ -325,6 +334,7 @@ def test_a_folder_that_is_not_a_run(tmp_path, name, text, said):
         (units.scientific(0.0), "0"),
         (units.decibels(120.04), "120.0 dB"),
         (units.count(float("inf")), "–"),
+        (units.count(10**400), "–"),
         (units.percent("97"), "–"),
         (units.times(None), "–"),
         (units.count(True), "–"),

@@ -1,0 +1,73 @@
+"""What a terminal would obey is shown, not sent: names of classes and files, what a broken file says of itself."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from compress import cli
+from compress.terminal import Terminal, plain
+
+HOSTILE = "a\x1b[31m\r\n\x9b2J\u202eb\udcffc\u00e9"
+SHOWN = r"a\x1b[31m\r\n\x9b2J\u202eb\udcffc" + "é"
+
+
+def test_one_line_in_which_nothing_is_obeyed():
+    assert plain(HOSTILE) == SHOWN
+    assert plain("fin\u00e9, 1\u00a0%, 漢字 \U0001f41c") == "fin\u00e9, 1\u00a0%, 漢字 \U0001f41c"
+
+
+def test_a_terminal_keeps_its_own_colours_and_shows_the_rest():
+    terminal = Terminal()
+    terminal.file, terminal._force_terminal = io.StringIO(), True
+    table = Table("head")
+    table.add_row("x\x1b[2Jy")
+    terminal.print(table)
+    terminal.print(Text("m\x9bn\nnext", "bold"))
+    terminal.print("p\x1bq :bee:", markup=False)
+    sent = terminal.file.getvalue()
+    assert r"x\x1b[2Jy" in sent and r"m\x9bn" in sent and r"p\x1bq :bee:" in sent
+    assert (
+        "\x1b[2J" not in sent and "\x9b" not in sent and "\nnext" in sent.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    )
+
+
+def niwaki(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_an_error_is_one_line_whatever_it_names(monkeypatch, capsys, tmp_path):
+    assert niwaki(monkeypatch, "gate", tmp_path / "a\x1b[31m\nb", "--baseline", tmp_path / "none") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and r"a\x1b[31m\nb" in said and "\x1b" not in said
+
+
+def test_names_of_classes_and_files_are_shown(monkeypatch, capsys, tmp_path):
+    class Engine:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def predict(self, images):
+            return [{"file": str(images[0]), "class": "ant\x1b]0;owned\x07", "probability": 0.5}]
+
+    monkeypatch.setattr("deploy.load", lambda *_, **__: Engine(), raising=False)
+    assert niwaki(monkeypatch, "predict", tmp_path, "\x1bc.png") == 0
+    assert capsys.readouterr().out == r"\x1bc.png: ant\x1b]0;owned\x07 (50.0 %)" + "\n"
+    assert niwaki(monkeypatch, "predict", tmp_path, "\x1bc.png", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["file"] == "\x1bc.png"
+
+
+def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
+    command = [sys.executable, "-c", "from compress.cli import main; main()", "gate", tmp_path / "é", "--baseline", "x"]
+    done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii", "LANG": "C"}, check=False)
+    assert done.returncode == 2 and rb"\xe9" in done.stderr
