@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
 import time
@@ -22,6 +23,9 @@ from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from deploy.records import Bench, Record
+
+# Of an input that is timed: 8 GB in float32.
+_MOST_NUMBERS = 2_000_000_000
 
 app = typer.Typer(
     name="niwaki",
@@ -252,7 +256,7 @@ def main() -> NoReturn:
         code = error.exit_code
         _outlast()
     except Exception as error:
-        if not isinstance(error, OSError) and not hasattr(error, "exit_code"):
+        if not isinstance(error, OSError | MemoryError) and not hasattr(error, "exit_code"):
             raise
         if _first_to_fail():
             _say(_message(error))
@@ -288,6 +292,9 @@ def _message(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space" if full else "check that path and its permissions, or choose another folder"
         return f"{error.strerror or error}{where}; {remedy}."
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"the memory does not suffice{said}; take a smaller batch or smaller images, or a larger machine."
     return str(error)
 
 
@@ -310,10 +317,19 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: st
             engines[-1].name = str(path)
         inputs = {}
         for name, spec in engines[0].inputs.items():
-            if any(size is None for size in spec.shape[1:]):
+            sizes = [size for size in spec.shape[1:] if size is not None]
+            if len(sizes) != len(spec.shape[1:]):
                 raise DeployError(f"{paths[0]} leaves the size of '{name}' open; export it with a fixed size first.")
-            shape = (batch, *(size or 1 for size in spec.shape[1:]))
-            inputs[name] = np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
+            if spec.shape[:1] not in ((None,), (batch,)):
+                way_out = (
+                    f"give --batch {spec.shape[0]}" if spec.shape and spec.shape[0] else "export it with a free batch"
+                )
+                raise DeployError(f"{paths[0]} takes '{name}' as {spec}, which is no batch of {batch}; {way_out}.")
+            if batch * math.prod(sizes) > _MOST_NUMBERS:
+                raise DeployError(
+                    f"{paths[0]} takes '{name}' as {spec}: too large to be timed with a batch of {batch}."
+                )
+            inputs[name] = np.random.default_rng(0).standard_normal((batch, *sizes)).astype(spec.dtype)
         records = deploy.benchmark(engines, inputs, rounds=rounds)
     settings = {"threads": threads, "batch": batch, "rounds": rounds}
     return Bench(name=paths[0].stem, settings=settings, records=tuple(records))

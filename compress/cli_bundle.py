@@ -98,7 +98,7 @@ def describe(bundle: Path) -> dict[str, Any]:
 
     with deploy.load(bundle) as loaded:
         said = loaded.manifest
-        own = About.of(bundle / said.models[loaded.precision].file)
+        own = About.of(bundle / said.models[said.default].file)
         return {
             "bundle": str(bundle),
             "task": said.task,

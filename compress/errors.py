@@ -62,6 +62,8 @@ def exit_code_of(error: BaseException) -> int:
     """The exit code for an error: its own, 130 for Ctrl-C, 2 for a path that cannot be used, 3 for a full disk."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if isinstance(error, MemoryError):
+        return 3
     if isinstance(error, OSError):
         # A path that cannot be used is the user's to mend; a full disk and the like are the machine's.
         paths = FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError

@@ -55,6 +55,6 @@ class About(BaseModel):
         said = {k.removeprefix(_PREFIX): v for k, v in scan(path).properties.items() if k.startswith(_PREFIX)}
         try:
             return cls.model_validate({k: json.loads(v) if k in _JSON else v for k, v in said.items()})
-        except (ValidationError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # pydantic's is a ValueError; brackets or digits without end
             fault = explain(error) if isinstance(error, ValidationError) else str(error)
             raise DeployError(f"{path} has properties that cannot be read ({fault}); export it again.") from error

@@ -58,6 +58,8 @@ def benchmark(
         DeployError: a setting cannot be used, or an engine gives values that are not finite or that change
             between runs on the same input.
     """
+    if not all(getattr(value, "ndim", 0) for value in inputs.values()) or not inputs:
+        raise DeployError(f"Inputs with a batch are timed, and {sorted(inputs)} have none; export one with a batch.")
     names = [engine.name for engine in engines]
     chosen = _reference(names, reference)
     for label, value, least in (

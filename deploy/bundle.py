@@ -44,8 +44,9 @@ class Bundle(Engine):
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self.path = engine.path
-        # An engine of TensorRT takes no more images at once than it was built for.
-        self._batch = min(_BATCH, getattr(engine, "profile", (1, 1, _BATCH))[2])
+        # An engine of TensorRT takes no more images at once than it was built for, some files one alone.
+        alone = any(spec.shape[:1] == (1,) for spec in engine.inputs.values())
+        self._batch = 1 if alone else min(_BATCH, getattr(engine, "profile", (1, 1, _BATCH))[2])
 
     @classmethod
     def load(
@@ -105,17 +106,25 @@ class Bundle(Engine):
             part = images[start : start + self._batch]
             opened = [_open(image) for image in part]
             outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
-            self._check_numbers(outputs)
+            self._check_outputs(outputs, len(part))
             rows = self._interpreted(outputs, opened, top)
             found += [{"file": _file(image), **row} for image, row in zip(part, rows, strict=True)]
         return found
 
-    def _check_numbers(self, outputs: Mapping[str, np.ndarray]) -> None:
-        for name, values in outputs.items():
-            if values.dtype.kind == "f" and np.isnan(values).any():
+    def _check_outputs(self, outputs: Mapping[str, np.ndarray], images: int) -> None:
+        """Refuse what is no prediction: NaN, infinite boxes or masks, an odd shape where the file left it open."""
+        for name, wanted in _outputs(self.manifest, list(outputs)).items():
+            values = outputs[name]
+            if not _alike(values.shape, (images, *wanted)) or 0 in values.shape[1:]:
                 raise DeployError(
-                    f"{self.name} gives NaN in {name!r}; take another precision or make the bundle again."
+                    f"{self.name} gives {name!r} as {list(values.shape)} for {images} images; make the bundle again."
                 )
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                what = "NaN" if np.isnan(values).any() else "infinity"
+                if what == "NaN" or self.manifest.postprocessing is not None:
+                    raise DeployError(
+                        f"{self.name} gives {what} in {name!r}; take another precision or make the bundle again."
+                    )
 
     def _interpreted(
         self, outputs: dict[str, np.ndarray], images: Sequence[Image.Image], top: int
@@ -127,6 +136,8 @@ class Bundle(Engine):
             return [self._boxes(one, area, after.size) for one, area in zip(decoded, seen, strict=True)]
         values = next(iter(outputs.values()))
         if isinstance(after, Segmentation):
+            if after.in_graph and not np.isin(values, np.arange(len(self.classes))).all():
+                raise DeployError(f"{self.name} finds classes that do not exist; make the bundle again.")
             return [{"mask": self._mask(after, row[None], image)} for row, image in zip(values, images, strict=True)]
         return [self._ranked(row, top) for row in values]
 
@@ -184,23 +195,22 @@ def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
     """Refuse a bundle whose preprocessing or classes are not those of its network."""
     inputs, outputs = list(engine.inputs.values()), list(engine.outputs.values())
     want = manifest.preprocessing.shape
-    fits = len(inputs) == 1 and all(a is None or a == b for a, b in zip(inputs[0].shape[1:], want, strict=False))
-    if not fits or len(inputs[0].shape) != 1 + len(want):
+    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and _alike(inputs[0].shape, (None, *want))
+    if not fits:
         raise DeployError(
-            f"{folder} prepares images as {list(want)} but its network takes {', '.join(map(str, inputs))}; "
-            "make the bundle again."
+            f"{folder} prepares images as float32 {list(want)} but its network takes "
+            f"{', '.join(map(str, inputs)) or 'nothing'}; make the bundle again."
         )
+    if inputs[0].shape[0] not in (None, 1):
+        raise DeployError(f"{folder} takes {inputs[0].shape[0]} images at once, always; export it with a free batch.")
     after = manifest.postprocessing
-    if manifest.task == "detection" and isinstance(after, Detection):
+    if isinstance(after, Detection):
         _check_detector(folder, manifest, engine, after)
-    known = len(manifest.classes)
-    if isinstance(after, Segmentation):
-        wanted: tuple[int | None, ...] | None = (None, None, None) if after.in_graph else (None, known, None, None)
-    else:
-        wanted = (None, known) if manifest.task == "classification" else None
-    if wanted is not None and not _alike(outputs[0].shape, wanted):
+        return
+    found = outputs[0] if outputs else "nothing"
+    if isinstance(found, str) or not _alike(found.shape, (None, *_outputs(manifest, [""])[""])):
         raise DeployError(
-            f"{folder} is for {manifest.task} and names {known} classes but its network gives {outputs[0]}; "
+            f"{folder} is for {manifest.task} and names {len(manifest.classes)} classes but its network gives {found}; "
             "make the bundle again."
         )
 
@@ -213,6 +223,16 @@ def _check_detector(folder: Path, manifest: Manifest, engine: Engine, after: Det
             f"{folder} decodes {want} for {len(manifest.classes)} classes but its network gives {shapes}; "
             "make the bundle again."
         )
+
+
+def _outputs(manifest: Manifest, names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """The shape without the batch of each output that a prediction is read from; what is not boxes is the first."""
+    after, known = manifest.postprocessing, len(manifest.classes)
+    if isinstance(after, Detection):
+        return dict(after.shapes(known))
+    if isinstance(after, Segmentation):
+        return {names[0]: (None, None) if after.in_graph else (known, None, None)}
+    return {names[0]: (known,)}
 
 
 def _alike(found: tuple[int | None, ...], want: tuple[int | None, ...]) -> bool:

@@ -17,6 +17,7 @@ from deploy.about import About
 from deploy.calibration_summary import Calibration
 from deploy.errors import DeployError
 from deploy.files import sha256, share
+from deploy.onnxwire import scan
 from deploy.postprocess import Detection, Postprocessing, Segmentation
 from deploy.preprocess import Preprocessing
 from deploy.records import explain, versions_info
@@ -187,6 +188,8 @@ def _copy(source: Path, folder: Path, precision: str, kind: str = "") -> Bundled
         raise DeployError(f"There is no {precision} model at {source}; export it first.")
     if not re.fullmatch(r"[a-z0-9]+", precision):
         raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
+    if outside := scan(Path(source)).outside:
+        raise DeployError(f"{source} keeps {outside[0]!r} in another file, which no hash covers; save it as one file.")
     target = folder / f"model.{precision}{kind}.onnx"
     shutil.copyfile(source, target)
     return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))

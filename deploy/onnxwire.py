@@ -27,13 +27,14 @@ class WireNode:
 
 @dataclass(frozen=True)
 class Wire:
-    """What was read: the file's properties, its Q and DQ nodes, and its small constants by name.
+    """What was read: the file's properties, its Q and DQ nodes, its constants by name, and those kept ``outside`` it.
 
     A constant is (element type, its first value that is not 0, read as eight-bit integers); types that ONNX has and
     NumPy lacks are ``type <number>``.
     """
 
     properties: dict[str, str] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
     quantisers: list[WireNode] = field(default_factory=list)
     constants: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ def scan(path: Path) -> Wire:
                 graphs += 1
                 _graph(value, wire)
             elif number == 14:
-                entry = {key: _text(text) for key, text in fields(value)}
+                entry = {key: text(said) for key, said in fields(value)}
                 wire.properties[entry[1]] = entry.get(2, "")
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
@@ -100,22 +101,24 @@ def _node(data: memoryview, wire: Wire) -> None:
     first = ""
     for number, value in fields(data):
         if number == 1:
-            inputs.append(_text(value))
+            inputs.append(text(value))
         elif number == 2:
-            first = first or _text(value)
+            first = first or text(value)
         elif number in words:
-            words[number] = _text(value)
+            words[number] = text(value)
     if words[4] in _QUANTISERS:
         wire.quantisers.append(WireNode(words[3] or first, words[4], tuple(inputs)))
 
 
 def _constant(data: memoryview, wire: Wire) -> None:
-    name, kind, first = "", 0, 0
+    name, kind, first, outside = "", 0, 0, False
     for number, value in fields(data):
         if number == 2:
             kind = int(value)
         elif number == 8:
-            name = _text(value)
+            name = text(value)
+        elif number == 13 or (number == 14 and value):
+            outside = True
         elif number == 9:
             values = np.frombuffer(value, np.int8)
             first = int(next(iter(values[values != 0]), 0))
@@ -123,11 +126,18 @@ def _constant(data: memoryview, wire: Wire) -> None:
             # A varint of a small negative number is one of 64 bits.
             whole = _first_varint(value) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
+    if outside:
+        wire.outside.append(name)
     wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), first)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, memoryview):  # bytes() of a number would be as many zeros
+def text(value: Any) -> str:
+    """A field's value as text.
+
+    Raises:
+        ValueError: it is a number, of which bytes() would make as many zeros, or is not UTF-8.
+    """
+    if not isinstance(value, memoryview):
         raise ValueError("a number in place of a text")
     return bytes(value).decode()
 

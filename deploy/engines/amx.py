@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deploy.onnxwire import fields
+from deploy.onnxwire import fields, text
 
 _INT8 = 3  # of onnx.TensorProto
 PRODUCTS = 700
@@ -78,7 +77,8 @@ def _long(nodes: list[_Node], tensors: Mapping[str, _Tensor]) -> list[np.ndarray
     maker = {name: node for node in nodes for name in node.outputs}
     found: list[np.ndarray] = []
     for node in nodes:
-        restored = maker.get(node.inputs[1]) if node.kind == "Conv" and node.groups == 1 else None
+        weighed = node.kind == "Conv" and node.groups == 1 and len(node.inputs) > 1
+        restored = maker.get(node.inputs[1]) if weighed else None
         if restored is None or restored.kind != "DequantizeLinear" or len(restored.inputs) != 3:
             continue
         name, _, zero_name = restored.inputs
@@ -102,12 +102,12 @@ def _node(data: memoryview) -> _Node:
     node = _Node()
     for number, value in fields(data):
         if number in (1, 2):
-            (node.inputs if number == 1 else node.outputs).append(_text(value))
+            (node.inputs if number == 1 else node.outputs).append(text(value))
         elif number == 4:
-            node.kind = _text(value)
+            node.kind = text(value)
         elif number == 5:
             attribute = dict(fields(value))
-            if _text(attribute.get(1, b"")) == "group":
+            if text(attribute.get(1, memoryview(b""))) == "group":
                 node.groups = int(attribute.get(3, 1))
     return node
 
@@ -120,11 +120,7 @@ def _tensor(data: memoryview, tensors: dict[str, _Tensor]) -> None:
         elif number == 2:
             tensor.kind = int(value)
         elif number == 8:
-            name = _text(value)
+            name = text(value)
         elif number == 9:
             tensor.raw = value
     tensors[name] = tensor
-
-
-def _text(value: Any) -> str:
-    return bytes(value).decode()

@@ -14,7 +14,7 @@ import numpy as np
 
 from deploy.errors import DeployError
 
-_PLACE = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API failed with ")
+_PLACE = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API |Loading input model|Model wasn't |.*:$|$")
 _LONGEST = 500
 
 
@@ -117,4 +117,4 @@ def first_line(error: Exception) -> str:
     """What a library's exception says first, without its final full stop; OpenVINO says first where it was."""
     lines = str(error).strip().splitlines()
     said = next((line for line in lines if not _PLACE.match(line)), lines[0] if lines else type(error).__name__)
-    return said.rstrip(". ")[:_LONGEST]
+    return said.strip(".- ")[:_LONGEST]

@@ -68,7 +68,7 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         lowered = for_amx(path.read_bytes()) if runtime == "onnxruntime" and has_amx() else None
         try:
             session = ort.InferenceSession(lowered or str(path), options, providers=[provider])

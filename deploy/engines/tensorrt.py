@@ -208,6 +208,8 @@ def _add_profile(builder: Any, network: Any, config: Any, onnx_path: Path, profi
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape = tuple(tensor.shape)
+        if not shape:
+            raise DeployError(f"{onnx_path.name} takes a single number as {tensor.name!r}; export it with a batch.")
         if -1 in shape[1:]:
             raise DeployError(f"{onnx_path.name} leaves {shape} of {tensor.name!r} open; only the batch may be free.")
         if shape[0] != -1 and {shape[0]} != set(profile):

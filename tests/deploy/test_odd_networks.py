@@ -1,0 +1,199 @@
+"""Files that are ONNX and no use: whatever they claim or do, it is one sentence, and nothing outside is read."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deploy
+from compress import cli
+from deploy.bundle import write_bundle
+from deploy.engines import load_engine
+from deploy.errors import DeployError
+from deploy.postprocess import FoundBoxes, Segmentation
+from deploy.preprocess import Preprocessing
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper  # noqa: E402
+
+KNOWN = 3
+PREPARED = Preprocessing(size=(8, 8), mode="L")
+PICTURE = Image.new("L", (9, 7), 200)
+
+
+def network(path, *, shape=("n", 1, 8, 8), kind=TensorProto.FLOAT, weights=KNOWN * [1.0], out=("n", "c"), extra=()):
+    """The mean of an image times the weights; ``extra`` nodes go from 'made' to 'logits'."""
+    last = "made" if extra else "logits"
+    nodes = [
+        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["real"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], [last]),
+        *extra,
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", kind, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, out)] if out else [],
+        [helper.make_tensor("w", TensorProto.FLOAT, [1, len(weights)], weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def bundle(tmp_path, **change):
+    options = {"task": "classification", "postprocessing": None} | {k: change.pop(k) for k in (*change,) if k in REST}
+    return write_bundle(
+        tmp_path / "b",
+        models={"fp32": network(tmp_path / "x.onnx", **change)},
+        default="fp32",
+        preprocessing=PREPARED,
+        classes=[f"c{k}" for k in range(KNOWN)],
+        metrics={},
+        latency={},
+        provenance={},
+        **options,
+    )
+
+
+REST = ("task", "postprocessing")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": (3, 1, 8, 8)}, "takes 3 images at once, always; export it with a free batch"),
+        ({"shape": (0, 1, 8, 8)}, "takes 0 images at once"),
+        ({"kind": TensorProto.INT64}, r"as float32 \[1, 8, 8\] but its network takes int64"),
+        ({"kind": TensorProto.UINT8}, "takes uint8"),
+        ({"shape": ("n", 1, 0, 0)}, r"takes float32\[any, 1, 0, 0\]"),
+        ({"shape": ("n", 1, 2**40, 2**40)}, "but its network takes"),
+        ({"out": None}, "names 3 classes but its network gives nothing"),
+        ({"extra": [helper.make_node("Evil", ["made"], ["logits"], domain="evil")]}, "cannot load"),
+    ],
+)
+def test_what_predict_cannot_use_is_refused_when_it_loads(change, says, tmp_path):
+    with pytest.raises(DeployError, match=says):
+        deploy.load(bundle(tmp_path, **change))
+
+
+FEWER = [helper.make_node("ReduceMean", ["made"], ["logits"], axes=[0], keepdims=1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"extra": FEWER}, r"'logits' as \[1, 3\] for 2 images"),
+        ({"weights": KNOWN * [np.nan]}, "NaN in 'logits'"),
+        ({"weights": KNOWN * [np.inf]}, "gives infinity"),
+    ],
+)
+def test_what_is_no_prediction_is_refused_when_it_is_made(change, says, tmp_path):
+    with deploy.load(bundle(tmp_path, **change)) as loaded, pytest.raises(DeployError, match=says):
+        loaded.predict([PICTURE, PICTURE])
+
+
+@pytest.mark.parametrize(
+    ("task", "after", "outputs", "says"),
+    [
+        ("detection", FoundBoxes(size=(8, 8), detections=1), {"scores": [[np.inf]]}, "infinity in 'scores'"),
+        ("detection", FoundBoxes(size=(8, 8), detections=1), {"labels": [[7.0]]}, "do not exist"),
+        ("detection", FoundBoxes(size=(8, 8), detections=1), {"boxes": [[[0.0, 0.0]]]}, r"'boxes' as \[1, 1, 2\]"),
+        ("classification", None, {"logits": [[1.0, 2.0, 3.0, 4.0]]}, r"'logits' as \[1, 4\] for 1 images"),
+        ("segmentation", Segmentation(in_graph=True), {"classes": [[[3]]]}, "classes that do not exist"),
+        ("segmentation", Segmentation(), {"logits": np.zeros((1, KNOWN, 0, 4))}, r"'logits' as \[1, 3, 0, 4\]"),
+        ("segmentation", Segmentation(), {"logits": np.full((1, KNOWN, 2, 2), np.inf)}, "infinity in 'logits'"),
+    ],
+)
+def test_boxes_and_masks_of_nothing_are_refused(task, after, outputs, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)
+    found = {"boxes": [[[0.0, 0.0, 4.0, 4.0]]], "scores": [[0.9]], "labels": [[0.0]]} if task == "detection" else {}
+    given = {name: np.asarray(value) for name, value in (found | outputs).items()}
+    with deploy.load(bundle(tmp_path, task=task, postprocessing=after)) as loaded:
+        monkeypatch.setattr(loaded, "_run", lambda _: given)
+        with pytest.raises(DeployError, match=says):
+            loaded.predict([PICTURE])
+
+
+def test_a_file_for_one_image_predicts_many(tmp_path):
+    with deploy.load(bundle(tmp_path, shape=(1, 1, 8, 8), out=(1, KNOWN))) as loaded:
+        assert len(loaded.predict([PICTURE] * 3)) == 3
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("place", ["../outside.bin", "/etc/passwd"])
+def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
+    pytest.importorskip(runtime)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "outside.bin").write_bytes(bytes(4 * KNOWN))
+    path = network(folder / "x.onnx")
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", place), ("length", str(4 * KNOWN))):
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match="cannot load"):
+        load_engine(path, runtime=runtime)
+    with pytest.raises(DeployError, match="keeps 'w' in another file, which no hash covers"):
+        write_bundle(
+            tmp_path / "b", models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"],
+            metrics={}, latency={}, provenance={},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": (3, 1, 8, 8)}, "is no batch of 1; give --batch 3"),
+        ({"shape": ()}, "is no batch of 1; export it with a free batch"),
+        ({"shape": ("n", 1, 2**40, 2**40)}, "too large to be timed"),
+    ],
+)
+def test_bench_says_what_cannot_be_timed(change, says, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.onnx"
+    network(path, **change) if change["shape"] else onnx.save(scalar(), path)
+    monkeypatch.setattr(sys, "argv", ["niwaki", "bench", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def scalar():
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["logits"])],
+        "g",
+        *([helper.make_tensor_value_info(name, TensorProto.FLOAT, ())] for name in ("image", "logits")),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("said", ["[" * 5000, "1" * 5000, "{"])
+def test_properties_without_end_are_one_sentence(said, tmp_path):
+    from deploy.about import About
+
+    path = network(tmp_path / "x.onnx")
+    model = onnx.load(path)
+    helper.set_model_props(model, {"niwaki.classes": said})
+    onnx.save(model, path)
+    with pytest.raises(DeployError, match="properties that cannot be read"):
+        About.of(path)
+
+
+def test_doctor_says_of_a_file_that_calls_itself_something_else(tmp_path, monkeypatch, capsys):
+    path = network(tmp_path / "x.onnx")
+    model = onnx.load(path)
+    helper.set_model_props(model, {"niwaki.precision": "int4"})
+    onnx.save(model, path)
+    folder = write_bundle(
+        tmp_path / "b", models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"],
+        metrics={}, latency={}, provenance={},
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["niwaki", "doctor", str(folder), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["precision"] == "int4"
