@@ -136,6 +136,7 @@ def _record(
         speedup=1 / ratio,
         file_bytes=file.stat().st_size if file else None,
         sha256=sha256(file) if file else None,
+        kernels=engine.kernels,
     )
 
 

@@ -87,6 +87,18 @@ def check_tensorrt_qdq(path: Path) -> None:
             )
 
 
+def holds_fp16(data: bytes) -> bool:
+    """Whether the ONNX file ``data`` has constants in fp16; of bytes that are no ONNX file, no."""
+    try:
+        for number, graph in fields(memoryview(data)):
+            for part, tensor in fields(graph) if number == 7 else ():
+                if part == 5 and any(key == 2 and _KINDS.get(value) == "float16" for key, value in fields(tensor)):
+                    return True
+    except (ValueError, IndexError, TypeError):
+        return False
+    return False
+
+
 def _graph(data: memoryview, wire: Wire) -> None:
     for number, value in fields(data):
         if number == 1:

@@ -89,22 +89,28 @@ def bf16_from_fp32(src: Path, dst: Path) -> Path:
 
 
 def _halved(model: onnx.ModelProto, src: Path, kept: Sequence[str]) -> onnx.ModelProto:
-    """The model with every node but those named in ``kept`` in fp16."""
+    """The model in fp16 but for the nodes named in ``kept`` and those that the converter never changes."""
     try:
         with quiet():
             from onnxconverter_common import float16
     except ImportError as error:
         raise missing("onnxconverter-common", "Making a file of half precision", "compress") from error
-    _part_weights(model.graph, set(kept))
+    _name_nodes(model)
+    # The converter takes a cast to float for one that it makes fp16 itself.
+    whole = float16.DEFAULT_OP_BLOCK_LIST
+    stay = {node.name for node in model.graph.node if node.op_type in whole or _casts_to(node, FLOAT)} | set(kept)
+    readers = {node.name for node in model.graph.node} - stay
+    _part_weights(model.graph, stay)
     _fill_values(model.graph)
     with quiet():
         try:
             half = float16.convert_float_to_float16(
-                model, min_positive_val=0.0, max_finite_val=LARGEST, keep_io_types=True, node_block_list=list(kept)
+                model, min_positive_val=0.0, max_finite_val=LARGEST, keep_io_types=True, node_block_list=sorted(stay)
             )
         except (ValueError, TypeError) as error:
             raise DeployError(f"{src} cannot be made fp16 ({error}); ship its fp32 or int8 file instead.") from error
     _skip_detours(half.graph)
+    _cast_outputs(half.graph, readers)
     return half
 
 
@@ -144,6 +150,21 @@ def _skip_detours(graph: onnx.GraphProto) -> None:
 
 def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
     return node.op_type == "Cast" and any(a.name == "to" and a.i == kind for a in node.attribute)
+
+
+def _cast_outputs(graph: onnx.GraphProto, readers: set[str]) -> None:
+    """Give those of ``readers``, nodes in fp16, that read an output of the network, which is fp32, a cast of it."""
+    from onnx import helper
+
+    outputs = {value.name for value in graph.output if value.type.tensor_type.elem_type == FLOAT}
+    for index, maker in reversed(list(enumerate(graph.node))):
+        for name in outputs & set(maker.output):
+            inside = [node for node in graph.node if node.name in readers and name in node.input]
+            for node in inside:
+                node.input[:] = [f"{name}.fp16" if one == name else one for one in node.input]
+            if inside:
+                cast = helper.make_node("Cast", [name], [f"{name}.fp16"], name=f"{name}.fp16", to=FLOAT16)
+                graph.node.insert(index + 1, cast)
 
 
 def _part_weights(graph: onnx.GraphProto, kept: set[str]) -> None:

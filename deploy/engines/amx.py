@@ -53,6 +53,8 @@ def for_amx(data: bytes) -> bytes | None:
         A file of the same length that computes the same, or None where there is nothing to change; so too for bytes
         that are no ONNX file, for ONNX Runtime says better what is wrong with them.
     """
+    if b"DequantizeLinear" not in data:
+        return None
     changed = bytearray(data)
     nodes: list[_Node] = []
     tensors: dict[str, _Tensor] = {}

@@ -63,6 +63,7 @@ class Engine(Closing):
         inputs: the tensors ``run`` asks for, by name.
         outputs: the tensors ``run`` gives, by name.
         path: the file it was loaded from, where there is one.
+        kernels: which kernels run, in words, where it is not what the runtime takes by itself; a record keeps it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Engine(Closing):
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     path: Path | None = None
+    kernels: str | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once on ``feeds`` and return every output by name.

@@ -10,7 +10,7 @@ import numpy as np
 from deploy.engines.amx import for_amx, has_amx
 from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnxwire import check_tensorrt_qdq
+from deploy.onnxwire import check_tensorrt_qdq, holds_fp16
 
 _PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
@@ -69,9 +69,19 @@ class OnnxRuntimeEngine(Engine):
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # what goes wrong is raised
-        lowered = for_amx(path.read_bytes()) if runtime == "onnxruntime" and has_amx() else None
+        data = path.read_bytes() if runtime == "onnxruntime" else b""
+        lowered = for_amx(data) if has_amx() else None
+        # ONNX Runtime 1.31 makes of a transpose and a product in fp16 what it has no kernel for, and ends the process.
+        left_out = ["MatmulTransposeFusion"] if holds_fp16(data) else []
+        if lowered is not None:
+            self.kernels = "long int8 convolutions by AMX"
+        elif left_out:
+            self.kernels = "no MatmulTransposeFusion, which fp16 does not survive"
+        del data
         try:
-            session = ort.InferenceSession(lowered or str(path), options, providers=[provider])
+            session = ort.InferenceSession(
+                lowered or str(path), options, providers=[provider], disabled_optimizers=left_out
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."

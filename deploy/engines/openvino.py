@@ -49,13 +49,15 @@ class OpenVinoEngine(Engine):
             core = ov.Core()
             model = core.read_model(path)
             self.precision = precision_of(path, _metadata(model))
+            # Compiling gives an output the names of tensors inside as well, such as those before a cast.
+            names = [port.get_any_name() for port in model.outputs]
             compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise DeployError(f"OpenVINO cannot load {path} ({first_line(error)}); export it again.") from error
         self.name = path.name.removesuffix(".onnx")
         self.path = path
         self.inputs = {port.get_any_name(): _spec(port) for port in compiled.inputs}
-        self.outputs = {port.get_any_name(): _spec(port) for port in compiled.outputs}
+        self.outputs = {name: _spec(port) for name, port in zip(names, compiled.outputs, strict=True)}
         self._lock = threading.Lock()
         self._request: Any = compiled.create_infer_request()
 

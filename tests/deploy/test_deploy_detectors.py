@@ -14,6 +14,7 @@ from deploy.errors import DeployError
 from deploy.export import export_onnx
 from deploy.lowering import lowered
 from deploy.postprocess import FoundBoxes
+from deploy.precision import fp16_from_fp32
 from deploy.preprocess import Preprocessing
 
 
@@ -43,6 +44,22 @@ def test_the_file_and_numpy_give_the_whole_detectors_boxes(case, runtime):
         np.testing.assert_array_equal(ours["labels"] + 1, want["labels"].numpy())
         np.testing.assert_allclose(ours["boxes"], want["boxes"].numpy(), atol=1e-2)
     assert len({int(label) for one in found for label in one["labels"]}) > 1
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_half_precision_gives_nearly_the_same(case, runtime, tmp_path):
+    _, _, path = case
+    image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)).numpy()
+    half = fp16_from_fp32(path, tmp_path / "model.fp16.onnx", [image[0]])
+    with load_engine(path, runtime=runtime) as whole, load_engine(half, runtime=runtime) as engine:
+        wanted, found = whole.run({"image": image}), engine.run({"image": image})
+    same = slice(None)
+    if "regions" in wanted:  # those of nearly the same score may change places
+        same = np.abs(wanted["regions"] - found["regions"]).max(-1) < 1
+        assert same.mean() > 0.8
+    for name, value in wanted.items():
+        error = np.abs(found[name][same] - value[same]).max() / np.abs(value).max()
+        assert error < 0.02, name
 
 
 def test_a_bundle_runs_each(case, tmp_path):

@@ -1,6 +1,8 @@
 """Half precision: what overflows or vanishes in fp16 is found by calibration and stays in fp32; bf16 for RTX."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -110,12 +112,13 @@ def test_what_fits_becomes_fp16_whole(files, images, tmp_path):
     assert kinds(path) == []
 
 
-def little(path, nodes, weights, opset=18):
-    """image (n, 4) -> logits by these nodes and float weights."""
+def little(path, nodes, weights, opset=18, shape=("n", 4), more=()):
+    """image (n, 4), or ``shape``, -> logits, and ``more``, by these nodes and float weights."""
     value = helper.make_tensor_value_info
     tensors = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
-    ends = [[value(name, TensorProto.FLOAT, ["n", 4])] for name in ("image", "logits")]
-    graph = helper.make_graph([helper.make_node(*node) for node in nodes], "g", *ends, tensors)
+    outputs = [value(name, TensorProto.FLOAT, ["n", *[None] * (len(shape) - 1)]) for name in ("logits", *more)]
+    made = [helper.make_node(*node[:3], **dict(*node[3:])) for node in nodes]
+    graph = helper.make_graph(made, "g", [value("image", TensorProto.FLOAT, shape)], outputs, tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
     return path
 
@@ -182,6 +185,49 @@ def test_zeros_that_the_graph_makes_become_fp16_too(tmp_path):
     path = little(tmp_path / "m.fp32.onnx", [*nodes, ("Add", ["image", "zeros"], ["logits"])], {})
     rows = [np.full((1, 4), 1.5, np.float32)]
     np.testing.assert_array_equal(answers(fp16_from_fp32(path, tmp_path / "m.fp16.onnx", rows), rows[0]), rows[0])
+
+
+def test_casts_outputs_read_inside_and_weights_of_what_stays_fp32_fit_together(tmp_path):
+    """Detectors have all three: positions cast to float, regions that go on into the box head, limits shared with a
+    suppression that takes fp32 alone; Max is such an operator as well."""
+    nodes = [
+        ("Shape", ["image"], ["shape"]),
+        ("Cast", ["shape"], ["sizes"], {"to": TensorProto.FLOAT}),
+        ("Mul", ["sizes", "half"], ["halves"]),
+    ]
+    nodes += [("Max", ["image", "limit"], ["above"]), ("Mul", ["above", "limit"], ["logits"])]
+    nodes += [
+        ("Add", ["logits", "image"], ["more"]),
+        ("ReduceSum", ["halves"], ["sum"], {"keepdims": 0}),
+        ("Mul", ["more", "sum"], ["out"]),
+    ]
+    path = little(tmp_path / "m.fp32.onnx", nodes, {"half": [0.5, 0.5], "limit": [0.25] * 4}, more=("out",))
+    rows = [np.float32([[-1.5, 0.125, 0.5, 2.0]])]
+    for sample in (None, rows):
+        half = fp16_from_fp32(path, tmp_path / "m.fp16.onnx", sample)
+        for runtime in ("onnxruntime", "openvino"):
+            with load_engine(half, runtime=runtime) as engine, load_engine(path) as whole:
+                found, wanted = engine.run({"image": rows[0]}), whole.run({"image": rows[0]})
+            assert set(found) == set(wanted) == {"logits", "out"}
+            for name, value in wanted.items():
+                np.testing.assert_array_equal(found[name], value)  # all of it is exact in fp16
+
+
+def test_a_transpose_before_a_product_does_not_end_the_process(tmp_path):
+    """ONNX Runtime 1.31 fuses the two in fp16, where it has no kernel; what that does is undefined."""
+    nodes = [("Transpose", ["image"], ["turned"], {"perm": [1, 0, 2]}), ("MatMul", ["turned", "w"], ["logits"])]
+    path = little(tmp_path / "m.fp32.onnx", nodes, {"w": [[1.0, 2.0]] * 16}, shape=["n", 16, 16])
+    half = fp16_from_fp32(path, tmp_path / "m.fp16.onnx")
+    code = f"""
+from pathlib import Path
+import numpy as np
+from deploy.engines import load_engine
+with load_engine(Path({str(half)!r})) as engine:
+    print(engine.run({{"image": np.ones((2, 16, 16), np.float32)}})["logits"].tolist(), engine.kernels)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[[[16.0, 32.0]")
+    assert "no MatmulTransposeFusion" in done.stdout
 
 
 def test_a_calibration_that_does_not_fit_is_refused(steep, tmp_path):
