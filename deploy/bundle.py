@@ -98,6 +98,8 @@ class Bundle(Engine):
         Raises:
             DeployError: an image cannot be read, or the network gives what is no prediction, such as NaN.
         """
+        if isinstance(images, str | Path | Image.Image):
+            raise DeployError(f"predict takes a list of images and was given {images!r}; put it into one: [image].")
         if top < 1:
             raise DeployError(f"top is {top}; ask for 1 class or more.")
         (name,) = self.inputs
@@ -160,7 +162,8 @@ class Bundle(Engine):
         upright = ImageOps.exif_transpose(image)
         left, up, right, down = (round(edge) for edge in self.preprocessing.seen(image))
         mask = np.full((upright.height, upright.width), _UNSEEN, np.uint8)
-        mask[up:down, left:right] = after(values, (down - up, right - left))[0]
+        if left < right and up < down:  # of a picture of a few pixels less than one may be seen
+            mask[up:down, left:right] = after(values, (down - up, right - left))[0]
         return mask
 
     def close(self) -> None:

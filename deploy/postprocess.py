@@ -37,8 +37,14 @@ class Segmentation(BaseModel):
                 for want, have in zip(size, values.shape[1:], strict=True)
             )
             return values[:, rows[:, None], columns]
-        return resize_bilinear(values, size).argmax(axis=1)
+        # Logits of a whole photograph in its own size would take gigabytes: some rows at a time.
+        many = max(1, _NUMBERS // (len(values) * values.shape[1] * size[1]))
+        bands = [range(first, min(first + many, size[0])) for first in range(0, size[0], many)]
+        return np.concatenate([resize_bilinear(values, size, band).argmax(axis=1) for band in bands], axis=1)
 
+
+# Of logits that are resized at a time: 64 MB.
+_NUMBERS = 1 << 24
 
 Postprocessing = Annotated[
     SsdDetection | RetinaNetDetection | FcosDetection | RcnnDetection | FoundBoxes | Segmentation,
@@ -46,11 +52,11 @@ Postprocessing = Annotated[
 ]
 
 
-def resize_bilinear(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (N, C, H, W) to ``size`` as torch's bilinear interpolation without aligned corners does."""
-    for axis, want in ((2, size[0]), (3, size[1])):
+def resize_bilinear(values: np.ndarray, size: tuple[int, int], rows: range | None = None) -> np.ndarray:
+    """Resize (N, C, H, W) to ``size`` as torch's bilinear interpolation without aligned corners does; only ``rows``."""
+    for axis, want, part in ((2, size[0], rows), (3, size[1], None)):
         have = values.shape[axis]
-        place = ((np.arange(want) + 0.5) * (have / want) - 0.5).clip(0, have - 1)
+        place = ((np.asarray(range(want) if part is None else part) + 0.5) * (have / want) - 0.5).clip(0, have - 1)
         low = place.astype(np.int64)
         share = (place - low).astype(np.float32).reshape((-1, 1) if axis == 2 else (-1,))
         high = np.minimum(low + 1, have - 1)

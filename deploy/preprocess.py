@@ -63,9 +63,13 @@ class Preprocessing(BaseModel):
         return (_CHANNELS[self.mode], *self.size)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Turn ``image``, of any mode and size, into a float32 array (C, H, W)."""
+        """Turn ``image``, of any mode and size, into a float32 array (C, H, W).
+
+        Raises:
+            DeployError: its pixels are of a mode without a fixed range (``I``, ``F``).
+        """
         height, width = self.size
-        upright = _opaque(ImageOps.exif_transpose(image)).convert(self.mode)
+        upright = _opaque(ImageOps.exif_transpose(_eight_bits(image))).convert(self.mode)
         pixels = np.asarray(
             upright.resize((width, height), Image.Resampling[self.interpolation.upper()], box=self._box(upright)),
             dtype=np.float32,
@@ -103,14 +107,16 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image.convert("RGBA") if isinstance(image.info.get("transparency"), bytes) else image
 
 
-def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey scaled down to 8, which Pillow's own conversion would clip; pixels without a range are refused."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         scaled = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         scaled.info.update(image.info)
+        scaled.getexif().update(image.getexif())
         return scaled
     if image.mode in ("I", "F"):
-        raise DeployError(f"{path} has pixels of mode {image.mode}, which have no fixed range; convert it to 8 bits.")
+        name = getattr(image, "filename", "") or "The image"
+        raise DeployError(f"{name} has pixels of mode {image.mode}, which have no fixed range; convert it to 8 bits.")
     return image.convert("RGB") if image.mode == "LAB" else image
 
 
@@ -129,7 +135,7 @@ def load(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.load()
-                return _eight_bits(image, path)
+                return _eight_bits(image)
     except UnidentifiedImageError as error:
         raise DeployError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:

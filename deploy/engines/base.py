@@ -16,6 +16,7 @@ from deploy.errors import DeployError
 
 _PLACE = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API |Loading input model|Model wasn't |.*:$|$")
 _LONGEST = 500
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Engine(Closing):
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
         if set(feeds) != set(self.inputs):
             raise DeployError(
-                f"{self.name} takes the inputs {sorted(self.inputs)} but was given {sorted(feeds)}; "
+                f"{self.name} takes the inputs {sorted(self.inputs)} but was given {sorted(map(str, feeds))}; "
                 "feed exactly those names."
             )
         for key, spec in self.inputs.items():
@@ -105,6 +106,12 @@ class Engine(Closing):
                     f"{self.name} takes input {key!r} as {spec} but was given "
                     f"{array.dtype}{list(array.shape)}; convert or reshape it first."
                 )
+
+
+def check_threads(threads: int) -> None:
+    """Refuse what is no number of threads; a runtime tries to start a million."""
+    if not isinstance(threads, int) or not 0 <= threads <= _MOST_THREADS:
+        raise DeployError(f"threads is {threads!r}; give 0 (let the runtime choose) to {_MOST_THREADS}.")
 
 
 def precision_of(path: Path, metadata: Mapping[str, str]) -> str:

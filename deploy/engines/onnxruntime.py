@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.engines.amx import for_amx, has_amx
-from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
+from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnxwire import check_tensorrt_qdq, holds_fp16
 
@@ -53,8 +53,7 @@ class OnnxRuntimeEngine(Engine):
             ) from error
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
-        if threads < 0:
-            raise DeployError(f"threads is {threads}; give 0 (let the runtime choose) or more.")
+        check_threads(threads)
         provider = _PROVIDERS[runtime]
         if provider not in ort.get_available_providers():
             raise MissingDependency(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.engines.base import Engine, TensorSpec, first_line, precision_of
+from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnxwire import scan
 
@@ -39,8 +39,7 @@ class OpenVinoEngine(Engine):
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
         scan(path)  # what is no ONNX OpenVINO tries in other formats, and complains about on standard error
-        if threads < 0:
-            raise DeployError(f"threads is {threads}; give 0 (let the runtime choose) or more.")
+        check_threads(threads)
         # Left alone OpenVINO computes in bf16 where the CPU has it, which is not what the file says.
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.engines.base import Engine, TensorSpec
+from deploy.engines.base import Engine, TensorSpec, check_threads
 from deploy.engines.cuda import Cuda
 from deploy.engines.sidecar import check_here, read_sidecar
 from deploy.engines.tensorrt import PRODUCTS, import_api, logger, reason
@@ -42,8 +42,7 @@ class TensorRtEngine(Engine):
     """
 
     def __init__(self, path: Path, *, threads: int = 1, api: Any = None, cuda: Any = None) -> None:
-        if threads < 0:
-            raise DeployError(f"threads is {threads}; give 0 (let the runtime choose) or more.")
+        check_threads(threads)
         sidecar = read_sidecar(path)
         self.name = path.name.removesuffix(".engine")
         self.path = path

@@ -78,6 +78,9 @@ def test_a_bad_image_is_one_sentence(bundle_dir, tmp_path, picture):
     with deploy.load(bundle_dir) as bundle:
         with pytest.raises(DeployError, match=r"text\.png is not an image"):
             bundle.predict([picture, tmp_path / "text.png"])
+        for one in (picture, str(picture), Image.open(picture)):
+            with pytest.raises(DeployError, match="predict takes a list of images"):
+                bundle.predict(one)
         with pytest.raises(DeployError, match="top is 0"):
             bundle.predict([picture], top=0)
 

@@ -157,6 +157,13 @@ def test_resizing_is_torchs(size):
     np.testing.assert_allclose(resize_bilinear(values, size), want.numpy(), atol=1e-5)
 
 
+def test_a_mask_made_in_bands_is_the_mask_made_at_once(monkeypatch):
+    values = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+    want = resize_bilinear(values, (31, 40)).argmax(axis=1)
+    monkeypatch.setattr("deploy.postprocess._NUMBERS", 4 * 2 * 3 * 40)
+    assert np.array_equal(Segmentation()(values, (31, 40)), want)
+
+
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_a_bundle_gives_a_class_for_every_pixel(in_graph, tmp_path):
     torch.manual_seed(0)

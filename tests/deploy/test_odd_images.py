@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deploy import preprocess
 from deploy.errors import DeployError
@@ -14,6 +14,24 @@ def test_sixteen_bits_are_scaled(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     pixels = Preprocessing(size=(32, 32), mode="L")(preprocess.load(tmp_path / "ramp.png"))
     assert np.abs(pixels[0] - ramp / 65535).max() < 0.01
+
+
+def test_a_picture_that_somebody_opened_is_scaled_too(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    prepare = Preprocessing(size=(32, 32), mode="L")
+    with Image.open(tmp_path / "ramp.png") as image:
+        assert image.mode == "I;16"
+        assert np.array_equal(prepare(image), prepare(preprocess.load(tmp_path / "ramp.png")))
+    with pytest.raises(DeployError, match="The image has pixels of mode F"):
+        prepare(Image.new("F", (8, 8)))
+
+
+def test_sixteen_bits_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the left
+    Image.fromarray(np.zeros((8, 4), np.uint16)).save(tmp_path / "turned.png", exif=exif)
+    assert ImageOps.exif_transpose(preprocess.load(tmp_path / "turned.png")).size == (8, 4)
 
 
 def test_pixels_without_a_range_are_refused(tmp_path):

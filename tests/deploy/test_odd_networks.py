@@ -117,6 +117,20 @@ def test_boxes_and_masks_of_nothing_are_refused(task, after, outputs, says, tmp_
             loaded.predict([PICTURE])
 
 
+@pytest.mark.parametrize("threads", [-1, 10**9, 1.5, None])
+def test_threads_are_a_number_of_them(threads, tmp_path):
+    with pytest.raises(DeployError, match="threads is"):
+        deploy.load(bundle(tmp_path), threads=threads)
+
+
+def test_a_picture_of_which_less_than_a_pixel_is_seen_has_a_mask_of_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)
+    with deploy.load(bundle(tmp_path, task="segmentation", postprocessing=Segmentation())) as loaded:
+        monkeypatch.setattr(loaded, "_run", lambda _: {"logits": np.zeros((1, KNOWN, 2, 2), np.float32)})
+        loaded.preprocessing = Preprocessing(size=(1, 64), mode="L", resize="shorter_side_center_crop")
+        assert (loaded.predict([Image.new("L", (4, 4))])[0]["mask"] == 255).all()
+
+
 def test_a_file_for_one_image_predicts_many(tmp_path):
     with deploy.load(bundle(tmp_path, shape=(1, 1, 8, 8), out=(1, KNOWN))) as loaded:
         assert len(loaded.predict([PICTURE] * 3)) == 3
