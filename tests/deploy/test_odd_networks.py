@@ -126,7 +126,7 @@ def test_threads_are_a_number_of_them(threads, tmp_path):
 def test_a_picture_of_which_less_than_a_pixel_is_seen_has_a_mask_of_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)
     with deploy.load(bundle(tmp_path, task="segmentation", postprocessing=Segmentation())) as loaded:
-        monkeypatch.setattr(loaded, "_run", lambda _: {"logits": np.zeros((1, KNOWN, 2, 2), np.float32)})
+        monkeypatch.setattr(loaded, "run", lambda _: {"logits": np.zeros((1, KNOWN, 2, 2), np.float32)})
         loaded.preprocessing = Preprocessing(size=(1, 64), mode="L", resize="shorter_side_center_crop")
         assert (loaded.predict([Image.new("L", (4, 4))])[0]["mask"] == 255).all()
 
