@@ -18,6 +18,7 @@ from compress.recipe_data import FolderData as FolderData
 from compress.recipe_data import HandwrittenDigits as HandwrittenDigits
 from compress.recipe_data import RenderedDigits as RenderedDigits
 
+_LARGEST, _MOST_VALUES, _SHOWN = 1_000_000, 100_000, 120
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
@@ -94,8 +95,8 @@ class PruneRecipe(Part):
     criterion: Literal["l1", "l2", "signal", "random"] = "l1"
     budget: Budget = Budget(macs=0.5)
     scope: Literal["global", "group"] = "global"
-    round_to: Annotated[int, Field(ge=1)] = 8
-    min_kept: Annotated[int, Field(ge=1)] = 8
+    round_to: Annotated[int, Field(ge=1, le=65_536)] = 8
+    min_kept: Annotated[int, Field(ge=1, le=65_536)] = 8
     rounds: Annotated[int, Field(ge=1, le=50)] = 1
     recover_epochs: Epochs = 8
     protect: tuple[str, ...] = ()
@@ -190,7 +191,7 @@ class DeployRecipe(Part):
 class Recipe(Part):
     """Everything one run is asked to do."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -227,8 +228,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise RecipeError(f"{path} has {size:,} bytes, more than any recipe; see recipes/digits.yaml.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parsed(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
     if not isinstance(raw, dict):
@@ -236,29 +239,67 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(raw, override)
     try:
-        expanded = _expanded(raw, path)
-    except RecursionError:
-        raise RecipeError(f"{path} has an alias that holds itself; write the value out.") from None
-    try:
-        return Recipe.model_validate(expanded)
+        return Recipe.model_validate(_expanded(raw, path))
     except ValidationError as error:
         raise RecipeError(_sentence(path, error)) from None
+
+
+def parsed(text: str) -> Any:
+    """The value of a YAML text, without tags, in which no key stands twice and no alias stands for very much.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or not of this kind.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _weight(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _weight(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node stands for, its aliases written out; a key that stands twice is refused on the way."""
+    if id(node) in known:
+        weight = known[id(node)]
+        if weight is None:
+            raise yaml.YAMLError("an alias holds itself; write the value out")
+        return weight
+    known[id(node)] = None
+    inside: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"the key '{_short(key.value)}' stands twice, line {key.start_mark.line + 1}")
+            seen.add((key.tag, str(key.value)))
+            inside += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = list(node.value)
+    weight = 1 + sum(_weight(one, known) for one in inside)
+    if weight > _MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    known[id(node)] = weight
+    return weight
 
 
 def _set(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"--set {override} is not KEY=VALUE, such as prune.budget.macs=0.4.")
+        raise RecipeError(f"--set {_short(override)} is not KEY=VALUE, such as prune.budget.macs=0.4.")
     *parents, last = key.split(".")
     place = raw
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise RecipeError(f"--set {override}: '{parent}' is a value, not a group of keys.")
+            raise RecipeError(f"--set {_short(override)}: '{_short(parent)}' is a value, not a group of keys.")
     try:
-        place[last] = yaml.safe_load(text)
+        place[last] = parsed(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(f"--set {override}: '{text}' is not a YAML value.") from None
+        raise RecipeError(f"--set {_short(override)}: {_short(repr(text))} is not a YAML value.") from None
 
 
 def _expanded(value: Any, path: Path) -> Any:
@@ -282,17 +323,25 @@ def _expanded(value: Any, path: Path) -> Any:
 def _sentence(path: Path, error: ValidationError) -> str:
     """The first fault as one sentence: file, key, value, way out."""
     fault = error.errors()[0]
-    keys = _keys(fault["loc"])
-    where = ".".join(keys) or "the recipe"
-    if fault["type"] == "extra_forbidden":
+    unknown = fault["type"] == "extra_forbidden"
+    keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
+    where = _short(".".join(keys)) or "the recipe"
+    if unknown:
         return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
     if fault["type"] == "missing":
         return f"{path}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = fault.get("input")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    try:
+        shown = "" if isinstance(given, dict) else f" (given: {_short(repr(given))})"
+    except ValueError:  # Python writes no number of thousands of digits
+        shown = ""
     return f"{path}: {where}: {message}{shown}; change it (docs/recipes.md says what it may hold)."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:

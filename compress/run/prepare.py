@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from compress.transfer import started
 from compress.ui import Ui
 from compress.workspace import Workspace
 from deploy import preprocess
-from deploy.errors import DeployError
+from deploy.engines.tensorrt import import_api, targets
+from deploy.errors import DeployError, MissingDependency
 from deploy.lowering import lowered
 from deploy.preprocess import Preprocessing
 from deploy.records import machine_info, versions_info
@@ -36,11 +38,23 @@ def _check_lowering(recipe: Recipe, target: ImageData) -> None:
     """Sees before any training that the network can be split for its ONNX file as the recipe asks."""
     if recipe.deploy is None:
         return
+    _check_targets(recipe.deploy.rtx_targets)
     inside = recipe.deploy.in_graph
     if target.task != "classification":
         lowered(started(recipe.model, target, recipe.seed), target.task, target.example(2), in_graph=inside)
     elif inside:
         raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
+
+
+def _check_targets(asked: Sequence[str]) -> None:
+    """Sees before any training that the builder, where there is one, knows the GPUs that engines are asked for."""
+    try:
+        known = targets(import_api("tensorrt_rtx")) if asked else list(asked)
+    except MissingDependency:  # the stage that builds says so and goes on
+        return
+    for target in asked:
+        if target not in known:
+            raise RecipeError(f"deploy.rtx_targets: TensorRT-RTX builds nothing for {target}; name {', '.join(known)}.")
 
 
 def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:

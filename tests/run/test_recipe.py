@@ -148,7 +148,23 @@ def test_a_fault_exits_two_and_writes_nothing(tmp_path, monkeypatch, capsys, cha
     assert not out.exists()
 
 
+def test_a_gpu_that_nobody_builds_for_is_refused_before_any_training(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt_rtx is not installed")
+    path = altered(tmp_path / "mine.yaml", put("deploy", "rtx_targets", ["sm90"]))
+    code, _, error = run_cli(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
+    assert code == 2 and "builds nothing for sm90; name sm75, " in error
+    assert not (tmp_path / "out").exists()
+
+
+def bomb(inside: str) -> bytes:
+    """Nine levels, each of which names the one before ten times."""
+    levels = [inside % ", ".join([f"*a{k - 1}"] * 10) if k else "{x: y}" for k in range(9)]
+    return "".join(f"a{k}: &a{k} {level}\n" for k, level in enumerate(levels)).encode()
+
+
 TEXTS = {
+    "a bomb": bomb("[%s]"),
+    "a bomb of merges": bomb("{<<: [%s]}"),
     "not YAML": b"a: [1\nb: }",
     "a tab": b"name: x\n\tseed: 0\n",
     "a list": b"- a\n- b\n",
@@ -158,6 +174,10 @@ TEXTS = {
     "a python object": b"name: !!python/object/apply:os.system ['true']\n",
     "numbers for keys": b"1: 2\n",
     "a loop": b"name: &a [*a]\n",
+    "a key twice": b"name: a\nseed: 0\nname: b\n",
+    "a key twice inside": b"transfer: {lr: 0.1, lr: 0.2}\n",
+    "digits without end": b"seed: 0x" + b"f" * 9999,
+    "a megabyte": b"name: " + b"x" * 1_000_001,
     "a null byte": b"name: a\x00b\n",
 }
 
@@ -311,6 +331,14 @@ def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+def test_aliases_and_merges_within_reason_are_read(tmp_path):
+    text = DIGITS.read_text(encoding="utf-8").replace("transfer:", "transfer: &t", 1) + "\n"
+    raw = yaml.safe_load(text)
+    assert "distill" in raw
+    (tmp_path / "r.yaml").write_text(text.replace("distill:", "distill:\n  <<: *t", 1))
+    assert load_recipe(tmp_path / "r.yaml").distill.batch_size
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [
@@ -326,9 +354,15 @@ def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
         ("distill.compare=[scratch, scratch]", "compare"),
         ("preprocessing.size=[100000, 100000]", "preprocessing.size"),
         ("prune={budget: {latency: 0.5}, rounds: 3}", "rounds"),
+        ("prune.round_to=1000000000000000000000000000000", "round_to"),
+        ("name=" + "a" * 5000, "name"),
+        ("transfer={lr: 1, lr: 2}", "not a YAML value"),
+        ("seed=" + "9" * 5000, "not a YAML value"),
+        ("seed=0x" + "f" * 5000, "seed"),
+        ("[\x1b=1", "unknown"),
     ],
 )
 def test_values_out_of_bounds_are_named(override, key):
     with pytest.raises(RecipeError) as caught:
         load_recipe("recipes/digits.yaml", [override])
-    assert key in str(caught.value)
+    assert key in str(caught.value) and len(str(caught.value)) < 500
