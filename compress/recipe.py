@@ -170,6 +170,8 @@ class DeployRecipe(Part):
     accuracy_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     qat: QatRecipe | None = None
     in_graph: bool = False
+    opset: Annotated[int, Field(ge=1)] | Literal["auto"] = 18
+    dynamic_size: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"
@@ -185,6 +187,8 @@ class DeployRecipe(Part):
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
         if self.qat is not None and "int8" not in self.precisions:
             raise ValueError("qat trains for int8, which precisions does not hold; add int8 or leave qat out")
+        if self.dynamic_size and self.rtx_targets:
+            raise ValueError("dynamic_size is true, but TensorRT engines want one size; give rtx_targets: []")
         return self
 
 

@@ -74,7 +74,7 @@ def export_onnx(
     version = opset_for(runtimes, opset)
     free = {0: "batch"}
     if dynamic_size:
-        _check_free(model, example)
+        check_free(model, example)
         free |= {example.ndim - 2: "height", example.ndim - 1: "width"}
     # torch.export bakes in a batch of one: two rows keep the dimension free.
     rows = example.detach() if example.shape[0] > 1 else torch.cat([example.detach()] * 2)
@@ -106,10 +106,17 @@ def export_onnx(
     return write(proto, Path(path), {**metadata, PRECISION: "fp32"})
 
 
-def _check_free(model: nn.Module, example: Tensor) -> None:
+def check_free(model: nn.Module, example: Tensor) -> None:
     """Refuse a free height and width where the module says why there is one size, or fails at another.
 
     It has to be tried: torch exports a size that the code fixes as free, and the file then fails when it runs.
+
+    Args:
+        model: what is to be exported.
+        example: (N, C, H, W) on its device.
+
+    Raises:
+        DeployError: the size cannot be free.
     """
     import torch
 

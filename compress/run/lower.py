@@ -16,7 +16,7 @@ import deploy
 from compress.artifact import WEIGHTS
 from compress.files import write_text
 from compress.run.measure import measured
-from compress.run.variants import AWARE, ENGINES, PARITY, Variant, lowered_of, variants_of
+from compress.run.variants import AWARE, ENGINES, PARITY, Variant, exporting, lowered_of, variants_of
 from compress.stages import Outcome
 from compress.train import TASKS
 from compress.ui import StageView
@@ -40,7 +40,7 @@ FP32_PARITY = 1e-4
 def export(work: Workspace, view: StageView) -> Outcome:
     """Writes every ONNX file and compares each with torch on real images at several batch sizes."""
     recipe, out = work.recipe, work.out
-    variants = variants_of(recipe)
+    variants, settings = variants_of(recipe), exporting(work.deploy)
     found: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = []
     metrics: dict[str, float] = {}
@@ -51,7 +51,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
         module, names, _ = lowered_of(work, work.load(trained))
         about = _about(work, trained).properties()
         if variant.precision == "fp32":
-            export_onnx(module, work.example, path, output_name=names, metadata=about)
+            export_onnx(module, work.example, path, output_name=names, metadata=about, **settings)
         elif variant.precision == "fp16":
             fp16_from_fp32(fp32, path, calibration(work), seed=recipe.seed)
             if kept := scan(path).properties.get(KEPT):
@@ -61,7 +61,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
         else:
             if trained == AWARE:
                 fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
-                export_onnx(module, work.example, fp32, output_name=names, metadata=about)
+                export_onnx(module, work.example, fp32, output_name=names, metadata=about, **settings)
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
         with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
@@ -99,9 +99,12 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
             if variant.precision != "fp32":
                 return []
             module, names, _ = lowered_of(work, work.load(variant.model), in_graph=False)
-            path = export_onnx(module, work.example, Path(folder) / path.name, output_name=names)
+            settings = exporting(work.deploy)
+            path = export_onnx(module, work.example, Path(folder) / path.name, output_name=names, **settings)
         with load_engine(path, threads=work.deploy.threads) as engine:
             rows = parity(module, engine, images, BATCHES)
+            if work.deploy.dynamic_size and variant.precision == "fp32":
+                rows += parity(module, engine, nn.functional.pad(images, (0, 64, 0, 32)), BATCHES[:1])
             for kind in INPUTS if variant.precision != "int8" else ():
                 if kind == "real":
                     continue

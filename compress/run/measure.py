@@ -16,7 +16,7 @@ from torch import nn
 
 import deploy
 from compress.files import write_text
-from compress.run.variants import ENGINES, PARITY, lowered_of, variants_of
+from compress.run.variants import ENGINES, PARITY, exporting, lowered_of, variants_of
 from compress.stages import Outcome
 from compress.train import TASKS, evaluate
 from compress.train.ranks import measured_alone
@@ -159,7 +159,8 @@ def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
             engines = []
             for name, network in (("dense", work.load("teacher")), ("cut", model)):
                 module, outputs, _ = lowered_of(work, network)
-                path = export_onnx(module, work.example, Path(folder) / f"{name}.fp32.onnx", output_name=outputs)
+                path = Path(folder) / f"{name}.fp32.onnx"
+                export_onnx(module, work.example, path, output_name=outputs, **exporting(settings))
                 engine = stack.enter_context(load_engine(path, threads=settings.threads))
                 engine.name = name
                 engines.append(engine)

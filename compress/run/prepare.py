@@ -20,6 +20,7 @@ from compress.files import write_text
 from compress.ledger import Ledger
 from compress.preflight import check_model, check_source, going_on, stopped_early
 from compress.recipe import Recipe
+from compress.run.variants import exporting
 from compress.train import TASKS
 from compress.train.checkpoint import differences, made_by
 from compress.train.log import check_tensorboard
@@ -29,7 +30,9 @@ from compress.workspace import Workspace
 from deploy import preprocess
 from deploy.engines.tensorrt import import_api, targets
 from deploy.errors import DeployError, MissingDependency
+from deploy.export import check_free
 from deploy.lowering import lowered
+from deploy.opsets import opset_for
 from deploy.preprocess import Preprocessing
 from deploy.records import machine_info, versions_info
 
@@ -39,11 +42,15 @@ def _check_lowering(recipe: Recipe, target: ImageData) -> None:
     if recipe.deploy is None:
         return
     _check_targets(recipe.deploy.rtx_targets)
-    inside = recipe.deploy.in_graph
-    if target.task != "classification":
-        lowered(started(recipe.model, target, recipe.seed), target.task, target.example(2), in_graph=inside)
-    elif inside:
+    inside, settings = recipe.deploy.in_graph, exporting(recipe.deploy)
+    opset_for(settings["runtimes"], settings["opset"])
+    if inside and target.task == "classification":
         raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
+    if target.task != "classification" or recipe.deploy.dynamic_size:
+        example = target.example(2)
+        module, _, _ = lowered(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside)
+        if recipe.deploy.dynamic_size:
+            check_free(module, example)
 
 
 def _check_targets(asked: Sequence[str]) -> None:

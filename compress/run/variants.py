@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from compress.recipe import Recipe
+from compress.recipe import DeployRecipe, Recipe
 from compress.workspace import Workspace
 from deploy.lowering import lowered
 from deploy.postprocess import Detection, Segmentation
@@ -40,6 +41,13 @@ def lowered_of(
     """
     inside = work.deploy.in_graph if in_graph is None else in_graph
     return lowered(model, work.target.task, work.example, in_graph=inside)
+
+
+def exporting(deploy: DeployRecipe) -> dict[str, Any]:
+    """What the recipe says of every ONNX file, as arguments of ``export_onnx``."""
+    auto = ("onnxruntime", "openvino", *(("tensorrt_rtx",) if deploy.rtx_targets else ()))
+    opset = None if deploy.opset == "auto" else deploy.opset
+    return {"opset": opset, "runtimes": auto, "dynamic_size": deploy.dynamic_size}
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:

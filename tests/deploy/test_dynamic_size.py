@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import deploy.int8
 from deploy.engines import load_engine
 from deploy.engines.base import TensorSpec
 from deploy.engines.tensorrt import engine_from_onnx
 from deploy.errors import DeployError
 from deploy.export import export_onnx, parity
-from deploy.lowering import segmentation_logits
+from deploy.int8 import fastest_int8
+from deploy.lowering import lowered, segmentation_logits
 from deploy.precision import fp16_from_fp32
 from deploy.quantize import int8_from_fp32
 
@@ -113,6 +115,39 @@ def test_a_network_of_one_size_is_refused(model, shape, says, tmp_path):
         export_onnx(model.eval(), torch.randn(shape), tmp_path / "m.onnx", dynamic_size=True)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vit_b_16", r"VisionTransformer cannot have a free size: at 256 x 288 it fails \(Wrong image height.*\)"),
+        ("ssdlite320_mobilenet_v3_large", "Heads cannot have a free size: the bundle's decoding holds the anchors"),
+    ],
+)
+def test_torchvisions_networks_of_one_size_are_refused(name, says, tmp_path):
+    from torchvision import models
+
+    model = models.get_model(name, weights=None, **({} if "vit" in name else {"weights_backbone": None})).eval()
+    example = torch.rand(2, 3, *((224, 224) if "vit" in name else (320, 320)))
+    module, outputs, _ = lowered(model, "classification" if "vit" in name else "detection", example)
+    with pytest.raises(DeployError, match=says) as caught:
+        export_onnx(module, example, tmp_path / "m.onnx", output_name=outputs, dynamic_size=True)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_timed_at_the_size_of_the_calibration(exported, tmp_path, monkeypatch):
+    asked = []
+
+    def timed(engines, inputs, **_):
+        asked.append({name: (array.shape, array.dtype) for name, array in inputs.items()})
+        return [None, *(type("Row", (), {"ratio_to_dense": 0.5}) for _ in engines[1:])]
+
+    monkeypatch.setattr(deploy.int8, "benchmark", timed)
+    for images in (np.zeros((2, 1, 24, 40), np.float32), np.zeros((1, 24, 40), np.float32)):
+        fastest_int8(exported["logits"], tmp_path / "m.int8.onnx", [images])
+    assert asked
+    assert all(one == {"image": ((1, 1, 24, 40), np.float32)} for one in asked)
 
 
 def test_tensorrt_wants_one_size(exported, tmp_path):

@@ -52,6 +52,36 @@ def test_the_graph_finds_what_numpy_finds(case, runtime):
     assert len({int(label) for one in found for label in one["labels"]}) > 1
 
 
+def test_torchvisions_ssdlite_at_its_own_size_finds_what_numpy_finds():
+    """The module alone: exporting this one takes ten seconds, and the small ones above have the same operators."""
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    for module in model.head.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+            torch.nn.init.normal_(module.weight, 0, 2 / module.weight[0].numel() ** 0.5)
+    image = torch.nn.functional.interpolate(torch.randn(2, 3, 20, 20), size=(320, 320), mode="bilinear")
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of what it saw: random weights alone leave nothing of an image
+    model.train()
+    with torch.no_grad():
+        model.head(list(model.backbone(image).values()))
+    model.eval()
+    heads, _, numpys = lowered(model, "detection", image)
+    module, _, after = lowered(model, "detection", image, in_graph=True)
+    with torch.inference_mode():
+        found = after(*(value.numpy() for value in module(image[:1])))[0]
+    (want,) = wanted(heads, numpys, image[:1])
+    assert len(found["scores"]) == len(want["scores"]) == 300
+    assert len(set(want["labels"].tolist())) > 20
+    np.testing.assert_allclose(found["scores"], want["scores"], atol=1e-5)
+    # Boxes of nearly one score may change places.
+    for label, box in zip(want["labels"], want["boxes"], strict=True):
+        assert (np.abs(found["boxes"] - box).max(1)[found["labels"] == label] < 0.05).any()
+
+
 def test_suppression_and_both_limits_are_reached(case):
     """Else a graph without them would pass the test above."""
     heads, numpys, _, after, _ = case

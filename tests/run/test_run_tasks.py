@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from PIL import Image
@@ -27,6 +28,8 @@ SSDLITE = {"size": [HEIGHT, WIDTH], "finest": 16, "scales": [0.15, 0.3, 0.6, 0.9
 PRECISIONS = {"detection": ["fp32", "int8"], "segmentation": ["fp32"]}
 # One of the two takes what follows the network into its file.
 IN_GRAPH = {"segmentation"}
+# One writes a file of any size in the newest operator set that its runtimes read.
+EXPORTED = {"detection": {}, "segmentation": {"dynamic_size": True, "opset": "auto"}}
 SHORT = {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 0.002, "evaluations": 1}
 
 
@@ -132,6 +135,7 @@ def done(request, tmp_path_factory):
             "in_graph": request.param in IN_GRAPH,
             "rounds": 5,
             "calibration_images": 4,
+            **EXPORTED[request.param],
         },
     }
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -203,6 +207,31 @@ def test_a_classifier_on_boxes_is_one_sentence(done, tmp_path):
     assert process.stderr.count("\n") == 1
     assert "ResNet" in process.stderr
     assert not (tmp_path / "out").exists(), task
+
+
+def test_the_files_have_the_size_and_the_operator_set_that_the_recipe_asks_for(done):
+    task, home = done
+    free = task == "segmentation"
+    for path in sorted((home / "out/deploy").glob("*.onnx")):
+        model = onnx.load(path)
+        sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+        assert [(side.dim_param, side.dim_value) for side in sides] == (
+            [("height", 0), ("width", 0)] if free else [("", HEIGHT), ("", WIDTH)]
+        )
+        assert next(one.version for one in model.opset_import if not one.domain) == (26 if free else 18)
+
+
+def test_a_detector_of_any_size_is_one_sentence_before_anything_is_trained(done, tmp_path):
+    task, home = done
+    if task != "detection":
+        pytest.skip("the data are masks")
+    recipe = yaml.safe_load((home / "recipe.yaml").read_text())
+    recipe["deploy"]["dynamic_size"] = True
+    (home / "free.yaml").write_text(yaml.safe_dump(recipe))
+    process = niwaki("run", "free.yaml", "--out", tmp_path / "out", cwd=home)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "cannot have a free size: the bundle's decoding holds the anchors of one size" in process.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_files_lie_where_a_detector_expects_them(done):
