@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import ArtifactError
 from compress.files import write_text
@@ -17,7 +17,7 @@ class StageEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     title: str
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     training_flops: float | None = None
     metrics: dict[str, float] = {}
     notes: tuple[str, ...] = ()

@@ -8,12 +8,28 @@ from typing import Any
 
 from rich.table import Table
 
+from compress.errors import ArtifactError
+
 COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
 """Column -> the network that it is."""
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, from its ledger and, where engines were made, its bench record."""
+    """The figures of a finished run, from its ledger and, where engines were made, its bench record.
+
+    Raises:
+        ArtifactError: one of the two was altered and no longer holds them.
+    """
+    try:
+        return _figures(folder)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}: ledger.json or bench.json lacks what the run wrote into it ({type(error).__name__}: {error}); "
+            "run the recipe again in another folder."
+        ) from error
+
+
+def _figures(folder: Path) -> dict[str, Any]:
     ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
     models = {entry["name"]: entry for entry in ledger["models"]}
     timed = folder / "bench.json"
@@ -25,7 +41,7 @@ def summary(folder: Path) -> dict[str, Any]:
         records = {name: {**model, "accuracy": model["test_accuracy"]} for name, model in own.items()}
     engines = {
         name: {
-            "accuracy": records[name]["accuracy"],
+            "accuracy": float(records[name]["accuracy"]),
             "macs": models[network]["macs"],
             "params": models[network]["params"],
             "file_bytes": records[name]["file_bytes"],

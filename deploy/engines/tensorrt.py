@@ -150,8 +150,13 @@ def _target(trt: Any, runtime: str, target: str | None, cuda: Any) -> str:
         raise DeployError(f"{product} cannot build for {target!r}; choose one of {', '.join(known)}.")
     if target is not None and known:
         return target
-    with Cuda(cuda) as device:
-        here = device.target
+    try:
+        with Cuda(cuda) as device:
+            here = device.target
+    except MissingDependency as error:
+        if not known:
+            raise
+        raise MissingDependency(f"There is no GPU here to build for; name a target of {', '.join(known)}.") from error
     if target not in (None, here):
         raise DeployError(
             f"{product} builds only for the GPU of this machine, which is {here}, not {target!r}; "

@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError) as error:  # no JSON; brackets or digits without end
-        raise DeployError(f"{path} is not JSON ({error}): run the recipe again with --resume.") from error
+        raise DeployError(f"{path} is not JSON ({error}): delete it and run the recipe again with --resume.") from error
     expected = FORMATS[path.name]
     found = value.get("format") if isinstance(value, dict) else type(value).__name__
     if found != expected:

@@ -69,6 +69,17 @@ def test_without_a_builder_it_is_one_sentence_and_exit_3(bundle_dir):
     assert not (bundle_dir / "engines").exists()
 
 
+def test_without_a_gpu_it_asks_for_a_target(bundle_dir, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt_rtx is not installed")
+
+    def none(_):
+        raise MissingDependency("no GPU")
+
+    monkeypatch.setattr("deploy.engines.tensorrt.Cuda", none)
+    with pytest.raises(MissingDependency, match=r"no GPU here to build for; name a target of .*sm86"):
+        deploy.build_engine(bundle_dir, runtime="tensorrt_rtx", precision="fp32")
+
+
 @pytest.mark.parametrize("name", sorted(FACTS))
 def test_uint8_never_reaches_tensorrt(name, bundle_dir, signed_dir, files, preprocessing, tmp_path):
     options = {

@@ -1,0 +1,42 @@
+"""The table that a run ends with, of files that somebody altered."""
+
+import json
+
+import pytest
+
+from compress.errors import ArtifactError
+from compress.ledger import Ledger
+from compress.summary import summary
+
+MODEL = {"name": "teacher", "macs": 2, "params": 1, "file_bytes": 4, "test_accuracy": 0.5}
+LEDGER = {"name": "x", "seed": 0, "test_images": 2, "metric": "accuracy", "stages": [{"seconds": 1.0}]}
+RECORD = {"name": "dense", "accuracy": 0.5, "file_bytes": 4, "median_ms": 1.0, "speedup": 1.0}
+
+
+def write(folder, models, records):
+    (folder / "ledger.json").write_text(json.dumps({**LEDGER, "models": models}))
+    (folder / "bench.json").write_text(json.dumps({"records": records}))
+    return folder
+
+
+def test_what_a_run_wrote_is_read(tmp_path):
+    assert summary(write(tmp_path, [MODEL], [RECORD]))["engines"]["dense"]["macs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("models", "records"),
+    [([], [RECORD]), ([MODEL], [{**RECORD, "accuracy": None}]), ([MODEL], [{}]), (3, []), ([3], [])],
+)
+def test_what_somebody_altered_is_one_sentence(models, records, tmp_path):
+    with pytest.raises(ArtifactError, match="lacks what the run wrote into it") as caught:
+        summary(write(tmp_path, models, records))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "-1", "1e999"])
+def test_a_stage_takes_time(seconds, tmp_path):
+    stage = '{"name": "a", "title": "A", "seconds": %s}' % seconds  # noqa: UP031
+    text = '{"name": "x", "seed": 0, "created": "", "kernels": "", "stages": [%s]}' % stage  # noqa: UP031
+    (tmp_path / "ledger.json").write_text(text)
+    with pytest.raises(ArtifactError, match="is not a ledger"):
+        Ledger.read(tmp_path / "ledger.json")
