@@ -136,7 +136,7 @@ def _constant(data: memoryview, wire: Wire) -> None:
             first = int(next(iter(values[values != 0]), 0))
         elif number in (4, 5, 7, 10):  # the typed lists, packed or not
             # A varint of a small negative number is one of 64 bits.
-            whole = _first_varint(value) if isinstance(value, memoryview) else int(value)
+            whole = next(filter(None, varints(value)), 0) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
     if outside:
         wire.outside.append(name)
@@ -154,14 +154,13 @@ def text(value: Any) -> str:
     return bytes(value).decode()
 
 
-def _first_varint(data: memoryview) -> int:
-    """The first number of a packed list that is not 0; 0 where all are."""
-    at = 0
+def varints(data: memoryview) -> list[int]:
+    """The numbers of a packed list."""
+    found, at = [], 0
     while at < len(data):
         value, at = _varint(data, at)
-        if value:
-            return value
-    return 0
+        found.append(value)
+    return found
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, Any]]:

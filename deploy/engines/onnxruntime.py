@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.engines.amx import for_amx, has_amx
+from deploy.engines.amx import has_amx, on_blocks, shifted
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnxwire import check_tensorrt_qdq, holds_fp16
@@ -69,18 +69,21 @@ class OnnxRuntimeEngine(Engine):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # what goes wrong is raised
         data = path.read_bytes() if runtime == "onnxruntime" else b""
-        lowered = for_amx(data) if has_amx() else None
+        better = data
+        done: list[str] = []
+        if has_amx():
+            for change, says in ((shifted, "long int8 convolutions by AMX"), (on_blocks, "the first on 2 x 2 pixels")):
+                if (changed := change(better)) is not None:
+                    better, done = changed, [*done, says]
         # ONNX Runtime 1.31 makes of a transpose and a product in fp16 what it has no kernel for, and ends the process.
         left_out = ["MatmulTransposeFusion"] if holds_fp16(data) else []
-        if lowered is not None:
-            self.kernels = "long int8 convolutions by AMX"
-        elif left_out:
-            self.kernels = "no MatmulTransposeFusion, which fp16 does not survive"
-        del data
+        if left_out:
+            done.append("no MatmulTransposeFusion, which fp16 does not survive")
+        self.kernels = ", ".join(done) or None
+        model = better if better is not data else str(path)
+        del data, better
         try:
-            session = ort.InferenceSession(
-                lowered or str(path), options, providers=[provider], disabled_optimizers=left_out
-            )
+            session = ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=left_out)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."

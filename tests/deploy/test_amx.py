@@ -2,11 +2,12 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import deploy.engines.onnxruntime as runtime
-from deploy.engines.amx import for_amx, has_amx
+from deploy.engines.amx import has_amx, on_blocks, shifted
 from deploy.onnxfile import read
 
 
@@ -65,13 +66,13 @@ def constants_of(data):
 
 def test_long_convolutions_move_by_one_and_nothing_else_changes():
     data = quantised()
-    changed = for_amx(data)
+    changed = shifted(data)
     before, after = constants_of(data), constants_of(changed)
     assert (after["w1"] == before["w1"] - 1).all()
     assert (after["z1"] == -1).all()
     assert all((after[name] == before[name]).all() for name in set(before) - {"w1", "z1"})
     assert len(changed) == len(data)
-    assert for_amx(changed) is None  # what has moved does not move again
+    assert shifted(changed) is None  # what has moved does not move again
 
 
 @pytest.mark.parametrize(
@@ -86,12 +87,13 @@ def test_long_convolutions_move_by_one_and_nothing_else_changes():
     ids=str,
 )
 def test_what_gains_nothing_or_cannot_move_stays(kwargs):
-    assert for_amx(quantised(**kwargs)) is None
+    assert shifted(quantised(**kwargs)) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"no ONNX file", quantised()[:-40]], ids=["empty", "text", "cut"])
 def test_other_bytes_are_left_to_onnx_runtime(data):
-    assert for_amx(data) is None
+    assert shifted(data) is None
+    assert on_blocks(data) is None
 
 
 def test_answers_stay_the_same_to_the_last_bit(tmp_path, monkeypatch):
@@ -105,6 +107,73 @@ def test_answers_stay_the_same_to_the_last_bit(tmp_path, monkeypatch):
             answers.append(engine.run(feed)["y"])
     assert np.ptp(answers[0]) > 1
     np.testing.assert_array_equal(*answers)
+
+
+def stem(kernel=7, stride=2, pads=None, channels=3, size=(16, 24), **more):
+    """One quantised convolution on an image, as bytes of an ONNX file."""
+    rng = np.random.default_rng(kernel)
+    constants = {
+        "step": np.float32(0.02),
+        "middle": np.uint8(114),
+        "w": rng.integers(-127, 128, (20, channels, kernel, kernel)).astype(np.int8),
+        "s": rng.uniform(1e-4, 2e-4, 20).astype(np.float32),
+        "z": np.zeros(20, np.int8),
+        "b": rng.uniform(-1, 1, 20).astype(np.float32),
+    }
+    pads = [kernel // 2] * 4 if pads is None else pads
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "middle"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "step", "middle"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], axis=0),
+        helper.make_node("Conv", ["xd", "wd", "b"], ["c"], strides=[stride] * 2, pads=pads, **more),
+        helper.make_node("QuantizeLinear", ["c", "step", "middle"], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", "step", "middle"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", channels, *size])],
+        [value("y", TensorProto.FLOAT, ["n", 20, None, None])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"niwaki.precision": "int8"})
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kernel", "pad"), [(3, 0), (3, 1), (4, 1), (5, 2), (6, 2), (7, 3), (7, 1)])
+def test_a_first_convolution_on_blocks_gives_the_same(kernel, pad, channels):
+    data = stem(kernel, pads=[pad] * 4, channels=channels)
+    changed = on_blocks(data)
+    model = onnx.load_model_from_string(changed)
+    onnx.checker.check_model(model, full_check=True)
+    (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
+    assert [list(a.ints) for a in conv.attribute if a.name == "strides"] == [[1, 1]]
+    assert [prop.value for prop in model.metadata_props] == ["int8"]
+    image = {"x": np.random.default_rng(1).standard_normal((2, channels, 16, 24)).astype(np.float32)}
+    wanted, found = (ort.InferenceSession(one).run(None, image)[0] for one in (data, changed))
+    assert np.ptp(wanted) > 1
+    np.testing.assert_array_equal(found, wanted)
+    assert on_blocks(changed) is None
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"stride": 1},
+        {"size": (15, 24)},
+        {"size": ("height", "width")},
+        {"channels": 8},
+        {"kernel": 2, "pads": [0] * 4},
+        {"pads": [2, 2, 3, 3]},
+        {"dilations": [2, 2]},
+    ],
+    ids=str,
+)
+def test_another_first_convolution_stays(kwargs):
+    assert on_blocks(stem(**kwargs)) is None
 
 
 def test_every_weight_of_an_int8_file_can_move(files):
