@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from compress.prune.surgery import apply
 from compress.zoo import Task
 
 WEIGHTS = "model.safetensors"
+_LARGEST_SIDE = 8192
 
 
 class Description(BaseModel):
@@ -38,6 +39,15 @@ class Description(BaseModel):
     architecture: str = ""
     weights_sha256: str = ""
     seed: int = 0
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _size_of_an_image(cls, value: dict[str, Any]) -> dict[str, Any]:
+        size = value.get("size", (1, 1))
+        sides = size if isinstance(size, list | tuple) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sides):
+            raise ValueError(f"size is {str(size)[:80]}, not two numbers of pixels up to {_LARGEST_SIDE}")
+        return value
 
 
 def save(model: nn.Module, directory: str | Path, description: Description) -> Path:
@@ -80,7 +90,8 @@ def describe(directory: str | Path) -> Description:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise ArtifactError(f"{path} is damaged: {where}: {first['msg']}; save the network again.") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{path} is damaged: {where}: {what}; save the network again.") from None
 
 
 def weights(directory: str | Path, about: Description) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def run_command(
 
         asked = load_recipe(recipe, overrides or [])
         folder = out or Path("runs") / asked.name
-        first = int(os.environ.get("RANK", "0")) == 0
+        first = _launched("RANK", 0) == 0
         report = run(asked, folder, Ui.choose(quiet=quiet or not first, json=as_json), resume=resume)
     if not first:
         return
@@ -261,14 +261,21 @@ def main() -> NoReturn:
         if _first_to_fail():
             _say(_message(error))
         code = exit_code_of(error)
-    if code == INTERRUPTED and int(os.environ.get("RANK", "0")) == 0:
+    if code == INTERRUPTED and _launched("RANK", 0) == 0:
         _say("stopped; the same command with --resume goes on where it was.")
     sys.exit(code or 0)
 
 
+def _launched(name: str, otherwise: int) -> int:
+    """The number that a launcher left in the environment under `name`."""
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else otherwise
+
+
 def _first_to_fail() -> bool:
     """Whether no other process of the same run has said why it ends; else gives that one time to end first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    # A command that needs no torch is no part of a run, whatever the environment says.
+    if _launched("WORLD_SIZE", 1) == 1 or "torch" not in sys.modules:
         return True
     from compress.train.ranks import may_speak
 

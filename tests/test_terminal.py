@@ -67,6 +67,15 @@ def test_names_of_classes_and_files_are_shown(monkeypatch, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)[0]["file"] == "\x1bc.png"
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+@pytest.mark.parametrize("said", ["", "x", "-1", "2"])
+def test_what_a_launcher_left_behind_does_not_hide_an_error(name, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(name, said)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert niwaki(monkeypatch, "gate", tmp_path / "none", "--baseline", tmp_path / "none") == 2
+    assert "Cannot read the record" in capsys.readouterr().err
+
+
 def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
     command = [sys.executable, "-c", "from compress.cli import main; main()", "gate", tmp_path / "é", "--baseline", "x"]
     done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii", "LANG": "C"}, check=False)

@@ -50,6 +50,12 @@ def rewrite(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.parametrize("size", ["x", [8], [0, 8], [10**9, 10**9], [1.5, 8], None])
+def test_a_size_that_is_none_is_refused(size, saved):
+    rewrite(saved, preprocessing={"size": size})
+    refused(saved, "damaged: preprocessing: size is .*, not two numbers of pixels")
+
+
 def test_a_dense_network_comes_back_as_it_was(dense, tmp_path):
     back = compress.load(compress.save(dense, tmp_path / "teacher", ABOUT))
     assert torch.equal(back(image(4, 16)), dense(image(4, 16)))
