@@ -312,6 +312,7 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: st
     import numpy as np
 
     import deploy
+    from deploy.about import About
     from deploy.engines import load_engine
     from deploy.errors import DeployError
     from deploy.records import Bench
@@ -326,7 +327,13 @@ def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: st
         for name, spec in engines[0].inputs.items():
             sizes = [size for size in spec.shape[1:] if size is not None]
             if len(sizes) != len(spec.shape[1:]):
-                raise DeployError(f"{paths[0]} leaves the size of '{name}' open; export it with a fixed size first.")
+                opened: Any = engines[0]
+                said = opened.preprocessing if paths[0].is_dir() else About.of(paths[0]).preprocessing
+                if said is None:
+                    raise DeployError(
+                        f"{paths[0]} leaves the size of '{name}' open and names no preprocessing; export it with one."
+                    )
+                sizes = list(said.shape)
             if spec.shape[:1] not in ((None,), (batch,)):
                 way_out = (
                     f"give --batch {spec.shape[0]}" if spec.shape and spec.shape[0] else "export it with a free batch"

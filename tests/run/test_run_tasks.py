@@ -221,6 +221,13 @@ def test_the_files_have_the_size_and_the_operator_set_that_the_recipe_asks_for(d
         assert next(one.version for one in model.opset_import if not one.domain) == (26 if free else 18)
 
 
+def test_files_and_bundles_of_any_size_are_timed_at_the_size_of_their_preprocessing(done):
+    _, home = done
+    for path in ("out/bundle", "out/deploy/student.fp32.onnx"):
+        said = niwaki("bench", path, "--rounds", 5, cwd=home)
+        assert said.returncode == 0, said.stderr
+
+
 def test_a_detector_of_any_size_is_one_sentence_before_anything_is_trained(done, tmp_path):
     task, home = done
     if task != "detection":
