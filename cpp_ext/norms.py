@@ -104,7 +104,7 @@ class Slots:
     dims: tuple[int, ...]
     index: tuple[npt.NDArray[np.int64], ...]
     units: int
-    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.tensors) == len(self.dims) == len(self.index):
@@ -122,23 +122,24 @@ class Slots:
         units = np.concatenate([np.zeros(0, np.int64), *self.index])
         order = np.argsort(units, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(units, minlength=self.units))]).astype(np.int64)
-        self._on[torch.device("cpu")] = torch.from_numpy(order), torch.from_numpy(offsets)
+        lengths = [len(units) for units in self.index]
+        table = np.array([self.tensors, self.dims, lengths], np.int64).T.reshape(-1, 3)
+        self._on[torch.device("cpu")] = (
+            torch.from_numpy(np.ascontiguousarray(table)),
+            torch.from_numpy(order),
+            torch.from_numpy(offsets),
+        )
 
-    def fit(self, xs: Sequence[Tensor]) -> bool:
-        """Whether each slot's tensor and dimension are there, with a channel for each entry of its index."""
-        try:
-            return all(
-                tensor >= 0 and xs[tensor].shape[dim] == len(units)
-                for tensor, dim, units in zip(self.tensors, self.dims, self.index, strict=True)
-            )
-        except IndexError:
-            return False
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """What the kernel takes, all int64.
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The places of the flat norms sorted by unit, and where each unit begins: int64 [channels], [units + 1]."""
+        Returns:
+            On the CPU, for each slot its tensor's number, dimension and number of channels: [slots, 3]. On `device`, the
+            places of the flat norms sorted by unit and where each unit begins: [channels], [units + 1].
+        """
         if device not in self._on:
-            order, offsets = self._on[torch.device("cpu")]
-            self._on[device] = order.to(device), offsets.to(device)
+            table, order, offsets = self._on[torch.device("cpu")]
+            self._on[device] = table, order.to(device), offsets.to(device)
         return self._on[device]
 
 
@@ -166,16 +167,11 @@ def multi_filter_norm(
     device = xs[0].device if len(xs) else torch.device("cpu")
     if kernels_in_use(device) == "reference":
         return multi_filter_norm_reference(xs, slots, p, squared=squared, relative=relative)
-    if not slots.fit(xs):
-        _check_multi(xs, slots, p, squared)  # says what is wrong
-    order, offsets = slots.on(device)
     with torch.no_grad():
         try:
-            return torch.ops.niwaki.multi_filter_norm(
-                xs, slots.tensors, slots.dims, order, offsets, p, squared, relative
-            )
-        except RuntimeError:
-            _check_multi(xs, slots, p, squared)
+            return torch.ops.niwaki.multi_filter_norm(xs, *slots.on(device), p, squared, relative)
+        except (RuntimeError, IndexError):
+            _check_multi(xs, slots, p, squared)  # says what is wrong
             raise
 
 
@@ -252,8 +248,7 @@ def _channel_norms_fake(x: Tensor, p: float, squared: bool = False) -> tuple[Ten
 
 def _multi_filter_norm_fake(
     xs: list[Tensor],
-    tensors: list[int],
-    dims: list[int],
+    slots: Tensor,
     order: Tensor,
     offsets: Tensor,
     p: float,

@@ -77,26 +77,15 @@ def multi_channel_slice(xs: Sequence[Tensor], keeps: Sequence[tuple[Tensor | Non
         )
     if not xs or kernels_in_use(xs[0].device) == "reference":
         return multi_channel_slice_reference(xs, keeps)
-    unique: dict[int, int] = {}
-    tensors: list[Tensor] = []
-    numbers: tuple[list[int], list[int]] = ([], [])
-    for pair in keeps:
-        for keep, places in zip(pair, numbers, strict=True):
-            if keep is None:
-                places.append(-1)
-                continue
-            place = unique.setdefault(id(keep), len(tensors))
-            if place == len(tensors):
-                tensors.append(keep)
-            places.append(place)
-    # The kernel checks the rest: what it refuses is looked at again, to say what is wrong.
-    if any(tensor.device != xs[0].device for tensor in (*xs, *tensors)):
-        _check_slices(xs, keeps)
+    unique = {id(keep): keep for pair in keeps for keep in pair if keep is not None}
+    number = {key: n for n, key in enumerate(unique)} | {id(None): -1}
+    keep0 = [number[id(keep)] for keep, _ in keeps]
+    keep1 = [number[id(keep)] for _, keep in keeps]
     with torch.no_grad():
         try:
-            return torch.ops.niwaki.multi_channel_slice(xs, tensors, *numbers)
+            return torch.ops.niwaki.multi_channel_slice(xs, list(unique.values()), keep0, keep1)
         except RuntimeError:
-            _check_slices(xs, keeps)
+            _check_slices(xs, keeps)  # says what is wrong
             raise
 
 
@@ -207,6 +196,7 @@ def _channel_slice_fake(x: Tensor, keep0: Tensor | None, keep1: Tensor | None) -
 def _multi_channel_slice_fake(
     xs: list[Tensor], keeps: list[Tensor], keep0: list[int], keep1: list[int]
 ) -> list[Tensor]:
+    _check_one_device("multi_channel_slice", xs)
     return [
         _channel_slice_fake(x, keeps[i] if i >= 0 else None, keeps[j] if j >= 0 else None)
         for x, i, j in zip(xs, keep0, keep1, strict=True)

@@ -31,25 +31,49 @@ inline void require(bool ok, const Parts&... parts) {
 
 // The dimensions from the outermost in memory to the innermost, those of size 1 first; whether they fill it densely.
 inline std::vector<int64_t> memory_order(const Tensor& x, bool& dense) {
-  std::vector<int64_t> order(x.dim());
-  for (int64_t d = 0; d < x.dim(); ++d) order[d] = d;
-  const auto rest = std::stable_partition(order.begin(), order.end(), [&](int64_t d) { return x.size(d) == 1; });
-  std::stable_sort(rest, order.end(), [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::vector<int64_t> order(sizes.size());
+  // Inserted one by one: they mostly come sorted, and are few.
+  const auto before = [&](int64_t a, int64_t b) {
+    if (sizes[a] == 1 || sizes[b] == 1) return sizes[a] == 1 && sizes[b] != 1;
+    return strides[a] > strides[b];
+  };
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    size_t at = d;
+    for (; at > 0 && before(d, order[at - 1]); --at) order[at] = order[at - 1];
+    order[at] = d;
+  }
   int64_t expected = 1;
   dense = true;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
-    dense = dense && (x.size(*d) == 1 || x.stride(*d) == expected);
-    expected *= x.size(*d);
+    dense = dense && (sizes[*d] == 1 || strides[*d] == expected);
+    expected *= sizes[*d];
   }
-  dense = dense || x.numel() == 0;
+  dense = dense || expected == 0;
   return order;
 }
 
+// Contiguous memory that nobody has written, of `like`'s dtype and device: without the dispatcher's search by name.
+inline Tensor fresh(const Tensor& like, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) strides[d] = stride, stride *= std::max<int64_t>(shape[d], 1);
+  int32_t dtype, device;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, device, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 inline void require_one_device(const char* op, const std::vector<Tensor>& xs) {
+  if (xs.empty()) return;
+  const bool cpu = xs[0].is_cpu();
+  const auto index = xs[0].get_device_index();
   for (const Tensor& x : xs) {
     require(
-        x.is_cpu() == xs[0].is_cpu() && x.get_device_index() == xs[0].get_device_index(), op,
-        " got tensors on several devices: call it once for each.");
+        x.is_cpu() == cpu && x.get_device_index() == index, op, " got tensors on several devices: call it once for each.");
   }
 }
 

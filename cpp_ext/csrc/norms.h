@@ -27,6 +27,7 @@ inline Norm norm_of(double p, bool squared) {
 // What lies before and after a channel may be in any order of dimensions.
 struct Matrix {
   Tensor tensor;
+  ScalarType dtype = ScalarType::Float;
   int64_t groups = 0;
   int64_t rows = 1;
   int64_t repeats = 1;
@@ -44,8 +45,9 @@ constexpr int64_t kShortRow = 32;  // a single kept dimension with less behind i
 inline Matrix matrix_view(const Tensor& x, int a, int b) {
   Matrix m;
   m.tensor = x;
-  const bool empty = x.numel() == 0;
-  if (!empty) {
+  m.dtype = x.scalar_type();
+  const auto sizes = x.sizes();
+  if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end()) {
     bool dense;
     std::vector<int64_t> order = memory_order(x, dense);
     if (!dense) {
@@ -58,30 +60,31 @@ inline Matrix matrix_view(const Tensor& x, int a, int b) {
       if (d == a || d == b) {
         (first < 0 ? first : second) = static_cast<int>(d);
       } else {
-        (first < 0 ? before : second < 0 ? between : behind) *= x.size(d);
+        (first < 0 ? before : second < 0 ? between : behind) *= sizes[d];
       }
     }
     if (b < 0 && between < kShortRow && before > 1) {
-      m.groups = before, m.columns = x.size(a), m.inner = between, m.column_dim = a;
+      m.groups = before, m.columns = sizes[a], m.inner = between, m.column_dim = a;
     } else if (b < 0) {
-      m.groups = before, m.rows = x.size(a), m.inner = between, m.row_dim = a;
+      m.groups = before, m.rows = sizes[a], m.inner = between, m.row_dim = a;
     } else {
-      m.groups = before, m.rows = x.size(first), m.repeats = between, m.columns = x.size(second), m.inner = behind;
+      m.groups = before, m.rows = sizes[first], m.repeats = between, m.columns = sizes[second], m.inner = behind;
       m.row_dim = first, m.column_dim = second;
     }
     return m;
   }
-  m.row_dim = a, m.rows = x.size(a);
-  if (b >= 0) m.column_dim = b, m.columns = x.size(b);
+  m.row_dim = a, m.rows = sizes[a];
+  if (b >= 0) m.column_dim = b, m.columns = sizes[b];
   return m;
 }
 
 // `dim` counted from the front.
 inline int check_dim(const char* op, const Tensor& x, int64_t dim) {
+  const int64_t dims = x.dim();
   require<std::out_of_range>(
-      dim >= -x.dim() && dim < x.dim(), op, " got dim = ", dim, " for a tensor of ", x.dim(),
-      " dimensions: pass a dim between ", -x.dim(), " and ", x.dim() - 1, ".");
-  return static_cast<int>(dim < 0 ? dim + x.dim() : dim);
+      dim >= -dims && dim < dims, op, " got dim = ", dim, " for a tensor of ", dims, " dimensions: pass a dim between ",
+      -dims, " and ", dims - 1, ".");
+  return static_cast<int>(dim < 0 ? dim + dims : dim);
 }
 
 inline ScalarType norm_dtype(const Tensor& x) {
@@ -95,8 +98,22 @@ inline void check_norm_dtype(const char* op, const Tensor& x) {
       " got a tensor of ", torch::headeronly::toString(t), ": convert it to float32, float64, float16 or bfloat16.");
 }
 
-// Every slot of multi_filter_norm: which tensor, which dimension, and where its channels are in the flat result.
-// Two slots of one tensor share a matrix, and so one read.
+// One of multi_filter_norm: which tensor, which dimension, and how many channels it is to have, or -1.
+struct Slot {
+  int64_t tensor, dim, channels;
+};
+
+// A row of int64 for each slot, on the CPU for either device.
+inline std::vector<Slot> slots_of(const char* op, const Tensor& table) {
+  require(
+      table.is_cpu() && table.scalar_type() == ScalarType::Long && table.dim() == 2 && table.size(1) == 3 &&
+          table.is_contiguous(),
+      op, " takes its slots as a contiguous int64 tensor [slots, 3] on the CPU.");
+  const auto* first = reinterpret_cast<const Slot*>(table.const_data_ptr());
+  return {first, first + table.size(0)};
+}
+
+// Where a matrix's channels are in the flat result. Two slots of one tensor share a matrix, and so one read.
 struct NormJob {
   Matrix matrix;
   int64_t row_at = -1;     // the first row's place among all slots' channels, or -1
@@ -104,32 +121,33 @@ struct NormJob {
 };
 
 inline std::vector<NormJob> norm_jobs(
-    const char* op, const std::vector<Tensor>& xs, const std::vector<int64_t>& tensors, const std::vector<int64_t>& dims,
-    int64_t& channels) {
-  require(
-      tensors.size() == dims.size(), op, " got ", tensors.size(), " tensor numbers and ", dims.size(),
-      " dims: pass one of each for a slot.");
+    const char* op, const std::vector<Tensor>& xs, const std::vector<Slot>& slots, int64_t& channels) {
   require_one_device(op, xs);
   std::vector<NormJob> jobs;
+  jobs.reserve(slots.size());
   channels = 0;
-  for (size_t s = 0; s < dims.size();) {
+  for (size_t s = 0; s < slots.size();) {
     require<std::out_of_range>(
-        tensors[s] >= 0 && tensors[s] < static_cast<int64_t>(xs.size()), op, " got tensor number ", tensors[s], " of ",
-        xs.size(), ".");
-    const Tensor& x = xs[tensors[s]];
+        slots[s].tensor >= 0 && slots[s].tensor < static_cast<int64_t>(xs.size()), op, " got tensor number ",
+        slots[s].tensor, " of ", xs.size(), ".");
+    const Tensor& x = xs[slots[s].tensor];
     check_norm_dtype(op, x);
-    const int a = check_dim(op, x, dims[s]);
+    const int a = check_dim(op, x, slots[s].dim);
     int b = -1;
-    if (s + 1 < dims.size() && tensors[s + 1] == tensors[s]) {
-      b = check_dim(op, x, dims[s + 1]);
+    if (s + 1 < slots.size() && slots[s + 1].tensor == slots[s].tensor) {
+      b = check_dim(op, x, slots[s + 1].dim);
       if (b == a) b = -1;
     }
     NormJob job;
     job.matrix = matrix_view(x, a, b);
     for (const int d : {a, b}) {
       if (d < 0) continue;
+      const int64_t size = x.size(d);
+      require(
+          slots[s].channels < 0 || slots[s].channels == size, op, " got ", slots[s].channels, " units for the ", size,
+          " channels of slot ", s, ".");
       (job.matrix.row_dim == d ? job.row_at : job.column_at) = channels;
-      channels += x.size(d);
+      channels += size;
       ++s;
     }
     jobs.push_back(std::move(job));

@@ -17,7 +17,7 @@ inline Keep keep_of(const char* op, const Tensor& x, const Tensor* keep, int64_t
   require(
       dim < x.dim() || keep == nullptr, op, " got keep", dim, " for a tensor of ", x.dim(),
       " dimensions: pass keep", dim, " = None.");
-  const int64_t size = dim < x.dim() ? x.size(dim) : 1;
+  const int64_t size = dim < static_cast<int64_t>(x.sizes().size()) ? x.sizes()[dim] : 1;
   if (keep == nullptr) return {std::nullopt, nullptr, size, size};
   require(
       keep->scalar_type() == ScalarType::Long && keep->dim() == 1, op, " got a keep", dim, " of ",
@@ -25,8 +25,8 @@ inline Keep keep_of(const char* op, const Tensor& x, const Tensor* keep, int64_t
   require(
       keep->get_device_index() == x.get_device_index() && keep->is_cpu() == x.is_cpu(), op, " got keep",
       dim, " on another device than x: move it with .to(x.device).");
-  const Tensor values = torch::stable::contiguous(*keep);
-  return {values, values.const_data_ptr<int64_t>(), values.numel(), size};
+  const Tensor values = keep->is_contiguous() ? *keep : torch::stable::contiguous(*keep);
+  return {values, static_cast<const int64_t*>(values.const_data_ptr()), values.numel(), size};
 }
 
 [[noreturn]] inline void throw_out_of_bounds(
@@ -56,22 +56,23 @@ inline SlicePlan plan_slice(const char* op, const Tensor& x, const Tensor* keep0
 
   bool blocks_dense = true;
   int64_t block = 1;
-  for (int64_t d = x.dim() - 1; d >= 2; --d) {
-    blocks_dense = blocks_dense && (x.size(d) == 1 || x.stride(d) == block);
-    block *= x.size(d);
-  }
-  const Tensor source = blocks_dense ? x : torch::stable::contiguous(x);
-
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  for (int64_t d = static_cast<int64_t>(shape.size()) - 1; d >= 2; --d) {
+    blocks_dense = blocks_dense && (shape[d] == 1 || x.strides()[d] == block);
+    block *= shape[d];
+  }
+  Tensor source = blocks_dense ? x : torch::stable::contiguous(x);
+  const auto strides = source.strides();
+  const int64_t row_stride = strides[0], column_stride = shape.size() > 1 ? strides[1] : 0;
   shape[0] = rows.count;
-  if (x.dim() > 1) shape[1] = columns.count;
+  if (shape.size() > 1) shape[1] = columns.count;
   SlicePlan plan{
-      source,
-      torch::stable::new_empty(x, shape),
-      rows,
-      columns,
-      source.stride(0),
-      x.dim() > 1 ? source.stride(1) : 0,
+      std::move(source),
+      fresh(x, shape),
+      std::move(rows),
+      std::move(columns),
+      row_stride,
+      column_stride,
       block,
       static_cast<int64_t>(x.element_size())};
   // Without an index over dense columns a whole row is one block.

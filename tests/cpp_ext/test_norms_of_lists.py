@@ -162,9 +162,8 @@ def test_opcheck(device):
     for y in (x, x.to(memory_format=torch.channels_last), x.half()):
         torch.library.opcheck(torch.ops.niwaki.channel_norms.default, (y, 2.0, True))
         slots = cpp_ext.Slots((0, 0), (0, 1), (np.arange(6), np.arange(5)), 6)
-        order, offsets = slots.on(x.device)
         torch.library.opcheck(
-            torch.ops.niwaki.multi_filter_norm.default, ([y, x], [0, 0], [0, 1], order, offsets, 1.0, False, True)
+            torch.ops.niwaki.multi_filter_norm.default, ([y, x], *slots.on(x.device), 1.0, False, True)
         )
 
 
@@ -199,10 +198,15 @@ def test_wrong_arguments_are_errors(mode, monkeypatch):
 def test_the_operator_itself_refuses_wild_places():
     assert cpp_ext.kernels_in_use() == "compiled"
     call = torch.ops.niwaki.multi_filter_norm
-    xs, zero, one = [torch.ones(2, 3)], torch.tensor([0, 1]), torch.tensor([0, 2])
-    assert call(xs, [0], [0], zero, one, 1.0).tolist() == [6.0]
-    for order, offsets in ((torch.tensor([0, 2]), one), (torch.tensor([-1, 0]), one), (zero, torch.tensor([0, 3]))):
+    xs, slot, zero, one = [torch.ones(2, 3)], torch.tensor([[0, 0, 2]]), torch.tensor([0, 1]), torch.tensor([0, 2])
+    assert call(xs, slot, zero, one, 1.0).tolist() == [6.0]
+    wild = [(torch.tensor([0, 2]), one), (torch.tensor([-1, 0]), one), (zero, torch.tensor([0, 3]))]
+    for order, offsets in (*wild, (zero, torch.tensor([2, 0])), (zero, torch.tensor([-1, 2]))):
         with pytest.raises(IndexError):
-            call(xs, [0], [0], order, offsets, 1.0)
-    with pytest.raises(IndexError):
-        call(xs, [1], [0], zero, one, 1.0)
+            call(xs, slot, order, offsets, 1.0)
+    for numbers in ([[1, 0, 2]], [[-1, 0, 2]], [[0, 2, 2]]):
+        with pytest.raises(IndexError):
+            call(xs, torch.tensor(numbers), zero, one, 1.0)
+    for table in (torch.tensor([[0, 0, 3]]), torch.tensor([0, 0, 2]), slot.int(), torch.tensor([[0, 0]])):
+        with pytest.raises(RuntimeError):
+            call(xs, table, zero, one, 1.0)

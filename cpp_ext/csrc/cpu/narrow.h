@@ -15,14 +15,11 @@ constexpr double kVanishing = 0x1p-96;              // a mean square above it ou
 
 typedef float Singles __attribute__((vector_size(4 * kSingles), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(4 * kSingles), aligned(4), may_alias));
+typedef uint32_t Wholes __attribute__((vector_size(4 * kSingles), aligned(2), may_alias));
 
 struct Sixteen {
   Singles v[kRegisters];
 };
-
-// Whether the registers hold the lanes 0 to 3 and 8 to 11, then the others, as AVX2 unpacks 16 bits.
-template <Element E>
-constexpr bool kSwapped = E == Element::bf16 && NIWAKI_WIDTH == 4;
 
 #if NIWAKI_WIDTH == 2
 // Out of line: without an instruction for it the code is long, and trees hold it many times.
@@ -41,21 +38,11 @@ NIWAKI_INLINE Sixteen load_sixteen(const typename Storage<E>::type* x) {
     each<kRegisters>([&](auto k) NIWAKI_LAMBDA { out.v[k] = *reinterpret_cast<const Singles*>(x + k * kSingles); });
     return out;
   } else if constexpr (E == Element::bf16) {
-#if NIWAKI_WIDTH == 8
-    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    out.v[0] = reinterpret_cast<Singles>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
-#elif NIWAKI_WIDTH == 4
-    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)), zero = _mm256_setzero_si256();
-    out.v[0] = reinterpret_cast<Singles>(_mm256_unpacklo_epi16(zero, words));
-    out.v[1] = reinterpret_cast<Singles>(_mm256_unpackhi_epi16(zero, words));
-#else
     each<kRegisters>([&](auto k) NIWAKI_LAMBDA {
       typedef uint16_t Halves __attribute__((vector_size(2 * kSingles), aligned(2), may_alias));
-      typedef uint32_t Wholes __attribute__((vector_size(4 * kSingles), aligned(4), may_alias));
       const Wholes bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(x + k * kSingles), Wholes) << 16;
       out.v[k] = reinterpret_cast<Singles>(bits);
     });
-#endif
     return out;
   } else {
 #if NIWAKI_WIDTH == 8
@@ -103,6 +90,17 @@ NIWAKI_INLINE Sixteen terms(const typename Storage<E>::type* x) {
   return out;
 }
 
+// Thirty-two terms of bfloat16, those of even places and those of odd ones: a word's halves, with one operation or two.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the even place is the word's lower half");
+template <Reduce R>
+NIWAKI_INLINE void even_and_odd(const uint16_t* x, Sixteen& even, Sixteen& odd) {
+  each<kRegisters>([&](auto k) NIWAKI_LAMBDA {
+    const Wholes words = *reinterpret_cast<const Wholes*>(x + 2 * k * kSingles);
+    even.v[k] = narrow_lift<R>(reinterpret_cast<Singles>(words << 16));
+    odd.v[k] = narrow_lift<R>(reinterpret_cast<Singles>(words & 0xffff0000u));
+  });
+}
+
 // The first `count` of sixteen terms, zeros after them, which add nothing. Reads past them where `end` allows it.
 template <Element E, Reduce R>
 NIWAKI_INLINE Sixteen some_terms(const typename Storage<E>::type* x, int64_t count, const typename Storage<E>::type* end) {
@@ -111,14 +109,7 @@ NIWAKI_INLINE Sixteen some_terms(const typename Storage<E>::type* x, int64_t cou
     static const int32_t kMask[2 * kSixteen] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
     Sixteen out = terms<E, R>(x);
     each<kRegisters>([&](auto k) NIWAKI_LAMBDA {
-      const int32_t* from = kMask + kSixteen - count;
-      Bits mask;
-      if constexpr (kSwapped<E>) {
-        std::memcpy(&mask, from + 4 * k, 16);
-        std::memcpy(reinterpret_cast<char*>(&mask) + 16, from + 8 + 4 * k, 16);
-      } else {
-        mask = *reinterpret_cast<const Bits*>(from + k * kSingles);
-      }
+      const Bits mask = *reinterpret_cast<const Bits*>(kMask + kSixteen - count + k * kSingles);
       out.v[k] = reinterpret_cast<Singles>(reinterpret_cast<Bits>(out.v[k]) & mask);
     });
     return out;
@@ -149,12 +140,11 @@ NIWAKI_INLINE Doubles high_half(Singles x) {
 }
 
 // Combines sixteen float32 lanes with as many doubles, in the elements' order.
-template <Element E, Reduce R>
+template <Reduce R>
 NIWAKI_INLINE void widen_into(Doubles* sums, const Sixteen& x) {
   each<kRegisters>([&](auto k) NIWAKI_LAMBDA {
-    const int low = kSwapped<E> ? k : 2 * k, high = kSwapped<E> ? k + 2 : 2 * k + 1;
-    sums[low] = combine<R>(sums[low], low_half(x.v[k]));
-    sums[high] = combine<R>(sums[high], high_half(x.v[k]));
+    sums[2 * k] = combine<R>(sums[2 * k], low_half(x.v[k]));
+    sums[2 * k + 1] = combine<R>(sums[2 * k + 1], high_half(x.v[k]));
   });
 }
 
@@ -177,6 +167,31 @@ NIWAKI_INLINE double fold_lanes(Doubles (&sums)[Count]) {
 #endif
 }
 
+// Eight rows' sums from eight lanes of each: rows[i] as fold_lanes gives them, where that pays with half the additions.
+template <Reduce R, int Count>
+NIWAKI_INLINE void fold_eight(Doubles (&sums)[8][Count], double* rows) {
+#if NIWAKI_WIDTH == 8
+  static_assert(Count == 1);
+  const auto quarters = [&](int a, int b) NIWAKI_LAMBDA {  // lanes 0 to 3 with 4 to 7, of two rows
+    const __m512d x = reinterpret_cast<__m512d>(sums[a][0]), y = reinterpret_cast<__m512d>(sums[b][0]);
+    return combine<R>(
+        reinterpret_cast<Doubles>(_mm512_shuffle_f64x2(x, y, 0x44)), reinterpret_cast<Doubles>(_mm512_shuffle_f64x2(x, y, 0xee)));
+  };
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  const auto halves = [&](Doubles p, Doubles q) NIWAKI_LAMBDA {  // of four
+    const __m512d x = reinterpret_cast<__m512d>(p), y = reinterpret_cast<__m512d>(q);
+    return combine<R>(
+        reinterpret_cast<Doubles>(_mm512_permutex2var_pd(x, low, y)), reinterpret_cast<Doubles>(_mm512_permutex2var_pd(x, high, y)));
+  };
+  const __m512d x = reinterpret_cast<__m512d>(halves(quarters(0, 4), quarters(2, 6)));
+  const __m512d y = reinterpret_cast<__m512d>(halves(quarters(1, 5), quarters(3, 7)));
+  *reinterpret_cast<Doubles*>(rows) = combine<R>(
+      reinterpret_cast<Doubles>(_mm512_unpacklo_pd(x, y)), reinterpret_cast<Doubles>(_mm512_unpackhi_pd(x, y)));
+#else
+  each<8>([&](auto r) NIWAKI_LAMBDA { rows[r] = fold_lanes<R>(sums[r]); });
+#endif
+}
+
 // Whether a sum of `count` terms says that float32 was too narrow for some of them.
 template <Reduce R>
 NIWAKI_INLINE bool too_narrow(double sum, double count) {
@@ -190,6 +205,10 @@ template <Element E, Reduce R, int N>
 NIWAKI_INLINE Sixteen tree(const typename Storage<E>::type* x) {
   if constexpr (N == 1) {
     return terms<E, R>(x);
+  } else if constexpr (N == 2 && E == Element::bf16) {
+    Sixteen even, odd;
+    even_and_odd<R>(x, even, odd);
+    return combine_all<R>(even, odd);
   } else {
     const Sixteen first = tree<E, R, N / 2>(x);
     return combine_all<R>(first, tree<E, R, N / 2>(x + N / 2 * kSixteen));
@@ -208,28 +227,54 @@ __attribute__((noinline)) void wide_rows(const typename Storage<E>::type* x, int
   rows_only<E, R>(x, height, width, rows);
 }
 
+// Eight lanes of sums of one row.
+template <Element E, Reduce R>
+NIWAKI_INLINE void narrow_row(
+    const typename Storage<E>::type* x, int64_t width, const typename Storage<E>::type* end, Doubles (&out)[kWides / 2]) {
+  Doubles sums[kWides];
+  each<kWides>([&](auto k) NIWAKI_LAMBDA { sums[k] = Doubles{}; });
+  int64_t j = 0;
+  for (; j + 8 * kSixteen <= width; j += 8 * kSixteen) {
+    ask_ahead<8 * kSixteen * sizeof *x>(x + j);
+    widen_into<R>(sums, tree<E, R, 8>(x + j));
+  }
+  if (j + 4 * kSixteen <= width) {
+    ask_ahead<4 * kSixteen * sizeof *x>(x + j);
+    widen_into<R>(sums, tree<E, R, 4>(x + j));
+    j += 4 * kSixteen;
+  }
+  if (j + 2 * kSixteen <= width) widen_into<R>(sums, tree<E, R, 2>(x + j)), j += 2 * kSixteen;
+  if (j + kSixteen <= width) widen_into<R>(sums, terms<E, R>(x + j)), j += kSixteen;
+  if (j < width) widen_into<R>(sums, some_terms<E, R>(x + j, width - j, end));
+  each<kWides / 2>([&](auto k) NIWAKI_LAMBDA { out[k] = combine<R>(sums[k], sums[k + kWides / 2]); });
+}
+
+// Makes those sums again that float32 was too narrow for.
+template <Element E, Reduce R>
+NIWAKI_INLINE void mend_rows(const typename Storage<E>::type* x, int64_t height, int64_t width, double* rows) {
+  bool again = false;
+  for (int64_t r = 0; r < height; ++r) again |= too_narrow<R>(rows[r], static_cast<double>(width));
+  if (__builtin_expect(!again, 1)) return;
+  for (int64_t r = 0; r < height; ++r) {
+    if (too_narrow<R>(rows[r], static_cast<double>(width))) wide_rows<E, R>(x + r * width, 1, width, rows + r);
+  }
+}
+
 template <Element E, Reduce R>
 NIWAKI_INLINE void narrow_rows(const typename Storage<E>::type* x, int64_t height, int64_t width, double* rows) {
   const auto* end = x + height * width;
-  for (int64_t r = 0; r < height; ++r, x += width) {
-    Doubles sums[kWides];
-    each<kWides>([&](auto k) NIWAKI_LAMBDA { sums[k] = Doubles{}; });
-    int64_t j = 0;
-    for (; j + 8 * kSixteen <= width; j += 8 * kSixteen) {
-      ask_ahead<8 * kSixteen * sizeof *x>(x + j);
-      widen_into<E, R>(sums, tree<E, R, 8>(x + j));
-    }
-    if (j + 4 * kSixteen <= width) {
-      ask_ahead<4 * kSixteen * sizeof *x>(x + j);
-      widen_into<E, R>(sums, tree<E, R, 4>(x + j));
-      j += 4 * kSixteen;
-    }
-    if (j + 2 * kSixteen <= width) widen_into<E, R>(sums, tree<E, R, 2>(x + j)), j += 2 * kSixteen;
-    if (j + kSixteen <= width) widen_into<E, R>(sums, terms<E, R>(x + j)), j += kSixteen;
-    if (j < width) widen_into<E, R>(sums, some_terms<E, R>(x + j, width - j, end));
-    rows[r] = fold_lanes<R>(sums);
-    if (__builtin_expect(too_narrow<R>(rows[r], static_cast<double>(width)), 0)) wide_rows<E, R>(x, 1, width, rows + r);
+  int64_t r = 0;
+  for (; r + 8 <= height; r += 8) {
+    Doubles sums[8][kWides / 2];
+    for (int i = 0; i < 8; ++i) narrow_row<E, R>(x + (r + i) * width, width, end, sums[i]);
+    fold_eight<R>(sums, rows + r);
   }
+  for (; r < height; ++r) {
+    Doubles sums[kWides / 2];
+    narrow_row<E, R>(x + r * width, width, end, sums);
+    rows[r] = fold_lanes<R>(sums);
+  }
+  mend_rows<E, R>(x, height, width, rows);
 }
 
 }  // namespace NIWAKI_ISA

@@ -1,5 +1,6 @@
 // Sums of columns, and of rows with them, in float32 strips: see narrow.h. Eight rows of a column are a tree; a row's
-// chain reaches over four times sixteen columns.
+// chain reaches over four times sixteen columns. Of bfloat16, 32 adjoining columns are taken as the sixteen even ones and
+// the sixteen odd ones: a row adds them in pairs, and `columns` holds them apart until all rows are in.
 namespace niwaki {
 namespace NIWAKI_ISA {
 
@@ -15,22 +16,23 @@ struct Eight {
   Halved v[kHalves];
 };
 
-// The sixteen lanes as eight sums of two: lanes 0 to 7 with 8 to 15; of bfloat16, in fours, 0 with 1 and 2 with 3.
-template <Element E, Reduce R>
+// The sixteen lanes as eight sums of two: lanes 0 to 7 with 8 to 15.
+template <Reduce R>
 NIWAKI_INLINE Eight halved(const Sixteen& x) {
   Eight out;
 #if NIWAKI_WIDTH == 8
-  __m512 all = reinterpret_cast<__m512>(x.v[0]);
-  if constexpr (E == Element::bf16) all = _mm512_shuffle_f32x4(all, all, 0xd8);
+  const __m512 all = reinterpret_cast<__m512>(x.v[0]);
   out.v[0] = narrow_combine<R>(
       reinterpret_cast<Halved>(_mm512_castps512_ps256(all)), reinterpret_cast<Halved>(_mm512_extractf32x8_ps(all, 1)));
 #else
-  each<kHalves>([&](auto k) NIWAKI_LAMBDA {
-    constexpr bool fours = E == Element::bf16 && !kSwapped<E>;
-    out.v[k] = fours ? narrow_combine<R>(x.v[2 * k], x.v[2 * k + 1]) : narrow_combine<R>(x.v[k], x.v[k + kHalves]);
-  });
+  each<kHalves>([&](auto k) NIWAKI_LAMBDA { out.v[k] = narrow_combine<R>(x.v[k], x.v[k + kHalves]); });
 #endif
   return out;
+}
+
+template <Reduce R>
+NIWAKI_INLINE void chain(Eight& sum, const Eight& x) {
+  each<kHalves>([&](auto k) NIWAKI_LAMBDA { sum.v[k] = narrow_combine<R>(sum.v[k], x.v[k]); });
 }
 
 template <Reduce R>
@@ -52,14 +54,40 @@ NIWAKI_INLINE void four_rows(
     Doubles (*rows)[kVectors], Doubles* columns) {
   Eight chains[4];
   each<4 * kHalves>([&](auto k) NIWAKI_LAMBDA { chains[k / kHalves].v[k % kHalves] = Halved{}; });
-  for (int64_t j = 0; j < count; j += kSixteen) {
+  int64_t j = 0;
+  if constexpr (E == Element::bf16) {
+    Sixteen pairs[4];
+    each<4 * kRegisters>([&](auto k) NIWAKI_LAMBDA { pairs[k / kRegisters].v[k % kRegisters] = Singles{}; });
+    for (; j + 2 * kSixteen <= count; j += 2 * kSixteen) {
+      const auto next = [&](auto r, Sixteen& even, Sixteen& odd) NIWAKI_LAMBDA {
+        even_and_odd<R>(x + r * stride + j, even, odd);
+        if constexpr (WithRows) pairs[r] = combine_all<R>(pairs[r], combine_all<R>(even, odd));
+      };
+      Sixteen even[2], odd[2];
+      each<2>([&](auto half) NIWAKI_LAMBDA {
+        Sixteen another_even, another_odd;
+        next(std::integral_constant<int, 2 * half>{}, even[half], odd[half]);
+        next(std::integral_constant<int, 2 * half + 1>{}, another_even, another_odd);
+        even[half] = combine_all<R>(even[half], another_even);
+        odd[half] = combine_all<R>(odd[half], another_odd);
+      });
+      even[0] = combine_all<R>(even[0], even[1]), odd[0] = combine_all<R>(odd[0], odd[1]);
+      if constexpr (Second) {
+        widen_into<R>(columns + j / kWidth, combine_all<R>(strip[j / kSixteen], even[0]));
+        widen_into<R>(columns + (j + kSixteen) / kWidth, combine_all<R>(strip[j / kSixteen + 1], odd[0]));
+      } else {
+        strip[j / kSixteen] = even[0], strip[j / kSixteen + 1] = odd[0];
+      }
+    }
+    if constexpr (WithRows) {
+      each<4>([&](auto r) NIWAKI_LAMBDA { chains[r] = halved<R>(pairs[r]); });
+    }
+  }
+  for (; j < count; j += kSixteen) {
     const auto next = [&](auto r) NIWAKI_LAMBDA -> Sixteen {
       const auto* from = x + r * stride + j;
       const Sixteen term = __builtin_expect(count - j < kSixteen, 0) ? some_terms<E, R>(from, count - j, end) : terms<E, R>(from);
-      if constexpr (WithRows) {
-        const Eight eight = halved<E, R>(term);
-        each<kHalves>([&](auto k) NIWAKI_LAMBDA { chains[r].v[k] = narrow_combine<R>(chains[r].v[k], eight.v[k]); });
-      }
+      if constexpr (WithRows) chain<R>(chains[r], halved<R>(term));
       return term;
     };
     Sixteen sum = next(std::integral_constant<int, 0>{});
@@ -68,7 +96,7 @@ NIWAKI_INLINE void four_rows(
     other = combine_all<R>(other, next(std::integral_constant<int, 3>{}));
     sum = combine_all<R>(sum, other);
     if constexpr (Second) {
-      widen_into<E, R>(columns + j / kWidth, combine_all<R>(strip[j / kSixteen], sum));
+      widen_into<R>(columns + j / kWidth, combine_all<R>(strip[j / kSixteen], sum));
     } else {
       strip[j / kSixteen] = sum;
     }
@@ -81,6 +109,13 @@ NIWAKI_INLINE void four_rows(
 template <Element E, Reduce R>
 __attribute__((noinline)) void wide_columns(const typename Storage<E>::type* x, int64_t count, double* columns) {
   side_by_side<E, R, 1, false>(x, count, count, nullptr, columns);
+}
+
+// Sixteen even places and sixteen odd ones, in turns again.
+NIWAKI_INLINE void bring_together(double* columns) {
+  double apart[2 * kSixteen];
+  std::memcpy(apart, columns, sizeof apart);
+  for (int i = 0; i < kSixteen; ++i) columns[2 * i] = apart[i], columns[2 * i + 1] = apart[kSixteen + i];
 }
 
 template <Element E, Reduce R, bool WithRows>
@@ -101,9 +136,10 @@ NIWAKI_INLINE void narrow_columns(
         four_rows<E, R, true, WithRows>(from + 4 * width + j, end, width, count, strip, sums + 4, into);
       }
     }
-    if constexpr (WithRows) {
-      for (int i = 0; i < 8; ++i) rows[r + i] = fold_lanes<R>(sums[i]);
-    }
+    if constexpr (WithRows) fold_eight<R>(sums, rows + r);
+  }
+  if constexpr (E == Element::bf16) {
+    for (int64_t j = 0; j + 2 * kSixteen <= period; j += 2 * kSixteen) bring_together(columns + j);
   }
   for (; r < height; ++r) {
     if constexpr (WithRows) narrow_rows<E, R>(x + r * width, 1, width, rows + r);
@@ -111,7 +147,7 @@ NIWAKI_INLINE void narrow_columns(
       const auto* from = x + r * width + q * period;
       for (int64_t j = 0; j < period; j += kSixteen) {
         Doubles* into = reinterpret_cast<Doubles*>(columns + j);
-        widen_into<E, R>(into, period - j < kSixteen ? some_terms<E, R>(from + j, period - j, end) : terms<E, R>(from + j));
+        widen_into<R>(into, period - j < kSixteen ? some_terms<E, R>(from + j, period - j, end) : terms<E, R>(from + j));
       }
     }
   }
@@ -125,13 +161,7 @@ NIWAKI_INLINE void narrow_columns(
       for (int64_t i = 0; i < height * repeats; ++i) wide_columns<E, R>(x + i * period + j, some, columns + j);
     }
   }
-  if constexpr (WithRows) {
-    for (int64_t i = 0; i < height; ++i) {
-      if (__builtin_expect(too_narrow<R>(rows[i], static_cast<double>(width)), 0)) {
-        wide_rows<E, R>(x + i * width, 1, width, rows + i);
-      }
-    }
-  }
+  if constexpr (WithRows) mend_rows<E, R>(x, height, width, rows);
 }
 
 }  // namespace NIWAKI_ISA

@@ -22,6 +22,8 @@ Element element_of(ScalarType dtype) {
   }
 }
 
+int64_t bytes_of(Element element) { return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2; }
+
 Reduce reduce_of(Norm norm) {
   return norm == Norm::infinity ? Reduce::maximum : norm == Norm::one ? Reduce::sum : Reduce::squares;
 }
@@ -77,10 +79,10 @@ std::vector<double> reduce_jobs(const std::vector<NormJob>& jobs, int64_t channe
     const Chunk& c = chunks[k];
     const Matrix& m = jobs[c.job].matrix;
     const int64_t period = m.columns * m.inner;
-    const char* x = static_cast<const char*>(m.tensor.const_data_ptr());
+    const auto element = element_of(m.dtype);
+    const char* x = static_cast<const char*>(m.tensor.const_data_ptr()) + c.first * m.width() * bytes_of(element);
     if (c.columns != nullptr) std::fill(c.columns, c.columns + column_room(m), 0.0);
-    best.reduce[static_cast<int>(element_of(m.tensor.scalar_type()))][static_cast<int>(reduce)](
-        x + c.first * m.width() * m.tensor.element_size(), c.count, m.repeats, period, c.rows, c.columns);
+    best.reduce[static_cast<int>(element)][static_cast<int>(reduce)](x, c.count, m.repeats, period, c.rows, c.columns);
   });
   // A job's folding is a fraction of its elements.
   for_each_piece(
@@ -138,40 +140,30 @@ Tensor as_tensor(const double* sums, int64_t count, Norm norm, const Tensor& x) 
 Tensor filter_norm(const Tensor& x, double p, int64_t dim, bool squared) {
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("filter_norm", {x}, {0}, {dim}, channels);
+  const auto jobs = norm_jobs("filter_norm", {x}, {{0, dim, -1}}, channels);
   return as_tensor(reduce_jobs(jobs, channels, reduce_of(norm)).data(), channels, norm, x);
 }
 
 std::tuple<Tensor, Tensor> channel_norms(const Tensor& x, double p, bool squared) {
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("channel_norms", {x, x}, {0, 0}, {0, 1}, channels);
+  const auto jobs = norm_jobs("channel_norms", {x}, {{0, 0, -1}, {0, 1, -1}}, channels);
   const auto sums = reduce_jobs(jobs, channels, reduce_of(norm));
   return {as_tensor(sums.data(), x.size(0), norm, x), as_tensor(sums.data() + x.size(0), x.size(1), norm, x)};
 }
 
 Tensor multi_filter_norm(
-    const std::vector<Tensor>& xs, const std::vector<int64_t>& tensors, const std::vector<int64_t>& dims,
-    const Tensor& order, const Tensor& offsets, double p, bool squared, bool relative) {
+    const std::vector<Tensor>& xs, const Tensor& slots, const Tensor& order, const Tensor& offsets, double p, bool squared,
+    bool relative) {
+  const char* op = "multi_filter_norm";
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("multi_filter_norm", xs, tensors, dims, channels);
+  const auto jobs = norm_jobs(op, xs, slots_of(op, slots), channels);
   const Scatter scatter = check_scatter(order, offsets, channels, xs.empty() ? nullptr : &xs[0]);
-  const int64_t* from = offsets.const_data_ptr<int64_t>();
+  const int64_t* from = scatter.offsets.const_data_ptr<int64_t>();
   const int64_t* places = scatter.order.const_data_ptr<int64_t>();
-  bool wild = false;  // of all places at once: there are as many as channels
-  for (int64_t i = 0; i < channels; ++i) wild |= (places[i] < 0) | (places[i] >= channels);
-  for (int64_t u = 0; u <= scatter.units; ++u) {
-    require<std::out_of_range>(
-        from[u] >= (u == 0 ? 0 : from[u - 1]) && from[u] <= channels, "multi_filter_norm got offsets[", u, "] = ",
-        from[u], ": they rise from 0 to the number of channels, ", channels, ".");
-  }
-  for (int64_t i = 0; wild && i < channels; ++i) {
-    require<std::out_of_range>(
-        places[i] >= 0 && places[i] < channels, "multi_filter_norm got order[", i, "] = ", places[i], " for ", channels,
-        " channels: pass places between 0 and ", channels - 1, ".");
-  }
-  std::vector<double> sums = reduce_jobs(jobs, channels, reduce_of(norm));
+  const Reduce reduce = reduce_of(norm);
+  std::vector<double> sums = reduce_jobs(jobs, channels, reduce);
   if (relative) {
     for (const NormJob& job : jobs) {
       for (const auto& [at, count] : {std::pair{job.row_at, job.matrix.rows}, {job.column_at, job.matrix.columns}}) {
@@ -182,8 +174,18 @@ Tensor multi_filter_norm(
   Tensor result = torch::stable::new_empty(scatter.order, {scatter.units}, ScalarType::Double);
   double* out = static_cast<double*>(result.mutable_data_ptr());
   for (int64_t u = 0; u < scatter.units; ++u) {
+    const int64_t begin = from[u], end = from[u + 1];
+    require<std::out_of_range>(
+        begin >= 0 && begin <= end && end <= channels, op, " got offsets from ", begin, " to ", end, " for unit ", u,
+        ": they rise from 0 to the number of channels, ", channels, ".");
     double total = 0;
-    for (int64_t i = from[u]; i < from[u + 1]; ++i) total = combined(reduce_of(norm), total, sums[places[i]]);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t place = places[i];
+      require<std::out_of_range>(
+          place >= 0 && place < channels, op, " got order[", i, "] = ", place, " for ", channels,
+          " channels: pass places between 0 and ", channels - 1, ".");
+      total = combined(reduce, total, sums[place]);
+    }
     out[u] = norm == Norm::two ? std::sqrt(total) : total;
   }
   return result;
@@ -198,8 +200,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(niwaki, m) {
   m.def("filter_norm(Tensor x, float p, int dim, bool squared=False) -> Tensor");
   m.def("channel_norms(Tensor x, float p, bool squared=False) -> (Tensor, Tensor)");
   m.def(
-      "multi_filter_norm(Tensor[] xs, int[] tensors, int[] dims, Tensor order, Tensor offsets, float p, "
-      "bool squared=False, bool relative=False) -> Tensor");
+      "multi_filter_norm(Tensor[] xs, Tensor slots, Tensor order, Tensor offsets, float p, bool squared=False, "
+      "bool relative=False) -> Tensor");
   m.def("cpu_instructions() -> str");
 }
 

@@ -253,7 +253,7 @@ Tensor launch(
     e.x = m.tensor.const_data_ptr();
     e.groups = m.groups, e.rows = m.rows, e.repeats = m.repeats, e.columns = m.columns, e.inner = m.inner;
     e.row_at = job.row_at, e.column_at = job.column_at;
-    e.dtype = dtype_of(m.tensor.scalar_type());
+    e.dtype = dtype_of(m.dtype);
     e.vector = reinterpret_cast<uintptr_t>(e.x) % 16 == 0 && m.width() * m.tensor.element_size() % 16 == 0;
     if (e.height() == 0 || e.width() == 0) continue;
     require(
@@ -300,7 +300,7 @@ Tensor filter_norm(const Tensor& x, double p, int64_t dim, bool squared) {
   const OnDevice device(x);
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("filter_norm", {x}, {0}, {dim}, channels);
+  const auto jobs = norm_jobs("filter_norm", {x}, {{0, dim, -1}}, channels);
   Tensor result = torch::stable::new_empty(x, {channels}, norm_dtype(x));
   launch(jobs, channels, norm, false, x, &result, nullptr, device.stream());
   return result;
@@ -310,7 +310,7 @@ std::tuple<Tensor, Tensor> channel_norms(const Tensor& x, double p, bool squared
   const OnDevice device(x);
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("channel_norms", {x}, {0, 0}, {0, 1}, channels);
+  const auto jobs = norm_jobs("channel_norms", {x}, {{0, 0, -1}, {0, 1, -1}}, channels);
   Tensor out = torch::stable::new_empty(x, {x.size(0)}, norm_dtype(x));
   Tensor in = torch::stable::new_empty(x, {x.size(1)}, norm_dtype(x));
   launch(jobs, channels, norm, false, x, &out, &in, device.stream());
@@ -318,12 +318,12 @@ std::tuple<Tensor, Tensor> channel_norms(const Tensor& x, double p, bool squared
 }
 
 Tensor multi_filter_norm(
-    const std::vector<Tensor>& xs, const std::vector<int64_t>& tensors, const std::vector<int64_t>& dims,
-    const Tensor& order, const Tensor& offsets, double p, bool squared, bool relative) {
+    const std::vector<Tensor>& xs, const Tensor& slots, const Tensor& order, const Tensor& offsets, double p, bool squared,
+    bool relative) {
   const OnDevice device(order);
   const Norm norm = norm_of(p, squared);
   int64_t channels;
-  const auto jobs = norm_jobs("multi_filter_norm", xs, tensors, dims, channels);
+  const auto jobs = norm_jobs("multi_filter_norm", xs, slots_of("multi_filter_norm", slots), channels);
   const Scatter scatter = check_scatter(order, offsets, channels, xs.empty() ? nullptr : &xs[0]);
   const Tensor sums = launch(jobs, channels, norm, relative, order, nullptr, nullptr, device.stream());
   Tensor result = torch::stable::new_empty(order, {scatter.units}, ScalarType::Double);
