@@ -1,11 +1,13 @@
 """Norms and cuts of whole networks against PyTorch's own operators and the floors of memory.
 
 `uv run pytest benchmarks/test_kernels.py --benchmark-only` prints a line for each case at its end. Outputs are held
-against PyTorch's first; then all rivals and the floor run in turns, and the medians are compared.
+against PyTorch's first; then all rivals and the floor run in turns, in another order each time since what ran before
+leaves the caches its own way, and the medians are compared.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.skipif(
     not cpp_ext.build_info()["cpu"], reason="the kernels are not built: python setup.py build_ext --inplace"
 )
 NETWORKS = ("resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16")
-ROUNDS = 5
+TURNS = 7  # at least, and as many as SECONDS hold
+SECONDS = 0.6
 
 
 @pytest.fixture(scope="module", params=[(n, d) for n in NETWORKS for d in ("float32", "bfloat16")], ids="-".join)
@@ -51,12 +54,15 @@ def threads(request):
 def in_turns(calls):
     """Median seconds of each call, all of them run in turns."""
     seconds = {name: [] for name in calls}
-    for turn in range(ROUNDS + 1):
-        for name, call in calls.items():
+    order = random.Random(0)
+    for call in calls.values():
+        call()
+    first = time.perf_counter()
+    while len(seconds["ours"]) < TURNS or time.perf_counter() - first < SECONDS:
+        for name in order.sample(sorted(calls), len(calls)):
             begun = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - begun)
+            calls[name]()
+            seconds[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

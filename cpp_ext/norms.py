@@ -104,7 +104,9 @@ class Slots:
     dims: tuple[int, ...]
     index: tuple[npt.NDArray[np.int64], ...]
     units: int
-    _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not len(self.tensors) == len(self.dims) == len(self.index):
@@ -134,8 +136,8 @@ class Slots:
         """What the kernel takes, all int64.
 
         Returns:
-            On the CPU, for each slot its tensor's number, dimension and number of channels: [slots, 3]. On `device`, the
-            places of the flat norms sorted by unit and where each unit begins: [channels], [units + 1].
+            On the CPU, for each slot its tensor's number, dimension and number of channels: [slots, 3]. On `device`,
+            the places of the flat norms sorted by unit and where each unit begins: [channels], [units + 1].
         """
         if device not in self._on:
             table, order, offsets = self._on[torch.device("cpu")]

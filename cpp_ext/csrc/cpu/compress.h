@@ -7,6 +7,7 @@ template <class T>
 void compress(void* to, const void* from, const void* next, const uint8_t* masks, int64_t count, int64_t) {
   const T* x = static_cast<const T*>(from);
   T* out = static_cast<T*>(to);
+  constexpr int64_t kWriteAhead = 512 / sizeof(T);
   for (int64_t i = 0; i < count; i += 16) {
     __builtin_prefetch(static_cast<const T*>(next) + i);
     const __mmask16 there = count - i < 16 ? (1u << (count - i)) - 1 : 0xffff;
@@ -21,6 +22,7 @@ void compress(void* to, const void* from, const void* next, const uint8_t* masks
       const __m512i words = _mm512_maskz_loadu_epi32(there, x + i);
       _mm512_mask_storeu_epi32(out, some, _mm512_maskz_compress_epi32(mask, words));
     }
+    __builtin_prefetch(out + kWriteAhead, 1);
     out += kept;
   }
 }

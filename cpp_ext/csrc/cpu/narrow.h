@@ -215,11 +215,11 @@ NIWAKI_INLINE Sixteen tree(const typename Storage<E>::type* x) {
   }
 }
 
-// Asks for the memory that comes kAhead bytes later: the processor's own prefetching stops where a page ends.
+// Asks for `Bytes` of the memory that comes `ahead` bytes later: the processor's own prefetching stops where a page ends.
 constexpr int64_t kAhead = 2048;
 template <int Bytes>
-NIWAKI_INLINE void ask_ahead(const void* x) {
-  each<Bytes / 64>([&](auto k) NIWAKI_LAMBDA { __builtin_prefetch(static_cast<const char*>(x) + kAhead + 64 * k); });
+NIWAKI_INLINE void ask_for(const void* x, int64_t ahead) {
+  each<Bytes / 64>([&](auto k) NIWAKI_LAMBDA { __builtin_prefetch(static_cast<const char*>(x) + ahead + 64 * k); });
 }
 
 template <Element E, Reduce R>
@@ -235,11 +235,11 @@ NIWAKI_INLINE void narrow_row(
   each<kWides>([&](auto k) NIWAKI_LAMBDA { sums[k] = Doubles{}; });
   int64_t j = 0;
   for (; j + 8 * kSixteen <= width; j += 8 * kSixteen) {
-    ask_ahead<8 * kSixteen * sizeof *x>(x + j);
+    ask_for<8 * kSixteen * sizeof *x>(x + j, kAhead);
     widen_into<R>(sums, tree<E, R, 8>(x + j));
   }
   if (j + 4 * kSixteen <= width) {
-    ask_ahead<4 * kSixteen * sizeof *x>(x + j);
+    ask_for<4 * kSixteen * sizeof *x>(x + j, kAhead);
     widen_into<R>(sums, tree<E, R, 4>(x + j));
     j += 4 * kSixteen;
   }

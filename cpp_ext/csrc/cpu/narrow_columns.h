@@ -47,6 +47,8 @@ NIWAKI_INLINE void widen_eight_into(Doubles* sums, const Eight& x) {
 #endif
 }
 
+constexpr int64_t kAheadOfEight = 1024;  // bytes, in each of eight rows
+
 // Four rows of one strip of columns: `strip` gets the columns' sums, or what they come to with it goes into `columns`.
 template <Element E, Reduce R, bool Second, bool WithRows>
 NIWAKI_INLINE void four_rows(
@@ -61,6 +63,7 @@ NIWAKI_INLINE void four_rows(
     for (; j + 2 * kSixteen <= count; j += 2 * kSixteen) {
       const auto next = [&](auto r, Sixteen& even, Sixteen& odd) NIWAKI_LAMBDA {
         even_and_odd<R>(x + r * stride + j, even, odd);
+        ask_for<2 * kSixteen * sizeof *x>(x + r * stride + j, kAheadOfEight);
         if constexpr (WithRows) pairs[r] = combine_all<R>(pairs[r], combine_all<R>(even, odd));
       };
       Sixteen even[2], odd[2];
@@ -86,6 +89,7 @@ NIWAKI_INLINE void four_rows(
   for (; j < count; j += kSixteen) {
     const auto next = [&](auto r) NIWAKI_LAMBDA -> Sixteen {
       const auto* from = x + r * stride + j;
+      ask_for<kSixteen * sizeof *x>(from, kAheadOfEight);
       const Sixteen term = __builtin_expect(count - j < kSixteen, 0) ? some_terms<E, R>(from, count - j, end) : terms<E, R>(from);
       if constexpr (WithRows) chain<R>(chains[r], halved<R>(term));
       return term;

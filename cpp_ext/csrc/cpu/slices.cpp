@@ -38,8 +38,13 @@ class Indices {
         rising = rising && (i == 0 || value > keep.values[i - 1]);
       }
       if (rising) {
-        found->second.resize(keep.size / 16 * 2 + 2);
-        for (int64_t i = 0; i < keep.count; ++i) found->second[keep.values[i] / 8] |= 1 << (keep.values[i] & 7);
+        found->second.resize(keep.size / 8 + 2);
+        for (int64_t i = 0; i < keep.count;) {
+          const int64_t byte = keep.values[i] / 8;
+          int bits = 0;
+          for (; i < keep.count && keep.values[i] / 8 == byte; ++i) bits |= 1 << (keep.values[i] & 7);
+          found->second[byte] = static_cast<uint8_t>(bits);
+        }
       }
     }
     return found->second.empty() ? nullptr : &found->second;
