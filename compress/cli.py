@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -252,6 +253,11 @@ def main() -> NoReturn:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except SystemExit as error:
+        # Typer ends so, with the code of a gate that failed, where nobody reads on (`| head`).
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        code = 128 + signal.SIGPIPE
     except ElsewhereError as error:
         code = error.exit_code
         _outlast()

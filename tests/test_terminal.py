@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -74,6 +75,17 @@ def test_what_a_launcher_left_behind_does_not_hide_an_error(name, said, monkeypa
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert niwaki(monkeypatch, "gate", tmp_path / "none", "--baseline", tmp_path / "none") == 2
     assert "Cannot read the record" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_failed_gate(tmp_path):
+    record = {"name": "a", "model": "a", "runtime": "r", "precision": "fp32", "batch": 1, "status": "measured"}
+    bench = {"name": "b", "records": [record | {"median_ms": 1.0, "repeats": 3}]}
+    (tmp_path / "b.json").write_text(json.dumps(bench))
+    command = [sys.executable, "-c", "from compress.cli import main; main()", "gate", "b.json", "--baseline", "b.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
