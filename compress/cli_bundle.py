@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,13 +33,13 @@ def predict(
 
     asked = {"runtime": runtime, "precision": precision, "trusted_key": trusted_key}
     with deploy.load(bundle, threads=threads, **asked) as engine:  # type: ignore[arg-type]
-        found = engine.predict(images)
+        found, classes = engine.predict(images), engine.classes
     if as_json:
         # A mask is an array: rows of class indices.
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
         return
     for item in found:
-        print(plain(f"{item['file']}: {_found(item)}"))
+        print(plain(f"{item['file']}: {_found(item, classes)}"))
 
 
 def build(
@@ -115,7 +116,7 @@ def describe(bundle: Path) -> dict[str, Any]:
         }
 
 
-def _found(item: dict[str, Any]) -> str:
+def _found(item: dict[str, Any], classes: Sequence[str]) -> str:
     """One image's prediction in a line."""
     if "boxes" in item:
         rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
@@ -124,7 +125,8 @@ def _found(item: dict[str, Any]) -> str:
         import numpy as np
 
         indices, counts = np.unique(item["mask"], return_counts=True)
+        names = [classes[i] if i < len(classes) else "unseen" for i in indices]
         return ", ".join(
-            f"class {i} on {100 * c / item['mask'].size:.1f} %" for i, c in zip(indices, counts, strict=True)
+            f"{name} on {100 * c / item['mask'].size:.1f} %" for name, c in zip(names, counts, strict=True)
         )
     return f"{item['class']} ({100 * item['probability']:.1f} %)"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from deploy.boxes import best, centred, clipped, moved, sigmoid, softmax
 
 _Side = Annotated[int, Field(ge=1, le=4096)]
-_Positive = Annotated[float, Field(gt=0, le=1e6)]
+_Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 Grid = tuple[_Side, _Side]
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 Factors = tuple[_Positive, _Positive, _Positive, _Positive]
