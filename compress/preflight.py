@@ -12,7 +12,7 @@ import numpy as np
 
 from compress import data, distill, prune, stages
 from compress.errors import PlanError, RecipeError
-from compress.recipe import Recipe
+from compress.recipe import Recipe, load_recipe
 from compress.train import TASKS
 from compress.transfer import fresh, started
 
@@ -29,15 +29,23 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(
             f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
         )
-    if (out / "recipe.yaml").read_bytes() != recipe.to_yaml().encode() and not stopped_early(recipe, out):
+    if stored(out) != recipe.to_yaml() and not stopped_early(recipe, out):
         raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
     return True
+
+
+def stored(out: Path) -> str | None:
+    """The recipe of the run in `out`, its keys and defaults those of this version; None when it is no recipe."""
+    try:
+        return load_recipe(out / "recipe.yaml").to_yaml()
+    except RecipeError:
+        return None
 
 
 def stopped_early(recipe: Recipe, out: Path) -> bool:
     """Whether `out` holds the run of `recipe` but for its deploy, which was null."""
     without = recipe.model_copy(update={"deploy": None})
-    return recipe.deploy is not None and (out / "recipe.yaml").read_bytes() == without.to_yaml().encode()
+    return recipe.deploy is not None and stored(out) == without.to_yaml()
 
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:

@@ -1,6 +1,7 @@
 """A run that stops after distilling, and one that goes on from there to engines."""
 
 import json
+import shutil
 from io import StringIO
 
 import pytest
@@ -66,6 +67,19 @@ def test_nothing_but_the_deploy_may_change(stopped):
     assert going_on(load_recipe(held, ["deploy={rounds: 7}"]), out, True)
     with pytest.raises(RecipeError, match="'deploy' is a value"):
         load_recipe(held, rest)
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on(stopped, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(stopped[0] / "out", out)
+    text = (out / "recipe.yaml").read_text()
+    (out / "recipe.yaml").write_text(text.replace("tensorboard: false\n", ""))
+    assert (out / "recipe.yaml").read_text() != text
+    assert going_on(load_recipe(stopped[0] / "out/recipe.yaml"), out, True)
+    for damaged in (text.replace("seed: 0", "seed: 1"), text[: len(text) // 2], "", "[1"):
+        (out / "recipe.yaml").write_text(damaged)
+        with pytest.raises(RecipeError, match="another recipe"):
+            going_on(load_recipe(stopped[0] / "out/recipe.yaml"), out, True)
 
 
 def test_it_goes_on_to_engines_with_the_same_student(stopped):
