@@ -57,6 +57,7 @@ def run_command(
     """Do everything that a recipe asks for: teacher, student, engines, records, report, bundle."""
     _need_torch("run", ("torch", "yaml", "lightning", "nncf"))
     _importable_from_here()
+    _check_launcher()
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if devices > 1:
@@ -270,6 +271,16 @@ def main() -> NoReturn:
     if code == INTERRUPTED and _launched("RANK", 0) == 0:
         _say("stopped; the same command with --resume goes on where it was.")
     sys.exit(code or 0)
+
+
+def _check_launcher() -> None:
+    """Refuses what no launcher can have left where Lightning and we look for a process's number."""
+    from deploy.errors import DeployError
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        said = os.environ.get(name, "0")
+        if not said.isdecimal():
+            raise DeployError(f"The environment says {name}={said[:80]!r}, which is no number; unset {name}.")
 
 
 def _launched(name: str, otherwise: int) -> int:

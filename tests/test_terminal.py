@@ -79,6 +79,14 @@ def test_what_a_launcher_left_behind_does_not_hide_an_error(name, said, monkeypa
     assert "Cannot read the record" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("said", ["", "x", "-1"])
+def test_a_run_refuses_a_number_that_no_launcher_leaves(said, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("RANK", said)
+    assert niwaki(monkeypatch, "run", tmp_path / "none.yaml") == 2
+    assert capsys.readouterr().err == f"niwaki: The environment says RANK={said!r}, which is no number; unset RANK.\n"
+
+
 def test_a_reader_that_goes_away_is_no_failed_gate(tmp_path):
     record = {"name": "a", "model": "a", "runtime": "r", "precision": "fp32", "batch": 1, "status": "measured"}
     bench = {"name": "b", "records": [record | {"median_ms": 1.0, "repeats": 3}]}
