@@ -6,6 +6,7 @@ docs/engines.md has what was measured.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -32,19 +33,15 @@ def shifted(data: bytes) -> bytes | None:
         A file of the same length that computes the same, or None where there is nothing to change; so too for bytes
         that are no ONNX file, for ONNX Runtime says better what is wrong with them.
     """
-    if b"DequantizeLinear" not in data:
-        return None
     changed = bytearray(data)
-    try:
-        graph = graph_of(changed)
-    except (ValueError, IndexError, TypeError):
+    if (graph := _quantised(changed)) is None:
         return None
     reads = Counter(name for node in graph.nodes for name in node.inputs)
     found: list[np.ndarray] = []
     for _, _, weights, restored in _convolutions(graph):
         name, zero_name = restored.inputs[0], restored.inputs[2]
         # What somebody else reads as well has to stay.
-        if int(np.prod(weights.shape[1:])) >= PRODUCTS and reads[name] == reads[zero_name] == 1:
+        if math.prod(weights.shape[1:]) >= PRODUCTS and reads[name] == reads[zero_name] == 1:
             pair = weights.int8(), graph.tensors[zero_name].int8()
             if all(array.size for array in pair) and pair[0].min() > -128 and not pair[1].any():
                 found += pair
@@ -62,17 +59,18 @@ def on_blocks(data: bytes) -> bytes | None:
     Returns:
         A file that computes the same, or None where there is nothing to change; so too for bytes that are no ONNX file.
     """
-    if b"DequantizeLinear" not in data:
-        return None
-    try:
-        graph = graph_of(data)
-    except (ValueError, IndexError, TypeError):
+    if (graph := _quantised(data)) is None:
         return None
     maker = {name: node for node in graph.nodes for name in node.outputs}
     for place, conv, weights, restored in _convolutions(graph):
         image = maker.get(conv.inputs[0], Node())
-        quantised = maker.get(image.inputs[0], Node()) if image.kind == "DequantizeLinear" else Node()
-        if quantised.kind != "QuantizeLinear" or not (size := graph.inputs.get(quantised.inputs[0])):
+        restores = image.kind == "DequantizeLinear" and image.inputs
+        quantised = maker.get(image.inputs[0], Node()) if restores else Node()
+        if (
+            quantised.kind != "QuantizeLinear"
+            or not quantised.inputs
+            or not (size := graph.inputs.get(quantised.inputs[0]))
+        ):
             continue
         kernel, pads = weights.shape[2:], conv.numbers.get("pads", [0])
         plain = conv.numbers.get("strides") == [2, 2] and set(conv.numbers.get("dilations", [1])) == {1}
@@ -102,12 +100,22 @@ def on_blocks(data: bytes) -> bytes | None:
     return None
 
 
+def _quantised(data: bytes | bytearray) -> Graph | None:
+    """The graph of a quantised ONNX file; None for other files and for bytes that are none."""
+    if b"DequantizeLinear" not in data:
+        return None
+    try:
+        return graph_of(data)
+    except (ValueError, IndexError, TypeError):
+        return None
+
+
 def _convolutions(graph: Graph) -> list[tuple[int, Node, Tensor, Node]]:
     """Convolutions of one group on restored constants: the place, the node, its weights and what restores them."""
     maker = {name: node for node in graph.nodes for name in node.outputs}
     found = []
     for place, node in enumerate(graph.nodes):
-        if node.kind != "Conv" or node.numbers.get("group", [1]) != [1] or len(node.inputs) < 2:
+        if node.kind != "Conv" or node.numbers.get("group", [1]) != [1] or len(node.inputs) < 2 or not node.outputs:
             continue
         restored = maker.get(node.inputs[1], Node())
         if restored.kind == "DequantizeLinear" and len(restored.inputs) == 3:

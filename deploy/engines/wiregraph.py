@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from deploy.onnxwire import fields, varints
+from deploy.onnxwire import fields, text, varints
 
 INT8 = 3  # of onnx.TensorProto
 _INT, _INTS = 2, 7  # of onnx.AttributeProto
@@ -23,9 +24,9 @@ class Tensor:
     raw: memoryview | None = None
 
     def int8(self) -> np.ndarray:
-        """The values, flat; none where they are not int8 or not stored raw."""
-        raw = self.raw if self.kind == INT8 and self.raw is not None else bytearray()
-        return np.frombuffer(raw, np.int8)
+        """The values, flat; none where they are not int8, not stored raw or not as many as the shape says."""
+        raw = self.raw if self.kind == INT8 and isinstance(self.raw, memoryview) else bytearray()
+        return np.frombuffer(raw if len(raw) == math.prod(self.shape) else bytearray(), np.int8)
 
 
 @dataclass
@@ -130,9 +131,9 @@ def _node(data: memoryview) -> Node:
     node = Node()
     for number, value in fields(data):
         if number in (1, 2):
-            (node.inputs if number == 1 else node.outputs).append(_text(value))
+            (node.inputs if number == 1 else node.outputs).append(text(value))
         elif number == 4:
-            node.kind = _text(value)
+            node.kind = text(value)
         elif number == 5:
             _attribute(value, node)
     return node
@@ -142,15 +143,15 @@ def _attribute(data: memoryview, node: Node) -> None:
     name, numbers, word = "", [], None
     for number, value in fields(data):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number in (3, 8):  # one, or a list, packed or not
             numbers += [value] if isinstance(value, int) else varints(value)
         elif number == 4:
-            word = bytes(value).decode(errors="replace")
+            word = value
     if numbers:
         node.numbers[name] = numbers
-    if word is not None:
-        node.words[name] = word
+    if isinstance(word, memoryview):  # of a number bytes() would make as many zeros
+        node.words[name] = bytes(word).decode(errors="replace")
 
 
 def _tensor(data: memoryview, tensors: dict[str, Tensor]) -> None:
@@ -161,7 +162,7 @@ def _tensor(data: memoryview, tensors: dict[str, Tensor]) -> None:
         elif number == 2:
             tensor.kind = int(value)
         elif number == 8:
-            name = _text(value)
+            name = text(value)
         elif number == 9:
             tensor.raw = value
     tensors[name] = tensor
@@ -172,14 +173,10 @@ def _input(data: memoryview, inputs: dict[str, list[int]]) -> None:
     name, kinds = "", []
     for number, value in fields(data):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2:
             kinds.append(value)
     for want in (1, 2):
         kinds = [value for kind in kinds for number, value in fields(kind) if number == want]
     dims = [value for shape in kinds for number, value in fields(shape) if number == 1]
     inputs[name] = [next((int(value) for number, value in fields(dim) if number == 1), 0) for dim in dims]
-
-
-def _text(value: Any) -> str:
-    return bytes(value).decode()

@@ -1,5 +1,7 @@
 """Weights moved by one on their way into ONNX Runtime: the same answers, and only where it pays and is allowed."""
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -190,3 +192,27 @@ def test_the_processor_is_asked(tmp_path, flags, here):
     told.write_text(flags)
     assert has_amx(told) is here
     assert not has_amx(tmp_path / "none")
+
+
+@pytest.mark.parametrize("data", [stem(3), quantised()], ids=["stem", "long"])
+def test_a_damaged_file_is_left_to_onnx_runtime_or_changed_never_an_error(data):
+    rng = np.random.default_rng(0)
+    names = [at for at in range(len(data) - 3) if data[at : at + 4].isalpha() or data[at : at + 2].isalpha()]
+    for at in (*rng.choice(len(data), 200), *rng.choice(names, 300)):
+        damaged = bytearray(data)
+        damaged[at - rng.integers(0, 4)] = rng.integers(0, 256)
+        for change in (shifted, on_blocks):
+            assert change(bytes(damaged)) is None or isinstance(change(bytes(damaged)), bytes)
+
+
+def test_a_number_in_place_of_a_text_takes_no_memory():
+    data = stem(3)
+    said = b"\x12\x02xd"  # field 2, two bytes: the output "xd"
+    assert said in data
+    number = data.replace(said, b"\x10\xff\xff\x7f")  # field 2 as the number 2,097,151
+    tracemalloc.start()
+    try:
+        assert shifted(number) is None and on_blocks(number) is None
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
