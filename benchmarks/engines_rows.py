@@ -58,7 +58,7 @@ NETWORKS = {
 
 def images(side: int, count: int, seed: int) -> np.ndarray:
     """Preprocessed float32 (count, 3, side, side): photographs where `NIWAKI_DATA` has them, else smooth noise."""
-    from deploy.preprocess import Preprocessing, load
+    from deploy.processing.preprocess import Preprocessing, load
 
     folder = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "hymenoptera"
     files = sorted(folder.rglob("*.jpg"))
@@ -77,8 +77,9 @@ def build(network: Network, cut: str, sample: np.ndarray) -> tuple[Any, dict[str
     import torch
     from torch import nn
 
-    from compress import prune, zoo
-    from compress.detection import raw_heads
+    from compress import prune
+    from compress.models import torchvision
+    from compress.models.detection import raw_heads
 
     torch.manual_seed(0)
     weights = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "mobilenet_v2_imagenet" / "mobilenet_v2_imagenet.pth"
@@ -86,12 +87,12 @@ def build(network: Network, cut: str, sample: np.ndarray) -> tuple[Any, dict[str
     sized = {"image_size": network.side} if network.sized else {}
     example = torch.from_numpy(sample)
     if network.factory == "mobilenet_v2" and weights.is_file():
-        model = zoo.maker(network.factory)()
+        model = torchvision.maker(network.factory)()
         model.load_state_dict(torch.load(weights, weights_only=True))
         about["weights"] = "ImageNet"
     else:
         classes = {"classification": 10, "segmentation": 5, "detection": 4}[network.task]
-        model = zoo.maker(network.factory)(num_classes=classes, **sized)
+        model = torchvision.maker(network.factory)(num_classes=classes, **sized)
         for name, module in model.named_modules():
             # Heads start near or at zero, where every error hides; detectors' would propose nothing.
             if isinstance(module, nn.Linear | nn.Conv2d) and any(part in name for part in _HEADS):
@@ -114,7 +115,7 @@ def _settle(model: Any, example: Any) -> None:
     import torch
     from torch import nn
 
-    from compress.detection import raw_heads
+    from compress.models.detection import raw_heads
 
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
@@ -136,7 +137,7 @@ def raw_twin(module: Any, side: int) -> Any:
     """A two-stage detector's raw outputs at fixed regions, whose errors can be told: proposals jump, these do not.
 
     Args:
-        module: what ``deploy.rcnn.rcnn_heads`` gives.
+        module: what ``deploy.exporting.rcnn.rcnn_heads`` gives.
         side: of the images, in pixels.
     """
     from copy import deepcopy
@@ -174,10 +175,10 @@ def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None =
     """
     import torch
 
-    from deploy.engines.tensorrt import engine_from_onnx
-    from deploy.export import export_onnx
-    from deploy.lowering import lowered
-    from deploy.precision import fp16_from_fp32
+    from deploy.engines.tensorrt.building import engine_from_onnx
+    from deploy.exporting.lowering import lowered
+    from deploy.exporting.torch_to_onnx import export_onnx
+    from deploy.quantization.half import fp16_from_fp32
 
     network = NETWORKS[name] if side is None else replace(NETWORKS[name], side=side)
     sample, unseen = images(network.side, 16, 0), torch.from_numpy(images(network.side, 8, 1))
@@ -222,8 +223,8 @@ def _int8(
 ) -> dict[str, Any]:
     """The fastest int8 file that is right to 20 dB: by kinds left in fp32, else by single layers."""
     from deploy.errors import DeployError
-    from deploy.int8 import fastest_int8
-    from deploy.quantize import int8_from_fp32, int8_with_accuracy_control
+    from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control
+    from deploy.quantization.search import fastest_int8
 
     calibration, path = list(sample), fp32.with_name("int8.onnx")
     choice = fastest_int8(fp32, path, calibration, rounds=ROUNDS)
@@ -282,7 +283,7 @@ def _ship(found: dict[str, Any]) -> str:
 
 def _parity(module: Any, path: Path, runtime: str, unseen: Any) -> tuple[float, float]:
     from deploy.engines import load_engine
-    from deploy.export import parity
+    from deploy.exporting.torch_to_onnx import parity
 
     with load_engine(path, runtime=runtime) as engine:
         rows = parity(module, engine, unseen, BATCHES)
@@ -290,13 +291,13 @@ def _parity(module: Any, path: Path, runtime: str, unseen: Any) -> tuple[float, 
 
 
 def _snr(module: Any, engine: Any, unseen: Any) -> float:
-    from deploy.export import parity
+    from deploy.exporting.torch_to_onnx import parity
 
     return min(r["snr_db"] for r in parity(module, engine, unseen, (5,)))
 
 
 def _ratio(fp32: Path, int8: Path, runtime: str, unseen: Any) -> float:
-    from deploy.bench import benchmark
+    from deploy.bench.timing import benchmark
     from deploy.engines import load_engine
 
     with load_engine(fp32, runtime=runtime) as one, load_engine(int8, runtime=runtime) as other:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines_rows import images
-from deploy.bench import benchmark, machine_info, versions_info
+from deploy.bench.timing import benchmark, machine_info, versions_info
 from deploy.engines import load_engine
-from deploy.quantize import KINDS, int8_from_fp32, operators
+from deploy.quantization.int8 import KINDS, int8_from_fp32, operators
 
 SIDE = 224
 CUTS = {"dense": 1.0, "pruned": 0.5}
@@ -44,7 +44,7 @@ def make(network: str, folder: Path, keep: Sequence[str], round_to: int) -> dict
 
 def operators_in(path: Path, kind: str) -> bool:
     """Whether the file has operators of that kind."""
-    from deploy.onnxfile import read
+    from deploy.onnx.file import read
 
     return bool(operators(read(path), kind))
 
@@ -52,11 +52,12 @@ def operators_in(path: Path, kind: str) -> bool:
 def _export(network: str, share: float, round_to: int, path: Path) -> None:
     import torch
 
-    from compress import prune, zoo
-    from deploy.export import export_onnx
+    from compress import prune
+    from compress.models import torchvision
+    from deploy.exporting.torch_to_onnx import export_onnx
 
     torch.manual_seed(0)
-    model = zoo.maker(network)().eval()
+    model = torchvision.maker(network)().eval()
     example = torch.from_numpy(images(SIDE, 2, 1))
     if share < 1:
         trace = prune.trace(model, example[:1])

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import cpp_ext
-from compress import models, prune
-from deploy.records import machine_info
+from compress import prune
+from compress.models import factory
+from deploy.bench.records import machine_info
 
 LIMIT = 3.0
 SCORE, SLICE = "niwaki::multi_filter_norm", "niwaki::multi_channel_slice"
@@ -124,7 +125,7 @@ def main(line: list[str] | None = None) -> int:
     asked = parser.parse_args(line)
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    model = models.build(f"torchvision:{asked.model}", {}, 1000).eval()
+    model = factory.build(f"torchvision:{asked.model}", {}, 1000).eval()
     plan = checked(model, torch.randn(1, 3, 64, 64))
     example = torch.randn(1, 3, 224, 224)
     floor = floors(model, plan)

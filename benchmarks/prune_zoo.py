@@ -99,11 +99,11 @@ def unfilled() -> Iterator[None]:
 
 def unmade(name: str, classes: int, **more: Any) -> Any:
     """A network of torchvision in eval mode whose parameters are on the meta device."""
-    from compress import models, zoo
+    from compress.models import factory, torchvision
 
     # Some detectors run a pass while they are made, which takes parameters and buffers on one device.
-    with models.on_meta() if zoo.names()[name] == "detection" else unfilled():
-        return models.build(f"torchvision:{name}", settings(name) | more, classes).eval()
+    with factory.on_meta() if torchvision.names()[name] == "detection" else unfilled():
+        return factory.build(f"torchvision:{name}", settings(name) | more, classes).eval()
 
 
 def outputs(trace: Any) -> set[str]:
@@ -122,10 +122,11 @@ def body_kept(trace: Any, dense: Any, cut: Any) -> float:
 def measure(name: str) -> Row:
     import torch
 
-    from compress import prune, zoo
-    from compress.detection import example_input, raw_heads
+    from compress import prune
+    from compress.models import torchvision
+    from compress.models.detection import example_input, raw_heads
 
-    task = zoo.names()[name]
+    task = torchvision.names()[name]
     model = unmade(name, CLASSES[task])
     # Two images: in training a BatchNorm on a map of one pixel takes no single one.
     example = example_input(model, 299 if name == "inception_v3" else None, batch=2)
@@ -151,17 +152,17 @@ def measure(name: str) -> Row:
 
 def tried(name: str) -> Row:
     """`measure`, or a row that says what went wrong."""
-    from compress import zoo
+    from compress.models import torchvision
 
     try:
         return measure(name)
     except Exception as error:  # noqa: BLE001  (whatever goes wrong is what there is to say of this network)
         said = (str(error).strip().splitlines() or [""])[0][:160]
-        return Row(name, zoo.names()[name], why=f"{type(error).__name__}: {said}")
+        return Row(name, torchvision.names()[name], why=f"{type(error).__name__}: {said}")
 
 
 def report(rows: list[Row]) -> dict[str, Any]:
-    from deploy.records import machine_info
+    from deploy.bench.records import machine_info
 
     return {
         "format": "niwaki-zoo-1",
@@ -261,9 +262,9 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
 
 def main(line: list[str] | None = None) -> int:
     asked = arguments(line)
-    from compress import zoo
+    from compress.models import torchvision
 
-    known = sorted(zoo.names())
+    known = sorted(torchvision.names())
     names = sorted(asked.models.split(",")) if asked.models else known
     if unknown := [name for name in names if name not in known]:
         print(f"torchvision has no network '{unknown[0]}'; it has for example {', '.join(known[:3])}.", file=sys.stderr)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import deploy
+from deploy.bench.records import Bench
 from deploy.engines import Engine, load_engine
-from deploy.records import Bench
 
 BASELINES = Path(__file__).parent / "baselines"
 FILES = {

@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.tables import cells, markdown, table
-from deploy.records import machine_info
+from deploy.bench.records import machine_info
 
 CLASSES = 1000
 LIMIT = 1e-4  # relative difference of cut and masked in float32
@@ -160,10 +160,10 @@ def _dense(name: str) -> tuple[Any, Any]:
     import torch
     from torch import nn
 
-    from compress import models
+    from compress.models import factory
 
     torch.manual_seed(0)
-    dense = models.build(f"torchvision:{name}", {}, CLASSES).eval()
+    dense = factory.build(f"torchvision:{name}", {}, CLASSES).eval()
     with torch.no_grad():
         for parameter in dense.parameters():
             # Biases, heads and layer scales.

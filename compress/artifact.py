@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress import models
-from compress.detection import take_prepared
 from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
+from compress.models import factory as models
+from compress.models.detection import take_prepared
+from compress.models.torchvision import Task
 from compress.prune.planning import Plan, architecture_hash
 from compress.prune.surgery import apply
-from compress.zoo import Task
 
 WEIGHTS = "model.safetensors"
 _LARGEST_SIDE = 8192

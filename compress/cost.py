@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.detection import raw_heads
+from compress.models.detection import raw_heads
 
 
 def _convolution_backward(

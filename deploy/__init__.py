@@ -10,25 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploy.bench import Record, benchmark
-    from deploy.building import build_engine
-    from deploy.bundle import Bundle, load
+    from deploy.bench.gate import gate
+    from deploy.bench.timing import Record, benchmark
+    from deploy.bundle.building import build_engine
+    from deploy.bundle.bundle import Bundle, load
+    from deploy.bundle.signing import sign, verify
     from deploy.engines.base import Engine
-    from deploy.gating import gate
-    from deploy.signing import sign, verify
 
 __all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "load", "sign", "verify"]
 
 _HOME = {
-    "Bundle": "deploy.bundle",
+    "Bundle": "deploy.bundle.bundle",
     "Engine": "deploy.engines.base",
-    "Record": "deploy.bench",
-    "benchmark": "deploy.bench",
-    "build_engine": "deploy.building",
-    "gate": "deploy.gating",
-    "load": "deploy.bundle",
-    "sign": "deploy.signing",
-    "verify": "deploy.signing",
+    "Record": "deploy.bench.timing",
+    "benchmark": "deploy.bench.timing",
+    "build_engine": "deploy.bundle.building",
+    "gate": "deploy.bench.gate",
+    "load": "deploy.bundle.bundle",
+    "sign": "deploy.bundle.signing",
+    "verify": "deploy.bundle.signing",
 }
 
 

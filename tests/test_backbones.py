@@ -6,9 +6,11 @@ import torchvision
 from torch import nn
 
 import compress
-from compress import artifact, cost, models, prune
-from compress.detection import raw_heads
+from compress import artifact, cost, prune
 from compress.errors import ModelError
+from compress.models import factory
+from compress.models.detection import raw_heads
+from compress.models.weights import load_backbone
 
 SSDLITE = {"size": [64, 96], "scales": [0.1, 0.2, 0.4, 0.8], "finest": 8}
 FACTORIES = {
@@ -21,7 +23,7 @@ FACTORIES = {
 def made(name, classes=4):
     """The network with drawn weights and statistics, in eval mode."""
     torch.manual_seed(0)
-    model = models.build(f"compress.backbones:{name}", FACTORIES[name], classes).eval()
+    model = factory.build(f"niwaki:{name}", FACTORIES[name], classes).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
@@ -53,7 +55,7 @@ def test_half_the_macs_go_exactly_and_the_artifact_is_the_network(name, tmp_path
     small = prune.apply(model, plan).eval()
     assert cost.macs(small, images) <= 0.5 * cost.macs(model, images)
     about = artifact.Description(
-        factory=f"compress.backbones:{name}",
+        factory=f"niwaki:{name}",
         arguments=FACTORIES[name],
         task="detection" if raw_heads(model) else "segmentation",
         classes=tuple("abcd"),
@@ -82,7 +84,7 @@ def test_a_classifiers_weights_go_into_the_backbone(name):
     classifier = torchvision.models.mobilenet_v2(weights=None)
     model = made(name)
     heads = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("backbone.features")}
-    models.load_backbone(model, classifier.state_dict(), "the file")
+    load_backbone(model, classifier.state_dict(), "the file")
     own = model.state_dict()
     shared = [n for n in classifier.state_dict() if f"backbone.{n}" in own and "num_batches" not in n]
     assert len(shared) > 250
@@ -92,7 +94,7 @@ def test_a_classifiers_weights_go_into_the_backbone(name):
 
 def test_its_own_weights_load_for_another_number_of_classes():
     source, model = made("mobilenet_v2_lraspp"), made("mobilenet_v2_lraspp", classes=7)
-    models.load_backbone(model, source.state_dict(), "the file")
+    load_backbone(model, source.state_dict(), "the file")
     own = model.state_dict()
     for name, tensor in source.state_dict().items():
         if own[name].shape == tensor.shape and "num_batches" not in name:
@@ -101,7 +103,7 @@ def test_its_own_weights_load_for_another_number_of_classes():
 
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ModelError, match="fit neither LRASPP nor its backbone"):
-        models.load_backbone(made("mobilenet_v2_lraspp"), torchvision.models.resnet18().state_dict(), "the file")
+        load_backbone(made("mobilenet_v2_lraspp"), torchvision.models.resnet18().state_dict(), "the file")
 
 
 @pytest.mark.parametrize(
@@ -110,4 +112,4 @@ def test_weights_of_another_network_are_refused():
 )
 def test_what_cannot_be_is_refused(arguments, said):
     with pytest.raises(ModelError, match=said):
-        models.build("compress.backbones:mobilenet_v2_ssdlite", SSDLITE | arguments, 4)
+        factory.build("niwaki:mobilenet_v2_ssdlite", SSDLITE | arguments, 4)

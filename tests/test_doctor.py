@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from compress import doctor
+from compress.cli import doctor
 
 
 @pytest.fixture(scope="module")
@@ -139,5 +139,5 @@ def test_a_requirement_knows_the_machines_it_is_for(monkeypatch):
 
 
 def test_asking_the_doctor_loads_no_torch():
-    code = "import sys; from compress import doctor; assert 'torch' not in sys.modules and doctor.diagnose"
+    code = "import sys; from compress.cli import doctor; assert 'torch' not in sys.modules and doctor.diagnose"
     subprocess.run([sys.executable, "-c", code], check=True)

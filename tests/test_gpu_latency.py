@@ -69,7 +69,7 @@ def test_every_contender_has_its_rows_or_its_reason(two):
 
 def test_the_int8_file_is_made_once_and_signed_for_tensorrt(two, tmp_path):
     pytest.importorskip("nncf", reason="NNCF is not installed")
-    from deploy.onnxwire import check_tensorrt_qdq
+    from deploy.onnx.wire import check_tensorrt_qdq
 
     path = contenders._file(two[0], "int8", tmp_path, signed=True)
     check_tensorrt_qdq(path)

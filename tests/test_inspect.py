@@ -11,11 +11,13 @@ from rich.console import Console
 from torch import nn
 
 import compress
-from compress import cli, models, prune
+from compress import prune
 from compress.artifact import Description
+from compress.cli import app
+from compress.cli.inspection import render
 from compress.errors import ModelError
-from compress.inspect import Inspection, inspect_model, subject
-from compress.outline import render
+from compress.models.cifar_resnet import cifar_resnet
+from compress.prune.inspection import Inspection, inspect_model, subject
 
 NETS = """
 import sys
@@ -227,7 +229,7 @@ def niwaki(tmp_path, monkeypatch, capsys):
             patch.setattr(sys, "dont_write_bytecode", True)
             sys.modules.pop("nets", None)
             with pytest.raises(SystemExit) as ended:
-                cli.main()
+                app.main()
             sys.modules.pop("nets", None)
         out, err = capsys.readouterr()
         return ended.value.code, out, err
@@ -308,12 +310,12 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     arguments = {"depth": 8, "width": 8, "in_channels": 1}
     about = Description(
-        factory="compress.models:cifar_resnet",
+        factory="niwaki:cifar_resnet",
         arguments=arguments,
         classes=tuple("abcd"),
         preprocessing={"size": [16, 24], "mode": "L"},
     )
-    dense = models.cifar_resnet(**arguments, num_classes=4)
+    dense = cifar_resnet(**arguments, num_classes=4)
     trace = prune.trace(dense, torch.rand(2, 1, 16, 24))
     plan = prune.plan(trace, prune.score(trace, dense), ratio=0.5, scope="group")
     compress.save(dense, folder / "teacher", about)

@@ -9,10 +9,11 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import compress
-from compress import models, zoo
 from compress.artifact import Description
-from compress.detection import example_input, raw_heads
 from compress.errors import ModelError
+from compress.models import factory as models
+from compress.models import torchvision as zoo
+from compress.models.detection import example_input, raw_heads
 
 SAMPLE = (
     "resnet18",

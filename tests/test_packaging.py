@@ -121,8 +121,8 @@ def tiny_bundle(folder: Path) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from deploy.manifest import write_bundle
-    from deploy.preprocess import Preprocessing
+    from deploy.bundle.manifest import write_bundle
+    from deploy.processing.preprocess import Preprocessing
 
     weight = numpy_helper.from_array(np.array([[-8.0, 0.0, 8.0]], np.float32), "weight")
     bias = numpy_helper.from_array(np.array([4.0, 2.0, -4.0], np.float32), "bias")

@@ -10,7 +10,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from compress import cli
+from compress.cli import app
 from compress.terminal import Terminal, plain
 
 HOSTILE = "a\x1b[31m\r\n\x9b2J\u202eb\udcffc\u00e9"
@@ -40,7 +40,7 @@ def test_a_terminal_keeps_its_own_colours_and_shows_the_rest():
 def niwaki(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     return ended.value.code
 
 
@@ -91,7 +91,15 @@ def test_a_reader_that_goes_away_is_no_failed_gate(tmp_path):
     record = {"name": "a", "model": "a", "runtime": "r", "precision": "fp32", "batch": 1, "status": "measured"}
     bench = {"name": "b", "records": [record | {"median_ms": 1.0, "repeats": 3}]}
     (tmp_path / "b.json").write_text(json.dumps(bench))
-    command = [sys.executable, "-c", "from compress.cli import main; main()", "gate", "b.json", "--baseline", "b.json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from compress.cli.app import main; main()",
+        "gate",
+        "b.json",
+        "--baseline",
+        "b.json",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as running:
         running.stdout.close()
         assert running.stderr.read() == b""
@@ -99,6 +107,14 @@ def test_a_reader_that_goes_away_is_no_failed_gate(tmp_path):
 
 
 def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
-    command = [sys.executable, "-c", "from compress.cli import main; main()", "gate", tmp_path / "é", "--baseline", "x"]
+    command = [
+        sys.executable,
+        "-c",
+        "from compress.cli.app import main; main()",
+        "gate",
+        tmp_path / "é",
+        "--baseline",
+        "x",
+    ]
     done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii", "LANG": "C"}, check=False)
     assert done.returncode == 2 and rb"\xe9" in done.stderr

@@ -114,9 +114,9 @@ def graphed(call):
 def _file(network, precision, folder, signed):
     """The ONNX file of `network` in `precision`, made at its first use."""
     from deploy.errors import DeployError
-    from deploy.export import export_onnx
-    from deploy.precision import fp16_from_fp32
-    from deploy.quantize import int8_from_fp32, signed_from_unsigned
+    from deploy.exporting.torch_to_onnx import export_onnx
+    from deploy.quantization.half import fp16_from_fp32
+    from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 
     stem = f"{network.architecture}-{network.variant}"
     fp32, path = folder / f"{stem}.fp32.onnx", folder / f"{stem}.{precision}.onnx"
@@ -173,7 +173,7 @@ def _tensorrt(path, runtime, folder, device, batches):
     if device.type != "cuda":
         raise Skip(f"{runtime} needs a GPU, not {device}")
     try:
-        from deploy.engines.tensorrt import engine_from_onnx, import_api
+        from deploy.engines.tensorrt.building import engine_from_onnx, import_api
         from deploy.errors import DeployError
     except ImportError as error:
         raise Skip(f"the package {error.name} is not installed, which building an engine needs") from None

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compress.data.augment import check
-from compress.data.coco import coco_boxes
-from compress.data.digits import handwritten_digits, rendered_digits
 from compress.data.files import shared
-from compress.data.folder import image_folder
-from compress.data.function import from_function
+from compress.data.formats.coco import coco_boxes
+from compress.data.formats.digits import handwritten_digits, rendered_digits
+from compress.data.formats.folder import image_folder
+from compress.data.formats.function import from_function
+from compress.data.formats.masks import image_masks
+from compress.data.formats.table import csv_table
+from compress.data.formats.voc import voc_boxes
 from compress.data.images import Boxes, ImageData, ImageReader, Split
-from compress.data.masks import image_masks
-from compress.data.table import csv_table
-from compress.data.voc import voc_boxes
-from compress.recipe_data import (
+from compress.recipe.data import (
     CocoData,
     CsvData,
     DataRecipe,

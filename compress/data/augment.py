@@ -17,7 +17,7 @@ from compress.errors import RecipeError
 
 if TYPE_CHECKING:
     from compress.data.images import Target, TaskName
-    from compress.recipe import TrainRecipe
+    from compress.recipe.schema import TrainRecipe
 
 IGNORED = 255
 """The label of a pixel that belongs to no class, in every mask."""

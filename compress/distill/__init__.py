@@ -1,6 +1,5 @@
 """From a teacher to a student: the losses, each a function, their weighted sum, and the teacher's classifier reused."""
 
-from compress.distill.answers import Projection
 from compress.distill.cache import Cache
 from compress.distill.classifier import (
     class_means,
@@ -9,6 +8,8 @@ from compress.distill.classifier import (
     projection,
     reuse_classifier,
 )
+from compress.distill.feature_hooks import Watch
+from compress.distill.features import Projection
 from compress.distill.losses import (
     anchor_box_loss,
     anchor_class_loss,
@@ -22,9 +23,8 @@ from compress.distill.losses import (
     relation_angle_loss,
     relation_distance_loss,
 )
-from compress.distill.student import Lesson, forward_flops, kept_features, lesson
-from compress.distill.terms import LOSSES, check, reuse, weights
-from compress.distill.watch import Watch
+from compress.distill.registry import LOSSES, check, reuse, weights
+from compress.distill.setup import Lesson, forward_flops, kept_features, lesson
 
 __all__ = [
     "LOSSES",

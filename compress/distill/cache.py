@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from compress.distill.terms import Answers
+from compress.distill.registry import Answers
 from compress.errors import TrainingError
 from compress.files import replacing
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import prune
-from compress.distill.watch import Watch
+from compress.distill.feature_hooks import Watch
 from compress.prune import Plan
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compress.data.images import Split
-from compress.distill.watch import FEATURES, Watch
-from compress.models import classifier_name
+from compress.distill.feature_hooks import FEATURES, Watch
+from compress.models.weights import classifier_name
 
 
 def reuse_classifier(student: nn.Module, teacher: nn.Module, *, freeze: bool = True) -> None:

@@ -15,9 +15,9 @@ import cpp_ext
 from compress.errors import PlanError
 from compress.prune.attention import SUBSTITUTES, substitute, substitute_for
 from compress.prune.attributes import set_size
+from compress.prune.optimizer_state import cut_average, cut_optimizer
 from compress.prune.planning import Plan, architecture_hash, named_tensors
 from compress.prune.probe import clone, uncollected
-from compress.prune.state import cut_average, cut_optimizer
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 AverageT = TypeVar("AverageT", bound=nn.Module | dict[str, Tensor])

@@ -15,15 +15,15 @@ from torch import nn
 from compress.errors import ModelError
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import candidates, set_size
+from compress.prune.dispatch import Found, Watch
+from compress.prune.grouping import Choices, Settled, settle
 from compress.prune.modes import Listener
 from compress.prune.planning import named_tensors
 from compress.prune.probe import clone, stand_ins, uncollected
 from compress.prune.reference import Repeatable
 from compress.prune.rules import tensors
-from compress.prune.settle import Choices, Settled, settle
 from compress.prune.trial import Blame, StoppedError, Trial
 from compress.prune.units import Attribute, Group, Trace
-from compress.prune.watch import Found, Watch
 
 Forward = Callable[..., Any]
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from compress.prune.dispatch import COPIES, Found, Route, Seen, Source, Watch, module_path, numbers
+from compress.prune.grouping import Settled
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
-from compress.prune.settle import Settled
-from compress.prune.watch import COPIES, Found, Route, Seen, Source, Watch, module_path, numbers
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from compress import stages
 from compress.errors import TrainingError
-from compress.ledger import Ledger, StageEntry
-from compress.preflight import alone
-from compress.recipe import Recipe
-from compress.run import lower, measure, pack
-from compress.run.aware import aware
+from compress.recipe.schema import Recipe
+from compress.run.ledger import Ledger, StageEntry
+from compress.run.preflight import alone
 from compress.run.prepare import join, prepare, take_up
+from compress.run.progress import StageView, Ui
+from compress.run.stages import bundle, export, measure, train
+from compress.run.stages.qat import aware
+from compress.run.stages.train import Outcome, StageFunction
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
-from compress.stages import Outcome, StageFunction
+from compress.run.workspace import Workspace
 from compress.train import make_fabric
 from compress.train.fabric import deterministic, is_first
 from compress.train.ranks import leave, once
-from compress.ui import StageView, Ui
-from compress.workspace import Workspace
 
 __all__ = ["run"]
 
@@ -118,7 +117,7 @@ def _agree_on_ledger(work: Workspace) -> None:
 def _outputs(recipe: Recipe) -> dict[str, list[str]]:
     """What each stage leaves that a later one, or the user, needs."""
     return {
-        "pretrain": [stages.PRETRAINED],
+        "pretrain": [train.PRETRAINED],
         "transfer": ["teacher/model.json", "teacher/model.safetensors"],
         "twin": ["checkpoints/twin/model.safetensors"],
         "prune": ["pruned/model.json", "pruned/model.safetensors"],
@@ -146,32 +145,32 @@ def _stages(recipe: Recipe) -> list[tuple[str, str, StageFunction]]:
     """Name, title and function of each stage that the recipe asks for, in order."""
     deploy = recipe.deploy
     found: list[tuple[bool, str, str, Callable[..., Outcome]]] = [
-        (recipe.source is not None, "pretrain", "Pretrain on the source domain", stages.pretrain),
-        (True, "transfer", "Fine-tune on the target: the teacher", stages.transfer),
-        (recipe.twin, "twin", "Train the teacher's twin from scratch", stages.twin),
+        (recipe.source is not None, "pretrain", "Pretrain on the source domain", train.pretrain),
+        (True, "transfer", "Fine-tune on the target: the teacher", train.transfer),
+        (recipe.twin, "twin", "Train the teacher's twin from scratch", train.twin),
         (True, "prune", "Prune whole channels and prove the cut", _cut),
-        (True, "distill", "Distil the student from the teacher", stages.distil),
+        (True, "distill", "Distil the student from the teacher", train.distil),
         (
             "finetuned" in recipe.distill.compare,
             "finetuned",
             "Fine-tune it without a teacher",
-            stages.finetuned,
+            train.finetuned,
         ),
         (
             "scratch" in recipe.distill.compare,
             "scratch",
             "Train the small network from scratch",
-            stages.scratch,
+            train.scratch,
         ),
         (deploy is not None and deploy.qat is not None, AWARE, "Fine-tune the student for int8", aware),
-        (deploy is not None, "export", "Lower to ONNX and check parity", lower.export),
-        (deploy is not None and bool(deploy.rtx_targets), "build", "Build TensorRT-RTX engines", lower.build),
+        (deploy is not None, "export", "Lower to ONNX and check parity", export.export),
+        (deploy is not None and bool(deploy.rtx_targets), "build", "Build TensorRT-RTX engines", export.build),
         (True, "test", "Measure accuracy on the test split", measure.test),
         (deploy is not None, "bench", "Measure latency, interleaved", measure.bench),
-        (deploy is not None, "bundle", "Pack the bundle", pack.bundle),
+        (deploy is not None, "bundle", "Pack the bundle", bundle.bundle),
     ]
     return [(name, title, function) for wanted, name, title, function in found if wanted]
 
 
 def _cut(work: Workspace, view: StageView) -> Outcome:
-    return stages.cut(work, view, measure.share_of_dense(work))
+    return train.cut(work, view, measure.share_of_dense(work))

@@ -17,24 +17,24 @@ from compress.data import ImageData, ImageReader
 from compress.data.geometry import Geometry
 from compress.errors import ImageError, RecipeError
 from compress.files import write_text
-from compress.ledger import Ledger
-from compress.preflight import check_model, check_source, going_on, stopped_early
-from compress.recipe import Recipe
+from compress.recipe.schema import Recipe
+from compress.run.ledger import Ledger
+from compress.run.preflight import check_model, check_source, going_on, stopped_early
+from compress.run.progress import Ui
+from compress.run.transfer import started
 from compress.run.variants import exporting
+from compress.run.workspace import Workspace
 from compress.train import TASKS
 from compress.train.checkpoint import differences, made_by
 from compress.train.log import check_tensorboard
-from compress.transfer import started
-from compress.ui import Ui
-from compress.workspace import Workspace
-from deploy import preprocess
-from deploy.engines.tensorrt import import_api, targets
+from deploy.bench.records import machine_info, versions_info
+from deploy.engines.tensorrt.building import import_api, targets
 from deploy.errors import DeployError, MissingDependency
-from deploy.export import check_free
-from deploy.lowering import lowered
-from deploy.opsets import opset_for
-from deploy.preprocess import Preprocessing
-from deploy.records import machine_info, versions_info
+from deploy.exporting.lowering import lowered
+from deploy.exporting.torch_to_onnx import check_free
+from deploy.onnx.opsets import opset_for
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
 
 
 def _check_lowering(recipe: Recipe, target: ImageData) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from compress.recipe import DeployRecipe, Recipe
-from compress.workspace import Workspace
-from deploy.lowering import lowered
-from deploy.postprocess import Detection, Segmentation
+from compress.recipe.schema import DeployRecipe, Recipe
+from compress.run.workspace import Workspace
+from deploy.exporting.lowering import lowered
+from deploy.processing.postprocess import Detection, Segmentation
 
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"

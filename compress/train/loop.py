@@ -16,7 +16,7 @@ from compress.data.images import Batch, ImageData, Split
 from compress.data.loader import Feed
 from compress.data.seeds import hash_seed
 from compress.errors import TrainingError
-from compress.recipe import TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.train.fabric import agree
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.norms import adapt_statistics, freeze_statistics

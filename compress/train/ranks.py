@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from compress.errors import ElsewhereError, TrainingError, exit_code_of
-from compress.models import weights_hash
+from compress.models.weights import weights_hash
 from compress.train.fabric import is_first
 
 _doing = False

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from compress.models import classifier_name
-from compress.recipe import TrainRecipe
+from compress.models.weights import classifier_name
+from compress.recipe.schema import TrainRecipe
 
 
 def is_head(model: nn.Module, name: str) -> bool:

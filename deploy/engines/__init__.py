@@ -25,12 +25,12 @@ def _loader(module: str, function: str = "load") -> Loader:
 
 ENGINES: Mapping[str, Loader] = MappingProxyType(
     {
-        "onnxruntime": _loader("onnxruntime"),
-        "onnxruntime_cuda": _loader("onnxruntime", "load_cuda"),
-        "onnxruntime_tensorrt": _loader("onnxruntime", "load_tensorrt"),
+        "onnxruntime": _loader("onnxruntime.engine"),
+        "onnxruntime_cuda": _loader("onnxruntime.engine", "load_cuda"),
+        "onnxruntime_tensorrt": _loader("onnxruntime.engine", "load_tensorrt"),
         "openvino": _loader("openvino"),
-        "tensorrt": _loader("tensorrt_engine"),
-        "tensorrt_rtx": _loader("tensorrt_engine"),
+        "tensorrt": _loader("tensorrt.engine"),
+        "tensorrt_rtx": _loader("tensorrt.engine"),
     }
 )
 _RUNTIME_OF = {".onnx": "onnxruntime", ".engine": "tensorrt"}

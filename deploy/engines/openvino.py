@@ -11,7 +11,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnxwire import scan
+from deploy.onnx.wire import scan
 
 
 class OpenVinoEngine(Engine):

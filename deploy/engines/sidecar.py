@@ -8,9 +8,9 @@ from typing import Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from deploy.bench.records import explain
 from deploy.errors import DeployError
 from deploy.files import sha256, write_text
-from deploy.records import explain
 
 # An RTX engine begins with a header of 64 bytes: this tag, at 16 the length of the file, at 24 the four parts
 # of the version, at 32 a bit for each generation in _MASK. Seen in 1.7.1, documented nowhere, so only a file that has

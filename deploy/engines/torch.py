@@ -15,7 +15,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, first_line
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnxfile import missing
+from deploy.onnx.file import missing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter
 from compress import data
 from compress.data import Boxes, ImageReader
 from compress.errors import DataError, ImageError
-from compress.recipe_data import DataRecipe
-from deploy import preprocess
+from compress.recipe.data import DataRecipe
 from deploy.errors import DeployError
-from deploy.preprocess import Preprocessing
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
 
 RECIPE = TypeAdapter(DataRecipe)
 

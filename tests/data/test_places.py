@@ -12,9 +12,9 @@ from compress.data.augment import AUGMENTATIONS
 from compress.data.images import Boxes, ImageReader, Split
 from compress.data.loader import Feed
 from compress.errors import RecipeError
-from compress.recipe import TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.run.prepare import _loaded, _seen
-from deploy.preprocess import Preprocessing
+from deploy.processing.preprocess import Preprocessing
 
 
 def reader(size, resize):

@@ -10,17 +10,18 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from compress import data, stages
+from compress import data
 from compress.data import files, images
 from compress.data.images import ImageReader
 from compress.data.loader import Feed
 from compress.errors import DataError, ImageError
-from compress.ledger import Ledger, StageEntry
-from compress.recipe import load_recipe
-from compress.recipe_data import DataRecipe
+from compress.recipe.data import DataRecipe
+from compress.recipe.schema import load_recipe
+from compress.run.ledger import Ledger, StageEntry
 from compress.run.prepare import _loaded, prepare
-from compress.ui import StageView
-from deploy.preprocess import Preprocessing
+from compress.run.progress import StageView
+from compress.run.stages import train as stages
+from deploy.processing.preprocess import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = ImageReader(_loaded, Preprocessing(size=(16, 16)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.preprocess import Preprocessing
+from deploy.processing.preprocess import Preprocessing
 
 CLASSES = tuple("abcde")
 
@@ -74,9 +74,9 @@ def files(tmp_path_factory, resnet, images):
     """The residual network in every precision: fp32, fp16, int8, signed."""
     import torch
 
-    from deploy.export import export_onnx
-    from deploy.precision import fp16_from_fp32
-    from deploy.quantize import int8_from_fp32, signed_from_unsigned
+    from deploy.exporting.torch_to_onnx import export_onnx
+    from deploy.quantization.half import fp16_from_fp32
+    from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 
     folder = tmp_path_factory.mktemp("files")
     fp32 = export_onnx(resnet, torch.from_numpy(images), folder / "model.fp32.onnx", metadata={"origin": "test"})
@@ -96,7 +96,7 @@ def preprocessing():
 
 @pytest.fixture
 def bundle_dir(tmp_path, files, preprocessing) -> Path:
-    from deploy.bundle import write_bundle
+    from deploy.bundle.bundle import write_bundle
 
     return write_bundle(
         tmp_path / "bundle",

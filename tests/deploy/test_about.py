@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from deploy.about import About
-from deploy.bundle import write_bundle
+from deploy.bundle.bundle import write_bundle
 from deploy.errors import DeployError
-from deploy.export import export_onnx
-from deploy.onnxfile import read, write
-from deploy.precision import bf16_from_fp32, fp16_from_fp32
-from deploy.preprocess import Preprocessing
-from deploy.quantize import int8_from_fp32, signed_from_unsigned
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.onnx.file import read, write
+from deploy.onnx.metadata import About
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 
 CLASSES = ("ant", "bee, striped", "[c]", "déjà", "e")
 PREPARED = Preprocessing(size=(16, 16), mode="L", mean=(0.45,), std=(0.225,))
@@ -66,7 +66,7 @@ def test_the_properties_stand_in_the_order_of_their_names(twice):
 def test_reading_it_needs_neither_torch_nor_onnx(twice):
     code = (
         "import sys; sys.modules['onnx'] = sys.modules['torch'] = None\n"
-        "from pathlib import Path; from deploy.about import About\n"
+        "from pathlib import Path; from deploy.onnx.metadata import About\n"
         "print(About.of(Path(sys.argv[1])).model_dump_json())"
     )
     run = [sys.executable, "-c", code, str(twice[0]["int8"])]

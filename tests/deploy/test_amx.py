@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import deploy.engines.onnxruntime as runtime
-from deploy.engines.amx import has_amx, on_blocks, shifted
-from deploy.onnxfile import read
+import deploy.engines.onnxruntime.engine as runtime
+from deploy.engines.onnxruntime.amx_rewrite import has_amx, on_blocks, shifted
+from deploy.onnx.file import read
 
 
 def quantised(channels=80, kernel=3, groups=1, lowest=-127, raw=True, shared=False):

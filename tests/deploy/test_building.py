@@ -10,14 +10,14 @@ import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
 import deploy
-from deploy.bundle import write_bundle
+from deploy.bundle.bundle import write_bundle
 from deploy.engines.sidecar import read_sidecar
 from deploy.errors import DeployError, MissingDependency
 from deploy.files import sha256
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FACTS = tensorrt_facts.read()
-NONE = "import sys; sys.modules.update({name: None for name in %r}); from compress.cli import main; main()"
+NONE = "import sys; sys.modules.update({name: None for name in %r}); from compress.cli.app import main; main()"
 TRAINING = ("torch", "torchvision", "onnx", "onnxconverter_common", "nncf", "yaml")
 
 
@@ -75,7 +75,7 @@ def test_without_a_gpu_it_asks_for_a_target(bundle_dir, monkeypatch):
     def none(_):
         raise MissingDependency("no GPU")
 
-    monkeypatch.setattr("deploy.engines.tensorrt.Cuda", none)
+    monkeypatch.setattr("deploy.engines.tensorrt.building.Cuda", none)
     with pytest.raises(MissingDependency, match=r"no GPU here to build for; name a target of .*sm86"):
         deploy.build_engine(bundle_dir, runtime="tensorrt_rtx", precision="fp32")
 

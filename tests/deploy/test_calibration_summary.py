@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 import deploy
-from deploy.bundle import write_bundle
-from deploy.calibration_summary import Calibration, activation_ranges
+from deploy.bundle.bundle import write_bundle
+from deploy.bundle.calibration_summary import Calibration, activation_ranges
+from deploy.bundle.manifest import MANIFEST, Weights
 from deploy.errors import DeployError
-from deploy.manifest import MANIFEST, Weights
 
 
 def test_the_summary_is_of_the_bytes_in_their_order(images, files):

@@ -9,11 +9,11 @@ import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
 import deploy
-from deploy.building import ENGINES
-from deploy.engines.choosing import Machine, Offer, here, rank
+from deploy.bundle.building import ENGINES
+from deploy.engines.selection import Machine, Offer, here, rank
 from deploy.engines.sidecar import sidecar_of
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnxfile import quiet
+from deploy.onnx.file import quiet
 
 FP32, INT8 = Offer("model.fp32.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 TRT = Offer("engines/t.engine", "int8", "tensorrt", "10.16", "sm86")
@@ -93,8 +93,8 @@ def api(monkeypatch):
     fake = FakeApi(tensorrt_facts.read()["tensorrt 10.16"])
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCuda())
-    monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)  # the stand-in's network gives no classes
-    monkeypatch.setattr("deploy.bundle.Bundle._check_outputs", lambda *_: None)
+    monkeypatch.setattr("deploy.bundle.bundle._check_fit", lambda *_: None)  # the stand-in's network gives no classes
+    monkeypatch.setattr("deploy.bundle.bundle.Bundle._check_outputs", lambda *_: None)
     return fake
 
 

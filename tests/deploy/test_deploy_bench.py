@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import deploy
-from deploy.bench import benchmark, ratio_of_medians
+from deploy.bench.records import Bench, Record
+from deploy.bench.timing import benchmark, ratio_of_medians
 from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
-from deploy.records import Bench, Record
 
 FEED = {"x": np.ones((3, 2), np.float32)}
 
@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("deploy.bench.time", clock)
+    monkeypatch.setattr("deploy.bench.timing.time", clock)
     return clock
 
 
@@ -219,7 +219,7 @@ def test_a_missing_or_cut_record_file_is_one_sentence(tmp_path):
 
 def test_the_command_times_files_and_bundles_by_the_runtime_that_is_asked_for(bundle_dir, files, tmp_path):
     pytest.importorskip("openvino", reason="the package openvino is not installed")
-    command = [sys.executable, "-c", "from compress.cli import main; main()", "bench", files["fp32"], bundle_dir]
+    command = [sys.executable, "-c", "from compress.cli.app import main; main()", "bench", files["fp32"], bundle_dir]
     out = tmp_path / "bench.json"
     options = ["--runtime", "openvino", "--rounds", "5", "--json", "--out", out]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import deploy
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle.bundle import Bundle, write_bundle
+from deploy.bundle.manifest import MANIFEST
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
-from deploy.manifest import MANIFEST
 
 
 def edit(folder, change):

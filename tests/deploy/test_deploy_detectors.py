@@ -8,14 +8,14 @@ from PIL import Image
 from torchvision.models import detection
 
 import deploy
-from deploy.bundle import write_bundle
+from deploy.bundle.bundle import write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx
-from deploy.lowering import lowered
-from deploy.postprocess import FoundBoxes
-from deploy.precision import fp16_from_fp32
-from deploy.preprocess import Preprocessing
+from deploy.exporting.lowering import lowered
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.processing.postprocess import FoundBoxes
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.half import fp16_from_fp32
 
 
 @pytest.fixture(scope="module", params=["RetinaNet", "FCOS", "FasterRCNN"])

@@ -15,7 +15,7 @@ from deploy.engines import ENGINES, Engine, load_engine
 from deploy.engines.base import TensorSpec, precision_of
 from deploy.engines.torch import TorchEngine
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnxfile import quiet
+from deploy.onnx.file import quiet
 
 
 def present(runtime):

@@ -9,7 +9,7 @@ from torch import nn
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import INPUTS, export_onnx, parity
+from deploy.exporting.torch_to_onnx import INPUTS, export_onnx, parity
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.bench.gate import gate
+from deploy.bench.records import Bench, Record
 from deploy.errors import DeployError
-from deploy.gating import gate
-from deploy.records import Bench, Record
 
 MEASURED = {
     "model": "student",

@@ -7,13 +7,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-import deploy.int8
+import deploy.quantization.search
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx
-from deploy.int8 import Finding, Int8Choice, fastest_int8, lint_qdq
-from deploy.onnxwire import scan
-from deploy.quantize import int8_from_fp32, int8_with_accuracy_control, operators
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.onnx.wire import scan
+from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, operators
+from deploy.quantization.search import Finding, Int8Choice, fastest_int8, lint_qdq
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_choice_follows_the_times(depthwise, images, tmp_path, monkeypatch):
         asked.append([tuple(k for k in kinds if k) for kinds in sets])
         return [None, *(type("Row", (), {"ratio_to_dense": cost[kinds]}) for kinds in asked[-1])]
 
-    monkeypatch.setattr(deploy.int8, "benchmark", timed)
+    monkeypatch.setattr(deploy.quantization.search, "benchmark", timed)
     choice = fastest_int8(depthwise, tmp_path / "m.onnx", list(images))
     # Keeping the first convolution too would bring one percent: not worth it.
     assert (choice.kept, choice.ratio, choice.tried) == (("depthwise",), 0.8, cost)

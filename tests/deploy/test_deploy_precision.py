@@ -12,14 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from deploy.calibration import Calibrated
 from deploy.engines import load_engine
-from deploy.engines.tensorrt import engine_from_onnx
+from deploy.engines.tensorrt.building import engine_from_onnx
 from deploy.errors import DeployError
-from deploy.export import export_onnx
-from deploy.onnxwire import scan
-from deploy.precision import bf16_from_fp32, fp16_from_fp32
-from deploy.ranges import ranges, wide_nodes
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.onnx.wire import scan
+from deploy.quantization.calibration import Calibrated
+from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
+from deploy.quantization.ranges import ranges, wide_nodes
 
 RTX = [
     pytest.mark.tensorrt,

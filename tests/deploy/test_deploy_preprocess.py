@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from deploy import preprocess
 from deploy.errors import DeployError
-from deploy.preprocess import Preprocessing
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
 
 
 def noise(height, width, seed=0):

@@ -15,12 +15,12 @@ from torch import nn
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx, parity
-from deploy.int8 import lint_qdq
-from deploy.onnxwire import check_tensorrt_qdq
-from deploy.precision import fp16_from_fp32
-from deploy.qdq import shift_activations
-from deploy.quantize import int8_from_fp32, signed_from_unsigned
+from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.onnx.wire import check_tensorrt_qdq
+from deploy.quantization.half import fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
+from deploy.quantization.qdq import shift_activations
+from deploy.quantization.search import lint_qdq
 
 
 def snr(model, path, images):

@@ -16,14 +16,14 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.ops import nms
 
 import deploy
-from deploy.bundle import write_bundle
+from deploy.bundle.bundle import write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx, parity
-from deploy.lowering import lowered as lower
-from deploy.lowering import segmentation_logits, ssd_heads
-from deploy.postprocess import Segmentation, SsdDetection, resize_bilinear, suppress
-from deploy.preprocess import Preprocessing
+from deploy.exporting.lowering import lowered as lower
+from deploy.exporting.lowering import segmentation_logits, ssd_heads
+from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.processing.postprocess import Segmentation, SsdDetection, resize_bilinear, suppress
+from deploy.processing.preprocess import Preprocessing
 
 CLASSES = ("red", "white", "platelet")
 REST = {"metrics": {}, "latency": {}, "provenance": {}}
@@ -160,7 +160,7 @@ def test_resizing_is_torchs(size):
 def test_a_mask_made_in_bands_is_the_mask_made_at_once(monkeypatch):
     values = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     want = resize_bilinear(values, (31, 40)).argmax(axis=1)
-    monkeypatch.setattr("deploy.postprocess._NUMBERS", 4 * 2 * 3 * 40)
+    monkeypatch.setattr("deploy.processing.postprocess._NUMBERS", 4 * 2 * 3 * 40)
     assert np.array_equal(Segmentation()(values, (31, 40)), want)
 
 

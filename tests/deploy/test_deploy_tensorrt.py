@@ -9,9 +9,9 @@ import torch
 
 from deploy.engines import load_engine
 from deploy.engines.sidecar import read_sidecar, sidecar_of
-from deploy.engines.tensorrt import engine_from_onnx
+from deploy.engines.tensorrt.building import engine_from_onnx
 from deploy.errors import DeployError, MissingDependency
-from deploy.export import parity
+from deploy.exporting.torch_to_onnx import parity
 from deploy.files import sha256
 
 HERE = importlib.util.find_spec("tensorrt_rtx") is not None

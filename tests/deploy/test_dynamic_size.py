@@ -6,16 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import deploy.int8
+import deploy.quantization.search
 from deploy.engines import load_engine
 from deploy.engines.base import TensorSpec
-from deploy.engines.tensorrt import engine_from_onnx
+from deploy.engines.tensorrt.building import engine_from_onnx
 from deploy.errors import DeployError
-from deploy.export import export_onnx, parity
-from deploy.int8 import fastest_int8
-from deploy.lowering import lowered, segmentation_logits
-from deploy.precision import fp16_from_fp32
-from deploy.quantize import int8_from_fp32
+from deploy.exporting.lowering import lowered, segmentation_logits
+from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.quantization.half import fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32
+from deploy.quantization.search import fastest_int8
 
 SIZES = ((16, 16), (24, 40))
 
@@ -143,7 +143,7 @@ def test_int8_is_timed_at_the_size_of_the_calibration(exported, tmp_path, monkey
         asked.append({name: (array.shape, array.dtype) for name, array in inputs.items()})
         return [None, *(type("Row", (), {"ratio_to_dense": 0.5}) for _ in engines[1:])]
 
-    monkeypatch.setattr(deploy.int8, "benchmark", timed)
+    monkeypatch.setattr(deploy.quantization.search, "benchmark", timed)
     for images in (np.zeros((2, 1, 24, 40), np.float32), np.zeros((1, 24, 40), np.float32)):
         fastest_int8(exported["logits"], tmp_path / "m.int8.onnx", [images])
     assert asked

@@ -8,14 +8,14 @@ from detectors import CLASSES, SIDE, made
 from PIL import Image
 
 import deploy
-from deploy.bundle import write_bundle
+from deploy.bundle.bundle import write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx
-from deploy.lowering import lowered
-from deploy.postprocess import FoundBoxes
-from deploy.preprocess import Preprocessing
-from deploy.quantize import int8_from_fp32
+from deploy.exporting.lowering import lowered
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.processing.postprocess import FoundBoxes
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.int8 import int8_from_fp32
 
 
 @pytest.fixture(scope="module", params=["SSD", "RetinaNet", "FCOS"])

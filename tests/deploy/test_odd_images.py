@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from deploy import preprocess
 from deploy.errors import DeployError
-from deploy.preprocess import Preprocessing
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
 
 
 def test_sixteen_bits_are_scaled(tmp_path):

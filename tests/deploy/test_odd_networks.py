@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import deploy
-from compress import cli
-from deploy.bundle import write_bundle
+from compress.cli import app
+from deploy.bundle.bundle import write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.postprocess import FoundBoxes, Segmentation
-from deploy.preprocess import Preprocessing
+from deploy.processing.postprocess import FoundBoxes, Segmentation
+from deploy.processing.preprocess import Preprocessing
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -108,7 +108,7 @@ def test_what_is_no_prediction_is_refused_when_it_is_made(change, says, tmp_path
     ],
 )
 def test_boxes_and_masks_of_nothing_are_refused(task, after, outputs, says, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)
+    monkeypatch.setattr("deploy.bundle.bundle._check_fit", lambda *_: None)
     found = {"boxes": [[[0.0, 0.0, 4.0, 4.0]]], "scores": [[0.9]], "labels": [[0.0]]} if task == "detection" else {}
     given = {name: np.asarray(value) for name, value in (found | outputs).items()}
     with deploy.load(bundle(tmp_path, task=task, postprocessing=after)) as loaded:
@@ -124,7 +124,7 @@ def test_threads_are_a_number_of_them(threads, tmp_path):
 
 
 def test_a_picture_of_which_less_than_a_pixel_is_seen_has_a_mask_of_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.bundle._check_fit", lambda *_: None)
+    monkeypatch.setattr("deploy.bundle.bundle._check_fit", lambda *_: None)
     with deploy.load(bundle(tmp_path, task="segmentation", postprocessing=Segmentation())) as loaded:
         monkeypatch.setattr(loaded, "run", lambda _: {"logits": np.zeros((1, KNOWN, 2, 2), np.float32)})
         loaded.preprocessing = Preprocessing(size=(1, 64), mode="L", resize="shorter_side_center_crop")
@@ -173,7 +173,7 @@ def test_bench_says_what_cannot_be_timed(change, says, tmp_path, monkeypatch, ca
     network(path, **change) if change["shape"] else onnx.save(scalar(), path)
     monkeypatch.setattr(sys, "argv", ["niwaki", "bench", str(path)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
@@ -188,7 +188,7 @@ def scalar():
 
 @pytest.mark.parametrize("said", ["[" * 5000, "1" * 5000, "{"])
 def test_properties_without_end_are_one_sentence(said, tmp_path):
-    from deploy.about import About
+    from deploy.onnx.metadata import About
 
     path = network(tmp_path / "x.onnx")
     model = onnx.load(path)
@@ -209,5 +209,5 @@ def test_doctor_says_of_a_file_that_calls_itself_something_else(tmp_path, monkey
     )  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["niwaki", "doctor", str(folder), "--json"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["precision"] == "int4"

@@ -8,8 +8,8 @@ import torch
 
 from deploy.engines import ENGINES, load_engine
 from deploy.errors import DeployError
-from deploy.export import export_onnx, parity
-from deploy.opsets import DEFAULT, READS, opset_for
+from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.onnx.opsets import DEFAULT, READS, opset_for
 
 
 def test_every_runtime_that_there_is_has_its_row():
@@ -52,7 +52,7 @@ def test_what_the_table_says_is_read_is_read(runtime, cnn, images, tmp_path):
     path = export_onnx(cnn, torch.from_numpy(images), tmp_path / "m.fp32.onnx", runtimes=[runtime])
     assert [one.version for one in onnx.load(path).opset_import if one.domain == ""] == [READS[runtime][1]]
     if runtime == "tensorrt_rtx":
-        from deploy.engines.tensorrt import engine_from_onnx
+        from deploy.engines.tensorrt.building import engine_from_onnx
 
         assert engine_from_onnx(path, tmp_path, target="sm86").stat().st_size
         return

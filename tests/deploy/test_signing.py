@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import deploy
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.signing import SIGNATURE
 from deploy.errors import DeployError, MissingDependency
-from deploy.manifest import MANIFEST
-from deploy.signing import SIGNATURE
 
 ed25519 = pytest.importorskip(
     "cryptography.hazmat.primitives.asymmetric.ed25519", reason="the package cryptography is not installed"
@@ -64,7 +64,7 @@ def keys(tmp_path):
 
 
 def niwaki(*arguments):
-    command = [sys.executable, "-c", "from compress.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from compress.cli.app import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

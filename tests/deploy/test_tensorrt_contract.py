@@ -13,8 +13,8 @@ import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
 from deploy.engines.sidecar import sidecar_of
-from deploy.engines.tensorrt import engine_from_onnx, import_api
-from deploy.engines.tensorrt_engine import TensorRtEngine
+from deploy.engines.tensorrt.building import engine_from_onnx, import_api
+from deploy.engines.tensorrt.engine import TensorRtEngine
 from deploy.errors import DeployError, MissingDependency
 
 FACTS = tensorrt_facts.read()

@@ -10,7 +10,7 @@ from prune_nets import Net, conv, draw, image, sizes
 from torch import nn
 
 from compress import prune
-from compress.prune import watch
+from compress.prune import dispatch
 from compress.prune.labels import Flow, Layer
 from compress.prune.rules import RULES, Call, tensors
 
@@ -190,12 +190,12 @@ def ruled(op, rule):
     """Puts another rule in the table for a while."""
     before = RULES[op]
     RULES[op] = rule
-    watch.route.cache_clear()
+    dispatch.route.cache_clear()
     try:
         yield
     finally:
         RULES[op] = before
-        watch.route.cache_clear()
+        dispatch.route.cache_clear()
 
 
 @dataclass
@@ -252,7 +252,7 @@ class Ear:
 
 def hand_made(op, *args, flows, out, **kwargs):
     """The rule of an operator that runs nowhere here, on meta tensors whose flows are given."""
-    tracer = watch.Watch({}, watch.Found(), "whole")
+    tracer = dispatch.Watch({}, dispatch.Found(), "whole")
     for tensor, flow in flows:
         tracer.flows[id(tensor)] = flow
     return tracer, RULES[op](tracer, Call(op, args, kwargs, out))

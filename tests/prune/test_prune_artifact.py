@@ -11,18 +11,21 @@ from prune_nets import image
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress import models, prune
+from compress import prune
 from compress.artifact import Description, describe
 from compress.errors import ArtifactError, ModelError
+from compress.models import factory as models
+from compress.models.cifar_resnet import cifar_resnet
+from compress.models.weights import load_backbone, read_weights
 
 ARGUMENTS = {"depth": 8, "width": 8}
-ABOUT = Description(factory="compress.models:cifar_resnet", arguments=ARGUMENTS, classes=tuple("abcd"), seed=3)
+ABOUT = Description(factory="niwaki:cifar_resnet", arguments=ARGUMENTS, classes=tuple("abcd"), seed=3)
 
 
 @pytest.fixture(scope="module")
 def dense():
     torch.manual_seed(0)
-    net = models.cifar_resnet(**ARGUMENTS, num_classes=4)
+    net = cifar_resnet(**ARGUMENTS, num_classes=4)
     net(image(8, 16))  # running statistics that are not the initial ones
     return net.eval()
 
@@ -170,20 +173,20 @@ def test_a_foreign_factory_is_not_imported(saved, factory, monkeypatch):
     called = []
     monkeypatch.setattr(os, "system", lambda *a, **k: called.append(a))
     rewrite(saved, factory=factory)
-    refused(saved, "is not one of torchvision, compress.models", ModelError)
+    refused(saved, "is not one of torchvision, niwaki", ModelError)
     assert not called
 
 
 @pytest.mark.parametrize("name", ["read_weights", "Path", "importlib", "BasicBlock"])
 def test_a_trusted_module_gives_networks_only(saved, name):
     """`trusted` names a module; not everything in it makes a network."""
-    rewrite(saved, factory=f"compress.models:{name}")
+    rewrite(saved, factory=f"niwaki:{name}")
     with pytest.raises((ModelError, ArtifactError)) as caught:
         compress.load(saved)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("factory", ["nothing", "torchvision:resnet19", "no.such.module:f", "compress.models:nothing"])
+@pytest.mark.parametrize("factory", ["nothing", "torchvision:resnet19", "no.such.module:f", "niwaki:nothing"])
 def test_a_factory_that_is_not_there_is_a_sentence(factory):
     with pytest.raises(ModelError) as caught:
         models.build(factory, {}, 4)
@@ -193,7 +196,7 @@ def test_a_factory_that_is_not_there_is_a_sentence(factory):
 
 def test_arguments_that_a_factory_refuses_are_a_sentence():
     with pytest.raises(ModelError, match="depth 9 is not 6n"):
-        models.build("compress.models:cifar_resnet", {"depth": 9}, 4)
+        models.build("niwaki:cifar_resnet", {"depth": 9}, 4)
     with pytest.raises(ModelError, match="refuses"):
         models.build("torchvision:resnet18", {"wide": 2}, 4)
 
@@ -220,7 +223,7 @@ def test_a_weight_file_with_an_object_is_refused_and_not_run(tmp_path, write):
     else:
         path.write_bytes(pickle.dumps(state))
     with pytest.raises(ModelError, match="not a readable weight file") as caught:
-        models.read_weights(path)
+        read_weights(path)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
 
@@ -228,7 +231,7 @@ def test_a_weight_file_with_an_object_is_refused_and_not_run(tmp_path, write):
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
 def test_a_plain_weight_file_is_read(tmp_path, dense, wrap):
     torch.save(wrap({f"module.{n}": t for n, t in dense.state_dict().items()}), tmp_path / "w.pth")
-    found = models.read_weights(tmp_path / "w.pth")
+    found = read_weights(tmp_path / "w.pth")
     assert set(found) == set(dense.state_dict())
 
 
@@ -236,23 +239,23 @@ def test_a_plain_weight_file_is_read(tmp_path, dense, wrap):
 def test_a_file_without_a_state_dict_is_refused(tmp_path, held):
     torch.save(held, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="does not hold a state dict"):
-        models.read_weights(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_damaged_or_missing_weight_file_is_named(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(ModelError, match=f"no weight file .*{name}"):
-        models.read_weights(path)
+        read_weights(path)
     path.write_bytes(b"\x80\x02 torn")
     with pytest.raises(ModelError, match=f"{name} is not a readable weight file"):
-        models.read_weights(path)
+        read_weights(path)
 
 
 def test_a_backbone_is_loaded_and_the_head_kept_where_it_differs(dense):
-    other = models.cifar_resnet(**ARGUMENTS, num_classes=9)
+    other = cifar_resnet(**ARGUMENTS, num_classes=9)
     head = other.fc.weight.clone()
-    models.load_backbone(other, dense.state_dict(), "w.pth")
+    load_backbone(other, dense.state_dict(), "w.pth")
     assert torch.equal(other.conv1.weight, dense.conv1.weight)
     assert torch.equal(other.bn1.running_mean, dense.bn1.running_mean)
     assert torch.equal(other.fc.weight, head)
@@ -271,7 +274,7 @@ def test_weights_of_another_architecture_are_refused(dense, change, words):
     else:
         state["conv1.weight"] = torch.zeros(8, 1, 3, 3)
     with pytest.raises(ModelError, match=words):
-        models.load_backbone(models.cifar_resnet(**ARGUMENTS), state, "w.pth")
+        load_backbone(cifar_resnet(**ARGUMENTS), state, "w.pth")
 
 
 @pytest.mark.data
@@ -283,7 +286,7 @@ def test_real_pretrained_weights_are_read_and_cut():
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     net = models.build("torchvision:mobilenet_v2", {}, 1000)
-    models.load_backbone(net, models.read_weights(path), str(path))
+    load_backbone(net, read_weights(path), str(path))
     trace = prune.trace(net, image(1, 64))
     plan = prune.plan(trace, prune.score(trace, net), budget=prune.Budget(macs=0.5), round_to=8, min_kept=8)
     prune.check(net, plan, image(4, 64))

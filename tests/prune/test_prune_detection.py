@@ -13,9 +13,11 @@ from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 import compress
-from compress import models, prune
+from compress import prune
 from compress.artifact import Description
-from compress.detection import _pooled, _regions, example_input, raw_heads
+from compress.models import factory
+from compress.models.cifar_resnet import cifar_resnet
+from compress.models.detection import _pooled, _regions, example_input, raw_heads
 from compress.prune.reference import KeptStatistics
 from compress.prune.rules import tensors
 
@@ -46,7 +48,7 @@ def built(name, frozen):
         settings |= {"rpn_nms_thresh": 0.9, "box_nms_thresh": 0.7}
     else:
         settings["score_thresh"] = 0.0
-    return models.build(f"torchvision:{name}", settings, CLASSES).double(), settings
+    return factory.build(f"torchvision:{name}", settings, CLASSES).double(), settings
 
 
 @torch.no_grad()
@@ -243,8 +245,8 @@ def test_the_cut_detector_is_saved_and_loaded(case, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [True, False])
 def test_raw_heads_run_on_meta_tensors_for_any_batch(name, training):
-    with models.on_meta():
-        model = models.build(f"torchvision:{name}", {}, CLASSES).train(training)
+    with factory.on_meta():
+        model = factory.build(f"torchvision:{name}", {}, CLASSES).train(training)
     heads = raw_heads(model)
     # In training a BatchNorm on a map of one pixel takes no single image.
     for batch in (2, 3) if training else (1, 3):
@@ -314,16 +316,16 @@ def test_other_networks_have_no_raw_heads(make):
 
 
 def test_a_pooler_of_the_users_own_is_not_guessed():
-    with models.on_meta():
-        model = models.build("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", {}, CLASSES)
+    with factory.on_meta():
+        model = factory.build("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", {}, CLASSES)
     model.roi_heads.box_roi_pool = nn.Identity()
     assert raw_heads(model) is None
 
 
 def test_example_inputs_suit_the_network():
-    with models.on_meta():
+    with factory.on_meta():
         made = {
-            name: models.build(f"torchvision:{name}", {}, CLASSES)
+            name: factory.build(f"torchvision:{name}", {}, CLASSES)
             for name in ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "resnet18", "vit_b_32")
         }
     shapes = {name: tuple(example_input(model).shape) for name, model in made.items()}
@@ -331,7 +333,7 @@ def test_example_inputs_suit_the_network():
     assert shapes == {name: (1, 3, side, side) for name, side in sides.items()}
     assert example_input(made["resnet18"], 64, 2).shape == (2, 3, 64, 64)
     assert example_input(made["resnet18"]).is_meta
-    assert example_input(models.cifar_resnet(8, in_channels=1).double()).shape == (1, 1, 32, 32)
+    assert example_input(cifar_resnet(8, in_channels=1).double()).shape == (1, 1, 32, 32)
     assert example_input(Net(None, a=conv(4, 2)).double()).dtype == torch.float64
 
 

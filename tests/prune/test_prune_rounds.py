@@ -7,7 +7,7 @@ from torch import nn
 
 from compress import prune
 from compress.errors import PlanError
-from compress.models import cifar_resnet
+from compress.models.cifar_resnet import cifar_resnet
 
 
 @pytest.fixture

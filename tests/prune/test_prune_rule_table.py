@@ -9,8 +9,8 @@ from rule_nets import BROKEN, Reached, prove, ruled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import PlanError
+from compress.prune.dispatch import VIEWS, route
 from compress.prune.rules import RULES
-from compress.prune.watch import VIEWS, route
 
 EQUIVALENT = {
     # Channels whose zero matters are held, whatever is said of it.

@@ -5,9 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from compress.prune.dispatch import route
 from compress.prune.rules import tensors
 from compress.prune.shapes import SHAPES
-from compress.prune.watch import route
 
 A = torch.ops.aten
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError)

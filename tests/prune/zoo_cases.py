@@ -11,7 +11,8 @@ import torch
 from prune_nets import image
 from torch import nn
 
-from compress import prune, zoo
+from compress import prune
+from compress.models import torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +28,7 @@ def _benchmark(name):
 prune_zoo = _benchmark("prune_zoo")
 
 CLASSES = 10
-TASKS = zoo.names()
+TASKS = torchvision.names()
 # More than 300 million parameters: they come last, when nothing else is held, and in bfloat16, which is less to hold.
 LARGE = ("vit_l_16", "vit_l_32", "vit_h_14", "regnet_y_128gf")
 NAMES = [name for name, task in TASKS.items() if task != "detection" and name not in LARGE] + list(LARGE)

@@ -21,12 +21,12 @@ SETS = (
 def test_the_int8_file_comes_from_what_was_trained_for_it(tmp_path):
     pytest.importorskip("nncf", reason="NNCF is not installed")
     from compress import load
-    from compress.ledger import Ledger
+    from compress.run.ledger import Ledger
     from deploy.files import sha256
-    from deploy.onnxwire import scan
+    from deploy.onnx.wire import scan
 
     arguments = [part for value in SETS for part in ("--set", value)]
-    command = [sys.executable, "-c", "from compress.cli import main; main()", "run", ROOT / "recipes/digits.yaml"]
+    command = [sys.executable, "-c", "from compress.cli.app import main; main()", "run", ROOT / "recipes/digits.yaml"]
     done = subprocess.run(
         [*map(str, command), "--out", "out", *arguments],
         cwd=tmp_path,

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import dataloader
 
-from compress import cli
+from compress.cli import app
 from compress.data import files, images
 from compress.train import checkpoint
 from compress.train.tasks import TASKS
@@ -23,7 +23,7 @@ STATE = Path("out/checkpoints/transfer.training.safetensors")
 TRAIN = {"epochs": 4, "batch_size": 8, "augment": "flip", "evaluations": 2}
 RECIPE = {
     "name": "failures",
-    "model": {"factory": "compress.models:cifar_resnet", "arguments": {"depth": 8, "width": 8}},
+    "model": {"factory": "niwaki:cifar_resnet", "arguments": {"depth": 8, "width": 8}},
     "target": {"kind": "function", "function": "test_failures:pictures"},
     "preprocessing": {"size": [8, 8], "resize": "stretch"},
     "transfer": TRAIN,
@@ -108,7 +108,7 @@ def test_a_failure_is_one_sentence_and_the_checkpoint_before_stays(
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | change))
     monkeypatch.setattr(sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "out", "--quiet"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     shown = capsys.readouterr()
     assert (ended.value.code, shown.out) == (code, "")
     assert shown.err.startswith("niwaki: ")
@@ -129,7 +129,7 @@ def test_too_many_unreadable_images_stop_a_run_before_its_folder_is_made(tmp_pat
     monkeypatch.setattr(sys.modules[__name__], "STATE", Path("recipe.yaml"))
     monkeypatch.setattr(sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "fresh", "--set", "target.unreadable=3"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2
     assert "4 image(s) cannot be read and 'unreadable' allows 3" in capsys.readouterr().err
     assert not Path("fresh").exists()

@@ -9,16 +9,16 @@ from torch import nn
 
 from compress import data
 from compress.data import ImageReader
-from compress.recipe import load_recipe
-from compress.run import lower
+from compress.recipe.schema import load_recipe
+from compress.run.stages import export
+from compress.run.workspace import Workspace
 from compress.train import TASKS
-from compress.workspace import Workspace
-from deploy import preprocess
-from deploy.export import export_onnx
-from deploy.int8 import Int8Choice
-from deploy.onnxwire import scan
-from deploy.preprocess import Preprocessing
-from deploy.quantize import int8_from_fp32
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.onnx.wire import scan
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.int8 import int8_from_fp32
+from deploy.quantization.search import Int8Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,14 +55,14 @@ def choose(monkeypatch, *kinds, ratio=0.8):
         int8_from_fp32(src, dst, images, seed=seed, keep_fp32=kinds)
         return Int8Choice(dst, kinds, ratio, {})
 
-    monkeypatch.setattr(lower, "fastest_int8", fastest)
+    monkeypatch.setattr(export, "fastest_int8", fastest)
 
 
 def test_what_is_kept_for_this_processor_is_int8_for_the_gpu(work, monkeypatch):
     made, fp32 = work()
     choose(monkeypatch, "depthwise")
     path, notes = fp32.with_name("student.int8.onnx"), []
-    assert lower._int8(made, fp32, path, notes) == 0.8
+    assert export._int8(made, fp32, path, notes) == 0.8
     assert len(weights_in_fp32(path)) == 1
     assert weights_in_fp32(path.with_suffix(".trt.onnx")) == []
     assert notes[0] == "int8: depthwise kept in fp32, 0.80 of the time of fp32"
@@ -73,7 +73,7 @@ def test_when_int8_is_no_faster_the_notes_say_so(work, monkeypatch):
     made, fp32 = work()
     choose(monkeypatch, ratio=1.25)
     notes = []
-    assert lower._int8(made, fp32, fp32.with_name("student.int8.onnx"), notes) == 1.25
+    assert export._int8(made, fp32, fp32.with_name("student.int8.onnx"), notes) == 1.25
     assert "int8 is no faster here: ship the fp32 file" in notes[0]
 
 
@@ -90,9 +90,9 @@ def test_an_accuracy_drop_holds_int8_to_the_validation_accuracy(drop, work, monk
             asked.update(quality=measure(engine), max_drop=max_drop, keep=keep_fp32, images=len(images))
         return int8_from_fp32(src, dst, images, seed=seed, keep_fp32=("first", "depthwise"))
 
-    monkeypatch.setattr(lower, "int8_with_accuracy_control", controlled)
+    monkeypatch.setattr(export, "int8_with_accuracy_control", controlled)
     path = fp32.with_name("student.int8.onnx")
-    lower._int8(made, fp32, path, [])
+    export._int8(made, fp32, path, [])
     assert (asked["max_drop"], asked["keep"], asked["images"]) == (drop, ("first",), 10)
     split = made.target.splits["val"]
     with torch.no_grad():

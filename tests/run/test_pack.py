@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from compress.run import measure
-from compress.run.pack import preferred
+from compress.run.stages import measure
+from compress.run.stages.bundle import preferred
 
 
 @pytest.mark.parametrize(

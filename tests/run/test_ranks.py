@@ -20,7 +20,7 @@ TINY = (
     "deploy.rtx_targets=[]", "deploy.rounds=5", "deploy.precisions=[fp32]", "deploy.ship=fp32", "twin=false",
 )  # fmt: skip
 ARGUMENTS = [str(ROOT / "recipes/digits.yaml"), "--out", "out", *(part for v in TINY for part in ("--set", v))]
-NIWAKI = [sys.executable, "-c", "from compress.cli import main; main()", "run"]
+NIWAKI = [sys.executable, "-c", "from compress.cli.app import main; main()", "run"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STAGES = ("pretrain", "transfer", "prune", "distill", "finetuned", "scratch", "export", "test", "bench", "bundle")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compress import cli
+from compress.cli import app
 from compress.errors import RecipeError
-from compress.recipe import load_recipe
+from compress.recipe.schema import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "recipes/digits.yaml"
@@ -96,7 +96,7 @@ LATER = {
     "a missing source": (put("source", "data", {"kind": "folder", "path": "/gone"}), "no folder /gone"),
     "a source augmented as boxes are": (put("source", "train", "augment", "iou_crop_flip"), "source.train.augment"),
     "a missing folder": (put("target", {"kind": "folder", "path": "/nowhere"}), "/nowhere"),
-    "a factory that is not there": (put("model", "factory", "compress.models:gpt"), "compress.models:gpt"),
+    "a factory that is not there": (put("model", "factory", "niwaki:gpt"), "gpt"),
     "arguments it refuses": (put("model", "arguments", "depth", 9), "depth"),
     "a torchvision name that is not there": (put("model", {"factory": "torchvision:resnet19"}), "resnet19"),
     "an opset nobody writes": (put("deploy", "opset", 17), "The opset is 17, but the exporter writes 18 to 26"),
@@ -112,7 +112,7 @@ def run_cli(monkeypatch, capsys, *arguments):
     """Exit code, standard output and standard error of the command, in this process."""
     monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     shown = capsys.readouterr()
     return caught.value.code, shown.out, shown.err
 
@@ -326,7 +326,7 @@ def test_a_missing_bundle_record_or_image_is_one_sentence(monkeypatch, capsys, t
 
 def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
     path = altered(tmp_path / "mine.yaml", put("transfer", "epoch", 3))
-    command = [sys.executable, "-c", "from compress.cli import main; main()", "run", str(path)]
+    command = [sys.executable, "-c", "from compress.cli.app import main; main()", "run", str(path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

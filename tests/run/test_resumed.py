@@ -8,11 +8,11 @@ import yaml
 from rich.console import Console
 from test_failures import RECIPE
 
-from compress.ledger import Ledger
-from compress.recipe import load_recipe
+from compress.recipe.schema import load_recipe
+from compress.run.ledger import Ledger
 from compress.run.prepare import prepare, take_up
+from compress.run.progress import Ui
 from compress.train import checkpoint
-from compress.ui import Ui
 from deploy.report import render
 
 

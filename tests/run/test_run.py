@@ -23,7 +23,7 @@ TINY = (
     "deploy.rtx_targets=[]", "deploy.rounds=5", "deploy.calibration_images=20",
 )  # fmt: skip
 SETS = [part for value in TINY for part in ("--set", value)]
-COMMAND = [sys.executable, "-c", "from compress.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from compress.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 FILES = (
     "recipe.yaml", "ledger.json", "log.jsonl", "bench.json", "report.html",
@@ -87,7 +87,7 @@ def test_every_file_of_the_run_folder_is_there(done, out):
 
 def test_the_ledger_holds_every_stage_and_network(out):
     import cpp_ext
-    from compress.ledger import Ledger
+    from compress.run.ledger import Ledger
 
     ledger = Ledger.read(out / "ledger.json")
     assert ledger.kernels in ("reference", f"compiled, {cpp_ext.instruction_set()}")
@@ -124,7 +124,7 @@ def test_the_ledger_holds_every_stage_and_network(out):
 
 
 def test_comparisons_had_the_same_training_flops(out):
-    from compress.ledger import Ledger
+    from compress.run.ledger import Ledger
 
     ledger = Ledger.read(out / "ledger.json")
     for one, other in (("teacher", "twin"), ("student", "finetuned"), ("student", "scratch")):
@@ -133,7 +133,7 @@ def test_comparisons_had_the_same_training_flops(out):
 
 
 def test_the_record_holds_every_engine(out):
-    from deploy.records import Bench
+    from deploy.bench.records import Bench
 
     bench = Bench.from_file(out / "bench.json")
     assert [r.name for r in bench.records] == ["dense", "pruned", "distilled", "distilled-fp16", "int8"]
@@ -145,7 +145,7 @@ def test_the_record_holds_every_engine(out):
 
 
 def test_the_export_stage_says_what_each_precision_costs(out):
-    from compress.ledger import Ledger
+    from compress.run.ledger import Ledger
 
     stage = next(s for s in Ledger.read(out / "ledger.json").stages if s.name == "export")
     for name in ("distilled", "distilled-fp16", "int8"):
@@ -166,7 +166,7 @@ def test_the_artifacts_load_and_fit_their_ledger(out):
 
     import compress
     from compress import cost
-    from compress.ledger import Ledger
+    from compress.run.ledger import Ledger
 
     ledger = Ledger.read(out / "ledger.json")
     for name in ("teacher", "pruned", "student"):
@@ -301,9 +301,9 @@ def test_predict_agrees_with_the_student(done, out):
 
     import compress
     from compress.artifact import describe
-    from deploy import preprocess
-    from deploy.bundle import load
-    from deploy.preprocess import Preprocessing
+    from deploy.bundle.bundle import load
+    from deploy.processing import preprocess
+    from deploy.processing.preprocess import Preprocessing
 
     net, about = compress.load(out / "student"), describe(out / "student")
     prepare = Preprocessing(**about.preprocessing)

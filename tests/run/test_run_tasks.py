@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 import deploy
-from deploy.about import About
+from deploy.onnx.metadata import About
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-c", "from compress.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from compress.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 HEIGHT, WIDTH = 64, 96
@@ -91,12 +91,12 @@ def masks(folder):
 TASKS = {
     "detection": (
         voc,
-        {"factory": "compress.backbones:mobilenet_v2_ssdlite", "arguments": SSDLITE},
+        {"factory": "niwaki:mobilenet_v2_ssdlite", "arguments": SSDLITE},
         {"kind": "voc", "path": "data"},
     ),
     "segmentation": (
         masks,
-        {"factory": "compress.backbones:mobilenet_v2_lraspp"},
+        {"factory": "niwaki:mobilenet_v2_lraspp"},
         {
             "kind": "masks",
             "path": "data",

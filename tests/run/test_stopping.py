@@ -9,9 +9,9 @@ from rich.console import Console
 from test_run import digest, run
 
 from compress.errors import RecipeError
-from compress.preflight import going_on
-from compress.recipe import load_recipe
-from compress.summary import summary, table
+from compress.recipe.schema import load_recipe
+from compress.run.preflight import going_on
+from compress.run.summary import summary, table
 from deploy.report import write_report
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from compress.errors import ArtifactError
-from compress.ledger import Ledger
-from compress.summary import summary
+from compress.run.ledger import Ledger
+from compress.run.summary import summary
 
 MODEL = {"name": "teacher", "macs": 2, "params": 1, "file_bytes": 4, "test_accuracy": 0.5}
 LEDGER = {"name": "x", "seed": 0, "test_images": 2, "metric": "accuracy", "stages": [{"seconds": 1.0}]}

@@ -8,7 +8,7 @@ from test_fit import split
 from torch import nn
 
 from compress.data.images import ImageData
-from compress.recipe import TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, fit, make_fabric
 
 RECIPE = TrainRecipe(epochs=5, batch_size=16, lr=0.05, augment="affine", ema=0.9, evaluations=3)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from test_fit import net, split
 
 from compress.data.images import ImageData
-from compress.recipe import TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, fit, make_fabric
 from compress.train.checkpoint import Checkpoints
 

@@ -10,8 +10,8 @@ from torchvision.models.detection.ssd import SSD
 
 from compress import distill, prune
 from compress.data.images import Batch, ImageData, ImageReader, Split
-from compress.detection import raw_heads
-from compress.recipe import DistillRecipe
+from compress.models.detection import raw_heads
+from compress.recipe.schema import DistillRecipe
 from compress.train import make_fabric
 from compress.train.tasks import TASKS
 

@@ -13,8 +13,10 @@ from torch import nn
 from compress import cost, distill, prune
 from compress.data.images import Batch, ImageData, ImageReader, Split
 from compress.errors import ModelError, RecipeError
-from compress.models import build, cifar_resnet, classifier_name
-from compress.recipe import DistillRecipe
+from compress.models.cifar_resnet import cifar_resnet
+from compress.models.factory import build
+from compress.models.weights import classifier_name
+from compress.recipe.schema import DistillRecipe
 from compress.train import Trainable, fit, make_fabric
 
 NOTHING = {"labels": 0.0, "logits": 0.0, "class_means": 0.0, "reuse_classifier": False}

@@ -5,11 +5,11 @@ import torch
 import yaml
 from torch import nn
 
-from compress import stages
-from compress.ledger import StageEntry
-from compress.recipe import load_recipe
+from compress.recipe.schema import load_recipe
+from compress.run.ledger import StageEntry
 from compress.run.prepare import prepare
-from compress.ui import StageView
+from compress.run.progress import StageView
+from compress.run.stages import train as stages
 
 BATCH, IMAGES = 50, 200
 TRANSFER, DISTIL = 3e8, 4e8

@@ -11,8 +11,8 @@ from torch import nn
 
 from compress.data.images import ImageData, ImageReader, Split
 from compress.errors import MissingError, TrainingError
-from compress.models import cifar_resnet
-from compress.recipe import TrainRecipe
+from compress.models.cifar_resnet import cifar_resnet
+from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, evaluate, fit, loop, make_fabric
 from compress.train.loop import steps_for
 

@@ -18,7 +18,7 @@ from compress.data.geometry import Geometry, fitted
 from compress.data.images import Batch, Boxes, ImageData, ImageReader, Split
 from compress.data.loader import Feed
 from compress.errors import ArtifactError, MissingError, TrainingError
-from compress.recipe import TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, checkpoint, fit, loop, make_fabric
 from compress.train.checkpoint import Checkpoints
 from compress.train.layout import spoiled_by_channels_last

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.errors import NiwakiError
-from compress.qat import round_input, round_weight, rounded
+from compress.train.fake_quantize import round_input, round_weight, rounded
 
 
 def network(seed=0):
@@ -89,8 +89,8 @@ def test_it_foresees_the_int8_file(tmp_path):
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    from deploy.export import export_onnx
-    from deploy.quantize import int8_from_fp32
+    from deploy.exporting.torch_to_onnx import export_onnx
+    from deploy.quantization.int8 import int8_from_fp32
 
     model, x = settled()
     path = export_onnx(model, x[:2], tmp_path / "m.fp32.onnx")

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from compress import models
 from compress.data.images import Batch
-from compress.detection import raw_heads
 from compress.errors import ModelError
+from compress.models import factory
+from compress.models.detection import raw_heads
 from compress.train.tasks import TASKS
 
 SSDLITE = {"size": [64, 96], "scales": [0.1, 0.3, 0.6, 0.9], "finest": 16}
@@ -19,7 +19,7 @@ SSDLITE = {"size": [64, 96], "scales": [0.1, 0.3, 0.6, 0.9], "finest": 16}
 
 def ssdlite(classes=3):
     torch.manual_seed(0)
-    model = models.build("compress.backbones:mobilenet_v2_ssdlite", SSDLITE, classes)
+    model = factory.build("niwaki:mobilenet_v2_ssdlite", SSDLITE, classes)
     TASKS["detection"].take_prepared(model, (64, 96))
     # Fresh heads give every box the same score.
     for module in model.modules():
@@ -151,7 +151,7 @@ def test_a_detector_predicts_class_indices_without_the_background_in_input_pixel
 
 
 def test_what_an_engine_gives_is_read_as_what_torch_predicts():
-    from deploy.lowering import lowered
+    from deploy.exporting.lowering import lowered
 
     model, images = ssdlite().eval(), torch.rand(2, 3, 64, 96)
     module, names, after = lowered(model, "detection", images)
@@ -175,7 +175,7 @@ def test_a_classifier_is_refused_by_name(task):
 
 
 def test_networks_with_auxiliary_classifiers_train_as_torchvision_means_them_to():
-    model, images = models.build("torchvision:googlenet", {"aux_logits": True}, 3), torch.rand(2, 3, 64, 64)
+    model, images = factory.build("torchvision:googlenet", {"aux_logits": True}, 3), torch.rand(2, 3, 64, 64)
     TASKS["classification"].check(model, images)
     model.train()
     for module in model.modules():
@@ -210,7 +210,7 @@ def test_what_is_no_classifier_is_one_sentence(answer, said):
 
 
 def test_torchvisions_own_detectors_take_prepared_images():
-    model = models.build("torchvision:ssdlite320_mobilenet_v3_large", {}, 3)
+    model = factory.build("torchvision:ssdlite320_mobilenet_v3_large", {}, 3)
     TASKS["detection"].take_prepared(model, (128, 160))
     images = torch.rand(2, 3, 128, 160)
     prepared, _ = model.transform(list(images), None)

@@ -13,10 +13,10 @@ from compress.data.augment import AUGMENTATIONS
 from compress.data.loader import Feed
 from compress.data.seeds import hash_seed
 from compress.errors import NiwakiError
-from compress.recipe import FolderData, HandwrittenDigits, RenderedDigits
-from deploy import preprocess
+from compress.recipe.schema import FolderData, HandwrittenDigits, RenderedDigits
 from deploy.errors import DeployError
-from deploy.preprocess import Preprocessing
+from deploy.processing import preprocess
+from deploy.processing.preprocess import Preprocessing
 
 GREY = ImageReader(preprocess.load, Preprocessing(size=(16, 16), mode="L", mean=(0.3,), std=(0.4,)))
 FOR_CLASSES = [name for name, change in AUGMENTATIONS.items() if "classification" in change.tasks]

@@ -5,13 +5,15 @@ import torch
 from safetensors.torch import save_file
 from test_fit import split
 
-from compress import artifact, models, prune
+from compress import artifact, prune
 from compress.data.images import ImageData
 from compress.errors import ArtifactError, ModelError
-from compress.recipe import ModelRecipe
-from compress.transfer import fresh, started
+from compress.models import factory
+from compress.models.weights import load_backbone
+from compress.recipe.schema import ModelRecipe
+from compress.run.transfer import fresh, started
 
-FACTORY, NARROW = "compress.models:cifar_resnet", {"depth": 8, "width": 8, "in_channels": 1}
+FACTORY, NARROW = "niwaki:cifar_resnet", {"depth": 8, "width": 8, "in_channels": 1}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def recipe(weights, **arguments):
 
 def saved(folder, classes="abcd", plan=None):
     torch.manual_seed(9)
-    model = models.build(FACTORY, NARROW, len(classes))
+    model = factory.build(FACTORY, NARROW, len(classes))
     if plan is not None:
         model = prune.apply(model, plan)
     about = artifact.Description(factory=FACTORY, arguments=NARROW, classes=tuple(classes), plan=plan)
@@ -83,13 +85,13 @@ def test_a_cut_network_is_refused(data, tmp_path):
 
 def test_auxiliary_classifiers_are_fresh_where_they_do_not_fit(monkeypatch):
     """GoogLeNet's published weights have them, for the classes that it was trained on."""
-    build = lambda classes, **given: models.build("torchvision:googlenet", given, classes)  # noqa: E731
+    build = lambda classes, **given: factory.build("torchvision:googlenet", given, classes)  # noqa: E731
     state = build(9, aux_logits=True).state_dict()
     small = build(4, aux_logits=True)
     before = {n: t.clone() for n, t in small.state_dict().items()}
-    models.load_backbone(small, state, "x")
+    load_backbone(small, state, "x")
     own = small.state_dict()
     assert torch.equal(own["aux1.conv.conv.weight"], state["aux1.conv.conv.weight"])
     assert torch.equal(own["aux1.fc2.weight"], before["aux1.fc2.weight"])
-    models.load_backbone(build(4), state, "x")
-    models.load_backbone(small, build(9).state_dict(), "x")
+    load_backbone(build(4), state, "x")
+    load_backbone(small, build(9).state_dict(), "x")

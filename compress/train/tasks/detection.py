@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
 from compress.data.images import Batch
-from compress.detection import raw_heads, take_prepared
 from compress.errors import ModelError
+from compress.models.detection import raw_heads, take_prepared
 
 
 class BoxMetrics(Metric):
@@ -62,7 +62,7 @@ class Detection:
         if raw_heads(model) is None:
             raise ModelError(
                 f"{type(model).__name__} is no detector that is known here (an SSD, RetinaNet, FCOS or R-CNN of "
-                "torchvision); name one, such as compress.backbones:mobilenet_v2_ssdlite."
+                "torchvision); name one, such as niwaki:mobilenet_v2_ssdlite."
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:

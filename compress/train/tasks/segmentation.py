@@ -79,7 +79,7 @@ class Segmentation:
         if not isinstance(logits, Tensor) or logits.ndim != 4:
             raise ModelError(
                 f"{type(model).__name__} gives {_shape(logits)} for images {tuple(example.shape)}, not logits for each "
-                "pixel; name a segmenter, such as compress.backbones:mobilenet_v2_lraspp."
+                "pixel; name a segmenter, such as niwaki:mobilenet_v2_lraspp."
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:

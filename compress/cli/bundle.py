@@ -1,0 +1,132 @@
+"""The commands on a bundle: predict, build, sign, and what `niwaki doctor BUNDLE` says. None of them needs torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.terminal import plain
+
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+TrustedKey = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="An Ed25519 public key (PEM): refuse a bundle that its owner did not sign."),
+]
+
+
+def predict(
+    bundle: BundleArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
+    runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
+    trusted_key: TrustedKey = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
+    import deploy
+
+    asked = {"runtime": runtime, "precision": precision, "trusted_key": trusted_key}
+    with deploy.load(bundle, threads=threads, **asked) as engine:  # type: ignore[arg-type]
+        found, classes = engine.predict(images), engine.classes
+    if as_json:
+        # A mask is an array: rows of class indices.
+        print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
+        return
+    for item in found:
+        print(plain(f"{item['file']}: {_found(item, classes)}"))
+
+
+def build(
+    bundle: BundleArgument,
+    precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="smNN", help="Build for this compute capability, not for the GPU here.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it goes; by default into the bundle, which then uses it.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx; by default the one that is installed.")
+    ] = None,
+    largest: Annotated[int, typer.Option("--batch", min=1, max=4096, help="The largest batch.")] = 8,
+    trusted_key: TrustedKey = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
+    import deploy
+    from deploy.engines.sidecar import described
+
+    path = deploy.build_engine(
+        bundle,
+        precision=precision,
+        target=target,
+        out=out,
+        runtime=runtime,
+        largest=largest,
+        trusted_key=trusted_key,
+    )
+    made = described(path)
+    if as_json:
+        print(json.dumps({"path": str(path), **made.model_dump(mode="json")}, indent=1))
+    else:
+        about = f"{made.precision} for {made.target}, {made.bytes / 1e6:.2f} MB in {made.build_seconds:.1f} s"
+        print(plain(f"{path}: {about}"))
+
+
+def sign(
+    bundle: BundleArgument,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign a bundle; `--trusted-key` of predict and build then refuses anything else."""
+    import deploy
+
+    path = deploy.sign(bundle, key)
+    print(json.dumps({"signature": str(path)}) if as_json else plain(path))
+
+
+def describe(bundle: Path) -> dict[str, Any]:
+    """What a bundle is, what runs it here and why, for `niwaki doctor BUNDLE`; raises what loading raises."""
+    import deploy
+    from deploy.bundle.building import ENGINES
+    from deploy.onnx.metadata import About
+
+    with deploy.load(bundle) as loaded:
+        said = loaded.manifest
+        own = About.of(bundle / said.models[said.default].file)
+        return {
+            "bundle": str(bundle),
+            "task": said.task,
+            "models": sorted(said.models),
+            "default": said.default,
+            "licence": said.licence,
+            "weights": None if said.weights is None else said.weights.source,
+            "weights_sha256": own.weights_sha256,
+            "engines": sorted(path.name for path in (bundle / ENGINES).glob("*.engine")),
+            "runtime": loaded.runtime,
+            "precision": loaded.precision,
+            "file": None if loaded.path is None else str(loaded.path.relative_to(bundle)),
+            "why": loaded.why,
+        }
+
+
+def _found(item: dict[str, Any], classes: Sequence[str]) -> str:
+    """One image's prediction in a line."""
+    if "boxes" in item:
+        rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
+        return "; ".join(rows) or "nothing"
+    if "mask" in item:
+        import numpy as np
+
+        indices, counts = np.unique(item["mask"], return_counts=True)
+        names = [classes[i] if i < len(classes) else "unseen" for i in indices]
+        return ", ".join(
+            f"{name} on {100 * c / item['mask'].size:.1f} %" for name, c in zip(names, counts, strict=True)
+        )
+    return f"{item['class']} ({100 * item['probability']:.1f} %)"

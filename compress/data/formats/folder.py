@@ -1,0 +1,54 @@
+"""ImageFolder trees: one folder a split, one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compress.data.files import Unreadable, existing, held_out, is_image, read_all
+from compress.data.images import ImageData, ImageReader, Split
+from compress.errors import DataError
+from compress.recipe.data import FolderData
+
+
+def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageData:
+    """Reads `path/train/CLASS/IMAGE` and the like; every image is decoded once, so that damage shows now.
+
+    Raises:
+        DataError: a folder is missing, a class has no image, splits differ in classes, too many images are unreadable.
+    """
+    root = Path(recipe.path)
+    train, classes = _listed(root / recipe.train)
+    test, test_classes = _listed(root / recipe.test)
+    if test_classes != classes:
+        raise DataError(
+            f"{root / recipe.test} has the classes {', '.join(test_classes)}, {root / recipe.train} has "
+            f"{', '.join(classes)}; give both the same class folders."
+        )
+    if isinstance(recipe.val, str):
+        val, val_classes = _listed(root / recipe.val)
+        if val_classes != classes:
+            raise DataError(f"{root / recipe.val} has other classes than {root / recipe.train}.")
+    else:
+        names = [root / recipe.train / name for name in classes]
+        train, val = held_out(train, [label for _, label in train], names, recipe.val)
+    unreadable, splits = Unreadable(recipe.unreadable, root), {}
+    for name, items in (("train", train), ("val", val), ("test", test)):
+        images, labels = read_all(items, reader, unreadable, f"{root}, split {name},")
+        splits[name] = Split(images, torch.tensor(labels), reader)
+    return ImageData(classes, splits, notes=unreadable.notes)
+
+
+def _listed(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    existing(folder, "path and the names of the splits")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(f"{folder} has {len(names)} class folder(s); put each class's images in its own folder.")
+    items: list[tuple[Path, int]] = []
+    for label, name in enumerate(names):
+        own = sorted(p for p in (folder / name).rglob("*") if is_image(p))
+        if not own:
+            raise DataError(f"The class folder {folder / name} holds no image; add some, or remove the folder.")
+        items += [(path, label) for path in own]
+    return items, tuple(names)

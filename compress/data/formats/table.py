@@ -1,0 +1,81 @@
+"""CSV files of paths and class names, one file a split."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+
+from compress.data.files import Unreadable, held_out, read_all
+from compress.data.images import ImageData, ImageReader, Split
+from compress.errors import DataError
+from compress.recipe.data import CsvData
+
+
+def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
+    """Reads a column of image paths, relative to the file, and one of class names.
+
+    Classes are the training file's labels, sorted as numbers where all are whole numbers, else as text.
+
+    Raises:
+        DataError: a file is missing or no CSV, lacks a column or holds an unknown label, or too many images are
+            unreadable.
+    """
+    root = Path(recipe.path)
+    rows = {"train": _rows(root / recipe.train, recipe), "test": _rows(root / recipe.test, recipe)}
+    if isinstance(recipe.val, str):
+        rows["val"] = _rows(root / recipe.val, recipe)
+    classes = _sorted({label for _, label in rows["train"]})
+    if len(classes) < 2:
+        raise DataError(f"{root / recipe.train} has the one label '{classes[0]}'; there is nothing to tell apart.")
+    index = {name: k for k, name in enumerate(classes)}
+    for split, found in rows.items():
+        if unknown := next((label for _, label in found if label not in index), None):
+            raise DataError(
+                f"{root / str(getattr(recipe, split))} has the label '{unknown}', which {root / recipe.train} lacks; "
+                "mend the label, or add images of it there."
+            )
+    items = {split: [(path, index[label]) for path, label in found] for split, found in rows.items()}
+    if not isinstance(recipe.val, str):
+        names = [f"The class '{name}' of {root / recipe.train}" for name in classes]
+        labels = [label for _, label in items["train"]]
+        items["train"], items["val"] = held_out(items["train"], labels, names, recipe.val)
+    unreadable, splits = Unreadable(recipe.unreadable, root), {}
+    for split in ("train", "val", "test"):
+        images, kept = read_all(items[split], reader, unreadable, f"{root}, split {split},")
+        splits[split] = Split(images, torch.tensor(kept), reader)
+    return ImageData(classes, splits, notes=unreadable.notes)
+
+
+def _sorted(labels: set[str]) -> tuple[str, ...]:
+    if all(label.isascii() and label.isdigit() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def _rows(path: Path, recipe: CsvData) -> list[tuple[Path, str]]:
+    """Path and label of each row; blank rows are nothing."""
+    if not path.is_file():
+        raise DataError(f"There is no CSV file {path}; check path and the names of the splits in the recipe.")
+    wanted = (recipe.image_column, recipe.label_column)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, strict=True)
+            for column in wanted:
+                if column not in (table.fieldnames or ()):
+                    raise DataError(
+                        f"{path} has no column '{column}' (it has {', '.join(table.fieldnames or ()):.160}); "
+                        "name the columns in image_column and label_column."
+                    )
+            found = []
+            for row in table:
+                image, label = ((row[column] or "").strip() for column in wanted)
+                if not image or not label:
+                    raise DataError(f"{path}, line {table.line_num}: the path or the label is empty; fill it in.")
+                found.append((path.parent / image, label))
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); write it anew.") from None
+    if not found:
+        raise DataError(f"{path} has no row below its first line; add images.")
+    return found

@@ -1,0 +1,176 @@
+"""The losses that a recipe can weigh: one dict from its key to what the loss looks at and how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from compress.distill import losses
+from compress.distill.feature_hooks import FEATURES, HEAD, OUTPUT
+from compress.errors import RecipeError
+from compress.models.weights import classifier_name
+from compress.recipe.schema import DistillRecipe
+
+Answers = dict[str, Tensor]
+"""What one network has to say of a batch, ready to be compared: images first, one name for both networks."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch as student and teacher see it.
+
+    Args:
+        recipe: weights and settings.
+        own: the student's answers.
+        other: the teacher's, no gradient.
+        targets: the batch's labels.
+        means: class means of the teacher, in the width of `own["features"]`, shape (classes, D).
+        exclusive: a detector's classes are one softmax with the background first.
+    """
+
+    recipe: DistillRecipe
+    own: Answers
+    other: Answers
+    targets: Tensor
+    means: Tensor | None
+    exclusive: bool
+
+    def both(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.own[name], self.other[name]
+
+    def mean(self, kind: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The mean of `loss` over all answers whose name starts with `kind`."""
+        return torch.stack([loss(*self.both(name)) for name in self.own if name.startswith(f"{kind} ")]).mean()
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss by its key.
+
+    Args:
+        value: the loss of a batch, a scalar.
+        places: what has to be watched for it.
+        tasks: what it is for; a weight that the recipe leaves out is the number given here.
+    """
+
+    value: Callable[[Seen], Tensor]
+    places: Callable[[DistillRecipe], tuple[str, ...]]
+    tasks: Mapping[str, float]
+
+
+def _at(*places: str) -> Callable[[DistillRecipe], tuple[str, ...]]:
+    return lambda recipe: places
+
+
+def _class_means(seen: Seen) -> Tensor:
+    assert seen.means is not None
+    return losses.class_mean_loss(*seen.both(FEATURES), seen.means, seen.targets)
+
+
+def _relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen], Tensor]:
+    return lambda seen: loss(*(x.flatten(1) for x in seen.both(FEATURES)))
+
+
+def _head_classes(seen: Seen) -> Tensor:
+    own, other = seen.both("anchor classes")
+    return losses.anchor_class_loss(own, other, seen.recipe.temperature, exclusive=seen.exclusive)
+
+
+def _head_boxes(seen: Seen) -> Tensor:
+    logits = seen.other["anchor classes"]
+    return losses.anchor_box_loss(*seen.both("anchor boxes"), logits, seen.recipe.sure, exclusive=seen.exclusive)
+
+
+_EVERY = {"classification": 0.0, "segmentation": 0.0, "detection": 0.0}
+
+LOSSES: dict[str, Term] = {
+    "logits": Term(
+        lambda seen: losses.logits_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+        _at(OUTPUT),
+        {"classification": 1.0},
+    ),
+    "class_means": Term(_class_means, _at(FEATURES), {"classification": 1.0}),
+    "relation_distance": Term(_relation(losses.relation_distance_loss), _at(FEATURES), {"classification": 0.0}),
+    "relation_angle": Term(_relation(losses.relation_angle_loss), _at(FEATURES), {"classification": 0.0}),
+    "hints": Term(lambda seen: seen.mean("hint", losses.hint_loss), lambda r: r.hint_layers, _EVERY),
+    "attention": Term(lambda seen: seen.mean("map", losses.attention_loss), lambda r: r.attention_layers, _EVERY),
+    "pixels": Term(
+        lambda seen: losses.pixel_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+        _at(OUTPUT),
+        {"segmentation": 1.0},
+    ),
+    "channels": Term(
+        lambda seen: losses.channel_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+        _at(OUTPUT),
+        {"segmentation": 0.0},
+    ),
+    "head_classes": Term(_head_classes, _at(HEAD), {"detection": 1.0}),
+    "head_boxes": Term(_head_boxes, _at(HEAD), {"detection": 1.0}),
+}
+
+
+def weights(recipe: DistillRecipe, task: str) -> dict[str, float]:
+    """The losses that `recipe` wants for a task, each with its weight; those of weight 0 are left out.
+
+    Raises:
+        RecipeError: a loss has weight that is not for the task.
+    """
+    found = {}
+    for name, term in LOSSES.items():
+        asked = getattr(recipe, name)
+        if asked and task not in term.tasks:
+            fit = ", ".join(key for key, other in LOSSES.items() if task in other.tasks)
+            raise RecipeError(
+                f"distill.{name}: {asked:g} is for {' and '.join(term.tasks)}, this run is {task}; "
+                f"set it to 0 and weigh some of {fit}."
+            )
+        weight = term.tasks.get(task, 0.0) if asked is None else asked
+        if weight:
+            found[name] = weight
+    return found
+
+
+def check_layers(recipe: DistillRecipe, model: nn.Module) -> None:
+    """Raises RecipeError, naming the nearest, for a hint or attention layer that `model` does not have."""
+    paths = [name for name, _ in model.named_modules() if name]
+    for key in ("hint_layers", "attention_layers"):
+        for layer in getattr(recipe, key):
+            if layer not in paths:
+                near = get_close_matches(layer, paths, 4, 0.3) or paths[:4]
+                raise RecipeError(
+                    f"distill.{key}: {type(model).__name__} has no layer '{layer}'; near it are {', '.join(near)}."
+                )
+
+
+def reuse(recipe: DistillRecipe, task: str) -> bool | str:
+    """What becomes of the classifier: True (the teacher's, its width kept), `projected`, or False (the student's own).
+
+    Raises:
+        RecipeError: it is asked for in a task that has no linear classifier.
+    """
+    asked = recipe.reuse_classifier
+    if asked and task != "classification":
+        raise RecipeError(f"distill.reuse_classifier: {asked} is for classification, this run is {task}; leave it out.")
+    return task == "classification" if asked is None else asked
+
+
+def reads_features(recipe: DistillRecipe, task: str) -> bool:
+    """Whether the classifier's input is looked at."""
+    return any(FEATURES in LOSSES[name].places(recipe) for name in weights(recipe, task))
+
+
+def check(recipe: DistillRecipe, task: str, model: nn.Module) -> None:
+    """Everything in `distill` that can be wrong for a network and a task, before anything is trained.
+
+    Raises:
+        RecipeError: a loss or the classifier's reuse is for another task, or a layer is unknown.
+        ModelError: the network has no classifier, and the recipe needs one.
+    """
+    weights(recipe, task)
+    check_layers(recipe, model)
+    if reuse(recipe, task) or reads_features(recipe, task):
+        classifier_name(model)

@@ -1,0 +1,1 @@
+"""Networks by name: factories, weights, and the families that Niwaki knows."""

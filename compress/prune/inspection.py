@@ -1,0 +1,356 @@
+"""What `niwaki inspect` shows: which channels of a network are free to go, and which must stay and why."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from compress import artifact, prune
+from compress.errors import ModelError
+from compress.models import factory, torchvision
+from compress.models.detection import example_input, raw_heads
+from compress.prune import Group, Trace
+
+BATCH = 2
+"""One image would make the batch look like a dimension of size 1."""
+
+Forward = Callable[..., Any]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(Frozen):
+    """One dimension (`parameter:dimension`) that a group's units occupy, and what it does there."""
+
+    slot: str
+    role: str
+
+
+class GroupView(Frozen):
+    """Units that are chosen together.
+
+    Args:
+        name: the module of its first producer.
+        units: how many there are to choose from.
+        width: indices of a slot that one unit spans, such as the channels of an attention head; mostly 1.
+        preserving: whether removing one equals masking it.
+        note: what the units lie under when it does not.
+        macs_share: share of the network's MACs that goes with all but one of the units.
+        parameters_share: the same of its parameters.
+        members: every slot that the units occupy.
+    """
+
+    name: str
+    units: int
+    width: int
+    preserving: bool
+    note: str
+    macs_share: float
+    parameters_share: float
+    members: tuple[Member, ...]
+
+
+class Protection(Frozen):
+    """Slots that stay whole, or in part, for one reason; `channels` counts the units that it holds."""
+
+    reason: str
+    slots: tuple[str, ...]
+    channels: int
+
+
+class Patch(Frozen):
+    """A size that a module keeps as a number, which a cut of `slot` changes."""
+
+    module: str
+    name: str
+    value: int
+    slot: str
+
+
+class Inspection(Frozen):
+    """A network seen as channels; `model_dump_json` is what `niwaki inspect --json` prints.
+
+    Args:
+        model: what was asked for.
+        type: class of the network.
+        input: shape of one image, (channels, height, width).
+        forward: the function that was followed in place of the network's own forward pass, such as `rcnn_heads`.
+        parameters: parameters, shared ones once.
+        macs: multiply-accumulates of one image.
+        units: sets of channels that live or die together.
+        free_units: units that may go, all groups together.
+        parameters_free: share of the parameters that goes when every free group keeps a single unit.
+        macs_free: the same of the MACs.
+        seconds: what tracing took.
+        groups: free groups in the order of the forward pass.
+        protected: why the rest has to stay.
+        substitutions: module -> the class that takes its place before a cut.
+        attributes: sizes that a cut patches.
+        unknown_ops: operators without a rule; what reaches them stays.
+    """
+
+    model: str
+    type: str
+    input: tuple[int, ...]
+    forward: str
+    parameters: int
+    macs: float
+    units: int
+    free_units: int
+    parameters_free: float
+    macs_free: float
+    seconds: float
+    groups: tuple[GroupView, ...]
+    protected: tuple[Protection, ...]
+    substitutions: dict[str, str]
+    attributes: tuple[Patch, ...]
+    unknown_ops: tuple[str, ...]
+
+
+# What is looked at -----------------------------------------------------------------------------------------
+
+
+class Subject(NamedTuple):
+    """A network, a batch that it accepts and, where its own forward pass cannot be followed, another one."""
+
+    name: str
+    model: nn.Module
+    example: Tensor
+    forward: Forward | None = None
+
+
+def subject(name: str, *, size: int | None = None, trusted: tuple[str, ...] = ()) -> Subject:
+    """Builds or loads the network that a user names.
+
+    Args:
+        name: `torchvision:NAME`, `module:function`, or a folder with a `model.json`.
+        size: height and width of the images; by default what the network was made or saved for.
+        trusted: modules of a saved network's factory that may be imported.
+
+    Raises:
+        ModelError: there is no such network, or its code fails.
+        ArtifactError: the folder holds no whole saved network.
+    """
+    sides: tuple[int, int] | None = None
+    # What a user's code prints would end up amid the JSON.
+    with redirect_stdout(sys.stderr):
+        if Path(name).is_dir():
+            model, sides = _saved(Path(name), trusted)
+        else:
+            model = _made(name)
+        if next(model.parameters(), None) is None:
+            raise ModelError(f"{name} has no parameters; there is nothing to cut.")
+        return _with_example(name, model, (size, size) if size else sides)
+
+
+def _saved(folder: Path, trusted: tuple[str, ...]) -> tuple[nn.Module, tuple[int, int] | None]:
+    inside = sorted(path.parent.name for path in folder.glob("*/model.json"))
+    if inside and not (folder / "model.json").is_file():
+        raise ModelError(f"{folder} is not a saved network but holds some: name {folder / inside[-1]}.")
+    about = artifact.describe(folder)
+    module = about.factory.partition(":")[0]
+    if module not in (*factory.TRUSTED, *trusted):
+        raise ModelError(f"{folder} is built by '{about.factory}'; if you trust that code, add --trust {module}.")
+    sides = about.preprocessing.get("size")
+    return artifact.load(folder, trusted=trusted), tuple(sides) if sides else None
+
+
+def _made(name: str) -> nn.Module:
+    module, _, function = name.partition(":")
+    if not function:
+        close = f"torchvision:{name}" if name in torchvision.names() else "torchvision:resnet18"
+        what = "is a file" if Path(name).is_file() else "is no folder"
+        raise ModelError(f"'{name}' {what}; name torchvision:NAME ({close}), module:function or a saved network.")
+    if module == "torchvision":
+        return torchvision.maker(function)()
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"'{name}' cannot be imported ({_short(error)}); check the name and that file.") from error
+    if not callable(make):
+        raise ModelError(f"'{name}' is of type {type(make).__name__}, not a function that makes a network.")
+    try:
+        made = make(**_arguments(make, name))
+    except ModelError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"'{name}' fails ({type(error).__name__}: {_short(error)}); mend that function.") from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"'{name}' returns {type(made).__name__}, not a torch.nn.Module.")
+    return made
+
+
+def _arguments(make: Callable[..., Any], name: str) -> dict[str, int]:
+    """`num_classes` where the function asks for it; its own default stands."""
+    wanted = [
+        parameter.name
+        for parameter in inspect.signature(make).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if any(other != "num_classes" for other in wanted):
+        raise ModelError(f"'{name}' takes {', '.join(wanted)}; name a function that takes num_classes or nothing.")
+    return {"num_classes": 1000} if wanted else {}
+
+
+def _with_example(name: str, model: nn.Module, sides: tuple[int, int] | None) -> Subject:
+    # The one network of torchvision's that does not say so itself.
+    side = 299 if type(model).__name__ == "Inception3" else None
+    example = example_input(model, side, BATCH)
+    if sides is not None:
+        example = torch.rand((BATCH, example.shape[1], *sides)).to(example)
+    return Subject(name, model, example, raw_heads(model))
+
+
+# What there is to say --------------------------------------------------------------------------------------
+
+
+def inspect_model(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    name: str = "",
+    forward: Forward | None = None,
+    protect: Sequence[str] = (),
+) -> Inspection:
+    """Traces `model` and says what is free, what stays and why.
+
+    Args:
+        model: the network; its weights do not matter and it is not changed.
+        example: a batch of images that it accepts.
+        name: what to call it.
+        forward: what to run on the network and the images in place of its own forward pass.
+        protect: patterns of parameter names whose groups have to stay.
+
+    Raises:
+        ModelError: the forward pass fails, or a pattern matches no parameter.
+    """
+    names = [n for n, _ in model.named_parameters()]
+    for pattern in protect:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise ModelError(f"--protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
+    start = time.perf_counter()
+    try:
+        trace = prune.trace(model, example, forward=forward)
+    except ModelError as error:
+        raise ModelError(f"{str(error).removesuffix('.')} (--size N sets its height and width).") from error
+    seconds = time.perf_counter() - start
+    trace = prune.protect(trace, protect)
+    costs = _Costs(trace, tuple(names))
+    free = np.concatenate([g.units for g in trace.groups]) if trace.groups else np.empty(0, np.int64)
+    least = np.concatenate([g.units[1:] for g in trace.groups]) if trace.groups else free
+    macs, parameters = costs.shares(least)
+    modules = dict(model.named_modules())
+    return Inspection(
+        model=name or type(model).__name__,
+        type=type(model).__name__,
+        input=tuple(example.shape[1:]),
+        forward="" if forward is None else getattr(forward, "__name__", type(forward).__name__),
+        parameters=int(costs.parameters),
+        macs=costs.macs / len(example),
+        units=trace.units,
+        free_units=len(free),
+        parameters_free=parameters,
+        macs_free=macs,
+        seconds=seconds,
+        groups=tuple(_group(modules, trace, costs, group) for group in trace.groups),
+        protected=tuple(_protections(trace)),
+        substitutions=dict(trace.substitutions),
+        attributes=tuple(
+            Patch(module=a.module, name=a.name, value=a.value, slot=_slot(a.slot))
+            for a in trace.attributes
+            if bool(np.isin(trace.slots[a.slot], free).any())
+        ),
+        unknown_ops=trace.unknown_ops,
+    )
+
+
+class _Costs:
+    """MACs and parameters of the whole network, and what share of them goes with some units."""
+
+    def __init__(self, trace: Trace, names: tuple[str, ...]) -> None:
+        self.trace, self.names = trace, names
+        self.macs, self.parameters = self._of(np.ones(trace.units, dtype=bool))
+
+    def shares(self, gone: npt.NDArray[np.int64]) -> tuple[float, float]:
+        kept = np.ones(self.trace.units, dtype=bool)
+        kept[gone] = False
+        macs, parameters = self._of(kept)
+        return 1 - macs / self.macs if self.macs else 0.0, 1 - parameters / self.parameters
+
+    def _of(self, kept: npt.NDArray[np.bool_]) -> tuple[float, float]:
+        sizes, shapes = self.trace.kept_sizes(kept), self.trace.parameters
+        left = sum(prod(sizes.get((n, d), k) for d, k in enumerate(shapes[n])) for n in self.names if n in shapes)
+        return self.trace.macs(kept), float(left)
+
+
+def _group(modules: dict[str, nn.Module], trace: Trace, costs: _Costs, group: Group) -> GroupView:
+    macs, parameters = costs.shares(group.units[1:])
+    preserving = bool(trace.preserving[group.units].all())
+    return GroupView(
+        name=group.name,
+        units=len(group.units),
+        width=min(_span(modules, trace, group, slot) for slot in group.slots),
+        preserving=preserving,
+        note="" if preserving else _norm_above(modules, group),
+        macs_share=macs,
+        parameters_share=parameters,
+        members=tuple(Member(slot=_slot(slot), role=trace.roles[slot]) for slot in group.slots),
+    )
+
+
+def _span(modules: dict[str, nn.Module], trace: Trace, group: Group, slot: tuple[str, int]) -> int:
+    """Channels of one unit in a slot."""
+    indices = int(np.isin(trace.slots[slot], group.units).sum())
+    module = modules.get(slot[0].rpartition(".")[0])
+    # A grouped convolution stores the columns of all its groups once.
+    if slot[1] == 1 and isinstance(module, nn.modules.conv._ConvNd):
+        indices *= module.groups
+    return max(1, indices // len(group.units))
+
+
+def _norm_above(modules: dict[str, nn.Module], group: Group) -> str:
+    """The norm whose statistics the units share, as words."""
+    for name, _ in group.slots:
+        module = modules.get(name.rpartition(".")[0])
+        for norm in (nn.LayerNorm, nn.GroupNorm):
+            if isinstance(module, norm):
+                return f"under a {norm.__name__}"
+    return ""
+
+
+def _protections(trace: Trace) -> Iterator[Protection]:
+    held: dict[str, list[str]] = {}
+    for slot, reason in trace.protected.items():
+        held.setdefault(reason, []).append(slot)
+    for reason, slots in held.items():
+        units: set[int] = set()
+        for slot in slots:
+            name, _, dim = slot.rpartition(":")
+            own = trace.slots.get((name, int(dim)), np.empty(0, np.int64))
+            units.update(own[(own >= 0) & trace.protected_units[own]].tolist())
+        yield Protection(reason=reason, slots=tuple(slots), channels=len(units))
+
+
+def _slot(slot: tuple[str, int]) -> str:
+    return f"{slot[0]}:{slot[1]}"
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,1 @@
+"""Recipes: what the user asks for. YAML outside, frozen and validated inside."""

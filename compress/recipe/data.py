@@ -1,0 +1,151 @@
+"""Recipes of data: one class a `kind`, validated and frozen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RenderedDigits(Part):
+    kind: Literal["rendered_digits"]
+    images: Annotated[int, Field(ge=100, le=1_000_000)] = 4000
+
+
+class HandwrittenDigits(Part):
+    kind: Literal["handwritten_digits"]
+    train_per_class: Annotated[int, Field(ge=1, le=100)] = 20
+    val_per_class: Annotated[int, Field(ge=1, le=50)] = 20
+
+
+class FolderData(Part):
+    """An ImageFolder tree. `val` is a folder, or the share of the training images that is held out."""
+
+    kind: Literal["folder"]
+    path: str
+    train: str = "train"
+    val: str | Share = 0.2
+    test: str = "test"
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+
+class CsvData(Part):
+    """A CSV file a split, with a column of image paths (relative to the file) and one of class names."""
+
+    kind: Literal["csv"]
+    path: str = "."
+    train: str = "train.csv"
+    val: str | Share = 0.2
+    test: str = "test.csv"
+    image_column: Text = "path"
+    label_column: Text = "label"
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+
+class VocData(Part):
+    """Boxes in one VOC XML file an image; a list of names a split, in `lists`."""
+
+    kind: Literal["voc"]
+    path: str
+    annotations: str = "Annotations"
+    images: str = "JPEGImages"
+    lists: str | None = None
+    train: str = "train"
+    val: str | Share = "val"
+    test: str = "test"
+    classes: Names | None = None
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> VocData:
+        _once(self.classes)
+        return self
+
+
+class CocoSplit(Part):
+    """A folder of images and the JSON file that says what is in them."""
+
+    images: str
+    annotations: str
+
+
+class CocoData(Part):
+    """Boxes in one COCO JSON file a split."""
+
+    kind: Literal["coco"]
+    path: str = "."
+    train: CocoSplit
+    val: CocoSplit | Share
+    test: CocoSplit
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+
+class MaskSplit(Part):
+    """A folder of images and one of masks with the same stems."""
+
+    images: str
+    masks: str
+
+
+class MasksData(Part):
+    """A mask of class indices an image; `classes` are names, or a text file with one name a line."""
+
+    kind: Literal["masks"]
+    path: str = "."
+    train: MaskSplit
+    val: MaskSplit | Share
+    test: MaskSplit
+    classes: Names | Text
+    ignore_index: Annotated[int, Field(ge=0, le=65_535)] = 255
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> MasksData:
+        _once(None if isinstance(self.classes, str) else self.classes)
+        return self
+
+
+class FunctionData(Part):
+    """Whatever `module:function` gives for `arguments`: see `compress.data.formats.function`."""
+
+    kind: Literal["function"]
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    arguments: dict[str, Any] = {}
+    classes: Names | None = None
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> FunctionData:
+        _once(self.classes)
+        return self
+
+
+def _once(classes: tuple[str, ...] | None) -> None:
+    if classes and len(set(classes)) != len(classes):
+        raise ValueError("classes names something twice")
+
+
+# One kind a class; KINDS below are their tags.
+DataRecipe = Annotated[
+    RenderedDigits | HandwrittenDigits | FolderData | CsvData | VocData | CocoData | MasksData | FunctionData,
+    Field(discriminator="kind"),
+]
+KINDS = {
+    "rendered_digits",
+    "handwritten_digits",
+    "folder",
+    "csv",
+    "voc",
+    "coco",
+    "masks",
+    "function",
+}
+"""What `kind` may be."""

@@ -1,0 +1,93 @@
+"""What is checked before a run writes anything, and what keeps two processes out of one folder."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from compress import data, distill, prune
+from compress.errors import PlanError, RecipeError
+from compress.recipe.schema import Recipe, load_recipe
+from compress.run.stages import train
+from compress.run.transfer import fresh, started
+from compress.train import TASKS
+
+
+def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
+    """Whether `out` holds a run to go on with; raises RecipeError when it holds anything else."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"--out {out} is a file; name a folder.")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / "ledger.json").is_file() or not (out / "recipe.yaml").is_file():
+        raise RecipeError(f"The folder {out} is not empty and holds no run; choose another --out.")
+    if not resume:
+        raise RecipeError(
+            f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
+        )
+    if stored(out) != recipe.to_yaml() and not stopped_early(recipe, out):
+        raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
+    return True
+
+
+def stored(out: Path) -> str | None:
+    """The recipe of the run in `out`, its keys and defaults those of this version; None when it is no recipe."""
+    try:
+        return load_recipe(out / "recipe.yaml").to_yaml()
+    except RecipeError:
+        return None
+
+
+def stopped_early(recipe: Recipe, out: Path) -> bool:
+    """Whether `out` holds the run of `recipe` but for its deploy, which was null."""
+    without = recipe.model_copy(update={"deploy": None})
+    return recipe.deploy is not None and stored(out) == without.to_yaml()
+
+
+def check_model(recipe: Recipe, target: data.ImageData) -> None:
+    """Builds, loads and traces the network and sees that the budget can be met, before any training."""
+    data.check(recipe.transfer, target.task, "transfer")
+    data.check(recipe.distill, target.task, "distill")
+    example = target.example(2)
+    model = started(recipe.model, target, recipe.seed)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in recipe.prune.protect:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
+    distill.check(recipe.distill, target.task, model)
+    trace = train.traced(recipe, model, example, target.task)
+    TASKS[target.task].check(model, example)
+    if not trace.groups:
+        reason = next(iter(sorted(trace.protected.values())), "it has no channels")
+        raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
+    if recipe.prune.budget.macs is not None:
+        floor = prune.smallest_share(trace, recipe.prune.round_to, recipe.prune.min_kept)
+        if floor > recipe.prune.budget.macs:
+            raise RecipeError(
+                f"prune.budget.macs: {recipe.prune.budget.macs:g} is impossible for {recipe.model.factory}: at least "
+                f"{floor:.3f} of its MACs remain with min_kept {recipe.prune.min_kept} and round_to "
+                f"{recipe.prune.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
+            )
+
+
+def check_source(recipe: Recipe, source: data.ImageData) -> None:
+    """Sees that the network can be trained on the source domain, before any training."""
+    assert recipe.source is not None
+    data.check(recipe.source.train, source.task, "source.train")
+    TASKS[source.task].check(fresh(recipe.model, source, recipe.seed), source.example(2))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Holds the run folder against a second process; raises RecipeError when one has it."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.") from None
+        yield

@@ -1,0 +1,219 @@
+"""The stages that lower the networks: ONNX files, parity, engines built ahead of time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import deploy
+from compress.artifact import WEIGHTS
+from compress.files import write_text
+from compress.run.progress import StageView
+from compress.run.stages.measure import measured
+from compress.run.stages.train import Outcome
+from compress.run.variants import AWARE, ENGINES, PARITY, Variant, exporting, lowered_of, variants_of
+from compress.run.workspace import Workspace
+from compress.train import TASKS
+from deploy.engines import load_engine
+from deploy.errors import DeployError, MissingDependency
+from deploy.exporting.torch_to_onnx import INPUTS, export_onnx, parity
+from deploy.files import sha256
+from deploy.onnx.metadata import About
+from deploy.onnx.wire import scan
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.calibration import KEPT
+from deploy.quantization.half import fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
+from deploy.quantization.search import fastest_int8, lint_qdq
+
+BATCHES = (1, 2, 7)
+FP32_PARITY = 1e-4
+
+
+def export(work: Workspace, view: StageView) -> Outcome:
+    """Writes every ONNX file and compares each with torch on real images at several batch sizes."""
+    recipe, out = work.recipe, work.out
+    variants, settings = variants_of(recipe), exporting(work.deploy)
+    found: dict[str, list[dict[str, Any]]] = {}
+    notes: list[str] = []
+    metrics: dict[str, float] = {}
+    for done, variant in enumerate(variants):
+        view.advance(done, len(variants), f"{variant.model} {variant.precision}")
+        path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
+        trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
+        module, names, _ = lowered_of(work, work.load(trained))
+        about = _about(work, trained).properties()
+        if variant.precision == "fp32":
+            export_onnx(module, work.example, path, output_name=names, metadata=about, **settings)
+        elif variant.precision == "fp16":
+            fp16_from_fp32(fp32, path, calibration(work), seed=recipe.seed)
+            if kept := scan(path).properties.get(KEPT):
+                named = kept.split(",")
+                more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+                notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
+        else:
+            if trained == AWARE:
+                fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
+                export_onnx(module, work.example, fp32, output_name=names, metadata=about, **settings)
+            metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
+        with load_engine(path, threads=work.deploy.threads) as engine:
+            _check_finite(work, engine, variant)
+        found[variant.name] = _parity(work, variant, module, path, notes)
+        if variant.model == "student":
+            metrics[f"val_accuracy_{variant.name}"] = _quality(work, path)
+    view.advance(len(variants), len(variants), "")
+    real = {n: [row for row in rows if row["inputs"] == "real"] for n, rows in found.items()}
+    worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in real.items() if rows}
+    snr = {n: min(p["snr_db"] for p in rows) for n, rows in real.items() if rows}
+    for variant in variants:
+        if variant.precision == "fp32" and worst[variant.name] > FP32_PARITY:
+            raise DeployError(
+                f"{variant.onnx} differs from torch by {worst[variant.name]:.1e} (limit {FP32_PARITY:g}); "
+                "please report the model."
+            )
+    write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
+    view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
+    if "int8" in snr:
+        view.notes.append(f"int8 at {snr['int8']:.1f} dB")
+    metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
+    return Outcome(metrics, None, tuple(notes))
+
+
+def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The file against torch, on validation images and on the same ones scaled to be hard on an engine.
+
+    int8 is calibrated for real images, so it is held to those. What suppresses boxes or takes the largest class in the
+    graph answers in steps: there the raw network is exported as well and compared, and the other precisions have the
+    accuracy on validation images alone.
+    """
+    images = work.target.splits["val"].inputs(0, 16)
+    with TemporaryDirectory() as folder:
+        if work.deploy.in_graph and work.target.task != "classification":
+            if variant.precision != "fp32":
+                return []
+            module, names, _ = lowered_of(work, work.load(variant.model), in_graph=False)
+            settings = exporting(work.deploy)
+            path = export_onnx(module, work.example, Path(folder) / path.name, output_name=names, **settings)
+        with load_engine(path, threads=work.deploy.threads) as engine:
+            rows = parity(module, engine, images, BATCHES)
+            if work.deploy.dynamic_size and variant.precision == "fp32":
+                rows += parity(module, engine, nn.functional.pad(images, (0, 64, 0, 32)), BATCHES[:1])
+            for kind in INPUTS if variant.precision != "int8" else ():
+                if kind == "real":
+                    continue
+                try:
+                    more = parity(module, engine, images, BATCHES, inputs=(kind,))
+                except DeployError as error:  # the network itself gives nothing finite for such inputs
+                    notes.append(f"{variant.onnx}, inputs {kind}: {error}")
+                    continue
+                rows += more
+                error_of = max(row["max_relative_error"] for row in more)
+                if variant.precision == "fp32" and error_of > FP32_PARITY:
+                    notes.append(f"{variant.onnx} differs from torch by {error_of:.1e} for inputs {kind}")
+    return rows
+
+
+def _about(work: Workspace, model: str) -> About:
+    """What the file says of itself: any copy of it can be told, and held against the run that made it."""
+    return About(
+        model=model,
+        classes=tuple(work.target.classes),
+        preprocessing=Preprocessing(**work.recipe.preprocessing.model_dump()),
+        weights_sha256=sha256(work.folder(model) / WEIGHTS),
+    )
+
+
+def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
+    """Writes the int8 file that is fastest here, and the signed one; its share of the time of fp32."""
+    recipe, images = work.recipe, calibration(work)
+    choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=work.deploy.threads)
+    notes.append(f"int8: {choice}")
+    signed = path.with_suffix(".trt.onnx")
+    if (drop := work.deploy.accuracy_drop) is not None:
+        # Over what is kept for speed, layers are given back until validation images are told apart well enough.
+        int8_with_accuracy_control(
+            fp32,
+            path,
+            images,
+            lambda engine: _of_engine(work, engine),
+            max_drop=drop,
+            seed=recipe.seed,
+            keep_fp32=choice.kept,
+        )
+        signed_from_unsigned(path, signed)
+    elif choice.kept:
+        # What is slow in int8 on this processor is not slow on a GPU: the engine for it gets everything in int8.
+        with TemporaryDirectory() as folder:
+            whole = int8_from_fp32(fp32, Path(folder) / path.name, images, seed=recipe.seed)
+            signed_from_unsigned(whole, signed)
+    else:
+        signed_from_unsigned(path, signed)
+    odd = Counter((finding.what, finding.why) for finding in lint_qdq(path))
+    notes.extend(f"int8: {count} x {what} ({why})" for (what, why), count in odd.items())
+    return choice.ratio
+
+
+def _quality(work: Workspace, path: Path) -> float:
+    """What the task is selected by, of a file on validation data."""
+    with load_engine(path, threads=torch.get_num_threads()) as engine:
+        return _of_engine(work, engine)
+
+
+def _of_engine(work: Workspace, engine: deploy.Engine) -> float:
+    return measured(work, engine, "val")[TASKS[work.target.task].selects]
+
+
+def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:
+    """Refuses a precision in which real images overflow."""
+    (name,) = tuple(engine.inputs)
+    outputs = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})
+    if not all(np.isfinite(output).all() for output in outputs.values()):
+        raise DeployError(
+            f"{variant.onnx} gives NaN or infinity on validation images; leave {variant.precision} out of "
+            "deploy.precisions, or train longer so that the network is better conditioned."
+        )
+
+
+def calibration(work: Workspace) -> list[np.ndarray]:
+    """Training images, drawn with the run's seed, as the network sees them: float32 (C, H, W)."""
+    split = work.target.splits["train"]
+    count = min(work.deploy.calibration_images, len(split))
+    chosen = np.random.default_rng(work.recipe.seed).permutation(len(split))[:count]
+    return [split.gather(torch.tensor([int(i)]))[0].numpy() for i in sorted(chosen)]
+
+
+def build(work: Workspace, view: StageView) -> Outcome:
+    """Builds TensorRT-RTX engines ahead of time, or says in one line why it does not."""
+    from deploy.engines.tensorrt.building import engine_from_onnx
+
+    sources = {
+        "fp16": work.out / "deploy/student.fp16.onnx",
+        "int8": work.out / "deploy/student.int8.trt.onnx",
+    }
+    jobs = [
+        (target, precision, path)
+        for target in work.deploy.rtx_targets
+        for precision, path in sources.items()
+        if path.is_file()
+    ]
+    built: list[dict[str, Any]] = []
+    notes: tuple[str, ...] = ()
+    for done, (target, precision, path) in enumerate(jobs):
+        view.advance(done, len(jobs), f"{precision} for {target}")
+        try:
+            engine = engine_from_onnx(path, work.out / "deploy", target=target, precision=precision)
+        except MissingDependency as error:
+            notes = (str(error),)
+            break
+        size = engine.stat().st_size
+        built.append({"target": target, "precision": precision, "file": engine.name, "bytes": size})
+    write_text(work.out / ENGINES, json.dumps(built, indent=1) + "\n")
+    view.notes.append(f"{len(built)} engines" if built else notes[0] if notes else "nothing to build")
+    return Outcome({"engines": float(len(built))}, None, notes)

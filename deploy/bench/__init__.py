@@ -1,0 +1,1 @@
+"""Timing, records and the gate."""

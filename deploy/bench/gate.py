@@ -1,0 +1,105 @@
+"""Is the new measurement as good as the baseline? A release is stopped by what this answers."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from deploy.bench.records import Bench, Record
+from deploy.errors import DeployError
+
+
+class Finding(BaseModel):
+    """One thing that was compared.
+
+    Attributes:
+        name: the record.
+        what: ``presence``, ``setting``, ``measurement``, ``latency`` or ``accuracy``.
+        value: what the candidate has; None where it has none.
+        baseline: what the baseline has.
+        limit: the worst value that passes.
+        ok: whether it passes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    what: str
+    value: float | str | None
+    baseline: float | str | None
+    limit: float | str | None
+    ok: bool
+
+
+class GateResult(BaseModel):
+    """The verdict and every finding behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    lines: tuple[Finding, ...]
+
+
+def gate(
+    record: Bench, baseline: Bench, *, latency_tolerance: float = 0.10, accuracy_tolerance: float = 0.01
+) -> GateResult:
+    """Compare ``record`` with ``baseline``, record by record.
+
+    Latency means the ratio to the dense reference timed in the same sitting; milliseconds of two sittings or
+    two machines are never compared. A record of the baseline that the candidate lacks fails; one that the
+    baseline did not measure needs only to be there; one that only the candidate has is not looked at.
+
+    Args:
+        record: the candidate.
+        baseline: what it has to live up to.
+        latency_tolerance: how much larger the ratio may be, relative.
+        accuracy_tolerance: how much lower the accuracy may be, absolute.
+
+    Raises:
+        DeployError: the baseline measured nothing, or a tolerance is negative or not a number.
+    """
+    for label, value in (
+        ("latency_tolerance", latency_tolerance),
+        ("accuracy_tolerance", accuracy_tolerance),
+    ):
+        if not (math.isfinite(value) and value >= 0):
+            raise DeployError(f"{label} is {value}; give a number that is 0 or more.")
+    if not any(old.status == "measured" for old in baseline.records):
+        raise DeployError(f"The baseline {baseline.name!r} has no measured record; record one with `niwaki bench`.")
+    candidates = {new.name: new for new in record.records}
+    lines: list[Finding] = []
+    for old in baseline.records:
+        lines += _compare(old, candidates.get(old.name), latency_tolerance, accuracy_tolerance)
+    return GateResult(passed=all(line.ok for line in lines), lines=tuple(lines))
+
+
+def _compare(old: Record, new: Record | None, latency: float, accuracy: float) -> list[Finding]:
+    def finding(what: str, value: float | str | None, past: float | str, limit: float | str, ok: bool) -> Finding:
+        return Finding(name=old.name, what=what, value=value, baseline=past, limit=limit, ok=ok)
+
+    if new is None:
+        return [finding("presence", None, "present", "present", False)]
+    lines = [finding("presence", "present", "present", "present", True)]
+    if old.status != "measured":
+        return lines
+    if new.status != "measured":
+        return [*lines, finding("measurement", new.reason, "measured", "measured", False)]
+    past, now = _setting(old), _setting(new)
+    if past != now:
+        # Ratios taken at another batch or against another reference answer another question.
+        return [*lines, finding("setting", now, past, past, False)]
+    if old.ratio_to_dense is not None:
+        limit = old.ratio_to_dense * (1 + latency)
+        ok = new.ratio_to_dense is not None and new.ratio_to_dense <= limit
+        lines.append(finding("latency", new.ratio_to_dense, old.ratio_to_dense, limit, ok))
+    if old.accuracy is not None:
+        limit = old.accuracy - accuracy
+        # A hair of slack, so that 0.97 against 0.98 at a tolerance of 0.01 does not hang on a rounding.
+        ok = new.accuracy is not None and new.accuracy >= limit - 1e-12
+        lines.append(finding("accuracy", new.accuracy, old.accuracy, limit, ok))
+    return lines
+
+
+def _setting(record: Record) -> str:
+    return f"{record.runtime} {record.precision} batch {record.batch} against {record.reference}"

@@ -1,0 +1,181 @@
+"""Timing that can be trusted: engines take turns, so that whatever disturbs the machine disturbs them all."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from deploy.bench.records import Bench, Record, machine_info, versions_info
+from deploy.engines.base import Engine
+from deploy.errors import DeployError
+from deploy.files import sha256
+
+__all__ = ["Bench", "Record", "benchmark", "machine_info", "versions_info"]
+
+_BOOTSTRAPS = 2000
+# A network of microseconds is timed for tens of thousands of rounds: it is drawn from less often.
+_FEWEST_BOOTSTRAPS = 200
+_DRAWN = 4_000_000
+
+
+def benchmark(
+    engines: Sequence[Engine],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    reference: str | None = None,
+    warmup: int = 20,
+    rounds: int = 50,
+    runs_per_block: int = 5,
+    min_seconds: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Time ``engines`` on ``inputs`` in turns and compare each with the reference.
+
+    A round visits every engine once, in an order that rotates from round to round, and times a block of runs
+    of each.
+
+    Args:
+        engines: open engines with distinct names.
+        inputs: what every engine is fed; the first dimension is the batch.
+        reference: the name of the engine the ratios refer to; by default the first.
+        warmup: untimed runs of each engine, at least two.
+        rounds: how many rounds at least.
+        runs_per_block: timed runs of one engine in one round.
+        min_seconds: rounds are added until all of them take about this long.
+        seed: of the bootstrap.
+        progress: called with (rounds done, rounds in all) after each round.
+
+    Returns:
+        One measured record per engine, in their order.
+
+    Raises:
+        DeployError: a setting cannot be used, or an engine gives values that are not finite or that change
+            between runs on the same input.
+    """
+    if not all(getattr(value, "ndim", 0) for value in inputs.values()) or not inputs:
+        raise DeployError(f"Inputs with a batch are timed, and {sorted(inputs)} have none; export one with a batch.")
+    names = [engine.name for engine in engines]
+    chosen = _reference(names, reference)
+    for label, value, least in (
+        ("warmup", warmup, 2),
+        ("rounds", rounds, 2),
+        ("runs_per_block", runs_per_block, 1),
+    ):
+        if value < least:
+            raise DeployError(f"{label} is {value}; give {least} or more.")
+    round_seconds = sum(_warm_up(engine, inputs, warmup) for engine in engines) * runs_per_block
+    total = max(rounds, math.ceil(min_seconds / max(round_seconds, 1e-9)))
+    times = np.empty((len(engines), total, runs_per_block))
+    with _no_garbage_collection():
+        for index in range(total):
+            for step in range(len(engines)):
+                turn = (index + step) % len(engines)
+                run = engines[turn].run
+                for block in range(runs_per_block):
+                    start = time.perf_counter_ns()
+                    run(inputs)
+                    times[turn, index, block] = (time.perf_counter_ns() - start) / 1e6
+            # Between rounds nothing is being timed, so drawing a progress bar costs no figure anything.
+            if progress is not None:
+                progress(index + 1, total)
+    batch = next(iter(inputs.values())).shape[0]
+    base = times[names.index(chosen)]
+    return [
+        _record(engine, figures, base, batch=batch, reference=chosen, warmup=warmup, seed=seed)
+        for engine, figures in zip(engines, times, strict=True)
+    ]
+
+
+def ratio_of_medians(times: np.ndarray, base: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
+    """The ratio of the medians over rounds, and its 95 % interval.
+
+    Args:
+        times: milliseconds, (rounds, runs) of one engine.
+        base: milliseconds, (rounds, runs) of the reference in the same rounds.
+        seed: of the bootstrap, which draws whole rounds: what disturbed both engines together stays paired.
+    """
+    ours, theirs = np.median(times, axis=1), np.median(base, axis=1)
+    rng = np.random.default_rng(seed)
+    draws = min(_BOOTSTRAPS, max(_FEWEST_BOOTSTRAPS, _DRAWN // len(ours)))
+    drawn = (rng.integers(0, len(ours), len(ours)) for _ in range(draws))
+    ratios = [np.median(ours[rounds]) / np.median(theirs[rounds]) for rounds in drawn]
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return float(np.median(ours) / np.median(theirs)), (float(low), float(high))
+
+
+def _record(
+    engine: Engine, times: np.ndarray, base: np.ndarray, *, batch: int, reference: str, warmup: int, seed: int
+) -> Record:
+    ratio, interval = ratio_of_medians(times, base, seed)
+    flat = times.reshape(-1)
+    median, p90, p99 = np.percentile(flat, (50, 90, 99))
+    file = engine.path if engine.path is not None and engine.path.is_file() else None
+    return Record(
+        name=engine.name,
+        model=engine.name.removesuffix(f".{engine.precision}"),
+        runtime=engine.runtime,
+        precision=engine.precision,
+        batch=batch,
+        status="measured",
+        reference=reference,
+        warmup=warmup,
+        repeats=flat.size,
+        mean_ms=float(flat.mean()),
+        median_ms=float(median),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        min_ms=float(flat.min()),
+        ratio_to_dense=ratio,
+        ratio_interval=interval,
+        speedup=1 / ratio,
+        file_bytes=file.stat().st_size if file else None,
+        sha256=sha256(file) if file else None,
+        kernels=engine.kernels,
+    )
+
+
+def _reference(names: list[str], reference: str | None) -> str:
+    if not names:
+        raise DeployError("There are 0 engines to time; give at least one.")
+    if len(set(names)) != len(names):
+        raise DeployError(f"Two engines have the same name among {names}; rename one (engine.name = ...).")
+    if reference is not None and reference not in names:
+        raise DeployError(f"The reference {reference!r} is not among the engines {names}; name one of them.")
+    return reference or names[0]
+
+
+def _warm_up(engine: Engine, inputs: Mapping[str, np.ndarray], runs: int) -> float:
+    """Check the outputs, run ``runs`` times, and return the seconds the last run took."""
+    first = engine.run(inputs)
+    for key, value in first.items():
+        if not np.isfinite(value).all():
+            raise DeployError(f"{engine.name} gives NaN or infinity in {key!r}; its times would mean nothing.")
+    # The first output may live in memory that the runtime reuses.
+    first = {key: value.copy() for key, value in first.items()}
+    seconds = 0.0
+    for _ in range(runs - 1):
+        start = time.perf_counter()
+        again = engine.run(inputs)
+        seconds = time.perf_counter() - start
+    for key, value in first.items():
+        if not np.array_equal(value, again[key]):
+            raise DeployError(f"{engine.name} gives other values in {key!r} each time it runs on the same input.")
+    return seconds
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""Bundles: packed, verified, signed, and their engines built on the device."""

@@ -1,0 +1,137 @@
+"""Engines that ONNX Runtime executes: on the CPU, and by CUDA or TensorRT where it was built with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
+from deploy.engines.onnxruntime.amx_rewrite import has_amx, on_blocks, shifted
+from deploy.errors import DeployError, MissingDependency
+from deploy.onnx.wire import check_tensorrt_qdq, holds_fp16
+
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime_cuda": "CUDAExecutionProvider",
+    "onnxruntime_tensorrt": "TensorrtExecutionProvider",
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeEngine(Engine):
+    """An ONNX file on one of ONNX Runtime's providers, every graph optimisation on.
+
+    Args:
+        path: an ONNX file.
+        threads: how many threads one run may use on the CPU; 0 lets ONNX Runtime choose.
+        runtime: ``onnxruntime`` (the CPU), ``onnxruntime_cuda`` or ``onnxruntime_tensorrt``.
+
+    Raises:
+        DeployError: the file is missing, is not an ONNX model, uses an operator the runtime lacks, or is
+            quantised in a way that TensorRT would misread.
+        MissingDependency: ONNX Runtime is not installed, this build of it has no such provider, or the provider
+            finds no GPU.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime") -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingDependency(
+                "The package onnxruntime cannot be imported here; get it with `pip install onnxruntime`."
+            ) from error
+        if not path.is_file():
+            raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
+        check_threads(threads)
+        provider = _PROVIDERS[runtime]
+        if provider not in ort.get_available_providers():
+            raise MissingDependency(
+                f"ONNX Runtime {ort.__version__} here has no {provider} (it has "
+                f"{', '.join(ort.get_available_providers())}); replace it with the package onnxruntime-gpu."
+            )
+        if runtime == "onnxruntime_tensorrt":
+            check_tensorrt_qdq(path)
+        self.runtime = runtime
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 4  # what goes wrong is raised
+        data = path.read_bytes() if runtime == "onnxruntime" else b""
+        better = data
+        done: list[str] = []
+        if has_amx():
+            for change, says in ((shifted, "long int8 convolutions by AMX"), (on_blocks, "the first on 2 x 2 pixels")):
+                if (changed := change(better)) is not None:
+                    better, done = changed, [*done, says]
+        # ONNX Runtime 1.31 makes of a transpose and a product in fp16 what it has no kernel for, and ends the process.
+        left_out = ["MatmulTransposeFusion"] if holds_fp16(data) else []
+        if left_out:
+            done.append("no MatmulTransposeFusion, which fp16 does not survive")
+        self.kernels = ", ".join(done) or None
+        model = better if better is not data else str(path)
+        del data, better
+        try:
+            session = ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=left_out)
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise DeployError(
+                f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
+            ) from error
+        # A provider that finds no GPU hands the network to the CPU with no more than a line in the log.
+        if session.get_providers()[0] != provider:
+            raise MissingDependency(
+                f"ONNX Runtime's {provider} cannot start here (no usable GPU or CUDA library); "
+                "load the file with the runtime onnxruntime instead."
+            )
+        self.name = path.name.removesuffix(".onnx")
+        self.path = path
+        self.precision = precision_of(path, session.get_modelmeta().custom_metadata_map)
+        self.inputs = {node.name: _spec(node.type, node.shape) for node in session.get_inputs()}
+        self.outputs = {node.name: _spec(node.type, node.shape) for node in session.get_outputs()}
+        self._session: ort.InferenceSession | None = session
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self._session
+        if session is None:
+            raise DeployError(f"{self.name} is closed; load it again before running it.")
+        names = list(self.outputs)
+        try:
+            values = session.run(names, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise DeployError(f"ONNX Runtime could not run {self.name} ({first_line(error)}).") from error
+        return dict(zip(names, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def load(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+    """Load ``path`` with ONNX Runtime on the CPU; see :class:`OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(path, threads=threads)
+
+
+def load_cuda(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+    """Load ``path`` with ONNX Runtime's CUDA provider; see :class:`OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_cuda")
+
+
+def load_tensorrt(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+    """Load ``path`` with ONNX Runtime's TensorRT provider; see :class:`OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt")
+
+
+def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:
+    if kind not in _DTYPES:
+        raise DeployError(f"The model has an input or output of type {kind}; export it with one of {sorted(_DTYPES)}.")
+    return TensorSpec(_DTYPES[kind], tuple(d if isinstance(d, int) else None for d in shape))

@@ -1,0 +1,227 @@
+"""Building engines with TensorRT 10 or 11 and TensorRT-RTX, which share one API but for a few names.
+
+Every function takes the API object, so one module serves all three: the packages ``tensorrt`` and ``tensorrt_rtx``.
+All are used strongly typed, since two of the three know nothing else: the ONNX file's own types decide the
+arithmetic. TensorRT-RTX builds for a GPU that need not be in this machine; TensorRT for the one that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from deploy.engines.base import precision_of
+from deploy.engines.sidecar import Sidecar, write_sidecar
+from deploy.engines.tensorrt.cuda import Cuda
+from deploy.errors import DeployError, MissingDependency
+from deploy.files import replacing, sha256
+from deploy.onnx.wire import check_tensorrt_qdq, scan
+
+PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+
+
+def engine_from_onnx(
+    onnx_path: Path,
+    out_dir: Path,
+    *,
+    target: str | None = None,
+    precision: str | None = None,
+    profile: tuple[int, int, int] = (1, 1, 8),
+    runtime: str = "tensorrt_rtx",
+    workspace_mib: int | None = None,
+    timing_cache: Path | None = None,
+    api: Any = None,
+    cuda: Any = None,
+) -> Path:
+    """Build an engine for the GPU generation ``target`` and put a JSON sidecar beside it.
+
+    Args:
+        onnx_path: the ONNX file; its own types decide the arithmetic, for every runtime here is strongly typed.
+        out_dir: the folder of the engine, whose name tells source, precision, profile, runtime and target.
+        target: a compute capability such as ``sm86``; by default the GPU of this machine.
+        precision: what the file is thought to be (``fp32``, ``fp16``, ``int8``); by default what it says.
+        profile: smallest, usual and largest batch.
+        runtime: ``tensorrt_rtx`` or ``tensorrt``, which builds for the GPU of this machine alone.
+        workspace_mib: the most device memory that a layer may use while it works; by default all there is.
+        timing_cache: a file of kernel timings, read where it exists and written after; only ``tensorrt`` times.
+        api: the API object; by default the package ``runtime`` is imported.
+        cuda: ``cuda.bindings.runtime`` or what has its functions; by default it is imported where it is needed.
+
+    Raises:
+        DeployError: the file, target, precision, profile or memory cannot be used, or the builder refuses.
+        MissingDependency: the runtime is not installed, or the GPU that it has to build on is not there.
+    """
+    onnx_path = Path(onnx_path)
+    stated = precision_of(onnx_path, scan(onnx_path).properties)
+    if precision not in (None, stated):
+        raise DeployError(f"{onnx_path.name} is {stated}, not {precision}; give the {precision} file.")
+    smallest, usual, largest = profile
+    if not 1 <= smallest <= usual <= largest:
+        raise DeployError(f"The profile is {profile}; give smallest <= usual <= largest batch, all at least 1.")
+    if workspace_mib is not None and workspace_mib < 1:
+        raise DeployError(f"workspace_mib is {workspace_mib}; give 1 or more, or leave it out.")
+    check_tensorrt_qdq(onnx_path)
+    trt = import_api(runtime) if api is None else api
+    target = _target(trt, runtime, target, cuda)
+    log = logger(trt)
+    started = time.perf_counter()
+    plan, flags = _build(trt, log, onnx_path, target, profile, workspace_mib, timing_cache)
+    seconds = time.perf_counter() - started
+    source = sha256(onnx_path)
+    stem = onnx_path.name.removesuffix(".onnx").split(".")[0]
+    batches = "-".join(map(str, profile))
+    path = Path(out_dir) / f"{stem}-{source[:12]}.{stated}.b{batches}.{runtime}-{trt.__version__}.{target}.engine"
+    with replacing(path) as temporary:
+        temporary.write_bytes(plan)
+    sidecar = Sidecar(
+        engine=path.name,
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        bytes=len(plan),
+        source=onnx_path.name,
+        source_sha256=source,
+        precision=stated,
+        profile=profile,
+        runtime=runtime,  # type: ignore[arg-type]  # pydantic refuses any other
+        version=trt.__version__,
+        target=target,
+        flags=tuple(flags),
+        build_seconds=round(seconds, 3),
+    )
+    write_sidecar(path, sidecar)
+    return path
+
+
+def import_api(runtime: str) -> Any:
+    """The package ``runtime``.
+
+    Raises:
+        DeployError: there is no such runtime.
+        MissingDependency: it is not installed, or its libraries are not.
+    """
+    if runtime not in PRODUCTS:
+        raise DeployError(f"There is no builder {runtime!r}; choose one of {', '.join(sorted(PRODUCTS))}.")
+    try:
+        return import_module(runtime)
+    except (ImportError, OSError) as error:  # a missing library is an OSError of the loader
+        extra = _EXTRAS[runtime]
+        raise MissingDependency(
+            f"The package {runtime} cannot be imported here; get it with `uv sync --extra {extra}` or "
+            f"`pip install 'niwaki[{extra}]'`."
+        ) from error
+
+
+def targets(trt: Any) -> list[str]:
+    """The compute capabilities that the API object builds for without such a GPU; none for TensorRT."""
+    known = getattr(trt, "ComputeCapability", None)
+    names = [] if known is None else known.__members__
+    return sorted((name.lower() for name in names if re.fullmatch(r"SM\d+", name)), key=lambda name: int(name[2:]))
+
+
+def logger(trt: Any) -> Any:
+    """A logger that keeps what went wrong, for an error's sentence, instead of printing it (``errors``)."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+    return Log()
+
+
+def reason(log: Any) -> str:
+    """The last thing the logger was told went wrong."""
+    return log.errors[-1].strip() if log.errors else "without saying why"
+
+
+def _target(trt: Any, runtime: str, target: str | None, cuda: Any) -> str:
+    """The compute capability to build for; TensorRT has no choice but the GPU here."""
+    known = targets(trt)
+    product = f"{PRODUCTS.get(runtime, runtime)} {trt.__version__}"
+    if target is not None and known and target not in known:
+        raise DeployError(f"{product} cannot build for {target!r}; choose one of {', '.join(known)}.")
+    if target is not None and known:
+        return target
+    try:
+        with Cuda(cuda) as device:
+            here = device.target
+    except MissingDependency as error:
+        if not known:
+            raise
+        raise MissingDependency(f"There is no GPU here to build for; name a target of {', '.join(known)}.") from error
+    if target not in (None, here):
+        raise DeployError(
+            f"{product} builds only for the GPU of this machine, which is {here}, not {target!r}; "
+            "build there, or with runtime tensorrt_rtx."
+        )
+    if known and here not in known:
+        raise DeployError(f"{product} cannot build for the {here} here; it knows {', '.join(known)}.")
+    return here
+
+
+def _build(
+    trt: Any,
+    log: Any,
+    onnx_path: Path,
+    target: str,
+    profile: tuple[int, int, int],
+    workspace_mib: int | None,
+    timing_cache: Path | None,
+) -> tuple[bytes, list[str]]:
+    """The serialised engine and the names of the builder flags that were on."""
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx_path)):
+        reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        raise DeployError(f"{_product(trt)} cannot read {onnx_path.name} ({reasons}).")
+    config = builder.create_builder_config()
+    if targets(trt):
+        # Never left to the default: it is the GPU of this machine, which may have none.
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.__members__[target.upper()], 0)
+    # Layers keep their names and shapes in the engine: the inspector and the layer times need them.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    cache = None
+    if timing_cache is not None and not targets(trt):
+        cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise DeployError(f"{timing_cache} holds timings of another GPU or version; delete it.")
+    _add_profile(builder, network, config, onnx_path, profile)
+    flags = sorted(name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag))
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise DeployError(f"{_product(trt)} refuses to build {onnx_path.name} for {target} ({reason(log)}).")
+    if cache is not None and timing_cache is not None:
+        with replacing(timing_cache) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan), flags
+
+
+def _add_profile(builder: Any, network: Any, config: Any, onnx_path: Path, profile: tuple[int, int, int]) -> None:
+    optimization = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if not shape:
+            raise DeployError(f"{onnx_path.name} takes a single number as {tensor.name!r}; export it with a batch.")
+        if -1 in shape[1:]:
+            raise DeployError(f"{onnx_path.name} leaves {shape} of {tensor.name!r} open; only the batch may be free.")
+        if shape[0] != -1 and {shape[0]} != set(profile):
+            raise DeployError(f"{onnx_path.name} fixes the batch at {shape[0]}; export it with a free batch.")
+        optimization.set_shape(tensor.name, *((batch, *shape[1:]) for batch in profile))
+    config.add_optimization_profile(optimization)
+
+
+def _product(trt: Any) -> str:
+    return PRODUCTS["tensorrt_rtx" if targets(trt) else "tensorrt"]

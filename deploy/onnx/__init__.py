@@ -1,0 +1,1 @@
+"""ONNX files without torch: their bytes, their properties, their operator sets."""

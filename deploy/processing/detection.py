@@ -1,0 +1,300 @@
+"""Detectors' raw outputs decoded in NumPy alone, each kind as torchvision decodes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from deploy.processing.boxes import best, centred, clipped, moved, sigmoid, softmax
+
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+Grid = tuple[_Side, _Side]
+Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+Factors = tuple[_Positive, _Positive, _Positive, _Positive]
+# torchvision's: a narrower box of a two-stage detector is none.
+_SMALLEST = 1e-2
+
+
+class Detection(BaseModel):
+    """What all decodings share; calling one takes the network's outputs in the order of ``OUTPUTS``.
+
+    Attributes:
+        size: (height, width) in pixels of the network's input.
+        score_threshold: boxes under it are dropped.
+        overlap: intersection over union above which the lower of two boxes of one class goes.
+        detections: boxes of an image at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits")
+
+    size: Grid
+    score_threshold: float = Field(default=0.05, ge=0, le=1)
+    overlap: float = Field(default=0.5, ge=0, le=1)
+    detections: int = Field(default=100, ge=1)
+
+    def __call__(self, *outputs: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Decode a batch.
+
+        Args:
+            outputs: the network's, each (N, ...), in the order of ``OUTPUTS``.
+
+        Returns:
+            For each image ``boxes`` (M, 4) in pixels of the input (x1, y1, x2, y2), ``scores`` (M,), likeliest
+            first, and ``labels`` (M,), where 0 is the first class after the background.
+        """
+        if len(outputs) != len(self.OUTPUTS):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.OUTPUTS)}, not {len(outputs)} arrays")
+        return [self._image(one) for one in zip(*outputs, strict=True)]
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each output without the batch, for ``classes`` besides the background."""
+        raise NotImplementedError
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class SsdDetection(Detection):
+    """Decoding of a single-shot detector (Liu et al., 2016, arXiv:1512.02325).
+
+    Its network gives ``boxes`` (N, A, 4), offsets from A default boxes, and ``logits`` (N, A, 1 + classes), where
+    the first column is the background.
+
+    Attributes:
+        kind: says in a manifest which postprocessing this is.
+        grids: (height, width) of each feature map.
+        scales: of the default boxes as shares of the input, one more than there are maps.
+        aspect_ratios: for each map, besides 1.
+        steps: pixels between default boxes, one a map; empty where the grid itself says.
+        clip: whether default boxes are cut to the image's size.
+        weights: the four factors that offsets were multiplied with in training.
+        candidates: the best boxes of each class that go into suppression.
+    """
+
+    kind: Literal["ssd"] = "ssd"
+    grids: tuple[Grid, ...] = Field(min_length=1)
+    scales: tuple[_Positive, ...]
+    aspect_ratios: tuple[tuple[_Positive, ...], ...]
+    steps: tuple[_Positive, ...] = ()
+    clip: bool = True
+    weights: Factors = (10.0, 10.0, 5.0, 5.0)
+    score_threshold: float = Field(default=0.01, ge=0, le=1)
+    candidates: int = Field(default=400, ge=1)
+    overlap: float = Field(default=0.45, ge=0, le=1)
+    detections: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _one_a_map(self) -> Self:
+        maps = len(self.grids)
+        if len(self.scales) <= maps or len(self.aspect_ratios) < maps or 0 < len(self.steps) < maps:
+            raise ValueError(f"{maps} grids need {maps + 1} scales, {maps} aspect_ratios and {maps} steps or none")
+        return self
+
+    def default_boxes(self) -> np.ndarray:
+        """Centres and sides in pixels, float32 (A, 4): x, y, width, height."""
+        height, width = self.size
+        rows = []
+        for k, (down, across) in enumerate(self.grids):
+            sides = [(self.scales[k],) * 2, (math.sqrt(self.scales[k] * self.scales[k + 1]),) * 2]
+            for ratio in self.aspect_ratios[k]:
+                root = math.sqrt(ratio)
+                wide, high = self.scales[k] * root, self.scales[k] / root
+                sides += [(wide, high), (high, wide)]
+            shapes = np.asarray(sides, np.float32)
+            if self.clip:
+                shapes = shapes.clip(0, 1)
+            per_x, per_y = (width / self.steps[k], height / self.steps[k]) if self.steps else (across, down)
+            x = (np.arange(across, dtype=np.float32) + np.float32(0.5)) / np.float32(per_x)
+            y = (np.arange(down, dtype=np.float32) + np.float32(0.5)) / np.float32(per_y)
+            centres = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 1, 2)
+            both = np.broadcast_arrays(centres, shapes[None])
+            rows.append(np.concatenate(both, axis=-1).reshape(-1, 4))
+        return np.concatenate(rows) * np.asarray([width, height, width, height], np.float32)
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        places = zip(self.grids, self.aspect_ratios, strict=False)
+        anchors = sum(down * across * (2 + 2 * len(ratios)) for (down, across), ratios in places)
+        return {"boxes": (anchors, 4), "logits": (anchors, 1 + classes)}
+
+    @cached_property
+    def _default(self) -> np.ndarray:
+        return self.default_boxes()
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        offsets, logits = raw
+        scores = softmax(logits)
+        corners = clipped(moved(offsets, self._default, self.weights), self.size)
+        places, labels = [], []
+        for label in range(1, logits.shape[-1]):
+            (chosen,) = np.nonzero(scores[:, label] > self.score_threshold)
+            places.append(chosen[np.argsort(-scores[chosen, label], kind="stable")[: self.candidates]])
+            labels.append(np.full(len(places[-1]), label, np.int64))
+        place, column = np.concatenate(places), np.concatenate(labels)
+        return best(corners[place], scores[place, column], column - 1, overlap=self.overlap, limit=self.detections)
+
+
+class RetinaNetDetection(Detection):
+    """Decoding of a RetinaNet (Lin et al., 2017, arXiv:1708.02002).
+
+    Its network gives ``boxes`` (N, A, 4), offsets from A anchors, and ``logits`` (N, A, 1 + classes). The first
+    column stands for the background, which no training example has: it is left out.
+
+    Attributes:
+        kind: says in a manifest which postprocessing this is.
+        grids: (height, width) of each feature map.
+        cells: for each map the corners of its anchors around the origin, in pixels.
+        weights: the four factors that offsets were multiplied with in training.
+        candidates: the best boxes of each feature map that go into suppression.
+    """
+
+    kind: Literal["retinanet"] = "retinanet"
+    grids: tuple[Grid, ...] = Field(min_length=1)
+    cells: tuple[tuple[Box, ...], ...]
+    weights: Factors = (1.0, 1.0, 1.0, 1.0)
+    candidates: int = Field(default=1000, ge=1)
+    detections: int = Field(default=300, ge=1)
+
+    @model_validator(mode="after")
+    def _cells_a_map(self) -> Self:
+        if len(self.cells) != len(self.grids):
+            raise ValueError(f"{len(self.grids)} grids need as many cells, not {len(self.cells)}")
+        return self
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        anchors = sum(a * b * len(cells) for (a, b), cells in zip(self.grids, self.cells, strict=True))
+        return {"boxes": (anchors, 4), "logits": (anchors, 1 + classes)}
+
+    @cached_property
+    def anchors(self) -> list[np.ndarray]:
+        """Centres and sides in pixels of every anchor, float32 (A, 4) a feature map."""
+        return [centred(level) for level in anchors_of(self.size, self.grids, self.cells)]
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        offsets, logits = raw
+        return self._best(offsets, sigmoid(logits))
+
+    def _corners(self, offsets: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+        return moved(offsets, anchors, self.weights)
+
+    def _best(self, offsets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        boxes, values, labels = [], [], []
+        start = 0
+        for anchors in self.anchors:
+            rows = slice(start, start + len(anchors))
+            start += len(anchors)
+            flat = scores[rows, 1:].reshape(-1)
+            (chosen,) = np.nonzero(flat > self.score_threshold)
+            chosen = chosen[np.argsort(-flat[chosen], kind="stable")[: self.candidates]]
+            place, label = np.divmod(chosen, scores.shape[-1] - 1)
+            boxes.append(clipped(self._corners(offsets[rows][place], anchors[place]), self.size))
+            values.append(flat[chosen])
+            labels.append(label)
+        parts = (np.concatenate(boxes), np.concatenate(values), np.concatenate(labels))
+        return best(*parts, overlap=self.overlap, limit=self.detections)
+
+
+class FcosDetection(RetinaNetDetection):
+    """Decoding of FCOS (Tian et al., 2019, arXiv:1904.01355): as RetinaNet's, but ``boxes`` are distances to the four
+    sides in the anchor's own, and a third output ``centreness`` (N, A, 1) weighs the scores."""
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits", "centreness")
+
+    kind: Literal["fcos"] = "fcos"  # type: ignore[assignment]
+    score_threshold: float = Field(default=0.2, ge=0, le=1)
+    overlap: float = Field(default=0.6, ge=0, le=1)
+    detections: int = Field(default=100, ge=1)
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        found = super().shapes(classes)
+        return {**found, "centreness": (found["boxes"][0], 1)}
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        offsets, logits, centreness = raw
+        return self._best(offsets, np.sqrt(sigmoid(logits) * sigmoid(centreness)))
+
+    def _corners(self, offsets: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+        centres, sides = anchors[:, :2], anchors[:, 2:]
+        return np.concatenate([centres - offsets[:, :2] * sides, centres + offsets[:, 2:] * sides], axis=1)
+
+
+class RcnnDetection(Detection):
+    """Decoding of a two-stage detector (Ren et al., 2015, arXiv:1506.01497) after its box head.
+
+    Its network gives, for the K regions it proposes, ``boxes`` (N, K, (1 + classes) * 4), offsets for each class,
+    ``logits`` (N, K, 1 + classes), ``regions`` (N, K, 4) as corners in pixels, and ``kept`` (N, K): 0 where there are
+    fewer proposals than K.
+
+    Attributes:
+        kind: says in a manifest which postprocessing this is.
+        regions: K.
+        weights: the four factors that offsets were multiplied with in training.
+    """
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits", "regions", "kept")
+
+    kind: Literal["rcnn"] = "rcnn"
+    regions: int = Field(ge=1)
+    weights: Factors = (10.0, 10.0, 5.0, 5.0)
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        k, columns = self.regions, 1 + classes
+        return {"boxes": (k, 4 * columns), "logits": (k, columns), "regions": (k, 4), "kept": (k,)}
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        offsets, logits, regions, kept = raw
+        there = kept > 0.5
+        scores = softmax(logits[there])[:, 1:]
+        columns = logits.shape[-1]
+        references = centred(np.repeat(regions[there], columns - 1, axis=0))
+        moves = offsets[there].reshape(-1, columns, 4)[:, 1:].reshape(-1, 4)
+        boxes = clipped(moved(moves, references, self.weights), self.size)
+        labels = np.tile(np.arange(columns - 1), len(scores))
+        sides = boxes[:, 2:] - boxes[:, :2]
+        (chosen,) = np.nonzero((scores.reshape(-1) > self.score_threshold) & (sides >= _SMALLEST).all(axis=1))
+        return best(
+            boxes[chosen], scores.reshape(-1)[chosen], labels[chosen], overlap=self.overlap, limit=self.detections
+        )
+
+
+class FoundBoxes(Detection):
+    """The network itself decodes and suppresses: ``boxes`` (N, D, 4) in pixels, ``scores`` (N, D) and ``labels``
+    (N, D), likeliest first; a score of 0 fills up what is not there.
+
+    Attributes:
+        kind: says in a manifest which postprocessing this is.
+    """
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "scores", "labels")
+
+    kind: Literal["boxes"] = "boxes"
+
+    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        return {"boxes": (self.detections, 4), "scores": (self.detections,), "labels": (self.detections,)}
+
+    def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        boxes, scores, labels = raw
+        there = scores > self.score_threshold
+        return {"boxes": boxes[there], "scores": scores[there], "labels": labels[there].astype(np.int64)}
+
+
+def anchors_of(size: Grid, grids: Sequence[Grid], cells: Sequence[Sequence[Box]]) -> list[np.ndarray]:
+    """The corners of every anchor, float32 (A, 4) a feature map: its cells at each place of the map.
+
+    Args:
+        size: (height, width) of the network's input.
+        grids: (height, width) of each feature map.
+        cells: corners around the origin, for each map.
+    """
+    found = []
+    for (down, across), cell in zip(grids, cells, strict=True):
+        y, x = np.meshgrid(np.arange(down) * (size[0] // down), np.arange(across) * (size[1] // across), indexing="ij")
+        shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4).astype(np.float32)
+        found.append((shifts + np.asarray(cell, np.float32)).reshape(-1, 4))
+    return found

@@ -1,0 +1,1 @@
+"""Eight bits and half precision."""

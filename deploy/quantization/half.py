@@ -1,0 +1,205 @@
+"""Half precision: weights and arithmetic of an ONNX file in fp16 or bf16, its inputs and outputs still float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploy.errors import DeployError
+from deploy.files import sha256
+from deploy.onnx.file import PRECISION, SOURCE, metadata, missing, quiet, write
+from deploy.quantization.calibration import Calibrated, read_fp32
+from deploy.quantization.ranges import LARGEST, ranges, wide_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+FLOAT, FLOAT16 = 1, 10  # of onnx.TensorProto, which is imported only when it is needed
+_BF16_OPSET = 22  # the first in which convolutions and pooling take bfloat16
+
+
+def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | None = None, *, seed: int = 0) -> Path:
+    """Write the fp16 variant of the fp32 file ``src`` to ``dst``; metadata is kept.
+
+    With ``calibration`` the layers that read or write what fp16 cannot hold stay in fp32: values above half its largest
+    number, or so small that rounding leaves less than 40 dB. They are found by running the images through the fp32
+    file; the property ``niwaki.kept_fp32`` names their nodes.
+
+    Args:
+        src: an fp32 ONNX file.
+        dst: where the fp16 file goes.
+        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W); without them everything becomes fp16.
+        seed: which images are drawn where there are more than ``deploy.quantization.calibration.SAMPLES``.
+
+    Raises:
+        DeployError: ``src`` is missing, is not ONNX, is not fp32 or cannot be converted, or the calibration does not
+            fit it.
+        MissingDependency: onnxconverter-common is not installed.
+    """
+    src = Path(src)
+    if calibration is None:
+        model = read_fp32(src, "fp16")
+        props = {**metadata(model), PRECISION: "fp16", SOURCE: sha256(src)}
+        return write(_halved(model, src, []), Path(dst), props)
+    source = Calibrated.read(src, calibration, seed, "fp16")
+    _name_nodes(source.model)
+    kept = wide_nodes(source.model, ranges(source.model, source.name, source.images))
+    half = _halved(source.model, src, kept)
+    return source.write(half, dst, "fp16", kept)
+
+
+def bf16_from_fp32(src: Path, dst: Path) -> Path:
+    """Write the bf16 variant of the fp32 file ``src`` to ``dst``, for TensorRT and TensorRT-RTX on sm80 and up.
+
+    bf16 has the range of fp32, so nothing overflows and nothing stays in fp32. ONNX Runtime cannot run it on a CPU.
+
+    Raises:
+        DeployError, MissingDependency: as ``fp16_from_fp32``.
+    """
+    import ml_dtypes  # comes with onnx
+    from onnx import TensorProto, numpy_helper, version_converter
+
+    src = Path(src)
+    model = read_fp32(src, "bf16")
+    props = {**metadata(model), PRECISION: "bf16", SOURCE: sha256(src)}
+    opsets = {one.domain: one.version for one in model.opset_import}
+    if opsets.get("", 0) < _BF16_OPSET:
+        with quiet():
+            model = version_converter.convert_version(model, _BF16_OPSET)
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    half = _halved(model, src, [])
+    for tensor in half.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            # From the fp32 weights: the range of fp16 must leave no trace.
+            array = exact[tensor.name].astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in half.graph.value_info:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+            if attribute.t.data_type == TensorProto.FLOAT16:
+                raise DeployError(f"{src} holds a tensor in {node.name or node.op_type}; bf16 files cannot have that.")
+    return write(half, Path(dst), props)
+
+
+def _halved(model: onnx.ModelProto, src: Path, kept: Sequence[str]) -> onnx.ModelProto:
+    """The model in fp16 but for the nodes named in ``kept`` and those that the converter never changes."""
+    try:
+        with quiet():
+            from onnxconverter_common import float16
+    except ImportError as error:
+        raise missing("onnxconverter-common", "Making a file of half precision", "compress") from error
+    _name_nodes(model)
+    # The converter takes a cast to float for one that it makes fp16 itself.
+    whole = float16.DEFAULT_OP_BLOCK_LIST
+    stay = {node.name for node in model.graph.node if node.op_type in whole or _casts_to(node, FLOAT)} | set(kept)
+    readers = {node.name for node in model.graph.node} - stay
+    _part_weights(model.graph, stay)
+    _fill_values(model.graph)
+    with quiet():
+        try:
+            half = float16.convert_float_to_float16(
+                model, min_positive_val=0.0, max_finite_val=LARGEST, keep_io_types=True, node_block_list=sorted(stay)
+            )
+        except (ValueError, TypeError) as error:
+            raise DeployError(f"{src} cannot be made fp16 ({error}); ship its fp32 or int8 file instead.") from error
+    _skip_detours(half.graph)
+    _cast_outputs(half.graph, readers)
+    return half
+
+
+def _skip_detours(graph: onnx.GraphProto) -> None:
+    """Let what is fp32 on both sides of a pair of casts pass without becoming fp16 in between.
+
+    The converter leaves such pairs where several nodes read the tensor, and gives out fp16 where a kept node ends the
+    network; what overflows fp16 would be infinite there.
+    """
+    maker = {name: node for node in graph.node for name in node.output}
+    kinds = {value.name: value.type.tensor_type for value in graph.output}
+    renamed: dict[str, str] = {}
+    for node in list(graph.node):
+        before = maker.get(node.input[0]) if _casts_to(node, FLOAT) else None
+        if before is not None and _casts_to(before, FLOAT16) and node.output[0] not in kinds:
+            renamed[node.output[0]] = before.input[0]
+            graph.node.remove(node)
+        elif _casts_to(node, FLOAT16) and node.output[0] in kinds and node.input[0] in maker:
+            renamed[node.input[0]] = node.output[0]
+            kinds[node.output[0]].elem_type = FLOAT
+            graph.node.remove(node)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for k, name in enumerate(names):
+                end = name
+                while end in renamed:
+                    end = renamed[end]
+                names[k] = end
+    used = {name for node in graph.node for name in node.input} | set(kinds)
+    for node in [n for n in graph.node if _casts_to(n, FLOAT16) and n.output[0] not in used]:
+        graph.node.remove(node)
+    # Types are inferred again wherever the file is loaded; those of tensors that are gone would be wrong.
+    values = [value for value in graph.value_info if value.name not in kinds and value.name not in renamed]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == kind for a in node.attribute)
+
+
+def _cast_outputs(graph: onnx.GraphProto, readers: set[str]) -> None:
+    """Give those of ``readers``, nodes in fp16, that read an output of the network, which is fp32, a cast of it."""
+    from onnx import helper
+
+    outputs = {value.name for value in graph.output if value.type.tensor_type.elem_type == FLOAT}
+    for index, maker in reversed(list(enumerate(graph.node))):
+        for name in outputs & set(maker.output):
+            inside = [node for node in graph.node if node.name in readers and name in node.input]
+            for node in inside:
+                node.input[:] = [f"{name}.fp16" if one == name else one for one in node.input]
+            if inside:
+                cast = helper.make_node("Cast", [name], [f"{name}.fp16"], name=f"{name}.fp16", to=FLOAT16)
+                graph.node.insert(index + 1, cast)
+
+
+def _part_weights(graph: onnx.GraphProto, kept: set[str]) -> None:
+    """Give the kept nodes weights of their own, which then stay fp32 instead of passing through fp16."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    # The converter casts whatever has a value_info, weights too.
+    values = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+    shared = {name for node in graph.node if node.name not in kept for name in node.input} & set(weights)
+    parted: set[str] = set()
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if node.name in kept and name in shared:
+                node.input[k] = f"{name}.fp32"
+                if name not in parted:
+                    parted.add(name)
+                    tensor = graph.initializer.add()
+                    tensor.CopyFrom(weights[name])
+                    tensor.name = f"{name}.fp32"
+
+
+def _fill_values(graph: onnx.GraphProto) -> None:
+    """Write out the float32 zero that ConstantOfShape gives by default: the converter changes only what is written."""
+    from onnx import helper
+
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(helper.make_attribute("value", helper.make_tensor("value", FLOAT, [1], [0.0])))
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node a name of its own, for the converter knows nodes by name."""
+    seen: set[str] = set()
+    for k, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}.{k}"
+        seen.add(node.name)

@@ -1,0 +1,201 @@
+"""Eight bits: the int8 file for ONNX Runtime and OpenVINO; `qdq` derives the signed one for TensorRT."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploy.engines import load_engine
+from deploy.errors import DeployError
+from deploy.onnx.file import missing, quiet
+from deploy.quantization.calibration import Calibrated
+from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
+    from deploy.engines.base import Engine
+
+__all__ = ["KINDS", "int8_from_fp32", "int8_with_accuracy_control", "operators", "signed_from_unsigned"]
+
+
+def int8_from_fp32(
+    src: Path, dst: Path, calibration: Sequence[np.ndarray], *, seed: int = 0, keep_fp32: Sequence[str] = ()
+) -> Path:
+    """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; metadata is kept.
+
+    Args:
+        src: an fp32 ONNX file with one input.
+        dst: where the int8 file goes.
+        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), as the network will see them.
+        seed: which ``SAMPLES`` images are drawn where there are more.
+        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
+
+    Raises:
+        DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
+        MissingDependency: NNCF is not installed.
+    """
+    source = Calibrated.read(src, calibration, seed, "int8")
+    nncf, options = _nncf(source.model, keep_fp32)
+    # Symmetric: ONNX Runtime is fast only while whole int8 chains fuse; docs/engines.md has what was measured.
+    # Another processor judges otherwise: deploy.quantization.search.fastest_int8 measures.
+    with quiet():
+        try:
+            quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
+        except Exception as error:  # NNCF and the runtime it calibrates with share no base class
+            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    shift_activations(quantised.graph)
+    quantise_biases(quantised.graph)
+    store_raw(quantised.graph)
+    return source.write(quantised, dst, "int8", keep_fp32)
+
+
+def int8_with_accuracy_control(
+    src: Path,
+    dst: Path,
+    calibration: Sequence[np.ndarray],
+    measure: Callable[[Engine], float],
+    *,
+    max_drop: float = 0.01,
+    seed: int = 0,
+    keep_fp32: Sequence[str] = (),
+) -> Path:
+    """Like ``int8_from_fp32``, but layers go back to fp32 until ``measure`` falls by no more than ``max_drop``.
+
+    Args:
+        measure: the quality of an engine, above 0 and the higher the better, such as its accuracy on validation data.
+        max_drop: how far below that of the fp32 file it may be.
+
+    Raises:
+        DeployError: as there, ``max_drop`` is negative, or the fp32 file's quality is not above 0.
+        MissingDependency: NNCF is not installed.
+    """
+    if max_drop < 0:
+        raise DeployError(f"max_drop is {max_drop}; give 0 or more.")
+    source = Calibrated.read(src, calibration, seed, "int8")
+    with load_engine(source.path) as engine:
+        dense = float(measure(engine))
+    if dense <= 0:  # NNCF divides by it
+        raise DeployError(f"The quality of {src} is {dense}; measure something that is above 0 for a good network.")
+    nncf, options = _nncf(source.model, keep_fp32)
+
+    def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(model, Path(folder) / "candidate.onnx")
+            with load_engine(Path(folder) / "candidate.onnx") as engine:
+                return float(measure(engine)), None
+
+    with quiet():
+        try:
+            quantised = nncf.quantize_with_accuracy_control(
+                source.model,
+                _dataset(nncf, source),
+                _dataset(nncf, source),
+                validate,
+                max_drop=max_drop,
+                subset_size=len(source.images),
+                advanced_quantization_parameters=options.pop("advanced_parameters"),
+                **options,
+            )
+        except DeployError:
+            raise
+        except Exception as error:  # as above
+            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    shift_activations(quantised.graph)
+    quantise_biases(quantised.graph)
+    store_raw(quantised.graph)
+    return source.write(quantised, dst, "int8", keep_fp32)
+
+
+def operators(model: onnx.ModelProto, kind: str) -> list[str]:
+    """The names of the nodes of ``model`` that are of ``kind``, a key of ``KINDS``.
+
+    Raises:
+        DeployError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise DeployError(f"There is no kind of operators {kind!r}; choose among {', '.join(KINDS)}.")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return KINDS[kind](list(model.graph.node), constants)
+
+
+def _depthwise(nodes: list[onnx.NodeProto], _: set[str]) -> list[str]:
+    return [n.name for n in nodes if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)]
+
+
+def _first(nodes: list[onnx.NodeProto], _: set[str]) -> list[str]:
+    return [node.name for node in nodes if node.op_type == "Conv"][:1]
+
+
+def _sums(nodes: list[onnx.NodeProto], constants: set[str]) -> list[str]:
+    return [n.name for n in nodes if n.op_type in ("Add", "Mul", "Concat") and not constants & set(n.input)]
+
+
+KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = MappingProxyType(
+    {"depthwise": _depthwise, "first": _first, "sums": _sums}
+)
+"""Kinds of operators that are slower in int8 on some processors: depthwise and grouped convolutions, the first
+convolution, and what joins two branches."""
+
+
+def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
+    """In a graph that suppresses boxes, the nodes after the last weights: 256 steps are too few for a box's edges."""
+    if not any(node.op_type == "NonMaxSuppression" for node in nodes):
+        return []
+    feeds: set[str] = set()  # tensors that reach a weight
+    after = []
+    for node in reversed(nodes):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") or feeds & set(node.output):
+            feeds |= set(node.input)
+        else:
+            after.append(node.name)
+    return after
+
+
+def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """NNCF and the options that every quantisation here takes."""
+    asked = {name for kind in keep_fp32 for name in operators(model, kind) if name}
+    names = sorted(asked | set(_decoding(list(model.graph.node))))
+    try:
+        with quiet(), _no_telemetry():
+            import nncf
+            from nncf.quantization import advanced_parameters as advanced
+    except ImportError as error:
+        raise missing("nncf", "Making an int8 file", "compress") from error
+    return nncf, {
+        "preset": nncf.QuantizationPreset.PERFORMANCE,
+        "ignored_scope": nncf.IgnoredScope(names=names, validate=False) if names else None,
+        "advanced_parameters": advanced.AdvancedQuantizationParameters(
+            # Per channel activations keep ONNX Runtime from fusing depthwise convolutions at all.
+            activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
+        ),
+    }
+
+
+def _dataset(nncf: Any, source: Calibrated) -> Any:
+    return nncf.Dataset(source.images, lambda image: {source.name: image})
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """NNCF reports its use over the network unless this variable is set while it is imported."""
+    before = os.environ.get("NNCF_CI")
+    os.environ["NNCF_CI"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["NNCF_CI"]
+        else:
+            os.environ["NNCF_CI"] = before
