@@ -112,7 +112,7 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
 
     Args:
         directory: what `save` wrote.
-        trusted: further modules whose factories may be imported; torchvision's and ours always may.
+        trusted: modules of the user's own whose factories may run; torchvision's and ours always may.
 
     Raises:
         ArtifactError: a file is missing or damaged, a hash or a shape is wrong.
@@ -121,7 +121,7 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     about, path = describe(directory), Path(directory) / WEIGHTS
     state = weights(directory, about)
     with models.on_meta():
-        model = models.build(about.factory, about.arguments, len(about.classes), trusted=(*models.TRUSTED, *trusted))
+        model = models.build(about.factory, about.arguments, len(about.classes), trusted=trusted)
     if about.task == "detection" and "size" in about.preprocessing:
         take_prepared(model, about.preprocessing["size"])
     if about.plan is not None:

@@ -343,7 +343,7 @@ def test_a_saved_network_of_foreign_code_asks_for_trust(niwaki, tmp_path):
     compress.save(net, tmp_path / "saved", about)
     code, _, err = niwaki("saved")
     assert code == 2
-    assert "add --trust nets." in err
+    assert "add --trust nets " in err
     assert "a user's own print" not in err  # nothing of it was run
     code, out, _ = niwaki("saved", "--trust", "nets", "--json")
     assert (code, [g["units"] for g in json.loads(out)["groups"]]) == (0, [8])

@@ -21,6 +21,7 @@ from rich.table import Table
 from compress.cli.bundle import JsonFlag, build, describe, predict, sign
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 from compress.terminal import Terminal, plain
+from compress.trust import trusted_modules
 
 if TYPE_CHECKING:
     from deploy.bench.records import Bench, Record
@@ -51,6 +52,9 @@ def run_command(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
     ] = 1,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="Your own code that the recipe may call; repeatable.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -61,7 +65,7 @@ def run_command(
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if devices > 1:
-        _in_several_processes(devices, recipe, out, resume, overrides or [], quiet, as_json)
+        _in_several_processes(devices, recipe, out, resume, overrides or [], trust or [], quiet, as_json)
     with warnings.catch_warnings():
         # Libraries warn their developers; a user can do nothing about it.
         warnings.simplefilter("ignore")
@@ -69,7 +73,7 @@ def run_command(
         from compress.run import run
         from compress.run.progress import Ui
 
-        asked = load_recipe(recipe, overrides or [])
+        asked = load_recipe(recipe, overrides or [], trusted=trusted_modules(trust or ()))
         folder = out or Path("runs") / asked.name
         first = _launched("RANK", 0) == 0
         report = run(asked, folder, Ui.choose(quiet=quiet or not first, json=as_json), resume=resume)
@@ -95,7 +99,14 @@ def run_command(
 
 
 def _in_several_processes(
-    devices: int, recipe: Path, out: Path | None, resume: bool, overrides: list[str], quiet: bool, as_json: bool
+    devices: int,
+    recipe: Path,
+    out: Path | None,
+    resume: bool,
+    overrides: list[str],
+    trust: list[str],
+    quiet: bool,
+    as_json: bool,
 ) -> NoReturn:
     """Runs the same command in each of `devices` processes and ends with their exit code."""
     if "WORLD_SIZE" in os.environ:
@@ -103,6 +114,7 @@ def _in_several_processes(
     from compress.run.launch import launch
 
     arguments = [str(recipe), *(part for override in overrides for part in ("--set", override))]
+    arguments += [part for module in trust for part in ("--trust", module)]
     if out is not None:
         arguments += ["--out", str(out)]
     flags = {"--resume": resume, "--quiet": quiet, "--json": as_json}
@@ -132,7 +144,7 @@ def inspect_command(
         from compress.prune.inspection import inspect_model, subject
 
         with Terminal(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
-            found = subject(model, size=size, trusted=tuple(trust or ()))
+            found = subject(model, size=size, trusted=trusted_modules(trust or ()))
             seen = inspect_model(
                 found.model, found.example, name=model, forward=found.forward, protect=tuple(protect or ())
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -19,29 +19,35 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from compress.errors import ModelError
 from compress.models import torchvision
+from compress.models.arguments import (
+    Arguments,
+    CifarResNetArguments,
+    DeepLabArguments,
+    LrasppArguments,
+    SsdliteArguments,
+    TorchvisionArguments,
+    checked,
+)
+from compress.models.names import RENAMED
+from compress.trust import trusted_function
 
-TRUSTED = ("torchvision", "niwaki")
-"""What a factory may begin with, whoever names it: torchvision's networks and ours."""
 
-OWN: Mapping[str, str] = MappingProxyType(
+class Own(NamedTuple):
+    """A factory of ours: the module that holds it under its name, and what it takes."""
+
+    module: str
+    arguments: type[Arguments]
+
+
+OWN: Mapping[str, Own] = MappingProxyType(
     {
-        "cifar_resnet": "compress.models.cifar_resnet",
-        "mobilenet_v2_ssdlite": "compress.models.mobilenet",
-        "mobilenet_v2_lraspp": "compress.models.mobilenet",
-        "mobilenet_v2_deeplabv3": "compress.models.mobilenet",
+        "cifar_resnet": Own("compress.models.cifar_resnet", CifarResNetArguments),
+        "mobilenet_v2_ssdlite": Own("compress.models.mobilenet", SsdliteArguments),
+        "mobilenet_v2_lraspp": Own("compress.models.mobilenet", LrasppArguments),
+        "mobilenet_v2_deeplabv3": Own("compress.models.mobilenet", DeepLabArguments),
     }
 )
-"""The networks of `niwaki:NAME`, each with the module of its factory."""
-
-RENAMED: Mapping[str, str] = MappingProxyType(
-    {
-        "compress.models:cifar_resnet": "niwaki:cifar_resnet",
-        "compress.backbones:mobilenet_v2_ssdlite": "niwaki:mobilenet_v2_ssdlite",
-        "compress.backbones:mobilenet_v2_lraspp": "niwaki:mobilenet_v2_lraspp",
-        "compress.backbones:mobilenet_v2_deeplabv3": "niwaki:mobilenet_v2_deeplabv3",
-    }
-)
-"""What saved networks and recipes of earlier versions call our factories, and what these are called now."""
+"""The networks of `niwaki:NAME`."""
 
 # What a factory may raise on arguments that make no sense to it.
 _REFUSALS = (
@@ -56,16 +62,14 @@ _REFUSALS = (
 )
 
 
-def build(
-    factory: str, arguments: Mapping[str, Any], num_classes: int, *, trusted: tuple[str, ...] | None = None
-) -> nn.Module:
-    """Builds a network with random weights.
+def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trusted: Sequence[str] = ()) -> nn.Module:
+    """Build a network with random weights.
 
     Args:
         factory: `torchvision:NAME`, `niwaki:NAME` or `module:function`; the function takes `num_classes`.
-        arguments: keyword arguments for the factory.
+        arguments: keyword arguments for the factory; torchvision's and ours take numbers within bounds alone.
         num_classes: outputs of the classifier; detectors and segmenters count the background.
-        trusted: modules that may be imported; None for any (a recipe is the user's own, an artifact is not).
+        trusted: modules of the user's own whose functions may run.
 
     Raises:
         ModelError: no such factory, it is not trusted, or it refuses the arguments.
@@ -75,35 +79,22 @@ def build(
         raise ModelError(
             f"The model factory '{factory}' is not 'torchvision:NAME', 'niwaki:NAME' or 'module:function'."
         )
-    if trusted is not None and module not in trusted:
-        raise ModelError(
-            f"The factory '{factory}' is not one of {', '.join(trusted)}; if you trust that code, "
-            f"pass trusted=('{module}',) to load it."
-        )
-    make = torchvision.maker(name) if module == "torchvision" else _function(factory, module, name)
+    if module == "torchvision":
+        make, given = torchvision.maker(name), checked(TorchvisionArguments, arguments, factory)
+    elif module == "niwaki":
+        if name not in OWN:
+            raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
+        own = OWN[name]
+        make, given = getattr(importlib.import_module(own.module), name), checked(own.arguments, arguments, factory)
+    else:
+        make, given = trusted_function(factory, trusted, "model factory", ModelError), dict(arguments)
     try:
-        model = make(num_classes=num_classes, **arguments)
+        model = make(num_classes=num_classes, **given)
     except _REFUSALS as error:
         raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {_short(error)}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
     return model
-
-
-def _function(factory: str, module: str, name: str) -> Callable[..., nn.Module]:
-    """The function behind `niwaki:NAME` or `module:function`; raises ModelError where there is none."""
-    if module == "niwaki":
-        if name not in OWN:
-            raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
-        module = OWN[name]
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"The model factory '{factory}' cannot be imported ({error}).") from None
-    # What a module merely imports is not its factory, whoever trusts the module.
-    if not callable(make) or getattr(make, "__module__", module) != module:
-        raise ModelError(f"'{factory}' is not a function of that module; name the factory where it is defined.")
-    return make
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compress import artifact, prune
 from compress.errors import ModelError
-from compress.models import factory, torchvision
+from compress.models import torchvision
 from compress.models.detection import example_input, raw_heads
 from compress.prune import Group, Trace
 
@@ -164,9 +164,6 @@ def _saved(folder: Path, trusted: tuple[str, ...]) -> tuple[nn.Module, tuple[int
     if inside and not (folder / "model.json").is_file():
         raise ModelError(f"{folder} is not a saved network but holds some: name {folder / inside[-1]}.")
     about = artifact.describe(folder)
-    module = about.factory.partition(":")[0]
-    if module not in (*factory.TRUSTED, *trusted):
-        raise ModelError(f"{folder} is built by '{about.factory}'; if you trust that code, add --trust {module}.")
     sides = about.preprocessing.get("size")
     return artifact.load(folder, trusted=trusted), tuple(sides) if sides else None
 

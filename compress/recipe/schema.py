@@ -12,11 +12,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from compress.errors import RecipeError
+from compress.models.names import is_own_code
 from compress.prune.budget import Budget
-from compress.recipe.data import KINDS, DataRecipe, Part
+from compress.recipe.data import KINDS, DataRecipe, FunctionData, Part
 from compress.recipe.data import FolderData as FolderData
 from compress.recipe.data import HandwrittenDigits as HandwrittenDigits
 from compress.recipe.data import RenderedDigits as RenderedDigits
+from compress.trust import check_trusted
 
 _LARGEST, _MOST_VALUES, _SHOWN = 1_000_000, 100_000, 120
 Positive = Annotated[float, Field(gt=0)]
@@ -217,14 +219,28 @@ class Recipe(Part):
             raise ValueError("prune.budget.latency is timed as deploy says, which is null; give a macs budget")
         return self
 
+    def functions(self) -> dict[str, str]:
+        """The user's own functions that a run of this recipe calls, as `module:function`, by key."""
+        found: dict[str, str] = {}
+        if is_own_code(self.model.factory):
+            found["model.factory"] = self.model.factory
+        data = {"target": self.target, **({} if self.source is None else {"source.data": self.source.data})}
+        found |= {f"{key}.function": part.function for key, part in data.items() if isinstance(part, FunctionData)}
+        return found
+
     def to_yaml(self) -> str:
         """The recipe with every default written out; a deploy of null is not the default one and is kept."""
         kept = {"deploy": None} if self.deploy is None else {}
         return yaml.safe_dump({**self.model_dump(mode="json", exclude_none=True), **kept}, sort_keys=False)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file and applies `key.key=value` overrides.
+
+    Args:
+        path: the file.
+        overrides: keys and values that take the place of the file's.
+        trusted: modules of the user's own whose functions the recipe may name.
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key or a value of the wrong type or range.
@@ -243,9 +259,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(raw, override)
     try:
-        return Recipe.model_validate(_expanded(raw, path))
+        recipe = Recipe.model_validate(_expanded(raw, path))
     except ValidationError as error:
         raise RecipeError(_sentence(path, error)) from None
+    for key, function in recipe.functions().items():
+        check_trusted(function, trusted, f"in {path}, {key}", RecipeError)
+    return recipe
 
 
 def parsed(text: str) -> Any:

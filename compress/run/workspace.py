@@ -74,8 +74,7 @@ class Workspace:
         return self.out / "checkpoints" / f"{name}.training.safetensors"
 
     def load(self, model: str) -> nn.Module:
-        module = self.recipe.model.factory.partition(":")[0]  # old names of ours are trusted anyway
-        return artifact.load(self.folder(model), trusted=(module,))
+        return artifact.load(self.folder(model), trusted=(self.recipe.model.factory.partition(":")[0],))
 
     def save(
         self,

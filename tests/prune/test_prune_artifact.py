@@ -173,7 +173,7 @@ def test_a_foreign_factory_is_not_imported(saved, factory, monkeypatch):
     called = []
     monkeypatch.setattr(os, "system", lambda *a, **k: called.append(a))
     rewrite(saved, factory=factory)
-    refused(saved, "is not one of torchvision, niwaki", ModelError)
+    refused(saved, "is no function of your own", ModelError)
     assert not called
 
 

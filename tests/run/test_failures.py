@@ -106,7 +106,9 @@ def test_a_failure_is_one_sentence_and_the_checkpoint_before_stays(
     if happens:
         happens(monkeypatch)
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | change))
-    monkeypatch.setattr(sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "out", "--quiet"])
+    monkeypatch.setattr(
+        sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "out", "--quiet", "--trust", "test_failures"]
+    )
     with pytest.raises(SystemExit) as ended:
         app.main()
     shown = capsys.readouterr()
@@ -127,7 +129,11 @@ def test_too_many_unreadable_images_stop_a_run_before_its_folder_is_made(tmp_pat
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | fails("breaks", 0)))
     monkeypatch.setattr(sys.modules[__name__], "STATE", Path("recipe.yaml"))
-    monkeypatch.setattr(sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "fresh", "--set", "target.unreadable=3"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["niwaki", "run", "recipe.yaml", "--out", "fresh", "--trust", "test_failures", "--set", "target.unreadable=3"],
+    )
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 2
