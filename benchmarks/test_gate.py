@@ -59,9 +59,9 @@ def image(engines: dict[str, Engine]) -> dict[str, np.ndarray]:
 def test_gate_against_the_baseline(run_folder, engines, image, benchmark):
     """Latency is measured here and now, as a ratio to dense; accuracy is what the run measured."""
     measured = Bench.from_file(run_folder / "bench.json")
-    accuracy = {record.name: record.accuracy for record in measured.records}
+    told = {record.name: {"accuracy": record.accuracy, "held": record.held} for record in measured.records}
     timed = deploy.benchmark(list(engines.values()), image, reference="dense", rounds=100)
-    records = tuple(record.model_copy(update={"accuracy": accuracy[record.name]}) for record in timed)
+    records = tuple(record.model_copy(update=told[record.name]) for record in timed)
     result = deploy.gate(
         measured.model_copy(update={"records": records}),
         Bench.from_file(baseline()),

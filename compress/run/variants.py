@@ -27,6 +27,11 @@ class Variant:
     precision: str
 
     @property
+    def held(self) -> bool:
+        """Whether a gate holds it to a baseline: not the network that is cut and not trained since."""
+        return self.model != "pruned"
+
+    @property
     def onnx(self) -> str:
         return f"deploy/{self.model}.{self.precision}.onnx"
 

@@ -91,6 +91,8 @@ class Record(BaseModel):
         accuracy: a share of 1, measured through this engine.
         parity: what ``deploy.exporting.torch_to_onnx.parity`` gave.
         kernels: which kernels ran, in words, where the runtime tells.
+        held: whether a gate holds the figures to a baseline's. False for what is shown and not shipped, as a network
+            that is cut and not yet trained again: its accuracy is chance. None where the file does not say.
     """
 
     model_config = _STRICT
@@ -118,6 +120,7 @@ class Record(BaseModel):
     file_bytes: NonNegativeInt | None = None
     sha256: str | None = None
     kernels: str | None = None
+    held: bool | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

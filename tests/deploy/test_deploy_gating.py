@@ -1,5 +1,7 @@
 """The gate as a table: what passes, what stops a release, and why."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from deploy.bench.gate import gate
 from deploy.bench.records import Bench, Record
 from deploy.errors import DeployError
 
+BASELINES = Path(__file__).parents[2] / "benchmarks/baselines"
 MEASURED = {
     "model": "student",
     "runtime": "onnxruntime",
@@ -65,6 +68,54 @@ def test_a_record_the_baseline_did_not_measure_needs_only_to_be_there():
     assert gate(bench(("a", MEASURED), ("gpu", BUILT)), baseline).passed
     assert gate(bench(("a", MEASURED), ("gpu", {**MEASURED, "accuracy": 0.1})), baseline).passed
     assert not gate(bench(("a", MEASURED)), baseline).passed
+
+
+@pytest.mark.parametrize(
+    ("past", "now", "judged"),
+    [
+        (None, None, True),
+        (True, True, True),
+        (True, None, True),
+        (True, False, True),  # a candidate cannot take back what its baseline holds it to
+        (False, False, False),
+        (False, True, False),
+        (False, None, False),
+        (None, False, False),  # a baseline written before there was such a word
+        (None, True, True),
+    ],
+)
+def test_what_is_at_chance_is_shown_and_not_judged(past, now, judged):
+    """What a network that is cut and not trained gets right is luck, and differs from processor to processor."""
+    old = bench(("pruned", {**MEASURED, "accuracy": 0.164, "held": past}), ("int8", MEASURED))
+    cut = {**MEASURED, "accuracy": 0.112, "ratio_to_dense": 0.9, "held": now}
+    result = gate(bench(("pruned", cut), ("int8", MEASURED)), old)
+    assert result.passed is not judged
+    said = [line.what for line in result.lines if line.name == "pruned"]
+    assert said == ["presence", *(["latency", "accuracy"] if judged else ["held"])]
+    # It still has to be there and to run, and what ships is judged as ever.
+    assert not gate(bench(("int8", MEASURED)), old).passed
+    assert not gate(bench(("pruned", {**cut, **BUILT}), ("int8", MEASURED)), old).passed
+    assert not gate(bench(("pruned", cut), ("int8", {**MEASURED, "accuracy": 0.9})), old).passed
+
+
+def test_a_file_of_before_there_was_the_word_loads():
+    text = bench(("a", MEASURED)).to_json()
+    assert '"held": null' in text
+    old = text.replace(',\n      "held": null', "")
+    assert "held" not in old
+    assert Bench.model_validate_json(old).records[0].held is None
+
+
+@pytest.mark.parametrize("path", sorted(BASELINES.glob("digits*.json")), ids=lambda path: path.stem)
+def test_the_committed_baselines_hold_what_ships_and_what_it_is_compared_with(path):
+    records = Bench.from_file(path).records
+    assert {record.name: record.held for record in records if record.status == "measured"} == {
+        "dense": True,
+        "pruned": False,
+        "distilled": True,
+        "distilled-fp16": True,
+        "int8": True,
+    }
 
 
 def test_a_finding_holds_the_figures():

@@ -50,6 +50,14 @@ def draw(trace, seed, least=1):
     return plan_from_kept(trace, kept)
 
 
+def halves(trace, fewer, more):
+    """A plan that takes `fewer` units from the first group and `more` from the second."""
+    kept = np.ones(trace.units, dtype=bool)
+    for group, gone in zip(trace.groups, (fewer, more), strict=False):
+        kept[group.units[:gone]] = False
+    return plan_from_kept(trace, kept)
+
+
 def proved(net, x=None, draws=3):
     """Traces `net` and proves several uneven plans; gives the trace."""
     x = image() if x is None else x

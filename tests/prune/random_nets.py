@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from prune_nets import Net, draw, image
-from random_blocks import IMAGES, B, Shape, pick
+from random_block import B, Shape, pick
+from random_blocks import IMAGES
 from random_tokens import tokens
 from torch import nn
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from prune_nets import Net
-from random_blocks import B, Build, Shape, pick
+from random_block import B, Build, Shape, pick
 from torch import nn
 
 HEADS = 2

@@ -5,6 +5,23 @@ import io
 
 import pytest
 import torch
+from attention_nets import (
+    CALLS,
+    HEAD_DIM,
+    HEADS,
+    MHA,
+    E,
+    attention,
+    close,
+    drawn,
+    encoder,
+    hides,
+    padding,
+    replaced,
+    same,
+    tokens,
+    values,
+)
 from torch import nn
 from torchvision.models import MaxVit, SwinTransformer, VisionTransformer
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
@@ -18,116 +35,7 @@ from torchvision.models.swin_transformer import (
 from compress.errors import PlanError
 from compress.prune.attention import SUBSTITUTES, MultiheadAttention, Substitute, substitute, substitute_for
 
-E, HEADS, HEAD_DIM = 12, 4, 3
-
-
-def drawn(net):
-    """Float64, every parameter drawn: none starts at zero, logit scales lie on both sides of their clamp."""
-    generator = torch.Generator().manual_seed(0)
-    net = net.double()
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
-            if name.endswith("logit_scale"):
-                parameter.copy_(torch.linspace(1, 6, len(parameter)).reshape(parameter.shape))
-    return net
-
-
-def values(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def replaced(net):
-    """A copy with everything substituted that can be."""
-    ours = copy.deepcopy(net)
-    names = [(module, substitute_for(module)) for module in ours.modules()]
-    for module, name in names:
-        if name is not None:
-            before = dict(module.named_parameters())
-            substitute(module, name)
-            assert all(p is before[n] for n, p in module.named_parameters())
-            assert type(module) is SUBSTITUTES[name]
-            assert substitute_for(module) is None
-    assert any(name for _, name in names)
-    assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in net.state_dict().items()}
-    return ours
-
-
-def close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12, equal_nan=True)
-
-
-def ran(net, inputs, train, run):
-    """Outputs and gradients; dropout draws from the same seed."""
-    net.train(train).zero_grad()
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    torch.manual_seed(0)
-    out = run(net, *inputs)
-    outs = [x for x in (out if isinstance(out, tuple) else (out,)) if x is not None]
-    sum((x.nan_to_num() * values(*x.shape, seed=5)).sum() for x in outs).backward()
-    gradients = {n: torch.zeros(1) if p.grad is None else p.grad for n, p in net.named_parameters()}
-    return out, [x.grad for x in inputs], gradients
-
-
-def call(net, *inputs):
-    return net(*inputs)
-
-
-def same(net, *inputs, run=call):
-    """Output and each gradient of the substituted copy are the original's, in eval and in train, and without grad."""
-    ours = replaced(net)
-    for train in (False, True):
-        close(ran(ours, inputs, train, run), ran(net, inputs, train, run))
-    with torch.no_grad():
-        close(run(ours.eval(), *inputs), run(net.eval(), *inputs))
-    return ours
-
-
 # Module by module -----------------------------------------------------------------------------------------
-
-
-def hides(*shape, seed=7):
-    """A boolean mask that hides about a third, never a row's first place."""
-    mask = torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.35
-    mask[..., 0] = False
-    return mask
-
-
-MHA = {
-    "packed": {},
-    "sequence first": {"batch_first": False},
-    "no bias": {"bias": False},
-    "other widths": {"kdim": 5, "vdim": 7},
-    "other widths, no bias, sequence first": {"kdim": 5, "bias": False, "batch_first": False},
-    "dropout": {"dropout": 0.3},
-}
-CALLS = {
-    "plain": {"need_weights": False},
-    "weights": {},
-    "weights of each head": {"average_attn_weights": False},
-    "padding": {"need_weights": False, "key_padding_mask": hides(2, 6)},
-    "padding as floats": {"key_padding_mask": values(2, 6)},
-    "mask": {"need_weights": False, "attn_mask": hides(5, 6)},
-    "mask as floats": {"need_weights": False, "attn_mask": values(5, 6)},
-    "mask of each head": {"need_weights": False, "attn_mask": hides(2 * HEADS, 5, 6)},
-    "both masks": {"need_weights": False, "attn_mask": hides(5, 6), "key_padding_mask": hides(2, 6)},
-    "both masks, weights": {"attn_mask": hides(2 * HEADS, 5, 6), "key_padding_mask": hides(2, 6)},
-    "causal": {"need_weights": False, "attn_mask": torch.ones(5, 6).triu(1).bool(), "is_causal": True},
-    "causal, padding": {
-        "attn_mask": torch.ones(5, 6).triu(1).bool(),
-        "is_causal": True,
-        "key_padding_mask": hides(2, 6),
-    },
-    "a query that sees nothing": {"need_weights": False, "attn_mask": torch.eye(5, 1).bool().expand(5, 6)},
-}
-
-
-def attention(**settings):
-    return drawn(nn.MultiheadAttention(E, HEADS, **{"batch_first": True, **settings}))
-
-
-def tokens(net, length, width, seed):
-    return values(2, length, width, seed=seed) if net.batch_first else values(length, 2, width, seed=seed)
 
 
 @pytest.mark.parametrize("settings", MHA.values(), ids=MHA)
@@ -262,16 +170,6 @@ def test_half_precision_and_autocast(make, side):
         assert ours.bfloat16()(x.bfloat16()).isfinite().all()
 
 
-def encoder(**settings):
-    settings = {"dim_feedforward": 16, "dropout": 0.0, "batch_first": True, **settings}
-    return drawn(nn.TransformerEncoder(nn.TransformerEncoderLayer(E, HEADS, **settings), 2))
-
-
-def padding(length=6):
-    """Two sequences, one of them shorter, padded at its end: what torch makes nested tensors of."""
-    return torch.arange(length) >= torch.tensor([[length], [length - 2]])
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """Counts the times that our attention runs."""
@@ -346,147 +244,6 @@ def test_an_exported_network_takes_any_batch():
         x = values(rows, 3, 16, E).float()
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), net(x).detach(), rtol=1e-4, atol=1e-5)
-
-
-# Cut by hand ----------------------------------------------------------------------------------------------
-
-
-KEPT_HEADS = torch.tensor([0, 2, 3])
-KEPT_DIMS = torch.tensor([0, 2])
-KEPT_WIDTH = torch.tensor([0, 1, 4, 5, 8, 9, 11])
-ALL_HEADS, ALL_DIMS, ALL_WIDTH = torch.arange(HEADS), torch.arange(HEAD_DIM), torch.arange(E)
-
-
-def separate():
-    """torch has weights of their own for q, k and v only where widths differ: here they happen to be equal."""
-    net = attention(kdim=E + 1, vdim=E + 1)
-    net.k_proj_weight.data = net.k_proj_weight.data[:, :E].clone()
-    net.v_proj_weight.data = net.v_proj_weight.data[:, :E].clone()
-    net.kdim = net.vdim = E
-    return net
-
-
-CASES = {
-    "packed": (attention, (2, 5, E), "in_proj", "out_proj"),
-    "separate": (separate, (2, 5, E), "in_proj", "out_proj"),
-    "window": (lambda: drawn(ShiftedWindowAttention(E, [4, 4], [2, 2], HEADS)), (2, 7, 9, E), "qkv", "proj"),
-    "window v2": (lambda: drawn(ShiftedWindowAttentionV2(E, [4, 4], [2, 2], HEADS)), (2, 7, 9, E), "qkv", "proj"),
-    "relative": (
-        lambda: drawn(RelativePositionalMultiHeadAttention(E, HEAD_DIM, 16)),
-        (2, 3, 16, E),
-        "to_qkv",
-        "merge",
-    ),
-}
-
-
-def inner(heads, dims, parts=1):
-    """Where the kept dims of the kept heads lie in `parts` stacked projections."""
-    places = torch.arange(parts * HEADS * HEAD_DIM).reshape(parts, HEADS, HEAD_DIM)
-    return places[:, heads][:, :, dims].flatten()
-
-
-def slots(case, heads, dims, width):
-    """Parameter -> dimension -> what is kept of it, and which of these are the rows of q, k and v."""
-    _, _, into, out = case
-    packed, one = inner(heads, dims, 3), inner(heads, dims)
-    dot = "_" if into == "in_proj" else "."
-    return {
-        f"{into}{dot}weight": {0: packed, 1: width},
-        f"{into}{dot}bias": {0: packed},
-        **{f"{p}_proj_weight": {0: one, 1: width} for p in "qkv"},
-        f"{out}.weight": {0: width, 1: one},
-        f"{out}.bias": {0: width},
-        "relative_position_bias_table": {1: heads},
-        "logit_scale": {0: heads},
-        "cpb_mlp.2.weight": {0: heads},
-    }
-
-
-def cut(net, case, heads=ALL_HEADS, dims=ALL_DIMS, width=ALL_WIDTH):
-    """The substituted copy with sliced parameters and patched numbers."""
-    small = replaced(net)
-    tables = slots(case, heads, dims, width)
-    for name, parameter in list(small.named_parameters()):
-        for dim, kept in tables.get(name, {}).items():
-            parameter.data = parameter.data.index_select(dim, kept)
-    setattr(small, "n_heads" if hasattr(small, "n_heads") else "num_heads", len(heads))
-    small.head_dim = len(dims)
-    if isinstance(small, MultiheadAttention):
-        small.embed_dim = small.kdim = small.vdim = len(width)
-    return small
-
-
-def zeroed(net, case, heads=ALL_HEADS, dims=ALL_DIMS):
-    """The original with zeros in the rows of q, k and v that `cut` drops."""
-    masked = copy.deepcopy(net)
-    projections = (case[2], "q_proj", "k_proj", "v_proj")
-    tables = slots(case, heads, dims, ALL_WIDTH)
-    with torch.no_grad():
-        for name, parameter in masked.named_parameters():
-            if name.startswith(projections):
-                gone = torch.ones(len(parameter), dtype=torch.bool)
-                gone[tables[name][0]] = False
-                parameter[gone] = 0
-    return masked
-
-
-def attend(net, x):
-    return net(x, x, x, need_weights=False)[0] if isinstance(net, nn.MultiheadAttention) else net(x)
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("kept", [{"heads": KEPT_HEADS}, {"dims": KEPT_DIMS}, {"heads": KEPT_HEADS, "dims": KEPT_DIMS}])
-def test_cutting_heads_or_dims_is_zeroing_them(case, kept):
-    net, x = case[0](), values(*case[1])
-    small, masked = cut(net, case, **kept), zeroed(net, case, **kept)
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
-    for train in (False, True):
-        out, (gradient,), own = ran(small, [x], train, attend)
-        expected, (wanted,), theirs = ran(masked, [x], train, attend)
-        close(out, expected)
-        close(gradient, wanted)
-        tables = slots(case, kept.get("heads", ALL_HEADS), kept.get("dims", ALL_DIMS), ALL_WIDTH)
-        for name, got in own.items():
-            for dim, index in tables.get(name, {}).items():
-                theirs[name] = theirs[name].index_select(dim, index)
-            close(got, theirs[name])
-    with torch.no_grad():
-        close(attend(small.eval(), x), attend(masked.eval(), x))
-        assert not torch.allclose(attend(small, x), attend(net.eval(), x))
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_model_s_width_is_free_of_the_heads(case):
-    net, x = case[0](), values(*case[1])
-    small = cut(net, case, width=KEPT_WIDTH)
-    silent = torch.zeros_like(x)
-    silent[..., KEPT_WIDTH] = x[..., KEPT_WIDTH]
-    close(attend(small, x[..., KEPT_WIDTH]), attend(net, silent)[..., KEPT_WIDTH])
-    both = cut(net, case, heads=KEPT_HEADS[:1], width=KEPT_WIDTH)
-    expected = attend(zeroed(net, case, heads=KEPT_HEADS[:1]), silent)[..., KEPT_WIDTH]
-    close(attend(both, x[..., KEPT_WIDTH]), expected)
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_a_cut_encoder_is_right_where_torch_would_take_its_fast_path():
-    net, x = encoder().eval(), values(2, 6, E)
-    small, masked = copy.deepcopy(net), copy.deepcopy(net)
-    for i, layer in enumerate(net.layers):
-        small.layers[i].self_attn = cut(layer.self_attn, CASES["packed"], heads=KEPT_HEADS)
-        masked.layers[i].self_attn = zeroed(layer.self_attn, CASES["packed"], heads=KEPT_HEADS)
-    for options in ({}, {"src_key_padding_mask": padding()}):
-        close(small(x, **options), masked(x, **options))
-        with torch.no_grad():
-            close(small.eval()(x, **options), masked.eval()(x, **options))
-
-
-@pytest.mark.parametrize("name", ["weights", "weights of each head", "causal", "both masks, weights"])
-def test_the_scale_of_the_scores_is_the_dense_network_s(name):
-    net, q, memory = attention(), values(2, 5, E), values(2, 6, E, seed=2)
-    small, masked = cut(net, CASES["packed"], dims=KEPT_DIMS), zeroed(net, CASES["packed"], dims=KEPT_DIMS)
-    assert small.scale == HEAD_DIM**-0.5
-    close(small(q, memory, memory, **CALLS[name]), masked(q, memory, memory, **CALLS[name]))
 
 
 # What is refused ------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prune_nets import image
-from random_blocks import IMAGES, B
+from random_block import B
+from random_blocks import IMAGES
 from random_nets import Outcome, Spec, built, chain, drawn, examine, from_seed, reduced
 from random_tokens import TOKENS
 from torch import nn

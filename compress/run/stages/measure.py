@@ -96,6 +96,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
                 "model": variant.model,
                 "accuracy": accuracy[variant.model if variant.precision == "fp32" else variant.name],
                 "parity": checked[variant.name],
+                "held": variant.held,
             }
         )
         for record, variant in zip(records, variants, strict=True)
