@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from compress.data.targets import TaskName
 from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
 from compress.models import factory as models
 from compress.models.detection import take_prepared
-from compress.models.torchvision import Task
 from compress.prune.planning import Plan, architecture_hash
 from compress.prune.surgery import apply
 
@@ -32,7 +32,7 @@ class Description(BaseModel):
     format: Literal["niwaki-artifact-1"] = "niwaki-artifact-1"
     factory: str
     arguments: dict[str, Any] = {}
-    task: Task = "classification"
+    task: TaskName = "classification"
     classes: tuple[str, ...]
     preprocessing: dict[str, Any] = {}
     plan: Plan | None = None

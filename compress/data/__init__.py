@@ -14,7 +14,8 @@ from compress.data.formats.function import from_function
 from compress.data.formats.masks import image_masks
 from compress.data.formats.table import csv_table
 from compress.data.formats.voc import voc_boxes
-from compress.data.images import Boxes, ImageData, ImageReader, Split
+from compress.data.images import ImageData, ImageReader, Split
+from compress.data.targets import Boxes
 from compress.recipe.data import (
     CocoData,
     CsvData,

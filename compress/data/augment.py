@@ -13,14 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from compress.data.targets import IGNORED, Target, TaskName
 from compress.errors import RecipeError
 
 if TYPE_CHECKING:
-    from compress.data.images import Target, TaskName
     from compress.recipe.schema import TrainRecipe
-
-IGNORED = 255
-"""The label of a pixel that belongs to no class, in every mask."""
 
 
 @dataclass(frozen=True)

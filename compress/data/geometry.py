@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-if TYPE_CHECKING:
-    from compress.data.images import Target
+from compress.data.targets import Target
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,29 +16,10 @@ from torch import Tensor
 from compress.data.augment import AUGMENTATIONS
 from compress.data.geometry import Geometry, fitted
 from compress.data.seeds import hash_seed
+from compress.data.targets import Target, TaskName
 
 CACHE_BYTES = 1 << 30
 """Prepared or decoded images of one split are kept in memory up to this size."""
-
-TaskName = Literal["classification", "segmentation", "detection"]
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """The objects of one image.
-
-    Args:
-        boxes: float32 (n, 4) as x1, y1, x2, y2 in pixels of the decoded, upright image.
-        labels: int64 (n,), which class of `ImageData.classes`, from 0: a background is no class here. What a network
-            counts as background is the task's business, which adds 1 for torchvision's detectors.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-
-
-Target = int | np.ndarray | Boxes
-"""A class index, a mask of class indices (uint8, (H, W), `augment.IGNORED` for none), or boxes."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from compress.distill.classifier import (
     projection,
     reuse_classifier,
 )
-from compress.distill.feature_hooks import Watch
+from compress.distill.feature_hooks import FeatureHooks
 from compress.distill.features import Projection
 from compress.distill.losses import (
     anchor_box_loss,
@@ -29,9 +29,9 @@ from compress.distill.setup import Lesson, forward_flops, kept_features, lesson
 __all__ = [
     "LOSSES",
     "Cache",
+    "FeatureHooks",
     "Lesson",
     "Projection",
-    "Watch",
     "anchor_box_loss",
     "anchor_class_loss",
     "attention_loss",

@@ -15,24 +15,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from compress.distill.registry import Answers
+from compress.distill.registry import Features
 from compress.errors import TrainingError
 from compress.files import replacing
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Answers in memory, one entry a variant: name -> tensor over all images of the split."""
+    """Features in memory, one entry a variant: name -> tensor over all images of the split."""
 
-    variants: tuple[Answers, ...]
+    variants: tuple[Features, ...]
 
-    def rows(self, variant: int, index: Tensor, device: torch.device) -> Answers:
+    def rows(self, variant: int, index: Tensor, device: torch.device) -> Features:
         """What the teacher says of the images at `index` (int64, shape (N,)) in one variant."""
         held = self.variants[variant % len(self.variants)]
         return {name: values[index.cpu()].to(device) for name, values in held.items()}
 
 
-def size(answers: Answers, images: int, variants: int) -> int:
+def size(answers: Features, images: int, variants: int) -> int:
     """Bytes that a cache takes, on disk and in memory, judged by the answers to a few images."""
     return images * variants * sum(t[:1].nbytes for t in answers.values())
 
@@ -56,7 +56,7 @@ def fill(
     key: str,
     variants: int,
     images: Callable[[int], Iterator[Tensor]],
-    answer: Callable[[Tensor], Answers],
+    answer: Callable[[Tensor], Features],
     progress: Callable[[int, int], None],
 ) -> None:
     """Computes what `folder` lacks under `key`, one file a variant; each appears whole. Other keys are removed.
@@ -102,7 +102,7 @@ def _file(folder: Path, key: str, variant: int) -> Path:
     return folder / key / f"{variant}.safetensors"
 
 
-def _read(folder: Path, key: str, variant: int) -> Answers | None:
+def _read(folder: Path, key: str, variant: int) -> Features | None:
     try:
         # Read, not mapped: a mapped file that is cut short while training kills the process.
         return load(_file(folder, key, variant).read_bytes())

@@ -1,4 +1,4 @@
-"""Which of the teacher's channels the student still has where a layer's output is compared."""
+"""Find which of the teacher's channels the student still has where a layer's output is compared."""
 
 from __future__ import annotations
 
@@ -11,59 +11,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import prune
-from compress.distill.feature_hooks import Watch
+from compress.distill.feature_hooks import FeatureHooks
 from compress.prune import Plan
 
 
-class _Probed(nn.Module):
-    """A network with one reader of channels at each place: what the reader's columns are called, the place's are.
+class _WithReaders(nn.Module):
+    """A network with a linear reader of channels at each place: the reader's columns carry the place's labels.
 
     Args:
         net: the network.
-        run: as much of it as is watched.
-        axes: name in the record -> (dimension of the channels, how many).
-        places: what is watched.
+        forward_pass: the part of it that is traced.
+        axes: name of a recorded output -> (dimension of the channels, how many).
+        places: the places that are recorded.
     """
 
     def __init__(
-        self, net: nn.Module, run: Callable[[nn.Module, Tensor], Any], axes: Mapping[str, tuple[int, int]], places: Any
+        self,
+        net: nn.Module,
+        forward_pass: Callable[[nn.Module, Tensor], Any],
+        axes: Mapping[str, tuple[int, int]],
+        places: tuple[str, ...],
     ) -> None:
         super().__init__()
-        self.net, self.run, self.axes, self.places = net, run, dict(axes), tuple(places)
+        self.net, self.forward_pass, self.axes, self.places = net, forward_pass, dict(axes), places
         self.readers = nn.ParameterList([nn.Parameter(torch.ones(1, size)) for _, size in self.axes.values()])
 
     def forward(self, images: Tensor) -> list[Any]:
-        with Watch(self.net, self.places).open() as record:
-            answer = self.run(self.net, images)
+        with FeatureHooks(self.net, self.places).recording() as outputs:
+            result = self.forward_pass(self.net, images)
         read = [
-            F.linear(record[name].movedim(dim, -1), reader)
+            F.linear(outputs[name].movedim(dim, -1), reader)
             for (name, (dim, _)), reader in zip(self.axes.items(), self.readers, strict=True)
         ]
-        return [answer, *read]
+        return [result, *read]
 
 
 def kept_channels(
     teacher: nn.Module,
     plan: Plan,
     example: Tensor,
-    run: Callable[[nn.Module, Tensor], Any],
+    forward_pass: Callable[[nn.Module, Tensor], Any],
     axes: Mapping[str, tuple[int, int]],
     places: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """Indices of the teacher's channels that `plan` leaves at each place, by tracing once with readers there.
+    """Indices of the teacher's channels that ``plan`` keeps at each place, found by tracing once with readers there.
 
     Args:
         teacher: the network that the plan is for.
         plan: teacher to student.
         example: images, shape (N, C, H, W).
-        run: runs the network as far as the places need.
-        axes: name in the record -> (dimension of the channels, how many the teacher has).
-        places: what is watched.
+        forward_pass: runs the network as far as the places need.
+        axes: name of a recorded output -> (dimension of the channels, how many the teacher has).
+        places: the places that are recorded.
 
     Returns:
         name -> int64 (kept,), rising; a name is missing where the trace cannot tell.
     """
-    trace = prune.trace(_Probed(teacher, run, axes, places), example)
+    trace = prune.trace(_WithReaders(teacher, forward_pass, axes, places), example)
     gone = np.zeros(trace.units, bool)
     for key, slot in plan.slots.items():
         name, _, dim = key.rpartition(":")

@@ -1,4 +1,4 @@
-"""The teacher's classifier in the student: reused as it is, or behind a learned projection that folds away."""
+"""Reuse the teacher's classifier in the student: as it is, or behind a learned projection that can be folded away."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compress.data.images import Split
-from compress.distill.feature_hooks import FEATURES, Watch
+from compress.distill.feature_hooks import FEATURES, FeatureHooks
 from compress.models.weights import classifier_name
 
 
 def reuse_classifier(student: nn.Module, teacher: nn.Module, *, freeze: bool = True) -> None:
-    """Gives the student the teacher's classifier; both read features of the same width.
+    """Give the student the teacher's classifier; both read features of the same width.
 
     After SimKD (Chen et al., Knowledge Distillation with the Reused Teacher Classifier, 2022); Model Pruning
-    with Model Transfer (2023) reuses it likewise. Freezing it is our choice.
+    with Model Transfer (2023) also reuses it. Freezing it is our choice.
     """
     own = student.get_submodule(classifier_name(student))
     own.load_state_dict(teacher.get_submodule(classifier_name(teacher)).state_dict())
@@ -28,7 +28,7 @@ class Projected(nn.Module):
     Args:
         weight: W, shape (classes, D) or, for a 1x1 convolution, (classes, D, 1, 1).
         kept: which of the D features the student has, int64 (D_student,).
-        freeze: whether W stays as it is.
+        freeze: whether W stays fixed.
     """
 
     def __init__(self, weight: Tensor, kept: Tensor, *, freeze: bool) -> None:
@@ -37,28 +37,28 @@ class Projected(nn.Module):
         self.kept = kept
 
     def forward(self, projection: Tensor) -> Tensor:
-        """P, shape (D, D_student), to W P in the shape of the student's weight."""
+        """Map P, shape (D, D_student), to W P in the shape of the student's weight."""
         product = self.teacher.flatten(1) @ projection
         return product.reshape(*product.shape, *self.teacher.shape[2:])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The P to start from: the choice of the features that are left, so the student starts as it was cut."""
+        """The initial P: it selects the features that are left, so that the student starts as it was cut."""
         start = weight.new_zeros(self.teacher.shape[1], len(self.kept))
         start[self.kept, torch.arange(len(self.kept))] = 1
         return start
 
 
 def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, freeze: bool = True) -> None:
-    """Makes the student's classifier compute with W P and the teacher's bias, P learned.
+    """Make the student's classifier compute with W P and the teacher's bias, where P is learned.
 
-    After SimKD (Chen et al., 2022), whose projector is convolutional and stays; ours is one matrix, so that
-    `fold_classifier` can take it away.
+    After SimKD (Chen et al., 2022), whose projector is convolutional and stays in the network; ours is one
+    matrix, so that ``fold_classifier`` can remove it.
 
     Args:
         student: its classifier reads D_student features.
         teacher: its classifier reads D.
         kept: which of the D the student has, int64 (D_student,).
-        freeze: keep W and b as they are and learn P alone.
+        freeze: keep W and b fixed and learn P alone.
     """
     own = student.get_submodule(classifier_name(student))
     theirs = teacher.get_submodule(classifier_name(teacher))
@@ -71,7 +71,7 @@ def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, 
 
 
 def projection(model: nn.Module) -> nn.Parameter | None:
-    """P, shape (D, D_student), where the classifier is behind one; detectors and segmenters have no classifier."""
+    """P, shape (D, D_student), or None without one; detectors and segmenters have no classifier to project."""
     own = next((m for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
     if own is None or not parametrize.is_parametrized(own, "weight"):
         return None
@@ -79,7 +79,7 @@ def projection(model: nn.Module) -> nn.Parameter | None:
 
 
 def fold_classifier(student: nn.Module) -> None:
-    """W = W_teacher P: leaves the plain layer that the student had before `project_classifier`; else does nothing."""
+    """Fold P into the weight, W = W_teacher P, and leave a plain layer; do nothing where there is no P."""
     if projection(student) is not None:
         own = student.get_submodule(classifier_name(student))
         parametrize.remove_parametrizations(own, "weight", leave_parametrized=True)
@@ -87,15 +87,15 @@ def fold_classifier(student: nn.Module) -> None:
 
 def class_means(teacher: nn.Module, split: Split, classes: int) -> Tensor:
     """Mean feature of each class over the un-augmented training images, shape (classes, D)."""
-    watch = Watch(teacher, (FEATURES,))
+    hooks = FeatureHooks(teacher, (FEATURES,))
     sums: Tensor | None = None
     counts = torch.zeros(classes)
     device = next(teacher.parameters()).device
     with torch.inference_mode():
         for batch in split.batches(256):
-            with watch.open() as seen:
+            with hooks.recording() as outputs:
                 teacher(batch.images.to(device))
-            features = seen[FEATURES].float().flatten(1).cpu()
+            features = outputs[FEATURES].float().flatten(1).cpu()
             if sums is None:
                 sums = torch.zeros(classes, features.shape[1])
             sums.index_add_(0, batch.targets, features)

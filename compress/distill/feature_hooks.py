@@ -1,4 +1,4 @@
-"""Watching networks: what the layers that a loss needs give and are given, under names that both networks share."""
+"""Record what chosen layers of a network read and return in a pass, under names that student and teacher share."""
 
 from __future__ import annotations
 
@@ -12,77 +12,77 @@ from torch import Tensor, nn
 from compress.models.weights import classifier_name
 
 OUTPUT, FEATURES, HEAD = "output", "features", "head"
-"""What the network returns, what its classifier is given, and the raw outputs of a detector's head."""
+"""What the network returns, what its classifier reads, and the raw outputs of a detector's head."""
 
-Record = dict[str, Tensor]
-"""Name -> tensor, images first. Parts of a dictionary or a list are `name/part`, a layer's second run is `name#1`."""
+LayerOutputs = dict[str, Tensor]
+"""Name -> tensor, images first. Parts of a dictionary or list are ``name/part``, a layer's second run is ``name#1``."""
 
 
-class Watch:
-    """Keeps what chosen places of one network see in a forward pass.
+class FeatureHooks:
+    """Forward hooks that record the outputs of chosen places of one network.
 
     Args:
         model: the network itself, not what wraps it.
-        places: `OUTPUT`, `FEATURES`, `HEAD`, or paths of modules, whose output is kept.
+        places: ``OUTPUT``, ``FEATURES``, ``HEAD``, or paths of modules, whose output is recorded.
     """
 
     def __init__(self, model: nn.Module, places: Iterable[str]) -> None:
         self._modules = {place: _module(model, place) for place in places}
         # One dictionary for good: a compiled network writes into the one that it was compiled with.
-        self._record: Record = {}
+        self._outputs: LayerOutputs = {}
 
     @contextmanager
-    def open(self) -> Iterator[Record]:
-        """The record that the passes inside fill; what they leave there is valid until the next."""
-        self._record.clear()
+    def recording(self) -> Iterator[LayerOutputs]:
+        """Attach the hooks and give the dictionary that passes fill; its content is valid until the next call."""
+        self._outputs.clear()
         handles = [
-            module.register_forward_pre_hook(partial(self._given, place))
+            module.register_forward_pre_hook(partial(self._on_input, place))
             if place == FEATURES
-            else module.register_forward_hook(partial(self._gave, place))
+            else module.register_forward_hook(partial(self._on_output, place))
             for place, module in self._modules.items()
         ]
         try:
-            yield self._record
+            yield self._outputs
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _given(self, place: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._keep(place, inputs[0])
+    def _on_input(self, place: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._store(place, inputs[0])
 
-    def _gave(self, place: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._keep(place, output)
+    def _on_output(self, place: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._store(place, output)
 
-    def _keep(self, name: str, value: Any) -> None:
+    def _store(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor):
-            again = sum(known.split("#")[0] == name for known in self._record)
-            self._record[f"{name}#{again}" if again else name] = value
+            again = sum(known.split("#")[0] == name for known in self._outputs)
+            self._outputs[f"{name}#{again}" if again else name] = value
         elif isinstance(value, Mapping):
             for part, inner in value.items():
-                self._keep(f"{name}/{part}", inner)
+                self._store(f"{name}/{part}", inner)
         elif isinstance(value, list | tuple):
             for part, inner in enumerate(value):
-                self._keep(f"{name}/{part}", inner)
+                self._store(f"{name}/{part}", inner)
 
 
-def parts(record: Mapping[str, Tensor], place: str) -> list[str]:
-    """Names under which `record` holds what `place` gave, in the order of the pass."""
-    return [name for name in record if name == place or name.startswith((f"{place}/", f"{place}#"))]
+def names_under(outputs: Mapping[str, Any], place: str) -> list[str]:
+    """The names in ``outputs`` that belong to ``place``, in the order of the pass."""
+    return [name for name in outputs if name == place or name.startswith((f"{place}/", f"{place}#"))]
 
 
-def output(record: Mapping[str, Tensor]) -> Tensor:
-    """The logits among what a network returned: all of it, a segmenter's `out`, or the first of several."""
-    name = next((n for n in (OUTPUT, f"{OUTPUT}/out", f"{OUTPUT}/0") if n in record), None)
-    assert name is not None, f"no logits among {list(record)}"
-    return record[name]
+def logits_among(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Pick the logits out of what a network returned: all of it, a segmenter's ``out``, or the first of several."""
+    name = next((n for n in (OUTPUT, f"{OUTPUT}/out", f"{OUTPUT}/0") if n in outputs), None)
+    assert name is not None, f"no logits among {list(outputs)}"
+    return outputs[name]
 
 
-def runner(model: nn.Module, task: str) -> Callable[[Tensor], Any]:
-    """Runs a network in eval mode as far as the losses look: a detector up to its raw head."""
-    return partial(_head, model) if task == "detection" else model
+def forward_for(model: nn.Module, task: str) -> Callable[[Tensor], Any]:
+    """The forward pass, in eval mode, as far as the losses read it: a detector's stops at its raw head."""
+    return partial(_raw_head, model) if task == "detection" else model
 
 
-def _head(model: Any, images: Tensor) -> Any:
+def _raw_head(model: Any, images: Tensor) -> Any:
     prepared, _ = model.transform(list(images))
     features = model.backbone(prepared.tensors)
     levels = [features] if isinstance(features, Tensor) else list(features.values())

@@ -15,40 +15,41 @@ from compress.errors import RecipeError
 from compress.models.weights import classifier_name
 from compress.recipe.schema import DistillRecipe
 
-Answers = dict[str, Tensor]
-"""What one network has to say of a batch, ready to be compared: images first, one name for both networks."""
+Features = dict[str, Tensor]
+"""What the losses compare of one network on a batch: images first, the same names for student and teacher."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A batch as student and teacher see it.
+class LossInputs:
+    """What a loss is computed from: one batch as student and teacher see it.
 
     Args:
         recipe: weights and settings.
-        own: the student's answers.
-        other: the teacher's, no gradient.
+        student: the student's features.
+        teacher: the teacher's features, without a gradient.
         targets: the batch's labels.
-        means: class means of the teacher, in the width of `own["features"]`, shape (classes, D).
+        means: class means of the teacher, in the width of the student's features, shape (classes, D).
         exclusive: a detector's classes are one softmax with the background first.
     """
 
     recipe: DistillRecipe
-    own: Answers
-    other: Answers
+    student: Features
+    teacher: Features
     targets: Tensor
     means: Tensor | None
     exclusive: bool
 
-    def both(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.own[name], self.other[name]
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """The student's feature of that name, and the teacher's."""
+        return self.student[name], self.teacher[name]
 
     def mean(self, kind: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The mean of `loss` over all answers whose name starts with `kind`."""
-        return torch.stack([loss(*self.both(name)) for name in self.own if name.startswith(f"{kind} ")]).mean()
+        """The mean of `loss` over all features whose name starts with `kind`."""
+        return torch.stack([loss(*self.pair(name)) for name in self.student if name.startswith(f"{kind} ")]).mean()
 
 
 @dataclass(frozen=True)
-class Term:
+class LossSpec:
     """One loss by its key.
 
     Args:
@@ -57,7 +58,7 @@ class Term:
         tasks: what it is for; a weight that the recipe leaves out is the number given here.
     """
 
-    value: Callable[[Seen], Tensor]
+    value: Callable[[LossInputs], Tensor]
     places: Callable[[DistillRecipe], tuple[str, ...]]
     tasks: Mapping[str, float]
 
@@ -66,50 +67,52 @@ def _at(*places: str) -> Callable[[DistillRecipe], tuple[str, ...]]:
     return lambda recipe: places
 
 
-def _class_means(seen: Seen) -> Tensor:
-    assert seen.means is not None
-    return losses.class_mean_loss(*seen.both(FEATURES), seen.means, seen.targets)
+def _class_means(inputs: LossInputs) -> Tensor:
+    assert inputs.means is not None
+    return losses.class_mean_loss(*inputs.pair(FEATURES), inputs.means, inputs.targets)
 
 
-def _relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seen], Tensor]:
-    return lambda seen: loss(*(x.flatten(1) for x in seen.both(FEATURES)))
+def _relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[LossInputs], Tensor]:
+    return lambda inputs: loss(*(x.flatten(1) for x in inputs.pair(FEATURES)))
 
 
-def _head_classes(seen: Seen) -> Tensor:
-    own, other = seen.both("anchor classes")
-    return losses.anchor_class_loss(own, other, seen.recipe.temperature, exclusive=seen.exclusive)
+def _head_classes(inputs: LossInputs) -> Tensor:
+    student, teacher = inputs.pair("anchor classes")
+    return losses.anchor_class_loss(student, teacher, inputs.recipe.temperature, exclusive=inputs.exclusive)
 
 
-def _head_boxes(seen: Seen) -> Tensor:
-    logits = seen.other["anchor classes"]
-    return losses.anchor_box_loss(*seen.both("anchor boxes"), logits, seen.recipe.sure, exclusive=seen.exclusive)
+def _head_boxes(inputs: LossInputs) -> Tensor:
+    logits = inputs.teacher["anchor classes"]
+    return losses.anchor_box_loss(*inputs.pair("anchor boxes"), logits, inputs.recipe.sure, exclusive=inputs.exclusive)
 
 
 _EVERY = {"classification": 0.0, "segmentation": 0.0, "detection": 0.0}
 
-LOSSES: dict[str, Term] = {
-    "logits": Term(
-        lambda seen: losses.logits_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+LOSSES: dict[str, LossSpec] = {
+    "logits": LossSpec(
+        lambda inputs: losses.logits_loss(*inputs.pair(OUTPUT), inputs.recipe.temperature),
         _at(OUTPUT),
         {"classification": 1.0},
     ),
-    "class_means": Term(_class_means, _at(FEATURES), {"classification": 1.0}),
-    "relation_distance": Term(_relation(losses.relation_distance_loss), _at(FEATURES), {"classification": 0.0}),
-    "relation_angle": Term(_relation(losses.relation_angle_loss), _at(FEATURES), {"classification": 0.0}),
-    "hints": Term(lambda seen: seen.mean("hint", losses.hint_loss), lambda r: r.hint_layers, _EVERY),
-    "attention": Term(lambda seen: seen.mean("map", losses.attention_loss), lambda r: r.attention_layers, _EVERY),
-    "pixels": Term(
-        lambda seen: losses.pixel_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+    "class_means": LossSpec(_class_means, _at(FEATURES), {"classification": 1.0}),
+    "relation_distance": LossSpec(_relation(losses.relation_distance_loss), _at(FEATURES), {"classification": 0.0}),
+    "relation_angle": LossSpec(_relation(losses.relation_angle_loss), _at(FEATURES), {"classification": 0.0}),
+    "hints": LossSpec(lambda inputs: inputs.mean("hint", losses.hint_loss), lambda r: r.hint_layers, _EVERY),
+    "attention": LossSpec(
+        lambda inputs: inputs.mean("map", losses.attention_loss), lambda r: r.attention_layers, _EVERY
+    ),
+    "pixels": LossSpec(
+        lambda inputs: losses.pixel_loss(*inputs.pair(OUTPUT), inputs.recipe.temperature),
         _at(OUTPUT),
         {"segmentation": 1.0},
     ),
-    "channels": Term(
-        lambda seen: losses.channel_loss(*seen.both(OUTPUT), seen.recipe.temperature),
+    "channels": LossSpec(
+        lambda inputs: losses.channel_loss(*inputs.pair(OUTPUT), inputs.recipe.temperature),
         _at(OUTPUT),
         {"segmentation": 0.0},
     ),
-    "head_classes": Term(_head_classes, _at(HEAD), {"detection": 1.0}),
-    "head_boxes": Term(_head_boxes, _at(HEAD), {"detection": 1.0}),
+    "head_classes": LossSpec(_head_classes, _at(HEAD), {"detection": 1.0}),
+    "head_boxes": LossSpec(_head_boxes, _at(HEAD), {"detection": 1.0}),
 }
 
 

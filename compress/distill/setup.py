@@ -18,9 +18,9 @@ from compress.data.seeds import hash_seed
 from compress.distill import cache, registry
 from compress.distill.channels import kept_channels
 from compress.distill.classifier import class_means, project_classifier, projection, reuse_classifier
-from compress.distill.feature_hooks import FEATURES, Record, Watch, runner
-from compress.distill.features import Projection, Sight, places
-from compress.distill.registry import LOSSES, Answers, Seen
+from compress.distill.feature_hooks import FEATURES, FeatureHooks, LayerOutputs, forward_for, names_under
+from compress.distill.features import FeatureExtractor, Projection, places
+from compress.distill.registry import LOSSES, Features, LossInputs
 from compress.errors import RecipeError
 from compress.models.weights import classifier_name, weights_hash
 from compress.prune import Plan
@@ -100,18 +100,18 @@ def lesson(
         per_image += 6.0 * weight.numel() * len(kept) / min(recipe.batch_size, len(train))
     if not wanted:
         return Lesson(_taught_by_labels(recipe, task), None, per_image, once)
-    own, other, helpers, extra = _sights(recipe, data, student, teacher, plan, kept, seed)
+    own, other, helpers, extra = _extractors(recipe, data, student, teacher, plan, kept, seed)
     per_image += extra
     teacher.to(device)
     a_pass = forward_flops(teacher, data.task, train.inputs(0, 1).to(device))
     means = None
     if "class_means" in wanted:
         means = class_means(teacher, train, len(data.classes))
-        if FEATURES in other.chosen:
-            means = means[:, other.chosen[FEATURES][1]]
+        if FEATURES in other.selected:
+            means = means[:, other.selected[FEATURES][1]]
         once += a_pass * len(train)
     exclusive = _exclusive(teacher)
-    answer = _answering(other, runner(teacher, data.task))
+    answer = _answering(other, forward_for(teacher, data.task))
     stored, note = _stored(recipe, train, teacher, other, answer, seed, fabric, folder, progress)
     if stored is None:
         per_image += a_pass
@@ -119,7 +119,7 @@ def lesson(
         once += a_pass * len(train) * len(stored.variants)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        with own.watch.open() as record:
+        with own.hooks.recording() as outputs:
             supervised = task.loss(model, batch, recipe.label_smoothing)
         if stored is None:
             expected = answer(batch.images)
@@ -127,10 +127,10 @@ def lesson(
             expected = stored.rows(batch.variant, batch.index, batch.images.device)
         labels = batch.targets if batch.soft is None else batch.soft
         centre = None if means is None else means.to(batch.images.device)
-        seen = Seen(recipe, own.answers(record), expected, labels, centre, exclusive)
+        inputs = LossInputs(recipe, own.extract(outputs), expected, labels, centre, exclusive)
         total = recipe.labels * supervised
         for name, weight in wanted.items():
-            total = total + weight * LOSSES[name].value(seen)
+            total = total + weight * LOSSES[name].value(inputs)
         return total
 
     return Lesson(loss, helpers, per_image, once, note)
@@ -145,7 +145,7 @@ def kept_features(teacher: nn.Module, plan: Plan) -> Tensor:
 def forward_flops(model: nn.Module, task: str, image: Tensor) -> float:
     """FLOPs of one pass over one image (1, C, H, W), as far as the losses look; the model asks for no gradient."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        runner(model, task)(image)
+        forward_for(model, task)(image)
     return float(counter.get_total_flops())
 
 
@@ -157,14 +157,14 @@ def _taught_by_labels(recipe: DistillRecipe, task: Task) -> Loss:
     return lambda model, batch: recipe.labels * task.loss(model, batch, recipe.label_smoothing)
 
 
-def _answering(sight: Sight, run: Callable[[Tensor], Any]) -> Callable[[Tensor], Answers]:
+def _answering(extractor: FeatureExtractor, run: Callable[[Tensor], Any]) -> Callable[[Tensor], Features]:
     """The teacher's answers to images (N, C, H, W), without a gradient."""
 
     @torch.no_grad()
-    def answer(images: Tensor) -> Answers:
-        with sight.watch.open() as record:
+    def answer(images: Tensor) -> Features:
+        with extractor.hooks.recording() as outputs:
             run(images)
-        return sight.answers(record)
+        return extractor.extract(outputs)
 
     return answer
 
@@ -179,7 +179,7 @@ def _exclusive(teacher: nn.Module) -> bool:
 # How the two networks' answers come to have one shape -----------------------------------------------------------
 
 
-def _sights(
+def _extractors(
     recipe: DistillRecipe,
     data: ImageData,
     student: nn.Module,
@@ -187,25 +187,25 @@ def _sights(
     plan: Plan,
     kept: Tensor | None,
     seed: int,
-) -> tuple[Sight, Sight, nn.Module | None, float]:
-    """Both networks' sights, the projections between them and the FLOPs that those add to an image's step."""
+) -> tuple[FeatureExtractor, FeatureExtractor, nn.Module | None, float]:
+    """Both networks' extractors, the projections between them and the FLOPs that those add to an image's step."""
     wanted = registry.weights(recipe, data.task)
     watched = places(recipe, list(wanted))
-    own = Sight(recipe, list(wanted), Watch(student, watched))
-    other = Sight(recipe, list(wanted), Watch(teacher, watched))
+    own = FeatureExtractor(recipe, list(wanted), FeatureHooks(student, watched))
+    other = FeatureExtractor(recipe, list(wanted), FeatureHooks(teacher, watched))
     example = data.example(2)
-    records = [_shown(net, sight, data.task, example) for net, sight in ((student, own), (teacher, other))]
+    records = [_recorded(net, extractor, data.task, example) for net, extractor in ((student, own), (teacher, other))]
     shapes = [{n: tuple(t.shape) for n, t in record.items()} for record in records]
     for layer in (*recipe.hint_layers, *recipe.attention_layers):
-        if not any(name == layer or name.startswith((f"{layer}/", f"{layer}#")) for name in shapes[1]):
+        if not names_under(records[1], layer):
             raise RecipeError(f"distill: the layer '{layer}' gives no tensor in a forward pass; name one that does.")
-    chosen: dict[str, tuple[int, Tensor]] = {}
-    changed: dict[str, nn.Module] = {}
+    selected: dict[str, tuple[int, Tensor]] = {}
+    transforms: dict[str, nn.Module] = {}
     if FEATURES in watched and kept is not None:
         if projection(student) is not None:
-            changed[FEATURES] = _Through(student)
+            transforms[FEATURES] = _Through(student)
         elif shapes[0][FEATURES] != shapes[1][FEATURES]:
-            chosen[FEATURES] = (-1, kept)
+            selected[FEATURES] = (-1, kept)
     uneven = _uneven(recipe, shapes[0], shapes[1])
     found = _plan_of_places(teacher, plan, data, example, uneven, watched) if uneven else {}
     flops, generator = 0.0, torch.Generator().manual_seed(hash_seed(seed, 31))
@@ -216,18 +216,18 @@ def _sights(
         known = indices is not None and len(indices) == narrow
         if known and recipe.hint_match == "channels":
             assert indices is not None
-            chosen[f"hint {name}"] = (dim, indices)
+            selected[f"hint {name}"] = (dim, indices)
             continue
         weight = torch.randn(size, narrow, generator=generator) / narrow**0.5
         if known:
             assert indices is not None
             weight = torch.zeros(size, narrow)
             weight[indices, torch.arange(narrow)] = 1
-        changed[f"hint {name}"] = helpers[str(len(helpers))] = Projection(weight, dim)
+        transforms[f"hint {name}"] = helpers[str(len(helpers))] = Projection(weight, dim)
         positions = records[0][name][0].numel() / narrow
         flops += 6.0 * positions * narrow * size
-    own = replace(own, changed=changed)
-    return own, replace(other, chosen=chosen), helpers if len(helpers) else None, flops
+    own = replace(own, transforms=transforms)
+    return own, replace(other, selected=selected), helpers if len(helpers) else None, flops
 
 
 class _Through(nn.Module):
@@ -244,14 +244,14 @@ class _Through(nn.Module):
         return F.linear(features.flatten(1), weight.to(features.dtype))
 
 
-def _shown(net: nn.Module, sight: Sight, task: str, example: Tensor) -> Record:
-    """What a network shows of the example, in eval mode, which it is taken out of again."""
+def _recorded(net: nn.Module, extractor: FeatureExtractor, task: str, example: Tensor) -> LayerOutputs:
+    """Record what a network computes on the example in eval mode, and give it its mode back."""
     training = net.training
     net.eval()
-    with torch.no_grad(), sight.watch.open() as record:
-        runner(net, task)(example.to(next(net.parameters()).device))
+    with torch.no_grad(), extractor.hooks.recording() as outputs:
+        forward_for(net, task)(example.to(next(net.parameters()).device))
     net.train(training)
-    return dict(record)
+    return dict(outputs)
 
 
 def _uneven(
@@ -282,7 +282,7 @@ def _plan_of_places(
     watched: tuple[str, ...],
 ) -> dict[str, Tensor]:
     layers = tuple(place for place in watched if place in {n.split("/")[0].split("#")[0] for n in axes})
-    return kept_channels(teacher, plan, example, lambda net, images: runner(net, data.task)(images), axes, layers)
+    return kept_channels(teacher, plan, example, lambda net, images: forward_for(net, data.task)(images), axes, layers)
 
 
 # The teacher's answers, stored ------------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ def _stored(
     recipe: DistillRecipe,
     train: Split,
     teacher: nn.Module,
-    sight: Sight,
-    answer: Callable[[Tensor], Answers],
+    extractor: FeatureExtractor,
+    answer: Callable[[Tensor], Features],
     seed: int,
     fabric: Fabric,
     folder: Path | None,
@@ -325,7 +325,7 @@ def _stored(
         seed=seed if recipe.augment != "none" else 0,
         variants=variants,
         answers={name: list(value.shape[1:]) for name, value in probe.items()},
-        chosen={name: [dim, kept.tolist()] for name, (dim, kept) in sight.chosen.items()},
+        chosen={name: [dim, kept.tolist()] for name, (dim, kept) in extractor.selected.items()},
     )
     if fabric.is_global_zero:
         cache.fill(folder, key, variants, images, lambda batch: answer(batch.to(fabric.device)), progress)

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from compress.data.targets import TaskName
 from compress.errors import ModelError
-
-Task = Literal["classification", "segmentation", "detection"]
 
 # Auxiliary classifiers answer in training only, in a shape of their own; the slow initial draw is not worth its wait.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 @cache
-def names() -> MappingProxyType[str, Task]:
+def names() -> MappingProxyType[str, TaskName]:
     """Every torchvision network for images, with its task."""
     from torchvision import models
 
-    found: dict[str, Task] = dict.fromkeys(models.list_models(module=models), "classification")
+    found: dict[str, TaskName] = dict.fromkeys(models.list_models(module=models), "classification")
     found |= dict.fromkeys(models.list_models(module=models.segmentation), "segmentation")
     found |= dict.fromkeys(models.list_models(module=models.detection), "detection")
     return MappingProxyType(found)

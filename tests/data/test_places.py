@@ -9,8 +9,9 @@ from PIL import Image
 
 from compress import data
 from compress.data.augment import AUGMENTATIONS
-from compress.data.images import Boxes, ImageReader, Split
+from compress.data.images import ImageReader, Split
 from compress.data.loader import Feed
+from compress.data.targets import Boxes
 from compress.errors import RecipeError
 from compress.recipe.schema import TrainRecipe
 from compress.run.prepare import _loaded, _seen

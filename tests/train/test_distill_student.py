@@ -266,10 +266,10 @@ def test_mixed_images_are_taught_by_their_shares(case):
 
 def test_float64_stays_float64(case):
     case.student.double(), case.teacher.double()
-    watch = distill.Watch(case.student, ("layer1",))
-    with watch.open() as seen:
+    hooks = distill.FeatureHooks(case.student, ("layer1",))
+    with hooks.recording() as outputs:
         case.student(case.batch().images.double())
-    assert seen["layer1"].dtype == torch.float64
+    assert outputs["layer1"].dtype == torch.float64
 
 
 # What is refused -----------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from torch.utils.data import dataloader
 
 from compress.data import loader
 from compress.data.geometry import Geometry, fitted
-from compress.data.images import Batch, Boxes, ImageData, ImageReader, Split
+from compress.data.images import Batch, ImageData, ImageReader, Split
 from compress.data.loader import Feed
+from compress.data.targets import Boxes
 from compress.errors import ArtifactError, MissingError, TrainingError
 from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, checkpoint, fit, loop, make_fabric

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from compress.data.files import Unreadable, first, read_all
-from compress.data.images import Boxes, ImageData, ImageReader, Split
+from compress.data.images import ImageData, ImageReader, Split
+from compress.data.targets import Boxes
 from compress.errors import DataError
 
 _ORIENTATION = 0x0112

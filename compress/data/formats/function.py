@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compress.data.augment import IGNORED
 from compress.data.files import Decoded, Unreadable
 from compress.data.formats.boxes import LeftOut, Scene, fitting, upright_size
 from compress.data.formats.masks import Codes, held_against, unseen
-from compress.data.images import Boxes, ImageData, ImageReader, Split, TaskName
+from compress.data.images import ImageData, ImageReader, Split
+from compress.data.targets import IGNORED, Boxes, TaskName
 from compress.errors import DataError, ImageError
 from compress.recipe.data import FunctionData
 from compress.trust import trusted_function

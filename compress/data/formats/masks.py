@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compress.data.augment import IGNORED
 from compress.data.files import Decoded, Unreadable, by_stem, existing, first, held_out, read_all
 from compress.data.formats.boxes import upright_size
 from compress.data.images import ImageData, ImageReader, Split
+from compress.data.targets import IGNORED
 from compress.errors import DataError, ImageError
 from compress.recipe.data import MasksData, MaskSplit
 

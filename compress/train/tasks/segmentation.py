@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from compress.data.augment import IGNORED
 from compress.data.images import Batch
+from compress.data.targets import IGNORED
 from compress.errors import ModelError
 
 
