@@ -1,4 +1,4 @@
-"""The commands on a bundle: predict, build, sign, and what `niwaki doctor BUNDLE` says. None of them needs torch."""
+"""The commands on a bundle: predict, build, sign, and what ``niwaki doctor BUNDLE`` says. None of them needs torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.cli.common import JsonFlag
 from compress.terminal import plain
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 TrustedKey = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="An Ed25519 public key (PEM): refuse a bundle that its owner did not sign."),
@@ -84,7 +84,7 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign a bundle; `--trusted-key` of predict and build then refuses anything else."""
+    """Sign a bundle; ``--trusted-key`` of predict and build then refuses anything else."""
     import deploy
 
     path = deploy.sign(bundle, key)
@@ -92,7 +92,7 @@ def sign(
 
 
 def describe(bundle: Path) -> dict[str, Any]:
-    """What a bundle is, what runs it here and why, for `niwaki doctor BUNDLE`; raises what loading raises."""
+    """Return what a bundle is, what runs it here and why, for ``niwaki doctor BUNDLE``; raise what loading raises."""
     import deploy
     from deploy.bundle.building import ENGINES
     from deploy.onnx.metadata import About
@@ -117,7 +117,7 @@ def describe(bundle: Path) -> dict[str, Any]:
 
 
 def _found(item: dict[str, Any], classes: Sequence[str]) -> str:
-    """One image's prediction in a line."""
+    """Say one image's prediction in a line."""
     if "boxes" in item:
         rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
         return "; ".join(rows) or "nothing"

@@ -33,7 +33,7 @@ class _Place:
 
 
 def render(inspection: Inspection, console: Console, *, everything: bool = False) -> None:
-    """Prints an inspection; `everything` spells out what else is "+ 5 more"."""
+    """Print an inspection; ``everything`` spells out what else is "+ 5 more"."""
     console.print(_totals(inspection), soft_wrap=True)
     for node in outline(inspection, everything=everything):
         if console.is_terminal:
@@ -44,7 +44,7 @@ def render(inspection: Inspection, console: Console, *, everything: bool = False
 
 
 def outline(inspection: Inspection, *, everything: bool = False) -> list[Node]:
-    """Everything below the line of totals, as trees."""
+    """Lay out everything below the line of totals, as trees."""
     few = None if everything else SHOWN
     return [
         _free(inspection, few),
@@ -131,7 +131,7 @@ def _patches(inspection: Inspection, everything: bool) -> list[Node]:
 
 
 def _section(title: str, nodes: list[Node], count: int | None = None) -> Iterator[Node]:
-    """A titled section, or nothing where there is nothing to list."""
+    """Yield a titled section, or nothing where there is nothing to list."""
     if nodes:
         more = [] if count is None or count <= len(nodes) else [Node(Text(f"+ {count - len(nodes)} more", "dim"))]
         yield Node(Text(title, "bold"), nodes + more)

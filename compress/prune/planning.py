@@ -16,6 +16,7 @@ from torch import nn
 from compress.errors import PlanError
 from compress.prune.budget import Budget
 from compress.prune.units import Group, Role, Slot, Trace
+from compress.validation import explain
 
 Kept = npt.NDArray[np.bool_]
 
@@ -76,9 +77,7 @@ class Plan(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise PlanError(f"Not a pruning plan: {where}: {first['msg']}; make it again with niwaki.") from None
+            raise PlanError(f"Not a pruning plan: {explain(error)}; make it again with niwaki.") from None
 
     def then(self, later: Plan) -> Plan:
         """One plan that does what this plan and then `later`, made for the network it leaves, do.

@@ -15,7 +15,7 @@ from deploy.processing.postprocess import Detection, Segmentation
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"
 AWARE = "aware"
-"""The student after quantisation-aware training, beside the comparisons under `checkpoints/`."""
+"""The stage of quantisation-aware training, and the student after it, beside the comparisons in ``checkpoints/``."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class Variant:
 
     @property
     def onnx(self) -> str:
+        """Where its ONNX file lies in the run folder."""
         return f"deploy/{self.model}.{self.precision}.onnx"
 
 
 def lowered_of(
     work: Workspace, model: nn.Module, *, in_graph: bool | None = None
 ) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
-    """What of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
+    """Return what of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
 
     Args:
         in_graph: whether the file itself does what follows the network; by default what the recipe says.
@@ -49,14 +50,14 @@ def lowered_of(
 
 
 def exporting(deploy: DeployRecipe) -> dict[str, Any]:
-    """What the recipe says of every ONNX file, as arguments of ``export_onnx``."""
+    """Return what the recipe says of every ONNX file, as arguments of ``export_onnx``."""
     auto = ("onnxruntime", "openvino", *(("tensorrt_rtx",) if deploy.rtx_targets else ()))
     opset = None if deploy.opset == "auto" else deploy.opset
     return {"opset": opset, "runtimes": auto, "dynamic_size": deploy.dynamic_size}
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:
-    """Every engine that the recipe asks for, the dense one first; none where it stops after distilling."""
+    """List every engine that the recipe asks for, the dense one first; none where it stops after distilling."""
     if recipe.deploy is None:
         return []
     made = [Variant("dense", "teacher", "fp32"), Variant("pruned", "pruned", "fp32")]

@@ -9,7 +9,7 @@ import yaml
 
 from compress.cli import app
 from compress.errors import RecipeError
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "recipes/digits.yaml"

@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 from test_failures import RECIPE
 
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
 from compress.run.prepare import prepare, take_up
 from compress.run.progress import Ui

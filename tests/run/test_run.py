@@ -267,7 +267,7 @@ def test_a_damaged_ledger_is_one_sentence(done, tmp_path):
 
 NO_TORCH = """
 import sys
-from compress.cli import main
+from compress.cli.app import main
 try:
     main()
 finally:

@@ -13,6 +13,7 @@ from compress.data.formats.boxes import LeftOut, Scene, with_boxes
 from compress.data.images import ImageData, ImageReader
 from compress.errors import DataError
 from compress.recipe.data import CocoData, CocoSplit
+from compress.validation import explain
 
 
 class _Image(TypedDict):
@@ -114,6 +115,4 @@ def _parsed(path: Path) -> _File:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check path and the splits in the recipe.") from None
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise DataError(f"{path} is no COCO annotation ({where}: {fault['msg']}); mend it.") from None
+        raise DataError(f"{path} is no COCO annotation ({explain(error, whole='the file')}); mend it.") from None
