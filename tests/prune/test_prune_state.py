@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.errors import PlanError
-from compress.prune.planning import architecture_hash
+from compress.prune.architecture import architecture_hash
 from compress.prune.proof import check
 from compress.prune.surgery import apply, mask_, validate
 
