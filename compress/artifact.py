@@ -18,7 +18,8 @@ from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
 from compress.models import factory as models
 from compress.models.detection import take_prepared
-from compress.prune.planning import Plan, architecture_hash
+from compress.prune.architecture import architecture_hash
+from compress.prune.planning import Plan
 from compress.prune.surgery import apply
 from compress.validation import explain
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import PlanError
-from compress.prune.planning import named_tensors
-
-if TYPE_CHECKING:
-    from compress.prune.surgery import Cut, Indices
+from compress.prune.architecture import named_tensors
+from compress.prune.cut import Cut, Indices, sliced
 
 PREFIXES = ("", "module.")
 """Where averaged weights have the network's names; an `AveragedModel` has the network in `module`."""
@@ -59,10 +57,10 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
         for key, tensor in _tensors(state, "state", kind):
             if id(tensor) not in copies:
                 whole[id(tensor)] = tensor, _kept_of_state(tensor, parameter, kept, f"{kind}'s {key} of '{name}'")
-    copies |= zip(whole, map(Tensor.detach, cut.sliced(list(whole.values()))), strict=True)
+    copies |= zip(whole, map(Tensor.detach, sliced(list(whole.values()))), strict=True)
     for parameter, state in optimizer.state.items():
         if isinstance(optimizer, torch.optim.Adafactor) and "row_var" in state:
-            _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), cut, copies)
+            _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), copies)
     for key, tensor in _tensors({name: value for name, value in own.items() if name != "state"}, ""):
         if id(tensor) not in copies and tensor.numel() > 1:
             raise PlanError(f"{kind} keeps a tensor of shape {tuple(tensor.shape)} as its {key}, {_UNCUT}")
@@ -96,7 +94,7 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
     for key, value in average.items():
         if isinstance(value, Tensor):
             whole.setdefault(id(value), (value, cut.kept.get(key.removeprefix(prefix), {})))
-    memo = dict(zip(whole, cut.sliced(list(whole.values())), strict=True))
+    memo = dict(zip(whole, sliced(list(whole.values())), strict=True))
     for key, value in average.items():
         small[key] = copy.deepcopy(value, memo)
     return small
@@ -138,7 +136,7 @@ def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices
     return {d: k for d, k in kept.items() if tensor.shape[d] > 1}
 
 
-def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut, copies: Mapping[int, Any]) -> None:
+def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], copies: Mapping[int, Any]) -> None:
     """Makes means over all rows and columns those over what stays.
 
     Adafactor takes the second moment of w[i, j] to be row[i] * column[j] / mean(row), both being means over the last
@@ -149,8 +147,8 @@ def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut,
         return
     before = {d: k for d, k in kept.items() if d < last - 2}
     small_row, small_column = copies[id(row)], copies[id(column)]
-    rows = small_row.mean(-2, keepdim=True), cut.sliced([(row, before)])[0].mean(-2, keepdim=True)
-    columns = small_column.mean(-1, keepdim=True), cut.sliced([(column, before)])[0].mean(-1, keepdim=True)
+    rows = small_row.mean(-2, keepdim=True), sliced([(row, before)])[0].mean(-2, keepdim=True)
+    columns = small_column.mean(-1, keepdim=True), sliced([(column, before)])[0].mean(-1, keepdim=True)
     small_row.mul_((columns[0] / columns[1]).nan_to_num(1.0))
     small_column.mul_((rows[0] / rows[1]).nan_to_num(1.0))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
 from compress.errors import PlanError
 from compress.prune.budget import Budget
@@ -122,25 +119,6 @@ class Plan(BaseModel):
         """Kept indices of one dimension; all of them when the plan does not touch it."""
         found = self.slots.get(f"{slot[0]}:{slot[1]}")
         return np.arange(size) if found is None else np.asarray(found.kept, dtype=np.int64)
-
-
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer by name, under each of its names when it is shared."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-
-
-def architecture_hash(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of all parameters and buffers."""
-    return shapes_hash(named_tensors(model))
-
-
-def shapes_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names and shapes."""
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
 
 
 def plan(

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import PlanError
+from compress.prune.determinism import Repeatable, TooFewValuesError
 from compress.prune.planning import Plan
-from compress.prune.reference import KeptStatistics, Repeatable, TooFewValuesError, kept_by_tensor
+from compress.prune.reference import KeptStatistics, kept_by_tensor
 from compress.prune.rules import tensors
 from compress.prune.surgery import apply, mask_
 
@@ -25,7 +26,8 @@ TRAIN_LIMIT = 1e-8
 Forward = Callable[..., Any]
 """Runs a network, or a part of it: called with the network and the inputs."""
 
-Kept = Mapping[int, Mapping[int, Tensor]]
+KeptIndices = Mapping[int, Mapping[int, Tensor]]
+"""id of a tensor -> dimension -> the indices that stay."""
 
 
 class Proof(BaseModel):
@@ -78,36 +80,9 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
     # At no time are there two networks of full size.
     cut = apply(dense, plan)
-    masked = mask_(dense, plan)
-    reference = KeptStatistics(masked, plan)
-    try:
-        expected = run.evaluated(masked, reference)
-        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=True)
-        train_mode = True
-    except TooFewValuesError:
-        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=False)
-        train_mode = False
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PlanError(
-            f"{type(model).__name__} does not run in double precision on this example ({said}); "
-            "give the example that was traced, and compute in one precision."
-        ) from error
-    del dense, masked
-    try:
-        eval_forward = _error(run.evaluated(cut), expected)
-        own = run.trained(cut, batch_statistics=train_mode)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PlanError(
-            f"The cut network does not run ({said}); this is a fault of the trace, please report the model."
-        ) from error
-    proof = Proof(
-        eval_forward=eval_forward,
-        train_forward=_error(own.outputs, trained.outputs),
-        train_gradient=_gradient_error(own.gradients, trained.gradients),
-        train_mode=train_mode,
-    )
+    expected = _expected(run, mask_(dense, plan), plan)
+    del dense
+    proof = _compared(run, cut, expected)
     if proof.eval_forward > FORWARD_LIMIT or max(proof.train_forward, proof.train_gradient) > TRAIN_LIMIT:
         raise PlanError(
             f"The cut network differs from the masked one (eval {proof.eval_forward:.1e}, "
@@ -133,15 +108,17 @@ class _Run:
     inputs: list[Any]
     seed: int
 
-    def evaluated(self, network: nn.Module, reference: KeptStatistics | None = None) -> list[Tensor]:
+    def evaluated(
+        self, network: nn.Module, reference: KeptStatistics | None = None, *, batch_statistics: bool
+    ) -> list[Tensor]:
         """Outputs in eval mode."""
-        with torch.no_grad(), reference or nullcontext(), Repeatable():
+        with torch.no_grad(), reference or nullcontext(), Repeatable(batch_statistics):
             return self._outputs(network.eval())
 
     def trained(
         self,
         network: nn.Module,
-        kept: Kept | None = None,
+        kept: KeptIndices | None = None,
         reference: KeptStatistics | None = None,
         *,
         batch_statistics: bool,
@@ -173,6 +150,53 @@ class _Run:
             torch.manual_seed(self.seed)
             # A network may write into its inputs.
             return tensors(self.forward(network, *copy.deepcopy(self.inputs)))
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the masked network computes, and whether its BatchNorms could train."""
+
+    evaluated: list[Tensor]
+    trained: _Trained
+    train_mode: bool
+
+
+def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
+    """Run the masked network; raise PlanError where it does not run in double precision."""
+    reference, kept = KeptStatistics(masked, plan), kept_by_tensor(masked, plan)
+
+    def computed(train_mode: bool) -> _Expected:
+        evaluated = run.evaluated(masked, reference, batch_statistics=train_mode)
+        return _Expected(evaluated, run.trained(masked, kept, reference, batch_statistics=train_mode), train_mode)
+
+    try:
+        try:
+            return computed(True)
+        except TooFewValuesError:
+            return computed(False)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        raise PlanError(
+            f"{type(masked).__name__} does not run in double precision on this example ({_first_line(error)}); "
+            "give the example that was traced, and compute in one precision."
+        ) from error
+
+
+def _compared(run: _Run, cut: nn.Module, expected: _Expected) -> Proof:
+    """Run the cut network and compare it; raise PlanError where it does not run."""
+    try:
+        evaluated = run.evaluated(cut, batch_statistics=expected.train_mode)
+        trained = run.trained(cut, batch_statistics=expected.train_mode)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise PlanError(
+            f"The cut network does not run ({_first_line(error)}); this is a fault of the trace, please report the "
+            "model."
+        ) from error
+    return Proof(
+        eval_forward=_error(evaluated, expected.evaluated),
+        train_forward=_error(trained.outputs, expected.trained.outputs),
+        train_gradient=_gradient_error(trained.gradients, expected.trained.gradients),
+        train_mode=expected.train_mode,
+    )
 
 
 def _error(values: list[Tensor], references: list[Tensor]) -> float:
@@ -239,3 +263,7 @@ def _is_constant(tensor: Tensor) -> bool:
     if tensor.numel() < 2:
         return not bool(tensor.any())
     return bool((tensor == tensor.reshape(-1)[0]).all())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,10 +16,8 @@ def _empty(shape: Any, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
-def convolution(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int,
-) -> Tensor | None:  # fmt: skip
+def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
+    stride, padding, dilation, transposed, _, groups = rest
     n = w.dim() - 2
     inner = w.shape[0] if transposed else w.shape[1] * groups
     if (

@@ -1,4 +1,4 @@
-"""Tracing: one forward pass, watched operator by operator, becomes units and groups."""
+"""Trace one forward pass, operator by operator, and find the units and groups of a network's channels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
+from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import candidates, set_size
-from compress.prune.dispatch import Found, Watch
-from compress.prune.grouping import Choices, Settled, settle
+from compress.prune.determinism import Repeatable
+from compress.prune.dispatch import LabelDispatch, Observations
+from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.planning import named_tensors
 from compress.prune.probe import clone, stand_ins, uncollected
-from compress.prune.reference import Repeatable
 from compress.prune.rules import tensors
-from compress.prune.trial import Blame, StoppedError, Trial
+from compress.prune.trial import Blame, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
 
 Forward = Callable[..., Any]
@@ -78,7 +78,7 @@ class _Tracing:
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
     tried: set[tuple[str, str]] = field(default_factory=set)
-    cleared: Settled | None = None
+    cleared: Grouping | None = None
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -91,18 +91,18 @@ class _Tracing:
             raise ModelError(
                 f"{type(self.model).__name__} has lazy layers that have seen no input; run it once on an example first."
             )
-        self.shell = self._shell()
-        self.found = self._watched()
-        settled = self._settle()
-        while settled.trace.groups and settled is not self.cleared:
-            blames = self._blames(settled, list(settled.trace.groups))
+        self.network = TracedNetwork(self._shell(), self.tensors, self.tied, self.substitutions, self.heads)
+        self.observed = self._observed()
+        grouping = self._grouping()
+        while grouping.trace.groups and grouping is not self.cleared:
+            blames = self._blames(grouping, list(grouping.trace.groups))
             if not blames:
                 break
-            settled = self._remedy(settled, blames)
-        return settled.trace
+            grouping = self._remedy(grouping, blames)
+        return grouping.trace
 
-    def _settle(self) -> Settled:
-        return settle(self.shell, self.tensors, self.found, self.choices, self.tied, self.substitutions, self.heads)
+    def _grouping(self) -> Grouping:
+        return group_units(self.network, self.observed, self.choices)
 
     # Passes ----------------------------------------------------------------------------------------------
 
@@ -129,17 +129,17 @@ class _Tracing:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
-    def _run(self, net: nn.Module, watch: Watch, training: bool) -> Any:
+    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> Any:
         if training:
             net.train()
         with torch.no_grad():
             inputs = [_copied(value, self.real) for value in self.inputs]
-            watch.enter(inputs, "graph input")
+            dispatch.enter(inputs, "graph input")
             # What training draws at random is no difference.
-            with Repeatable(batch_statistics=False) if training else nullcontext(), watch:
+            with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
                 return net(*inputs) if self.forward is None else self.forward(net, *inputs)
 
-    def _watched(self) -> Found:
+    def _observed(self) -> Observations:
         """Passes over the whole network: without storage first, on its real tensors where that fails."""
         on_meta = any(tensor.is_meta for tensor in self.tensors.values())
         try:
@@ -162,53 +162,53 @@ class _Tracing:
             f"({_first_line(error)}); give an example input that the model accepts."
         )
 
-    def _both_modes(self) -> Found:
+    def _both_modes(self) -> Observations:
         net, state = self._probe({})
-        watch, listener = Watch(state, Found(), self.heads), Listener(net)
-        self._pass(net, watch, training=False)
+        dispatch, listener = LabelDispatch(state, Observations(), self.heads), Listener(net)
+        self._pass(net, dispatch, training=False)
         if listener.heard:
-            self._train_too(net, watch)
-        if self.tensors and not watch.found.seen:
+            self._train_too(net, dispatch)
+        if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
                 "(its copy computes with other tensors, or with complex ones); give a network of plain torch modules."
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                for (name, _), labels in watch.found.slots.items():
+                for (name, _), labels in dispatch.observed.slots.items():
                     if name.startswith(f"{path}."):
-                        watch.protect(labels, f"{type(module).__name__} has no rule")
-        return watch.found
+                        dispatch.protect(labels, f"{type(module).__name__} has no rule")
+        return dispatch.observed
 
-    def _train_too(self, net: nn.Module, watch: Watch) -> None:
+    def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
         """Watches what training does where it differs: auxiliary heads and the like."""
-        found = watch.found
+        observed = dispatch.observed
         lists: tuple[list[Any], ...] = (
-            found.equalities,
-            found.protections,
-            found.altered,
-            found.rectangles,
-            found.costs,
+            observed.equalities,
+            observed.protections,
+            observed.altered,
+            observed.rectangles,
+            observed.costs,
         )
         before = [len(entries) for entries in lists]
         names = {self.tied.get(name, name) for name, _ in self.model.named_parameters()}
         try:
-            self._pass(net, watch, training=True)
+            self._pass(net, dispatch, training=True)
         except Exception:
             # A network may want more in training than an example: its targets. What evaluation does is all seen then.
-            if names - found.seen:
+            if names - observed.used:
                 raise
             return
-        evaluated, trained = found.passes
+        evaluated, trained = observed.passes
         if [(c.name, c.sources, c.shapes) for c in evaluated] == [(c.name, c.sources, c.shapes) for c in trained]:
-            found.passes.pop()
+            observed.passes.pop()
             for entries, count in zip(lists, before, strict=True):
                 del entries[count:]
-        del found.costs[before[-1] :]
+        del observed.costs[before[-1] :]
 
-    def _pass(self, net: nn.Module, watch: Watch, training: bool) -> None:
-        watch.calls = []
-        out = self._run(net, watch, training)
+    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> None:
+        dispatch.calls = []
+        out = self._run(net, dispatch, training)
         outs = tensors(out)
         if not outs:
             raise ModelError(
@@ -216,27 +216,27 @@ class _Tracing:
                 "return a tensor, or a tuple, list, dictionary or dataclass of tensors."
             )
         for tensor in outs:
-            for layer in watch.flow(tensor).layers:
-                watch.role(layer.slot, "producer")
-                watch.protect(layer.labels, "graph output")
-        watch.found.passes.append(watch.calls)
+            for layer in dispatch.flow(tensor).layers:
+                dispatch.role(layer.slot, "producer")
+                dispatch.protect(layer.labels, "graph output")
+        dispatch.observed.passes.append(dispatch.calls)
 
     # Trial cuts ------------------------------------------------------------------------------------------
 
-    def _blames(self, settled: Settled, groups: list[Group]) -> list[Blame]:
+    def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
         """What goes wrong when `groups` are cut, in two uneven ways."""
         if self.trials <= 0:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
-        for kept in _uneven(settled.trace, groups, self.found.picks):
-            blames = self._tried(settled, kept, groups)
+        for kept in _uneven(grouping.trace, groups, self.observed.picks):
+            blames = self._tried(grouping, kept, groups)
             if blames:
                 return blames
         return []
 
-    def _tried(self, settled: Settled, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
-        found = settled.trace
+    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
+        found = grouping.trace
         cut: dict[str, dict[int, Any]] = {}
         for (name, dim), units in found.slots.items():
             stays = kept[units]
@@ -248,10 +248,10 @@ class _Tracing:
             after = sizes[a.slot] * a.factor // a.divisor
             if after != a.value:
                 set_size(modules[a.module], a.name, a.value, after)
-        trial = Trial(state, self.found, settled, kept, self.heads, net)
+        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net)
         free = ~found.protected_units
         try:
-            for k, calls in enumerate(self.found.passes):
+            for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
                 self._run(net, trial, training=k > 0)
         except StoppedError:
@@ -260,51 +260,51 @@ class _Tracing:
             reason = f"fixed size: {_first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
                 return self._culprits(
-                    settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
+                    grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
                 )
         else:
             if not trial.blames:
                 return []
         blames = [b for b in trial.blames if free[b.units].any()]
         reason = "fixed size: the network takes another way after a cut"
-        return blames or self._culprits(settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
+        return blames or self._culprits(grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
 
-    def _culprits(self, settled: Settled, groups: list[Group], blame: Blame) -> list[Blame]:
+    def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
         """The groups that make a cut fail where no operator tells which: found by halves."""
         if len(groups) == 1:
             return [Blame(groups[0].units, blame.reason, blame.call, blame.module)]
         half = len(groups) // 2
-        found = self._blames(settled, groups[:half]) + self._blames(settled, groups[half:])
+        found = self._blames(grouping, groups[:half]) + self._blames(grouping, groups[half:])
         # Halves that pass alone and fail together depend on each other: all of them stay.
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
 
     # What is done about it -------------------------------------------------------------------------------
 
-    def _remedy(self, settled: Settled, blames: list[Blame]) -> Settled:
+    def _remedy(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
         """Follows a size that a module keeps, else ties a split in another way, else protects what was blamed."""
-        patched = self._patched(settled, blames)
+        patched = self._patched(grouping, blames)
         if patched is not None:
             return patched
-        free = ~settled.trace.protected_units
+        free = ~grouping.trace.protected_units
         turned = set()
         for blame in blames:
             own = blame.units[free[blame.units]]
-            ties = [k for k, units in settled.tied.items() if np.isin(units, own).any()]
+            ties = [k for k, units in grouping.ties.items() if np.isin(units, own).any()]
             turned.update(ties)
             if not ties:
-                labels = np.flatnonzero(np.isin(settled.unit_of, own))
+                labels = np.flatnonzero(np.isin(grouping.unit_of, own))
                 self.choices.held.append((labels, blame.reason))
         for k in turned:
             self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
-        return self._settle()
+        return self._grouping()
 
-    def _patched(self, settled: Settled, blames: list[Blame]) -> Settled | None:
+    def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
         """Takes the sizes kept by the blamed modules for sizes of the blamed groups, where the cut then passes.
 
         Each blame's sizes are tried one at a time, all blames at once, and in the end its sizes together.
         """
         open_: list[tuple[int, list[Attribute]]] = [
-            (b.call, found) for b in blames if (found := self._sizes(settled, b))
+            (b.call, found) for b in blames if (found := self._sizes(grouping, b))
         ]
         before = {b.call for b in blames}
         accepted: list[Attribute] = []
@@ -318,7 +318,7 @@ class _Tracing:
             if not trying or self.trials <= 0:
                 break
             self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
-            tried = self._settle()
+            tried = self._grouping()
             left = self._blames(tried, list(tried.trace.groups))
             if not left:
                 self.cleared = tried
@@ -329,15 +329,17 @@ class _Tracing:
             accepted += [a for call, sizes in trying if call in passed for a in sizes]
             open_ = [(call, found) for call, found in open_ if call not in passed]
         self.choices.patches = [*known, *accepted]
-        return self._settle() if accepted else None
+        return self._grouping() if accepted else None
 
-    def _sizes(self, settled: Settled, blame: Blame) -> list[Attribute]:
+    def _sizes(self, grouping: Grouping, blame: Blame) -> list[Attribute]:
         """Sizes that the blamed module, or the closest one around it that has any, keeps; each is tried once."""
-        groups = [g for g in settled.trace.groups if np.isin(g.units, blame.units).any()]
+        groups = [g for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
         path = blame.module
         while True:
             found = [
-                a for a in candidates(self.shell, path, groups, settled.trace) if (a.module, a.name) not in self.tried
+                a
+                for a in candidates(self.network.model, path, groups, grouping.trace)
+                if (a.module, a.name) not in self.tried
             ]
             if found or not path:
                 break

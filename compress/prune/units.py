@@ -112,7 +112,7 @@ class Trace:
 
 
 def protect(trace: Trace, patterns: Sequence[str] | str, reason: str = "the user's choice") -> Trace:
-    """The same trace, with every group protected that touches a parameter matching one of `patterns` (`*`)."""
+    """The same trace, with every group protected that touches a parameter matching one of ``patterns`` (``*``)."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     held = {name for name, _ in trace.slots if any(fnmatchcase(name, pattern) for pattern in patterns)}
     stay = [g for g in trace.groups if any(name in held for name, _ in g.slots)]
@@ -132,10 +132,10 @@ def components(count: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.in
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def group_units(
+def groups_of(
     slots: Mapping[Slot, npt.NDArray[np.int64]], roles: Mapping[Slot, Role], free: npt.NDArray[np.bool_]
 ) -> tuple[Group, ...]:
-    """Gathers the free units that occupy the same slots, in the order of the first slot that each occupies."""
+    """Gather the free units that occupy the same slots into groups, in the order of the first slot of each."""
     ids = np.flatnonzero(free)
     if not len(ids):
         return ()

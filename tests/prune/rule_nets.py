@@ -211,8 +211,8 @@ def _layers(change):
 
 
 def _renamed(tracer, layer):
-    start, size = tracer.found.count, layer.labels.size
-    tracer.found.count += size
+    start, size = tracer.observed.count, layer.labels.size
+    tracer.observed.count += size
     return Layer(np.arange(start, start + size, dtype=np.int64).reshape(layer.labels.shape), layer.zero)
 
 
@@ -235,12 +235,12 @@ def ruled(op, rule):
     """Puts another rule in the table for a while."""
     before = RULES[op]
     RULES[op] = rule
-    dispatch.route.cache_clear()
+    dispatch.operator.cache_clear()
     try:
         yield
     finally:
         RULES[op] = before
-        dispatch.route.cache_clear()
+        dispatch.operator.cache_clear()
 
 
 @dataclass
@@ -297,7 +297,7 @@ class Ear:
 
 def hand_made(op, *args, flows, out, **kwargs):
     """The rule of an operator that runs nowhere here, on meta tensors whose flows are given."""
-    tracer = dispatch.Watch({}, dispatch.Found(), "whole")
+    tracer = dispatch.LabelDispatch({}, dispatch.Observations(), "whole")
     for tensor, flow in flows:
         tracer.flows[id(tensor)] = flow
     return tracer, RULES[op](tracer, Call(op, args, kwargs, out))

@@ -9,7 +9,7 @@ from rule_nets import BROKEN, Reached, prove, ruled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import PlanError
-from compress.prune.dispatch import VIEWS, route
+from compress.prune.dispatch import VIEWS, operator
 from compress.prune.rules import RULES
 
 EQUIVALENT = {
@@ -44,7 +44,7 @@ def test_the_operator_exists_and_is_looked_up_under_its_name(op):
     namespace, _, name = op.partition(".")
     packet = getattr(getattr(torch.ops, namespace), name)
     overload = getattr(packet, packet.overloads()[0])
-    assert (route(overload).name, route(overload).rule) == (op, RULES[op])
+    assert (operator(overload).name, operator(overload).rule) == (op, RULES[op])
 
 
 @pytest.mark.parametrize("op", sorted(RULES))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from compress.prune.dispatch import route
+from compress.prune.dispatch import operator
 from compress.prune.rules import tensors
 from compress.prune.shapes import SHAPES
 
@@ -58,7 +58,7 @@ def agrees(func, *args, **named):
     """What torch gives on the CPU and on the meta device is what is said, where anything is said; True where it is."""
     key = str(func) if str(func) in SHAPES else str(func.overloadpacket)
     TESTED.add(key)
-    shape = route(func).shape
+    shape = operator(func).shape
     assert shape is SHAPES[key]
     metas = [on_meta(a) for a in args]
     said = refused(shape, *metas, **named)
