@@ -17,7 +17,8 @@ import compress
 from compress.artifact import describe
 from compress.cli import app
 from compress.errors import RecipeError
-from compress.models.factory import OWN, RENAMED
+from compress.models.factory import OWN
+from compress.models.names import RENAMED
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
 from compress.run.preflight import going_on
