@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,49 +13,17 @@ import yaml
 
 import compress
 from compress.artifact import describe
-from compress.cli import app
 from compress.errors import RecipeError
-from compress.models.factory import OWN, RENAMED
+from compress.models.factory import OWN
+from compress.models.names import RENAMED
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
 from compress.run.preflight import going_on
 from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing
 
-ARCHIVE = Path(__file__).resolve().parents[1] / "fixtures/before_the_move.tar.gz"
 OLD_FACTORY = "compress.models:cifar_resnet"
 STAGES = ["pretrain", "transfer", "prune", "distill", "export", "test", "bench", "bundle"]
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """The folder as it was; nothing writes to it."""
-    home = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(home, filter="data")
-    return home / "run"
-
-
-@pytest.fixture
-def out(kept, tmp_path, monkeypatch):
-    """A copy beside the recipe that it was made by."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(kept / "recipe.yaml", tmp_path / "recipe.yaml")
-    return shutil.copytree(kept, tmp_path / "run")
-
-
-@pytest.fixture
-def niwaki(monkeypatch, capsys):
-    """Runs the command in this process; gives its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        shown = capsys.readouterr()
-        return ended.value.code, shown.out, shown.err
-
-    return run
 
 
 def contents(folder):
@@ -107,12 +73,12 @@ def test_old_and_new_names_are_one_recipe(kept, tmp_path):
         going_on(load_recipe(tmp_path / "new.yaml", ["distill.box_confidence=0.6"]), kept, True)
 
 
-def test_what_is_done_is_not_done_again(out, niwaki):
-    before = contents(out)
-    code, shown, error = niwaki("run", "recipe.yaml", "--out", "run", "--resume")
+def test_what_is_done_is_not_done_again(old_run, command):
+    before = contents(old_run)
+    code, shown, error = command("run", "recipe.yaml", "--out", "run", "--resume")
     assert (code, error) == (0, "")
     assert shown.count("done before") == len(STAGES)
-    after = contents(out)
+    after = contents(old_run)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     # The ledger and the log say that it is resumed under other versions than it began under.
     assert changed <= {"report.html", "ledger.json", "log.jsonl"}
@@ -120,60 +86,42 @@ def test_what_is_done_is_not_done_again(out, niwaki):
     assert now == then.model_copy(update={"notes": now.notes})
 
 
-def test_it_goes_on_after_distilling(out, niwaki):
+def test_it_goes_on_after_distilling(old_run, command):
     # fp32 alone: searching for the fastest int8 takes longest and knows nothing of names.
-    for path in (out / "recipe.yaml", out.parent / "recipe.yaml"):
+    for path in (old_run / "recipe.yaml", old_run.parent / "recipe.yaml"):
         text = path.read_text().replace("  - fp32\n  - int8\n", "  - fp32\n").replace("ship: int8", "ship: fp32")
         path.write_text(text)
-    ledger = json.loads((out / "ledger.json").read_text())
+    ledger = json.loads((old_run / "ledger.json").read_text())
     ledger["stages"] = ledger["stages"][:4]
     for model in ledger["models"]:
         model["test_accuracy"] = model["test_correct"] = None
-    (out / "ledger.json").write_text(json.dumps(ledger))
-    before = contents(out)
+    (old_run / "ledger.json").write_text(json.dumps(ledger))
+    before = contents(old_run)
     for lost in ("deploy", "bundle", "samples"):
-        shutil.rmtree(out / lost)
-    (out / "bench.json").unlink()
-    code, shown, error = niwaki("run", "recipe.yaml", "--out", "run", "--resume")
+        shutil.rmtree(old_run / lost)
+    (old_run / "bench.json").unlink()
+    code, shown, error = command("run", "recipe.yaml", "--out", "run", "--resume")
     assert (code, error) == (0, "")
     assert shown.count("done before") == 4
-    now = Ledger.read(out / "ledger.json")
+    now = Ledger.read(old_run / "ledger.json")
     assert [stage.name for stage in now.stages] == STAGES
     assert [model.name for model in now.models] == ["teacher", "pruned", "student"]
     assert now.plan == ledger["plan"]
     assert now.model("student").test_accuracy == pytest.approx(0.1317, abs=0.005)
     for name in ("student/model.safetensors", "teacher/model.json", "recipe.yaml"):
-        assert (out / name).read_bytes() == before[name]
-    manifest = json.loads((out / "bundle/manifest.json").read_text())
+        assert (old_run / name).read_bytes() == before[name]
+    manifest = json.loads((old_run / "bundle/manifest.json").read_text())
     assert manifest["provenance"]["model"] == "niwaki:cifar_resnet"
-    records = json.loads((out / "bench.json").read_text())["records"]
+    records = json.loads((old_run / "bench.json").read_text())["records"]
     assert [record["name"] for record in records] == ["dense", "pruned", "distilled"]
     assert all(record["accuracy"] == now.model(record["model"]).test_accuracy for record in records)
 
 
-def test_a_stage_whose_file_is_gone_and_all_after_it_stand_no_longer(kept, tmp_path):
-    from compress.run.runner import _standing
-    from compress.run.stages import STAGES as ALL
-    from compress.run.workspace import Workspace
-
-    recipe = load_recipe(kept / "recipe.yaml")
-    ledger, todo = Ledger.read(kept / "ledger.json"), [stage for stage in ALL if stage.wanted(recipe)]
-    assert [stage.name for stage in todo] == STAGES
-    copy = Workspace(recipe, shutil.copytree(kept, tmp_path / "run"), None, None, ledger)
-    assert _standing(copy, todo) == 8
-    for lost, count in (("bundle/manifest.json", 7), ("deploy/parity.json", 4), ("pruned/model.json", 2)):
-        (copy.out / lost).unlink()
-        assert _standing(copy, todo) == count
-    # A stage that is wanted now and was not then comes before what it feeds.
-    twin = [stage for stage in ALL if stage.wanted(recipe.model_copy(update={"twin": True}))]
-    assert _standing(Workspace(recipe, kept, None, None, ledger), twin) == 2
-
-
-def test_its_gate_passes_and_its_bundle_predicts(out, niwaki):
-    code, shown, error = niwaki("gate", "run/bench.json", "--baseline", "run/bench.json")
+def test_its_gate_passes_and_its_bundle_predicts(old_run, command):
+    code, shown, error = command("gate", "run/bench.json", "--baseline", "run/bench.json")
     assert (code, error) == (0, "") and "passed" in shown
     images = sorted(Path("run/samples").iterdir())
-    code, shown, error = niwaki("predict", "run/bundle", *images, "--json")
+    code, shown, error = command("predict", "run/bundle", *images, "--json")
     assert (code, error) == (0, "")
     found = json.loads(shown)
     assert [item["file"] for item in found] == [os.fspath(path) for path in images]
