@@ -80,7 +80,8 @@ def build(
             f"The factory '{factory}' is not one of {', '.join(trusted)}; if you trust that code, "
             f"pass trusted=('{module}',) to load it."
         )
-    make = torchvision.maker(name) if module == "torchvision" else _function(factory, module, name)
+    own_kinds = {"torchvision": torchvision.maker, "niwaki": own}
+    make = own_kinds[module](name) if module in own_kinds else _imported(factory, module, name)
     try:
         model = make(num_classes=num_classes, **arguments)
     except _REFUSALS as error:
@@ -90,12 +91,15 @@ def build(
     return model
 
 
-def _function(factory: str, module: str, name: str) -> Callable[..., nn.Module]:
-    """The function behind `niwaki:NAME` or `module:function`; raises ModelError where there is none."""
-    if module == "niwaki":
-        if name not in OWN:
-            raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
-        module = OWN[name]
+def own(name: str) -> Callable[..., nn.Module]:
+    """The factory of ``niwaki:NAME``; raise ModelError where there is none of that name."""
+    if name not in OWN:
+        raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
+    return getattr(importlib.import_module(OWN[name]), name)
+
+
+def _imported(factory: str, module: str, name: str) -> Callable[..., nn.Module]:
+    """The function behind ``module:function``; raise ModelError where there is none."""
     try:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:

@@ -6,13 +6,16 @@ import copy
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+Forward = Callable[..., Any]
+"""Runs a network, or a part of it: called with the network and its inputs."""
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, torch.Size, type, types.FunctionType,
           types.BuiltinFunctionType, np.generic)  # fmt: skip

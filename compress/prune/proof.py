@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from compress.errors import PlanError
 from compress.prune.determinism import Repeatable, TooFewValuesError
 from compress.prune.planning import Plan
+from compress.prune.probe import Forward
 from compress.prune.reference import KeptStatistics, kept_by_tensor
 from compress.prune.rules import tensors
 from compress.prune.surgery import apply, mask_
 
 FORWARD_LIMIT = 1e-10
 TRAIN_LIMIT = 1e-8
-
-Forward = Callable[..., Any]
-"""Runs a network, or a part of it: called with the network and the inputs."""
 
 KeptIndices = Mapping[int, Mapping[int, Tensor]]
 """id of a tensor -> dimension -> the indices that stay."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,12 +19,10 @@ from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.probe import clone, stand_ins, uncollected
+from compress.prune.probe import Forward, clone, stand_ins, uncollected
 from compress.prune.rules import tensors
 from compress.prune.trial import Blame, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
-
-Forward = Callable[..., Any]
 
 
 def trace(

@@ -77,7 +77,7 @@ def below(run):
     return whole
 
 
-def between(run, wide=6, read=None, x=None, free=True, make=conv, held="", straight=None, preserving=None, **layers):
+def between(run, *, wide=6, read=None, x=None, free=True, make=conv, held="", straight=None, preserving=None, **layers):
     """run(y) or run(net, y) between a layer `a` with `wide` channels and a layer `b` that reads what comes out."""
 
     def net():
@@ -102,7 +102,7 @@ def constant(run, normed=True, **settings):
     return found
 
 
-def pair(run, free=None, held="", x=None, wide=6, names="ac", read=None, make=conv, straight=None, **layers):
+def pair(run, *, free=None, held="", x=None, wide=6, names="ac", read=None, make=conv, straight=None, **layers):
     """run(y, z, ...) of the outputs of several layers, read by `b`."""
 
     def net():
