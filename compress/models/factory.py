@@ -31,7 +31,7 @@ OWN: Mapping[str, str] = MappingProxyType(
         "mobilenet_v2_deeplabv3": "compress.models.mobilenet",
     }
 )
-"""The networks of `niwaki:NAME`, each with the module of its factory."""
+"""The networks of ``niwaki:NAME``, each with the module of its factory."""
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
@@ -62,7 +62,7 @@ def build(
     """Builds a network with random weights.
 
     Args:
-        factory: `torchvision:NAME`, `niwaki:NAME` or `module:function`; the function takes `num_classes`.
+        factory: ``torchvision:NAME``, ``niwaki:NAME`` or ``module:function``; the function takes ``num_classes``.
         arguments: keyword arguments for the factory.
         num_classes: outputs of the classifier; detectors and segmenters count the background.
         trusted: modules that may be imported; None for any (a recipe is the user's own, an artifact is not).
@@ -115,7 +115,7 @@ def on_meta() -> Iterator[None]:
     """Networks that this thread builds inside have no storage for what a state dict holds.
 
     Parameters and saved buffers are on the meta device. All else that a constructor computes (widths, anchors,
-    buffers that are not saved) is real, which `torch.device("meta")` would leave without values for good.
+    buffers that are not saved) is real, which ``torch.device("meta")`` would leave without values for good.
     """
     thread = threading.get_ident()
     empties = WeakIdKeyDictionary()

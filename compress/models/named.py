@@ -35,7 +35,7 @@ def named_network(name: str, *, size: int | None = None, trusted: tuple[str, ...
     """Builds or loads the network that a user names.
 
     Args:
-        name: ``torchvision:NAME``, ``niwaki:NAME``, ``module:function``, or a folder with a `model.json`.
+        name: ``torchvision:NAME``, ``niwaki:NAME``, ``module:function``, or a folder with a ``model.json``.
         size: height and width of the images; by default what the network was made or saved for.
         trusted: modules of a saved network's factory that may be imported.
 
@@ -95,7 +95,7 @@ def _made(name: str) -> nn.Module:
 
 
 def _arguments(make: Callable[..., Any], name: str) -> dict[str, int]:
-    """`num_classes` where the function asks for it; its own default stands."""
+    """``num_classes`` where the function asks for it; its own default stands."""
     wanted = [
         parameter.name
         for parameter in inspect.signature(make).parameters.values()

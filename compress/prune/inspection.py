@@ -1,4 +1,4 @@
-"""What `niwaki inspect` shows: which channels of a network are free to go, and which must stay and why."""
+"""What ``niwaki inspect`` shows: which channels of a network are free to go, and which must stay and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Frozen(BaseModel):
 
 
 class Member(Frozen):
-    """One dimension (`parameter:dimension`) that a group's units occupy, and what it does there."""
+    """One dimension (``parameter:dimension``) that a group's units occupy, and what it does there."""
 
     slot: str
     role: str
@@ -54,7 +54,7 @@ class GroupView(Frozen):
 
 
 class Protection(Frozen):
-    """Slots that stay whole, or in part, for one reason; `channels` counts the units that it holds."""
+    """Slots that stay whole, or in part, for one reason; ``channels`` counts the units that it holds."""
 
     reason: str
     slots: tuple[str, ...]
@@ -62,7 +62,7 @@ class Protection(Frozen):
 
 
 class Patch(Frozen):
-    """A size that a module keeps as a number, which a cut of `slot` changes."""
+    """A size that a module keeps as a number, which a cut of ``slot`` changes."""
 
     module: str
     name: str
@@ -71,13 +71,13 @@ class Patch(Frozen):
 
 
 class Inspection(Frozen):
-    """A network seen as channels; `model_dump_json` is what `niwaki inspect --json` prints.
+    """A network seen as channels; ``model_dump_json`` is what ``niwaki inspect --json`` prints.
 
     Args:
         model: what was asked for.
         type: class of the network.
         input: shape of one image, (channels, height, width).
-        forward: the function that was followed in place of the network's own forward pass, such as `rcnn_heads`.
+        forward: the function that was followed in place of the network's own forward pass, such as ``rcnn_heads``.
         parameters: parameters, shared ones once.
         macs: multiply-accumulates of one image.
         units: sets of channels that live or die together.
@@ -118,7 +118,7 @@ def inspect_model(
     forward: Forward | None = None,
     protect: Sequence[str] = (),
 ) -> Inspection:
-    """Traces `model` and says what is free, what stays and why.
+    """Traces ``model`` and says what is free, what stays and why.
 
     Args:
         model: the network; its weights do not matter and it is not changed.
