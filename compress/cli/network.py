@@ -14,7 +14,7 @@ from compress.trust import trusted_modules
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="torchvision:NAME, module:function, or a saved network's folder.")],
+    model: Annotated[str, typer.Argument(help="torchvision:NAME, niwaki:NAME, module:function, or a saved network.")],
     size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
     protect: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep what touches these parameters; repeatable.")
@@ -32,10 +32,11 @@ def inspect(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from compress.cli.inspection import render
-        from compress.prune.inspection import inspect_model, subject
+        from compress.models.named import named_network
+        from compress.prune.inspection import inspect_model
 
         with Terminal(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
-            found = subject(model, size=size, trusted=trusted_modules(trust or ()))
+            found = named_network(model, size=size, trusted=trusted_modules(trust or ()))
             seen = inspect_model(
                 found.model, found.example, name=model, forward=found.forward, protect=tuple(protect or ())
             )

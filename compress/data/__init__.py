@@ -1,4 +1,4 @@
-"""Images with labels, masks or boxes, in named splits. One dict from the recipe's `kind` to the function for it."""
+"""Images with labels, masks or boxes, in named splits. One dict from the recipe's ``kind`` to the function for it."""
 
 from __future__ import annotations
 

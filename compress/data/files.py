@@ -33,7 +33,7 @@ class Decoded(Generic[T]):
         return found
 
     def _decode(self, index: int) -> tuple[T, int]:
-        """What is at `index`, and its bytes."""
+        """What is at ``index``, and its bytes."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class FileImages(Decoded[Image.Image]):
         return image, image.width * image.height * 3
 
     def append(self, path: Path) -> Image.Image:
-        """Adds a file and gives its image; what `reader.load` raises leaves things as they were."""
+        """Adds a file and gives its image; what ``reader.load`` raises leaves things as they were."""
         self.paths.append(path)
         try:
             return self[len(self.paths) - 1]

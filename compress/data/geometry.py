@@ -26,7 +26,7 @@ class Geometry:
 
 
 def fitted(target: Target, geometry: Geometry) -> Any:
-    """What a target is in the network's input: an int64 mask (H, W), or `boxes` (n, 4) and `labels` (n,) in a dict.
+    """What a target is in the network's input: an int64 mask (H, W), or ``boxes`` (n, 4) and ``labels`` (n,) in a dict.
 
     A mask takes the nearest label. A box is cut to what is seen; one that is not seen, or is under a pixel, goes.
     """

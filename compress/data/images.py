@@ -28,7 +28,7 @@ class Batch:
 
     Args:
         images: float32 (N, C, H, W).
-        targets: class indices (N,), masks (N, H, W), or for each image `boxes` (n, 4) and `labels` (n,) in a dict.
+        targets: class indices (N,), masks (N, H, W), or for each image ``boxes`` (n, 4) and ``labels`` (n,) in a dict.
         index: int64 (N,), place of each image in its split.
         variant: which augmented variant of the images this is: with the seed it says all that was drawn.
         soft: shares of the classes (N, classes) where images were mixed.
@@ -81,7 +81,7 @@ class ImageReader:
     Args:
         load: path -> decoded image; raises ImageError for a file that cannot be read.
         prepare: image -> float32 array of shape (C, H, W).
-        geometry: upright image -> which part of it `prepare` takes and the size that part gets; masks and boxes follow.
+        geometry: upright image -> which part of it ``prepare`` takes and the size that part gets; masks and boxes follow.
     """
 
     load: Callable[[Path], Image.Image]
@@ -97,7 +97,7 @@ class Images(Protocol):
 
 
 class Targets(Protocol):
-    """A sequence of masks or `Boxes` that may be decoded when asked for."""
+    """A sequence of masks or ``Boxes`` that may be decoded when asked for."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Target: ...
@@ -109,7 +109,7 @@ class Split:
 
     Args:
         images: decoded when asked for.
-        targets: class indices as int64 (N,), or any sequence of masks or `Boxes`.
+        targets: class indices as int64 (N,), or any sequence of masks or ``Boxes``.
         reader: how an image becomes an input.
     """
 
@@ -164,13 +164,13 @@ class Split:
             return torch.from_numpy(np.stack(arrays))
 
     def gather(self, index: Tensor) -> Tensor:
-        """Prepared images at `index`."""
+        """Prepared images at ``index``."""
         if self._prepared is not None:
             return self._prepared[index]
         return self._prepare(index.tolist())
 
     def batch(self, index: Tensor, augment: str = "none", seed: int = 0, variant: int = 0) -> Batch:
-        """The images at `index`, each augmented as (seed, variant, its index) alone decide.
+        """The images at ``index``, each augmented as (seed, variant, its index) alone decide.
 
         Args:
             index: int64 (N,).
@@ -217,7 +217,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Named splits (`train`, `val`, `test`) over the same classes.
+    """Named splits (``train``, ``val``, ``test``) over the same classes.
 
     Args:
         classes: names, in the order of their indices.

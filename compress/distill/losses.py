@@ -72,7 +72,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     not, so that its gradient exists at 0: our choice.
 
     Args:
-        student: `attention_map` of a layer, shape (N, positions).
+        student: ``attention_map`` of a layer, shape (N, positions).
         teacher: the same of the teacher, no gradient.
     """
     return (student - teacher).square().sum(1).mean()
@@ -181,7 +181,7 @@ def anchor_box_loss(student: Tensor, teacher: Tensor, logits: Tensor, sure: floa
         teacher: box deltas of the same shape, no gradient.
         logits: the teacher's class logits, shape (N, anchors, K).
         sure: the least probability of an object.
-        exclusive: as in `anchor_class_loss`.
+        exclusive: as in ``anchor_class_loss``.
     """
     where = _objects(logits, exclusive).amax(2) >= sure
     if not bool(where.any()):

@@ -1,6 +1,6 @@
 """The part of torchvision's detectors that weights make: from an image batch to every raw output.
 
-What follows (anchors, decoding, suppression) depends on values and holds no channels; `raw_heads` leaves it out, so
+What follows (anchors, decoding, suppression) depends on values and holds no channels; ``raw_heads`` leaves it out, so
 that a detector can be traced and proved like any other network.
 """
 
@@ -34,7 +34,7 @@ def raw_heads(model: nn.Module) -> RawHeads | None:
     looks at no values, so it runs on meta and fake tensors too, in eval and in train mode.
 
     Returns:
-        The function; None when `model` is no Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD.
+        The function; None when ``model`` is no Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD.
     """
     if isinstance(model, RetinaNet | FCOS | SSD):
         return dense_heads
@@ -90,7 +90,7 @@ def take_prepared(model: nn.Module, size: Sequence[int]) -> None:
 
 
 def example_input(model: nn.Module, side: int | None = None, batch: int = 1) -> Tensor:
-    """Random images of a size that suits `model`, on its device and of its dtype.
+    """Random images of a size that suits ``model``, on its device and of its dtype.
 
     Args:
         model: any network for images.
@@ -137,7 +137,7 @@ def _regions(images: Tensor) -> Tensor:
 
 
 def _pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], regions: Tensor, images: Tensor) -> Tensor:
-    """All regions on each level that `pool` uses, one level after the other, whichever level their size asks for."""
+    """All regions on each level that ``pool`` uses, one level after the other, whichever level their size asks for."""
     levels = [features[name] for name in pool.featmap_names if name in features]
     return torch.cat(
         [

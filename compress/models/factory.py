@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -82,10 +82,8 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     if module == "torchvision":
         make, given = torchvision.maker(name), checked(TorchvisionArguments, arguments, factory)
     elif module == "niwaki":
-        if name not in OWN:
-            raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
-        own = OWN[name]
-        make, given = getattr(importlib.import_module(own.module), name), checked(own.arguments, arguments, factory)
+        make = own(name)
+        given = checked(OWN[name].arguments, arguments, factory)
     else:
         make, given = trusted_function(factory, trusted, "model factory", ModelError), dict(arguments)
     try:
@@ -97,12 +95,19 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     return model
 
 
+def own(name: str) -> Callable[..., nn.Module]:
+    """Return the factory of ``niwaki:NAME``; raise ModelError where there is none of that name."""
+    if name not in OWN:
+        raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
+    return getattr(importlib.import_module(OWN[name].module), name)
+
+
 @contextmanager
 def on_meta() -> Iterator[None]:
     """Networks that this thread builds inside have no storage for what a state dict holds.
 
     Parameters and saved buffers are on the meta device. All else that a constructor computes (widths, anchors,
-    buffers that are not saved) is real, which `torch.device("meta")` would leave without values for good.
+    buffers that are not saved) is real, which ``torch.device("meta")`` would leave without values for good.
     """
     thread = threading.get_ident()
     empties = WeakIdKeyDictionary()

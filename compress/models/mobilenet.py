@@ -22,7 +22,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from compress.models.detection import take_prepared
 
-# Blocks of torchvision's `features` whose expansion is the last map of a stride: 8, 16. The last layer has stride 32.
+# Blocks of torchvision's ``features`` whose expansion is the last map of a stride: 8, 16. The last layer has stride 32.
 _EXPANSIONS = {8: 7, 16: 14}
 
 
@@ -50,7 +50,7 @@ class Pyramid(nn.Module):
         self.out_channels = channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """From (N, 3, H, W) to maps by level: `"0"` is the finest."""
+        """From (N, 3, H, W) to maps by level: ``"0"`` is the finest."""
         maps = []
         for position, layer in enumerate(self.features):
             if position not in self.taps:
@@ -83,7 +83,7 @@ class Dilated(nn.Module):
     """MobileNetV2 at stride 16: the last stage looks further instead of halving the map once more.
 
     Args:
-        taps: name of a map -> the block of `features` that makes it.
+        taps: name of a map -> the block of ``features`` that makes it.
     """
 
     def __init__(self, taps: Mapping[str, int]) -> None:

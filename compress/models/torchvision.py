@@ -30,7 +30,7 @@ def names() -> MappingProxyType[str, TaskName]:
 def maker(name: str) -> Callable[..., nn.Module]:
     """The factory of one torchvision network, without pretrained weights.
 
-    Detectors also take `frozen_norms`: BatchNorm layers of the backbone's body become FrozenBatchNorm2d, which is
+    Detectors also take ``frozen_norms``: BatchNorm layers of the backbone's body become FrozenBatchNorm2d, which is
     what torchvision builds when weights are pretrained, and what such weights have to be loaded into. Classes of
     detectors and segmenters include the background.
 
@@ -60,7 +60,7 @@ def _freeze_norms(model: nn.Module) -> None:
     """Puts FrozenBatchNorm2d, with its own eps as torchvision does, in place of the body's BatchNorm2d.
 
     Raises:
-        ValueError: the network has no such layers in `backbone.body`.
+        ValueError: the network has no such layers in ``backbone.body``.
     """
     from torchvision.ops import FrozenBatchNorm2d
 

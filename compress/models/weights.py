@@ -41,7 +41,7 @@ def _default_weights(factory: str) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from `.safetensors`, or from `.pth`/`.pt` with `weights_only`: nothing is unpickled.
+    """Reads a state dict from ``.safetensors``, or from ``.pth``/``.pt`` with ``weights_only``: nothing is unpickled.
 
     Raises:
         ModelError: the file is missing, damaged, or holds anything but tensors by name.
@@ -108,7 +108,7 @@ _BACKBONES = (
 
 
 def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads what `state` and a detector's or segmenter's body share; what the file lacks of its heads stays fresh.
+    """Loads what ``state`` and a detector's or segmenter's body share; what the file lacks of its heads stays fresh.
 
     A block of the file is used whole or not at all (a classifier's head has no place here), and a part of the
     network that takes anything takes all, but that heads for another number of classes differ in shape.
@@ -142,7 +142,7 @@ def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str
 
 
 def _place(name: str, whole: bool) -> str:
-    """The part of a network that a name is in: `backbone.features`, `backbone.body.layer1`, `classifier`."""
+    """The part of a network that a name is in: ``backbone.features``, ``backbone.body.layer1``, ``classifier``."""
     parts = name.split(".")
     return parts[0] if whole else ".".join(parts[: 3 if parts[1:2] == ["body"] else 2])
 

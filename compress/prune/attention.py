@@ -1,7 +1,7 @@
 """Attention whose inner width (heads x head width) is free of the model's width.
 
 torch's and torchvision's attention modules tie the two together, so neither heads, nor dims within heads, nor the
-residual width can be cut alone. `substitute` turns such a module, in place, into one of the classes here: same
+residual width can be cut alone. ``substitute`` turns such a module, in place, into one of the classes here: same
 parameters under the same names, same function. A cut then slices parameters and patches plain attributes.
 
 Shapes: B sequences of L tokens (S keys), H heads of d dims each, inner = H*d, model width E (C in images).
@@ -21,7 +21,7 @@ from compress.errors import PlanError
 
 
 class Substitute(nn.Module):
-    """What the classes here have in common: `substitute` makes an existing module one of them, none is constructed."""
+    """What the classes here have in common: ``substitute`` makes an existing module one of them, none is constructed."""
 
     replaces: ClassVar[tuple[str, str]]
     """Where the class that it takes the place of is to be found, and that class's name."""
@@ -31,7 +31,7 @@ class Substitute(nn.Module):
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Whether a module of the class in `replaces` uses nothing that the substitute lacks."""
+        """Whether a module of the class in ``replaces`` uses nothing that the substitute lacks."""
         return True
 
     def adopt(self) -> None:
@@ -40,9 +40,9 @@ class Substitute(nn.Module):
 
 
 class MultiheadAttention(Substitute, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with an inner width of its own.
+    """``nn.MultiheadAttention`` with an inner width of its own.
 
-    Patched by surgery: `num_heads`, `head_dim`; `embed_dim`, `kdim`, `vdim`.
+    Patched by surgery: ``num_heads``, ``head_dim``; ``embed_dim``, ``kdim``, ``vdim``.
     """
 
     replaces = ("torch.nn", "MultiheadAttention")
@@ -68,9 +68,9 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, L, E], [B, S, kdim], [B, S, vdim] (B second unless `batch_first`, or no B) -> [B, L, E], weights.
+        """[B, L, E], [B, S, kdim], [B, S, vdim] (B second unless ``batch_first``, or no B) -> [B, L, E], weights.
 
-        Masks as in torch: `key_padding_mask` [B, S], `attn_mask` [L, S] or [B*H, L, S]; true hides, floats are added.
+        Masks as in torch: ``key_padding_mask`` [B, S], ``attn_mask`` [L, S] or [B*H, L, S]; true hides, floats are added.
         The weights are [B, L, S], or [B, H, L, S] where not averaged, or None where not needed.
         """
         if query.is_nested:
@@ -131,9 +131,9 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
 
 
 class WindowAttention(Substitute):
-    """torchvision's `ShiftedWindowAttention` (Swin) with an inner width of its own.
+    """torchvision's ``ShiftedWindowAttention`` (Swin) with an inner width of its own.
 
-    Patched by surgery: `num_heads`, `head_dim`.
+    Patched by surgery: ``num_heads``, ``head_dim``.
     """
 
     replaces = ("torchvision.models.swin_transformer", "ShiftedWindowAttention")
@@ -153,7 +153,7 @@ class WindowAttention(Substitute):
         self.scale = self.head_dim**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, height, width, C] -> [B, height, width, C], attention within windows of `window_size`."""
+        """[B, height, width, C] -> [B, height, width, C], attention within windows of ``window_size``."""
         batch, height, width, channels = x.shape
         rows, columns = self.window_size
         x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
@@ -197,9 +197,9 @@ class WindowAttention(Substitute):
 
 
 class WindowAttentionV2(WindowAttention):
-    """torchvision's `ShiftedWindowAttentionV2`: cosine attention, positions through a small MLP, keys without bias.
+    """torchvision's ``ShiftedWindowAttentionV2``: cosine attention, positions through a small MLP, keys without bias.
 
-    Patched by surgery: `num_heads`, `head_dim`. `scale` is 1: each head has its own in `logit_scale`.
+    Patched by surgery: ``num_heads``, ``head_dim``. ``scale`` is 1: each head has its own in ``logit_scale``.
     """
 
     replaces = ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2")
@@ -227,9 +227,9 @@ class WindowAttentionV2(WindowAttention):
 
 
 class RelativeAttention(Substitute):
-    """torchvision's `RelativePositionalMultiHeadAttention` (MaxViT) with an inner width of its own.
+    """torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT) with an inner width of its own.
 
-    Patched by surgery: `n_heads`, `head_dim`. `scale` is the dense model's width ** -0.5.
+    Patched by surgery: ``n_heads``, ``head_dim``. ``scale`` is the dense model's width ** -0.5.
     """
 
     replaces = ("torchvision.models.maxvit", "RelativePositionalMultiHeadAttention")
@@ -260,12 +260,12 @@ SUBSTITUTES: dict[str, type[Substitute]] = {
 
 
 def substitute_for(module: nn.Module) -> str | None:
-    """The name of what can take the place of `module`, or None: it is something else, or one already."""
+    """The name of what can take the place of ``module``, or None: it is something else, or one already."""
     return next((name for name, own in SUBSTITUTES.items() if _replaces(own, module)), None)
 
 
 def substitute(module: nn.Module, name: str) -> None:
-    """Turns `module` into the substitute `name`, in place: its parameters, hooks and attributes stay.
+    """Turns ``module`` into the substitute ``name``, in place: its parameters, hooks and attributes stay.
 
     Raises:
         PlanError: there is no such substitute, or it is not one for this module.
@@ -284,7 +284,7 @@ def substitute(module: nn.Module, name: str) -> None:
 
 def _replaces(own: type[Substitute], module: nn.Module) -> bool:
     home, name = own.replaces
-    # Where the module's own home was never imported, `module` cannot come from it.
+    # Where the module's own home was never imported, ``module`` cannot come from it.
     return type(module) is getattr(sys.modules.get(home), name, None) and own.fits(module)
 
 

@@ -107,7 +107,7 @@ def candidates(model: nn.Module, path: str, groups: list[Group], trace: Trace) -
 
 
 def set_size(module: nn.Module, name: str, before: int, after: int) -> None:
-    """Patches a size, or each equal entry of a tuple or list of sizes such as `normalized_shape`."""
+    """Patches a size, or each equal entry of a tuple or list of sizes such as ``normalized_shape``."""
     value = getattr(module, name)
     several = isinstance(value, tuple | list)
     setattr(module, name, type(value)(after if n == before else n for n in value) if several else after)

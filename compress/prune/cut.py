@@ -55,7 +55,7 @@ class Cut:
     kept: dict[str, dict[int, Indices]]
 
     def copy(self, root: nn.Module, tensors: Mapping[str, Tensor], memo: dict[int, object]) -> nn.Module:
-        """A cut deep copy of `root`, whose `tensors` go by the network's names; what was copied is in `memo` then."""
+        """A cut deep copy of ``root``, whose ``tensors`` go by the network's names; what was copied is in ``memo`` then."""
         dense = {id(tensors[name]): (tensors[name], kept) for name, kept in self.kept.items() if name in tensors}
         new = {key: pair for key, pair in dense.items() if key not in memo}
         memo.update(zip(new, sliced(list(new.values())), strict=True))
@@ -72,7 +72,7 @@ class Cut:
         return small
 
     def check_modules(self, root: nn.Module) -> None:
-        """Raises PlanError unless `root` has the modules that the plan substitutes and patches, as it takes them."""
+        """Raises PlanError unless ``root`` has the modules that the plan substitutes and patches, as it takes them."""
         modules = dict(root.named_modules(remove_duplicate=False))
         for path, name in self.plan.substitutions.items():
             if name not in SUBSTITUTES:

@@ -18,7 +18,7 @@ FEWEST_VALUES = 16
 
 
 class TooFewValuesError(Exception):
-    """A BatchNorm in training mode sees fewer than `FEWEST_VALUES` values per channel."""
+    """A BatchNorm in training mode sees fewer than ``FEWEST_VALUES`` values per channel."""
 
 
 class Repeatable(TorchFunctionMode):

@@ -102,7 +102,7 @@ class LabelDispatch(TorchDispatchMode):
     Args:
         state: name -> stand-in of each parameter or buffer.
         observed: what is known so far; passes add to it.
-        heads: `whole` or `dims`, what goes of an attention.
+        heads: ``whole`` or ``dims``, what goes of an attention.
     """
 
     def __init__(self, state: dict[str, torch.Tensor], observed: Observations, heads: str) -> None:

@@ -1,6 +1,6 @@
 """Labels: what a tensor's channels are called while a forward pass is watched.
 
-A tensor carries a `Flow`: one `Layer` for each way in which its elements belong to channels. An activation mostly
+A tensor carries a ``Flow``: one ``Layer`` for each way in which its elements belong to channels. An activation mostly
 has one, a weight has one a dimension, an outer product those of both sides.
 """
 
@@ -75,14 +75,14 @@ class Flow:
 
 
 def placed(labels: Labels, ndim: int, dim: int) -> Labels:
-    """A label vector laid along one dimension of `ndim`."""
+    """A label vector laid along one dimension of ``ndim``."""
     shape = [1] * ndim
     shape[dim] = -1
     return labels.reshape(shape)
 
 
 def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Labels, list[Labels]] | None:
-    """Reshapes broadcast labels as the tensor is reshaped from `old` to `new`.
+    """Reshapes broadcast labels as the tensor is reshaped from ``old`` to ``new``.
 
     The shapes are cut into the shortest runs with equal products; a run without channels stays unlabelled,
     a run with channels is written out in full and reshaped.

@@ -15,7 +15,7 @@ from compress.prune.architecture import named_tensors
 from compress.prune.cut import Cut, Indices, sliced
 
 PREFIXES = ("", "module.")
-"""Where averaged weights have the network's names; an `AveragedModel` has the network in `module`."""
+"""Where averaged weights have the network's names; an ``AveragedModel`` has the network in ``module``."""
 
 _UNCUT = "which is not cut; make the optimizer after the cut."
 
@@ -25,7 +25,7 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
 
     State of a parameter's shape is sliced as the parameter is, along the dimensions in which it is not 1 (factored
     second moments); state of one element is copied. As where torch copies an optimizer, hooks and learning-rate
-    schedulers stay behind: give the new optimizer a new scheduler, which takes the old one's `state_dict`.
+    schedulers stay behind: give the new optimizer a new scheduler, which takes the old one's ``state_dict``.
 
     Args:
         optimizer: over parameters of the network.
@@ -73,7 +73,7 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
     """Averaged weights of the same type, cut as the network is.
 
     Args:
-        average: a module with the network's names, such as an `AveragedModel`, or a dictionary from names to tensors;
+        average: a module with the network's names, such as an ``AveragedModel``, or a dictionary from names to tensors;
             of the network's tensors those may be missing that are not trained.
         cut: the plan and the network.
 
@@ -101,7 +101,7 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
 
 
 def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
-    """What `own` puts before the network's names, once names and shapes are found right."""
+    """What ``own`` puts before the network's names, once names and shapes are found right."""
     trained: dict[int, list[str]] = {}
     for name, tensor in cut.tensors.items():
         if tensor.requires_grad:
@@ -116,7 +116,7 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
             raise PlanError(
                 f"The averaged weights have '{key}' as {tuple(tensor.shape)}, the network as {tuple(expected.shape)}."
             )
-        # A counter, such as `n_averaged`, is theirs alone.
+        # A counter, such as ``n_averaged``, is theirs alone.
         if expected is None and tensor.numel() > 1:
             raise PlanError(
                 f"The averaged weights have '{key}', which the network does not; give those of this network."
@@ -154,7 +154,7 @@ def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], copies: M
 
 
 def _tensors(value: Any, key: str, owner: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a nest, each with its key; with an `owner`, nothing but tensors and numbers may be there."""
+    """All tensors in a nest, each with its key; with an ``owner``, nothing but tensors and numbers may be there."""
     if isinstance(value, Tensor):
         yield key, value
     elif isinstance(value, Mapping):

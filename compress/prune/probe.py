@@ -6,13 +6,16 @@ import copy
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+Forward = Callable[..., Any]
+"""Runs a network, or a part of it: called with the network and its inputs."""
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, torch.Size, type, types.FunctionType,
           types.BuiltinFunctionType, np.generic)  # fmt: skip
@@ -36,9 +39,9 @@ def uncollected() -> Iterator[None]:
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` gives, several times as quick.
+    """What ``copy.deepcopy(model, memo)`` gives, several times as quick.
 
-    Modules are copied by their dictionaries; whatever is not a plain value in these is left to `deepcopy`, which
+    Modules are copied by their dictionaries; whatever is not a plain value in these is left to ``deepcopy``, which
     finds the modules and tensors that it refers to in the memo. A module with its own way to be copied keeps it.
     """
     shells: list[tuple[nn.Module, nn.Module]] = []
@@ -104,9 +107,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 def stand_ins(
     tensors: Mapping[str, torch.Tensor], kept: Mapping[str, Mapping[int, np.ndarray[Any, Any]]], real: bool
 ) -> dict[int, torch.Tensor]:
-    """id of each parameter or buffer -> its stand-in, cut where `kept` says which indices of a dimension stay.
+    """id of each parameter or buffer -> its stand-in, cut where ``kept`` says which indices of a dimension stay.
 
-    Stand-ins have no storage unless `real`; integers keep their values, since code may count with them.
+    Stand-ins have no storage unless ``real``; integers keep their values, since code may count with them.
     """
     memo: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from compress.errors import PlanError
 from compress.prune.determinism import Repeatable, TooFewValuesError
 from compress.prune.planning import Plan
+from compress.prune.probe import Forward
 from compress.prune.reference import KeptStatistics, kept_by_tensor
 from compress.prune.rules import tensors
 from compress.prune.surgery import apply, mask_
 
 FORWARD_LIMIT = 1e-10
 TRAIN_LIMIT = 1e-8
-
-Forward = Callable[..., Any]
-"""Runs a network, or a part of it: called with the network and the inputs."""
 
 KeptIndices = Mapping[int, Mapping[int, Tensor]]
 """id of a tensor -> dimension -> the indices that stay."""
@@ -53,7 +51,7 @@ class Proof(BaseModel):
 
 
 def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
-    """Compares `apply` with `mask` in float64: outputs in eval, outputs and gradients in train.
+    """Compares ``apply`` with ``mask`` in float64: outputs in eval, outputs and gradients in train.
 
     The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both
     networks whatever is drawn at random is its mean.
@@ -66,7 +64,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
             Where a BatchNorm has fewer than 16 values per channel of it, BatchNorms stay in eval mode.
         seed: of all that is random here.
         forward: how to run the network, or the part that is to be compared, such as a detector's backbone:
-            `forward(network, *inputs)`; `network(*inputs)` without it.
+            ``forward(network, *inputs)``; ``network(*inputs)`` without it.
 
     Raises:
         PlanError: the plan is not legal, the cut network does not run, or an error is above 1e-10 (eval) or 1e-8
@@ -123,7 +121,7 @@ class _Run:
         *,
         batch_statistics: bool,
     ) -> _Trained:
-        """Outputs in train mode and the gradients of a random weighting of them, cut down to `kept`."""
+        """Outputs in train mode and the gradients of a random weighting of them, cut down to ``kept``."""
         # Recomputed activations (checkpointing) need the modes in the backward pass too.
         with reference or nullcontext(), Repeatable(batch_statistics):
             outputs = self._outputs(network.train())
@@ -227,7 +225,7 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _noisy(value: Any, generator: torch.Generator) -> Any:
-    """`value` on the CPU, with the floating tensors in it in float64 and noisy."""
+    """``value`` on the CPU, with the floating tensors in it in float64 and noisy."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if not value.is_floating_point():

@@ -1,7 +1,7 @@
 """How the proof runs a network: norms over kept channels alone, nothing drawn at random, statistics left alone.
 
 Both classes watch torch's functions while they are entered, backward passes with recomputation included:
-`with KeptStatistics(masked, plan), Repeatable(): masked(x)`.
+``with KeptStatistics(masked, plan), Repeatable(): masked(x)``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from compress.prune.planning import Plan
 class KeptStatistics(TorchFunctionMode):
     """Layer, RMS and group norms whose weight loses channels take their statistics over the kept ones alone.
 
-    What `apply` does to such a norm cannot be had by zeros: they count. Here a norm gathers the kept channels, is
+    What ``apply`` does to such a norm cannot be had by zeros: they count. Here a norm gathers the kept channels, is
     computed on them and puts zeros into the other places. Norms are told by their weight, so one without is not seen.
 
     Args:
         model: the network, of full shape, that will run.
-        plan: legal for `model`.
+        plan: legal for ``model``.
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
@@ -49,7 +49,7 @@ class KeptStatistics(TorchFunctionMode):
 
 
 def kept_by_tensor(model: nn.Module, plan: Plan) -> dict[int, dict[int, Tensor]]:
-    """id of each tensor of `model` that the plan cuts -> dimension -> kept indices (int64, on its device)."""
+    """id of each tensor of ``model`` that the plan cuts -> dimension -> kept indices (int64, on its device)."""
     tensors = named_tensors(model)
     kept: dict[int, dict[int, Tensor]] = {}
     for key, slot in plan.slots.items():

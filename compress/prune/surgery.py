@@ -21,7 +21,7 @@ AverageT = TypeVar("AverageT", bound=nn.Module | dict[str, Tensor])
 
 
 def validate(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError with one sentence unless the whole plan is legal for `model`; touches nothing."""
+    """Raises PlanError with one sentence unless the whole plan is legal for ``model``; touches nothing."""
     _legal(model, plan)
 
 
@@ -52,8 +52,8 @@ def apply(
     Args:
         model: the network that the plan was made for, on any device, meta too.
         plan: what stays.
-        optimizer: over parameters of `model`; see `cut_optimizer` for what the new one takes along.
-        ema: averaged weights: an `AveragedModel`, another module with these parameters or one in its `module`,
+        optimizer: over parameters of ``model``; see ``cut_optimizer`` for what the new one takes along.
+        ema: averaged weights: an ``AveragedModel``, another module with these parameters or one in its ``module``,
             or a dictionary of tensors by name.
 
     Returns:
@@ -84,7 +84,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def mask_(model: nn.Module, plan: Plan) -> nn.Module:
-    """`mask` in place; returns `model`.
+    """``mask`` in place; returns ``model``.
 
     Raises:
         PlanError: the plan is not legal for this network, which is then unchanged.

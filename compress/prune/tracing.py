@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,18 +19,16 @@ from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.probe import clone, stand_ins, uncollected
+from compress.prune.probe import Forward, clone, stand_ins, uncollected
 from compress.prune.rules import tensors
 from compress.prune.trial import Blame, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
-
-Forward = Callable[..., Any]
 
 
 def trace(
     model: nn.Module, *example_inputs: Any, forward: Forward | None = None, heads: Literal["whole", "dims"] = "whole"
 ) -> Trace:
-    """Watches one forward pass of `model` and finds the channels that live or die together.
+    """Watches one forward pass of ``model`` and finds the channels that live or die together.
 
     The pass runs without storage and computes nothing, or on the real tensors where the code looks at what they hold;
     branches that only training takes are watched too. Sizes that the code fixes are found by cutting every group and
@@ -40,8 +37,8 @@ def trace(
     Args:
         model: any network that runs in eager mode; it is not changed.
         example_inputs: what it is fed: tensors, or lists and dictionaries of them, batch first.
-        forward: called as `forward(model, *example_inputs)` instead of the model, to watch a part of it.
-        heads: what goes of an attention: `whole` heads, or the same `dims` of every head.
+        forward: called as ``forward(model, *example_inputs)`` instead of the model, to watch a part of it.
+        heads: what goes of an attention: ``whole`` heads, or the same ``dims`` of every head.
 
     Raises:
         ModelError: the forward pass fails on these inputs.
@@ -224,7 +221,7 @@ class _Tracing:
     # Trial cuts ------------------------------------------------------------------------------------------
 
     def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
-        """What goes wrong when `groups` are cut, in two uneven ways."""
+        """What goes wrong when ``groups`` are cut, in two uneven ways."""
         if self.trials <= 0:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]

@@ -32,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Cost:
-    """One multiply-accumulate operator: MACs = coefficient x the number kept of each of `factors`.
+    """One multiply-accumulate operator: MACs = coefficient x the number kept of each of ``factors``.
 
     A factor is an array of units, or rows of them that count where all units of a column are kept.
     """
@@ -45,7 +45,7 @@ class Cost:
 class Attribute:
     """A size that a module keeps as a number, or in a tuple of them, and that surgery has to patch.
 
-    Its new value is the kept length of `slot` times `factor`, divided by `divisor`.
+    Its new value is the kept length of ``slot`` times ``factor``, divided by ``divisor``.
     """
 
     module: str
@@ -66,7 +66,7 @@ class Trace:
         slots: slot -> unit id per index.
         roles: slot -> role.
         groups: free groups, in the order of the forward pass.
-        protected: slot as `name:dim` -> reason, for each slot with channels that must stay.
+        protected: slot as ``name:dim`` -> reason, for each slot with channels that must stay.
         protected_units: True for each unit that must stay.
         preserving: False for each unit whose removal is masking it only if what it takes part in counts the kept
             channels alone: those under a norm over channels.
@@ -75,7 +75,7 @@ class Trace:
         attributes: sizes to patch.
         parameters: name -> shape of each parameter (buffers not among them).
         tied: other name of a parameter -> the name under which its slots are kept.
-        substitutions: module -> the class of `compress.prune.attention` that has to take its place.
+        substitutions: module -> the class of ``compress.prune.attention`` that has to take its place.
     """
 
     architecture: str
@@ -94,14 +94,14 @@ class Trace:
     substitutions: Mapping[str, str] = field(default_factory=dict)
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
-        """Length of each slot when only the units in `kept` (bool, one a unit) stay."""
+        """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""
         # Slots that hold the same units are one array.
         distinct = {id(units): units for units in self.slots.values()}
         sizes = {key: int(np.count_nonzero(kept[units])) for key, units in distinct.items()}
         return {slot: sizes[id(units)] for slot, units in self.slots.items()}
 
     def macs(self, kept: npt.NDArray[np.bool_]) -> float:
-        """Multiply-accumulates of one forward pass when only the units in `kept` stay."""
+        """Multiply-accumulates of one forward pass when only the units in ``kept`` stay."""
         total = 0.0
         for cost in self.costs:
             macs = cost.coefficient
@@ -127,7 +127,7 @@ def protect(trace: Trace, patterns: Sequence[str] | str, reason: str = "the user
 
 
 def components(count: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Component id of each of `count` labels under the equalities left[i] == right[i]."""
+    """Component id of each of ``count`` labels under the equalities left[i] == right[i]."""
     graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

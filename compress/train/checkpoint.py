@@ -98,7 +98,7 @@ def made_by() -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str]) -> tuple[str, ...]:
-    """What is here another than what `then`, of `made_by`, tells of: one sentence, or none."""
+    """What is here another than what ``then``, of ``made_by``, tells of: one sentence, or none."""
     now = made_by()
     changed = [f"{key} {now[key]} (it began under {then[key]})" for key in now if now[key] != then.get(key, now[key])]
     if not changed:

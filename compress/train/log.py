@@ -52,7 +52,7 @@ class Log:
     def step(
         self, step: int, loss: float, lr: float, images_per_second: float, metrics: dict[str, float], evaluated: bool
     ) -> None:
-        """Adds a step's rows; metrics on `val` stand where they were measured."""
+        """Adds a step's rows; metrics on ``val`` stand where they were measured."""
         rows: dict[str, float] = {"loss": loss, "lr": lr, "images_per_second": images_per_second}
         if evaluated:
             rows |= {f"val_{name}": value for name, value in metrics.items()}

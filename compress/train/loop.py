@@ -41,7 +41,7 @@ class Trainable:
 
     Args:
         model: the network; trained in place.
-        data: its `train` and `val` splits.
+        data: its ``train`` and ``val`` splits.
         loss: what is minimised; None for the task's own with the recipe's label smoothing.
         flops_per_image: FLOPs that one image costs, forward, backward and teacher together.
         seed: of everything drawn.
@@ -62,7 +62,7 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of it: the chosen metric and all others of the kept checkpoint on `val`, steps and FLOPs spent."""
+    """What came of it: the chosen metric and all others of the kept checkpoint on ``val``, steps and FLOPs spent."""
 
     val_accuracy: float
     steps: int
@@ -102,7 +102,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
 ) -> Fit:
-    """Trains `task.model` in place and leaves it with the weights that were best on `val`, in eval mode.
+    """Trains ``task.model`` in place and leaves it with the weights that were best on ``val``, in eval mode.
 
     Args:
         task: network, data, loss.

@@ -20,7 +20,7 @@ def freeze_statistics(model: nn.Module) -> None:
 
 
 def adapt_statistics(model: nn.Module, split: Split, device: torch.device, batch_size: int = 64) -> None:
-    """Takes running means and variances anew from the images of `split`, as they are evaluated, each weighing the same.
+    """Takes running means and variances anew from the images of ``split``, as they are evaluated, each weighing the same.
 
     After Li et al., Revisiting Batch Normalization for Practical Domain Adaptation (AdaBN), 2016.
     """

@@ -21,9 +21,9 @@ _doing = False
 
 
 def once(action: Callable[[], Any]) -> Any:
-    """Does `action` on rank 0 alone; every rank gets what it returned, which must be JSON where there are several.
+    """Does ``action`` on rank 0 alone; every rank gets what it returned, which must be JSON where there are several.
 
-    The others wait, however long it takes. Inside another `once` it is a plain call.
+    The others wait, however long it takes. Inside another ``once`` it is a plain call.
 
     Raises:
         ElsewhereError: on the other ranks, when it raised on rank 0.
@@ -50,7 +50,7 @@ def once(action: Callable[[], Any]) -> Any:
 
 
 def check_same(network: nn.Module, name: str) -> None:
-    """Raises TrainingError, on every rank, unless all hold the same weights of the training `name` to the bit."""
+    """Raises TrainingError, on every rank, unless all hold the same weights of the training ``name`` to the bit."""
     if not dist.is_initialized():
         return
     own = torch.frombuffer(bytearray.fromhex(weights_hash(network)), dtype=torch.uint8)

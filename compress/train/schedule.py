@@ -20,7 +20,7 @@ def is_head(model: nn.Module, name: str) -> bool:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Each parameter's distance from the network's end, counted in blocks as they are registered (`features.3`)."""
+    """Each parameter's distance from the network's end, counted in blocks as they are registered (``features.3``)."""
     blocks: dict[str, int] = {}
     places = {}
     for name, _ in model.named_parameters():
@@ -33,7 +33,7 @@ def depths(model: nn.Module) -> dict[str, int]:
 def make_optimizer(
     model: nn.Module, recipe: TrainRecipe, helpers: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """Weight decay for matrices only; `backbone_lr` and `layer_decay` scale the rate of what is below the head."""
+    """Weight decay for matrices only; ``backbone_lr`` and ``layer_decay`` scale the rate of what is below the head."""
     distance = depths(model) if recipe.layer_decay < 1 else {}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from compress.recipe.data import FolderData
 
 
 def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads `path/train/CLASS/IMAGE` and the like; every image is decoded once, so that damage shows now.
+    """Reads ``path/train/CLASS/IMAGE`` and the like; every image is decoded once, so that damage shows now.
 
     Raises:
         DataError: a folder is missing, a class has no image, splits differ in classes, too many images are unreadable.

@@ -1,14 +1,14 @@
-"""Data of the user's own code: `module:function`.
+"""Data of the user's own code: ``module:function``.
 
-The function is called with the recipe's `arguments` and gives a mapping with `train`, `val` and `test`. Each is a
-sequence (`len`, and an index from 0) of pairs (image, target) that gives the same pair for an index each time:
+The function is called with the recipe's ``arguments`` and gives a mapping with ``train``, ``val`` and ``test``. Each is a
+sequence (``len``, and an index from 0) of pairs (image, target) that gives the same pair for an index each time:
 
-- image: a `PIL.Image.Image`; it is turned into RGB.
+- image: a ``PIL.Image.Image``; it is turned into RGB.
 - target: an integer, the class (classification); or a numpy array (H, W) of whole numbers, the class of each pixel and
-  255 for none (segmentation); or `compress.data.Boxes` (detection). One kind in all splits.
+  255 for none (segmentation); or ``compress.data.Boxes`` (detection). One kind in all splits.
 
-Names of the classes are the recipe's `classes`, or else the training sequence's attribute `classes`, or else, for
-integers, 0 to the largest one. Or the function gives a whole `compress.data.ImageData`, whose reader becomes the run's.
+Names of the classes are the recipe's ``classes``, or else the training sequence's attribute ``classes``, or else, for
+integers, 0 to the largest one. Or the function gives a whole ``compress.data.ImageData``, whose reader becomes the run's.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class _Object:
 
 
 def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads lists of names, `ANNOTATIONS/NAME.xml` and `IMAGES/NAME.*`.
+    """Reads lists of names, ``ANNOTATIONS/NAME.xml`` and ``IMAGES/NAME.*``.
 
     VOC counts pixels from 1 and both ends of a box are inside it (Everingham et al., the PASCAL VOC challenge, 2010),
     so x1 and y1 are one less here. Objects marked difficult are left out of every split: VOC's own evaluation neither

@@ -1,6 +1,6 @@
 """The rule table: ATen operator -> what it does to channel labels, one line of algebra each.
 
-A rule takes the tracer and one call and returns what its output carries. An operator that is not in `RULES` protects
+A rule takes the tracer and one call and returns what its output carries. An operator that is not in ``RULES`` protects
 every channel that reaches it and is reported by name; it is never guessed.
 """
 

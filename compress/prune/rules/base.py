@@ -12,7 +12,7 @@ import torch
 from compress.prune.labels import Flow, Labels, Layer, Slot
 
 Role = str
-"""`producer` (its rows make the channel), `consumer` (its columns read it) or `statistic` (a variance)."""
+"""``producer`` (its rows make the channel), ``consumer`` (its columns read it) or ``statistic`` (a variance)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Labeller(Protocol):
     """What a rule may do: the tracer's side of the table."""
 
     heads: str
-    """What goes of an attention: `whole` heads, or the same `dims` in every head."""
+    """What goes of an attention: ``whole`` heads, or the same ``dims`` in every head."""
 
     def flow(self, tensor: Any) -> Flow: ...
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None: ...
@@ -85,7 +85,7 @@ def plain(flow: Flow, dim: int) -> Layer | None:
 
 
 def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
-    """The layer with the labels along `dims` said to be equal: those channels live or die together."""
+    """The layer with the labels along ``dims`` said to be equal: those channels live or die together."""
     dims = [d for d in dims if layer.over(d)]
     if not dims:
         return layer
@@ -98,7 +98,7 @@ def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
 def channel(tracer: Labeller, flow: Flow, dim: int, across: Container[int] = ()) -> tuple[Layer | None, list[Layer]]:
     """The layer along one dimension, and the layers that do not touch it.
 
-    The layer is made the same wherever else it changes, but for the dimensions in `across`.
+    The layer is made the same wherever else it changes, but for the dimensions in ``across``.
     """
     own: Layer | None = None
     others = []

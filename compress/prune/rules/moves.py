@@ -119,7 +119,7 @@ def _put(shape: tuple[int, ...], d: int) -> tuple[int, ...]:
 
 
 def joined(tracer: Labeller, parts: list[tuple[Flow, tuple[int, ...]]], d: int, ndim: int) -> Flow:
-    """Parts side by side along dimension `d`."""
+    """Parts side by side along dimension ``d``."""
     along = [[layer for layer in flow.layers if layer.over(d)] for flow, _ in parts]
     across = [
         (Flow(tuple(x for x in flow.layers if not x.over(d)), flow.origin, flow.uniform), (*s[:d], 1, *s[d + 1 :]))

@@ -15,7 +15,7 @@ from compress.prune.rules.base import Call, Labeller, Rule, collapse, meet, name
 def affine(
     tracer: Labeller, x: torch.Tensor, flow: Flow, parameters: list[torch.Tensor | None], dim: int, zero: bool
 ) -> Flow:
-    """y = x * w + b with w and b laid along the dimensions from `dim` on: masked with both, a channel is zero."""
+    """y = x * w + b with w and b laid along the dimensions from ``dim`` on: masked with both, a channel is zero."""
     given = [tensor for tensor in parameters if tensor is not None]
     operands = [
         (flow.with_zero(zero), tuple(x.shape)),

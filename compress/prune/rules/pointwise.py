@@ -11,7 +11,7 @@ from compress.prune.rules.base import Call, Labeller, Rule, meet, named, tensors
 
 
 def pointwise(zero: Callable[[list[bool]], bool]) -> Rule:
-    """y[i] = f(a[i], b[i], ...): channels that meet are equal; `zero` tells whether zeros stay zero."""
+    """y[i] = f(a[i], b[i], ...): channels that meet are equal; ``zero`` tells whether zeros stay zero."""
 
     def rule(tracer: Labeller, call: Call) -> Flow:
         operands = tensors(call.args)

@@ -36,7 +36,7 @@ def contract(tracer: Labeller, call: Call, left: Side, right: Side) -> None:
 
 
 def convolution(tracer: Labeller, call: Call) -> Flow:
-    """y[o] = sum_i w[o, i] x[i]: x's channels are w's columns, y's are w's rows; see `_grouped` for groups."""
+    """y[o] = sum_i w[o, i] x[i]: x's channels are w's columns, y's are w's rows; see ``_grouped`` for groups."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     flow = tracer.flow(x)

@@ -13,7 +13,7 @@ from compress.data.images import Batch
 
 
 class TaskMetrics(Protocol):
-    """Adds up over batches and ranks; `compute` gives shares of 1 by name, and `loss` where there is one."""
+    """Adds up over batches and ranks; ``compute`` gives shares of 1 by name, and ``loss`` where there is one."""
 
     def update(self, predictions: Any, targets: Any) -> None: ...
     def compute(self) -> dict[str, float]: ...
@@ -24,7 +24,7 @@ class Task(Protocol):
     """One kind of work.
 
     Attributes:
-        name: as in `ImageData.task`.
+        name: as in ``ImageData.task``.
         selects: the metric that chooses checkpoints; higher is better.
         title: that metric in words.
     """

@@ -33,7 +33,7 @@ class BoxMetrics(Metric):
         self.precision.warn_on_many_detections = False
 
     def update(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> None:
-        """Adds images: `boxes` (n, 4), `scores` (n,), `labels` (n,) against `boxes` and `labels`."""
+        """Adds images: ``boxes`` (n, 4), ``scores`` (n,), ``labels`` (n,) against ``boxes`` and ``labels``."""
         self.precision.update(list(predictions), list(targets))
 
     def compute(self) -> dict[str, float]:

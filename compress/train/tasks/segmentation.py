@@ -60,7 +60,7 @@ class PixelMetrics(Metric):
 
 
 class Segmentation:
-    """A class for each pixel, from logits (N, classes, H, W), alone or as `out` beside `aux`."""
+    """A class for each pixel, from logits (N, classes, H, W), alone or as ``out`` beside ``aux``."""
 
     name = "segmentation"
     selects = "miou"
@@ -83,7 +83,7 @@ class Segmentation:
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy over the pixels that have a class; what an auxiliary head (`aux`) says counts 0.5."""
+        """Cross-entropy over the pixels that have a class; what an auxiliary head (``aux``) says counts 0.5."""
         answer = model(batch.images)
         if isinstance(answer, Tensor):
             return self._entropy(answer, batch, smoothing)
