@@ -8,7 +8,7 @@ import pytest
 
 import deploy
 from deploy.bundle.manifest import MANIFEST
-from deploy.bundle.signing import SIGNATURE
+from deploy.bundle.signed import SIGNATURE
 from deploy.errors import DeployError, MissingDependency
 
 ed25519 = pytest.importorskip(
