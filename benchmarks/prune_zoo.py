@@ -162,7 +162,7 @@ def tried(name: str) -> Row:
 
 
 def report(rows: list[Row]) -> dict[str, Any]:
-    from deploy.bench.records import machine_info
+    from deploy.environment import machine_info
 
     return {
         "format": "niwaki-zoo-1",

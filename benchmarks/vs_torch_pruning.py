@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.tables import cells, markdown, table
-from deploy.bench.records import machine_info
+from deploy.environment import machine_info
 
 CLASSES = 1000
 LIMIT = 1e-4  # relative difference of cut and masked in float32

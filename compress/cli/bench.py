@@ -139,9 +139,9 @@ def _noise(engine: Any, path: Path, batch: int) -> dict[str, np.ndarray]:
 def _sizes_of_preprocessing(engine: Any, path: Path, name: str) -> list[int]:
     """Return the sizes of one image where the file leaves them open: what its preprocessing makes."""
     from deploy.errors import DeployError
-    from deploy.onnx.metadata import About
+    from deploy.onnx.metadata import Metadata
 
-    said = engine.preprocessing if path.is_dir() else About.of(path).preprocessing
+    said = engine.preprocessing if path.is_dir() else Metadata.from_file(path).preprocessing
     if said is None:
         raise DeployError(f"{path} leaves the size of '{name}' open and names no preprocessing; export it with one.")
     return list(said.shape)

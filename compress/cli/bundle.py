@@ -60,7 +60,7 @@ def build(
 ) -> None:
     """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
     import deploy
-    from deploy.engines.sidecar import described
+    from deploy.engines.sidecar import load_sidecar
 
     path = deploy.build_engine(
         bundle,
@@ -71,7 +71,7 @@ def build(
         largest=largest,
         trusted_key=trusted_key,
     )
-    made = described(path)
+    made = load_sidecar(path)
     if as_json:
         print(json.dumps({"path": str(path), **made.model_dump(mode="json")}, indent=1))
     else:
@@ -94,12 +94,12 @@ def sign(
 def describe(bundle: Path) -> dict[str, Any]:
     """Return what a bundle is, what runs it here and why, for ``niwaki doctor BUNDLE``; raise what loading raises."""
     import deploy
-    from deploy.bundle.building import ENGINES
-    from deploy.onnx.metadata import About
+    from deploy.bundle.engines import ENGINES_FOLDER
+    from deploy.onnx.metadata import Metadata
 
     with deploy.load(bundle) as loaded:
         said = loaded.manifest
-        own = About.of(bundle / said.models[said.default].file)
+        own = Metadata.from_file(bundle / said.models[said.default].file)
         return {
             "bundle": str(bundle),
             "task": said.task,
@@ -108,7 +108,7 @@ def describe(bundle: Path) -> dict[str, Any]:
             "licence": said.licence,
             "weights": None if said.weights is None else said.weights.source,
             "weights_sha256": own.weights_sha256,
-            "engines": sorted(path.name for path in (bundle / ENGINES).glob("*.engine")),
+            "engines": sorted(path.name for path in (bundle / ENGINES_FOLDER).glob("*.engine")),
             "runtime": loaded.runtime,
             "precision": loaded.precision,
             "file": None if loaded.path is None else str(loaded.path.relative_to(bundle)),

@@ -20,7 +20,7 @@ BATCH = 64
 def metrics_of(work: Workspace, engine: deploy.Engine, split: str) -> dict[str, float]:
     """Measure the task's metrics of an engine of the student on one split, through the bundle's own postprocessing."""
     task, student = TASKS[work.target.task], work.load("student")
-    _, _, postprocessing = lowered_of(work, student)
+    postprocessing = lowered_of(work, student).postprocessing
     metrics = task.metrics(work.target.classes)
     measured_alone(metrics)
     (name,) = tuple(engine.inputs)

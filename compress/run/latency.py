@@ -50,9 +50,9 @@ def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:
         with TemporaryDirectory() as folder, ExitStack() as stack:
             engines = []
             for name, network in (("dense", work.load("teacher")), ("cut", model)):
-                module, outputs, _ = lowered_of(work, network)
+                lowered = lowered_of(work, network)
                 path = Path(folder) / f"{name}.fp32.onnx"
-                export_onnx(module, work.example, path, output_name=outputs, **exporting(settings))
+                export_onnx(lowered.module, work.example, path, output_name=lowered.output_name, **exporting(settings))
                 engine = stack.enter_context(load_engine(path, threads=settings.threads))
                 engine.name = name
                 engines.append(engine)

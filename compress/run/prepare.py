@@ -28,11 +28,11 @@ from compress.train import TASKS
 from compress.train.checkpoint import differences, made_by
 from compress.train.log import check_tensorboard
 from compress.validation import explain
-from deploy.bench.records import machine_info, versions_info
 from deploy.engines.tensorrt.building import import_api, targets
+from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError, MissingDependency
-from deploy.exporting.lowering import lowered
-from deploy.exporting.torch_to_onnx import check_free
+from deploy.exporting.lowering import lower
+from deploy.exporting.torch_to_onnx import check_free_size
 from deploy.onnx.opsets import opset_for
 from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing
@@ -49,9 +49,9 @@ def _check_lowering(recipe: Recipe, target: ImageData) -> None:
         raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
     if target.task != "classification" or recipe.deploy.dynamic_size:
         example = target.example(2)
-        module, _, _ = lowered(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside)
+        module = lower(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside).module
         if recipe.deploy.dynamic_size:
-            check_free(module, example)
+            check_free_size(module, example)
 
 
 def _check_targets(asked: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def _loaded(path: Path) -> Image.Image:
 
 def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
     """Return what masks and boxes have to follow."""
-    return Geometry(preprocessing.seen(image), preprocessing.size)
+    return Geometry(preprocessing.visible_box(image), preprocessing.size)
 
 
 def join(recipe: Recipe, out: Path) -> Workspace:

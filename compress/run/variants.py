@@ -9,8 +9,7 @@ from torch import nn
 
 from compress.recipe.schema import DeployRecipe, Recipe
 from compress.run.workspace import Workspace
-from deploy.exporting.lowering import lowered
-from deploy.processing.postprocess import Detection, Segmentation
+from deploy.exporting.lowering import Lowered, lower
 
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"
@@ -37,16 +36,14 @@ class Variant:
         return f"deploy/{self.model}.{self.precision}.onnx"
 
 
-def lowered_of(
-    work: Workspace, model: nn.Module, *, in_graph: bool | None = None
-) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
+def lowered_of(work: Workspace, model: nn.Module, *, in_graph: bool | None = None) -> Lowered:
     """Return what of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
 
     Args:
         in_graph: whether the file itself does what follows the network; by default what the recipe says.
     """
     inside = work.deploy.in_graph if in_graph is None else in_graph
-    return lowered(model, work.target.task, work.example, in_graph=inside)
+    return lower(model, work.target.task, work.example, in_graph=inside)
 
 
 def exporting(deploy: DeployRecipe) -> dict[str, Any]:

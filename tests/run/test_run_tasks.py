@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import deploy
-from deploy.onnx.metadata import About
+from deploy.onnx.metadata import Metadata
 
 pytestmark = pytest.mark.slow
 
@@ -252,7 +252,7 @@ def test_the_files_lie_where_a_detector_expects_them(done):
 def test_the_file_tells_of_itself_and_the_ledger_why_its_runtime_goes_first(done):
     task, home = done
     manifest = json.loads((home / "out/bundle/manifest.json").read_text())
-    own = About.of(home / "out/bundle/model.fp32.onnx")
+    own = Metadata.from_file(home / "out/bundle/model.fp32.onnx")
     assert list(own.classes) == manifest["classes"]
     assert own.preprocessing.model_dump(mode="json") == manifest["preprocessing"]
     weights = (home / "out/student/model.safetensors").read_bytes()

@@ -29,7 +29,7 @@ MARGIN = 0.95
 
 def bundle(work: Workspace, view: StageView) -> Outcome:
     """Pack what a product needs, and a few test images to try it on."""
-    from deploy.bundle.bundle import write_bundle
+    from deploy.bundle.writing import BundleSpec, write_bundle
 
     recipe, out = work.recipe, work.out
     bench = Bench.from_file(out / "bench.json")
@@ -39,29 +39,31 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     runtime, reason = preferred(work.ledger.figure(OPENVINO_SHARE))
     write_bundle(
         out / "bundle",
-        models={p: out / v.onnx for p, v in variants.items()},
-        default=work.deploy.ship,
-        preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
-        classes=work.target.classes,
-        task=work.target.task,
-        postprocessing=lowered_of(work, work.load("student"))[2],
-        metrics={
-            "test_images": work.ledger.test_images,
-            "metric": work.ledger.metric,
-            "test_accuracy": {p: records[v.name].accuracy for p, v in variants.items()},
-        },
-        latency={
-            "machine": bench.machine,
-            "settings": bench.settings,
-            "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
-            "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
-        },
-        provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
-        cpu_runtime=runtime,
-        tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
-        calibration=Calibration.of(calibration_images(work), recipe.seed, int8) if "int8" in variants else None,
-        licence=recipe.model.licence,
-        weights=_weights(recipe),
+        BundleSpec(
+            models={p: out / v.onnx for p, v in variants.items()},
+            default=work.deploy.ship,
+            preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
+            classes=work.target.classes,
+            task=work.target.task,
+            postprocessing=lowered_of(work, work.load("student")).postprocessing,
+            metrics={
+                "test_images": work.ledger.test_images,
+                "metric": work.ledger.metric,
+                "test_accuracy": {p: records[v.name].accuracy for p, v in variants.items()},
+            },
+            latency={
+                "machine": bench.machine,
+                "settings": bench.settings,
+                "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
+                "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
+            },
+            provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
+            cpu_runtime=runtime,
+            tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
+            calibration=Calibration.of(calibration_images(work), recipe.seed, int8) if "int8" in variants else None,
+            licence=recipe.model.licence,
+            weights=_weights(recipe),
+        ),
     )
     _write_samples(work)
     size = sum(f.stat().st_size for f in (out / "bundle").iterdir())

@@ -22,15 +22,17 @@ from compress.run.variants import AWARE, ENGINES, PARITY, Variant, exporting, lo
 from compress.run.workspace import Workspace
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
-from deploy.exporting.torch_to_onnx import INPUTS, export_onnx, parity
+from deploy.exporting.parity import INPUTS, parity
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.files import sha256
-from deploy.onnx.metadata import About
+from deploy.onnx.metadata import Metadata
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
-from deploy.quantization.search import fastest_int8, lint_qdq
+from deploy.quantization.lint import lint_qdq
+from deploy.quantization.search import fastest_int8
 
 BATCHES = (1, 2, 7)
 FP32_PARITY = 1e-4
@@ -47,10 +49,10 @@ def export(work: Workspace, view: StageView) -> Outcome:
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
         trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
-        module, names, _ = lowered_of(work, work.load(trained))
+        lowered = lowered_of(work, work.load(trained))
         about = _about(work, trained).properties()
         if variant.precision == "fp32":
-            export_onnx(module, work.example, path, output_name=names, metadata=about, **settings)
+            export_onnx(lowered.module, work.example, path, output_name=lowered.output_name, metadata=about, **settings)
         elif variant.precision == "fp16":
             fp16_from_fp32(fp32, path, calibration_images(work), seed=recipe.seed)
             if kept := scan(path).properties.get(KEPT):
@@ -60,11 +62,13 @@ def export(work: Workspace, view: StageView) -> Outcome:
         else:
             if trained == AWARE:
                 fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
-                export_onnx(module, work.example, fp32, output_name=names, metadata=about, **settings)
+                export_onnx(
+                    lowered.module, work.example, fp32, output_name=lowered.output_name, metadata=about, **settings
+                )
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
         with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
-        found[variant.name] = _parity(work, variant, module, path, notes)
+        found[variant.name] = _parity(work, variant, lowered.module, path, notes)
         if variant.model == "student":
             metrics[f"val_accuracy_{variant.name}"] = accuracy_of_file(work, path, "val")
     view.advance(len(variants), len(variants), "")
@@ -97,8 +101,8 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
         if work.deploy.in_graph and work.target.task != "classification":
             if variant.precision != "fp32":
                 return []
-            module, names, _ = lowered_of(work, work.load(variant.model), in_graph=False)
-            settings = exporting(work.deploy)
+            raw = lowered_of(work, work.load(variant.model), in_graph=False)
+            module, names, settings = raw.module, raw.output_name, exporting(work.deploy)
             path = export_onnx(module, work.example, Path(folder) / path.name, output_name=names, **settings)
         with load_engine(path, threads=work.deploy.threads) as engine:
             rows = parity(module, engine, images, BATCHES)
@@ -119,9 +123,9 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
     return rows
 
 
-def _about(work: Workspace, model: str) -> About:
+def _about(work: Workspace, model: str) -> Metadata:
     """Return what the file says of itself, so that any copy of it can be held against the run that made it."""
-    return About(
+    return Metadata(
         model=model,
         classes=tuple(work.target.classes),
         preprocessing=Preprocessing(**work.recipe.preprocessing.model_dump()),

@@ -15,12 +15,13 @@ from torch import nn
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.exporting.parity import parity
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.wire import check_tensorrt_qdq
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
+from deploy.quantization.lint import lint_qdq
 from deploy.quantization.qdq import shift_activations
-from deploy.quantization.search import lint_qdq
 
 
 def snr(model, path, images):

@@ -13,7 +13,8 @@ from deploy.errors import DeployError
 from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.wire import scan
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, operators
-from deploy.quantization.search import Finding, Int8Choice, fastest_int8, lint_qdq
+from deploy.quantization.lint import LintFinding, lint_qdq
+from deploy.quantization.search import Int8Choice, fastest_int8
 
 
 @pytest.fixture(scope="module")
@@ -129,4 +130,4 @@ def test_the_linter_sees_broken_parameters(value, what, files, tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     found = lint_qdq(tmp_path / "m.onnx")
     assert what in {finding.what for finding in found}
-    assert str(Finding("a", "b", "c")) == "b: a (c)"
+    assert str(LintFinding("a", "b", "c")) == "b: a (c)"

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import deploy.engines.onnxruntime.engine as runtime
-from deploy.engines.onnxruntime.amx_rewrite import has_amx, on_blocks, shifted
+from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
 from deploy.onnx.file import read
 
 
@@ -68,13 +68,13 @@ def constants_of(data):
 
 def test_long_convolutions_move_by_one_and_nothing_else_changes():
     data = quantised()
-    changed = shifted(data)
+    changed = shift_weights(data)
     before, after = constants_of(data), constants_of(changed)
     assert (after["w1"] == before["w1"] - 1).all()
     assert (after["z1"] == -1).all()
     assert all((after[name] == before[name]).all() for name in set(before) - {"w1", "z1"})
     assert len(changed) == len(data)
-    assert shifted(changed) is None  # what has moved does not move again
+    assert shift_weights(changed) is None  # what has moved does not move again
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_long_convolutions_move_by_one_and_nothing_else_changes():
     ids=str,
 )
 def test_what_gains_nothing_or_cannot_move_stays(kwargs):
-    assert shifted(quantised(**kwargs)) is None
+    assert shift_weights(quantised(**kwargs)) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"no ONNX file", quantised()[:-40]], ids=["empty", "text", "cut"])
 def test_other_bytes_are_left_to_onnx_runtime(data):
-    assert shifted(data) is None
-    assert on_blocks(data) is None
+    assert shift_weights(data) is None
+    assert space_to_depth(data) is None
 
 
 def test_answers_stay_the_same_to_the_last_bit(tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def stem(kernel=7, stride=2, pads=None, channels=3, size=(16, 24), **more):
 @pytest.mark.parametrize(("kernel", "pad"), [(3, 0), (3, 1), (4, 1), (5, 2), (6, 2), (7, 3), (7, 1)])
 def test_a_first_convolution_on_blocks_gives_the_same(kernel, pad, channels):
     data = stem(kernel, pads=[pad] * 4, channels=channels)
-    changed = on_blocks(data)
+    changed = space_to_depth(data)
     model = onnx.load_model_from_string(changed)
     onnx.checker.check_model(model, full_check=True)
     (conv,) = (node for node in model.graph.node if node.op_type == "Conv")
@@ -158,7 +158,7 @@ def test_a_first_convolution_on_blocks_gives_the_same(kernel, pad, channels):
     wanted, found = (ort.InferenceSession(one).run(None, image)[0] for one in (data, changed))
     assert np.ptp(wanted) > 1
     np.testing.assert_array_equal(found, wanted)
-    assert on_blocks(changed) is None
+    assert space_to_depth(changed) is None
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_first_convolution_on_blocks_gives_the_same(kernel, pad, channels):
     ids=str,
 )
 def test_another_first_convolution_stays(kwargs):
-    assert on_blocks(stem(**kwargs)) is None
+    assert space_to_depth(stem(**kwargs)) is None
 
 
 def test_every_weight_of_an_int8_file_can_move(files):
@@ -201,7 +201,7 @@ def test_a_damaged_file_is_left_to_onnx_runtime_or_changed_never_an_error(data):
     for at in (*rng.choice(len(data), 200), *rng.choice(names, 300)):
         damaged = bytearray(data)
         damaged[at - rng.integers(0, 4)] = rng.integers(0, 256)
-        for change in (shifted, on_blocks):
+        for change in (shift_weights, space_to_depth):
             assert change(bytes(damaged)) is None or isinstance(change(bytes(damaged)), bytes)
 
 
@@ -212,7 +212,7 @@ def test_a_number_in_place_of_a_text_takes_no_memory():
     number = data.replace(said, b"\x10\xff\xff\x7f")  # field 2 as the number 2,097,151
     tracemalloc.start()
     try:
-        assert shifted(number) is None and on_blocks(number) is None
+        assert shift_weights(number) is None and space_to_depth(number) is None
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()

@@ -8,12 +8,12 @@ from PIL import Image
 from torchvision.models import detection
 
 import deploy
-from deploy.bundle.bundle import write_bundle
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.exporting.lowering import lowered
+from deploy.exporting.lowering import lower
 from deploy.exporting.torch_to_onnx import export_onnx
-from deploy.processing.postprocess import FoundBoxes
+from deploy.processing.postprocess import DecodedBoxes
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.half import fp16_from_fp32
 
@@ -21,7 +21,8 @@ from deploy.quantization.half import fp16_from_fp32
 @pytest.fixture(scope="module", params=["RetinaNet", "FCOS", "FasterRCNN"])
 def case(request, tmp_path_factory):
     model, example = made(request.param), torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    module, names, after = lowered(model, "detection", example)
+    lowered = lower(model, "detection", example)
+    module, names, after = lowered.module, lowered.output_name, lowered.postprocessing
     path = tmp_path_factory.mktemp(request.param) / "model.fp32.onnx"
     return model, after, export_onnx(module, example, path, output_name=names)
 
@@ -67,7 +68,7 @@ def test_a_bundle_runs_each(case, tmp_path):
     options = {"task": "detection", "postprocessing": after, "preprocessing": Preprocessing(size=(SIDE, SIDE))}
     rest = {"metrics": {}, "latency": {}, "provenance": {}}
     folder = write_bundle(
-        tmp_path / "b", models={"fp32": path}, default="fp32", classes=("a", "b", "c"), **options, **rest
+        tmp_path / "b", BundleSpec(models={"fp32": path}, default="fp32", classes=("a", "b", "c"), **options, **rest)
     )
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     with deploy.load(folder) as bundle:
@@ -80,11 +81,11 @@ def test_a_bundle_runs_each(case, tmp_path):
 def test_masks_are_refused():
     model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
     with pytest.raises(DeployError, match="MaskRCNN is no plain Faster R-CNN"):
-        lowered(model, "detection", torch.zeros(1, 3, SIDE, SIDE))
+        lower(model, "detection", torch.zeros(1, 3, SIDE, SIDE))
 
 
 def test_boxes_of_the_graph_are_taken_as_they_are():
-    after = FoundBoxes(size=(8, 8), score_threshold=0.1, detections=2)
+    after = DecodedBoxes(size=(8, 8), score_threshold=0.1, detections=2)
     boxes, scores, labels = np.ones((1, 2, 4)), np.asarray([[0.5, 0.0]]), np.asarray([[1, 0]])
     (found,) = after(boxes, scores, labels)
     assert (len(found["boxes"]), found["labels"].tolist()) == (1, [1])

@@ -10,8 +10,8 @@ import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
 import deploy
-from deploy.bundle.bundle import write_bundle
-from deploy.engines.sidecar import read_sidecar
+from deploy.bundle.writing import BundleSpec, write_bundle
+from deploy.engines.sidecar import verify_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.files import sha256
 
@@ -26,14 +26,13 @@ def signed_dir(bundle_dir, files, preprocessing):
     """The bundle with the int8 file that TensorRT reads right."""
     return write_bundle(
         bundle_dir,
-        models={key: files[key] for key in ("fp32", "fp16", "int8")},
-        tensorrt={"int8": files["signed"]},
-        default="int8",
-        preprocessing=preprocessing,
-        classes=tuple("abcde"),
-        metrics={},
-        latency={},
-        provenance={},
+        BundleSpec(
+            models={key: files[key] for key in ("fp32", "fp16", "int8")},
+            tensorrt={"int8": files["signed"]},
+            default="int8",
+            preprocessing=preprocessing,
+            classes=tuple("abcde"),
+        ),
     )
 
 
@@ -50,7 +49,7 @@ def test_the_command_builds_ahead_of_time_where_torch_and_onnx_are_missing(signe
         done = niwaki(TRAINING, "build", signed_dir, "--target", "sm86", *asked, "--json")
         assert (done.returncode, done.stderr) == (0, "")
         made = json.loads(done.stdout)
-        sidecar = read_sidecar(signed_dir / "engines" / made["engine"])
+        sidecar = verify_engine(signed_dir / "engines" / made["engine"])
         assert (sidecar.precision, sidecar.target, sidecar.profile) == (precision or "int8", "sm86", (1, 1, 8))
         file = f"model.{precision}.onnx" if precision else "model.int8.trt.onnx"
         assert (sidecar.source, sidecar.source_sha256) == (file, sha256(signed_dir / file))
@@ -88,16 +87,10 @@ def test_uint8_never_reaches_tensorrt(name, bundle_dir, signed_dir, files, prepr
         "cuda": FakeCuda(),
     }
     built = deploy.build_engine(signed_dir, **options)
-    assert read_sidecar(built).source == "model.int8.trt.onnx"
+    assert verify_engine(built).source == "model.int8.trt.onnx"
     plain = write_bundle(
         tmp_path / "plain",
-        models={"int8": files["int8"]},
-        default="int8",
-        preprocessing=preprocessing,
-        classes=tuple("abcde"),
-        metrics={},
-        latency={},
-        provenance={},
+        BundleSpec(models={"int8": files["int8"]}, default="int8", preprocessing=preprocessing, classes=tuple("abcde")),
     )
     with pytest.raises(DeployError, match="uint8 values"):
         deploy.build_engine(plain, **options)
@@ -110,7 +103,7 @@ def test_the_builder_is_the_one_that_is_there(bundle_dir, monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
 
     def runtime(**asked):
-        return read_sidecar(deploy.build_engine(bundle_dir, precision="fp32", out=tmp_path, **asked)).runtime
+        return verify_engine(deploy.build_engine(bundle_dir, precision="fp32", out=tmp_path, **asked)).runtime
 
     assert [runtime(), runtime(target="sm89"), runtime(runtime="tensorrt_rtx")] == ["tensorrt", *["tensorrt_rtx"] * 2]
     monkeypatch.setitem(sys.modules, "tensorrt", None)

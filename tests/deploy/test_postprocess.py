@@ -16,17 +16,16 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.ops import nms
 
 import deploy
-from deploy.bundle.bundle import write_bundle
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.exporting.lowering import lowered as lower
-from deploy.exporting.lowering import segmentation_logits, ssd_heads
-from deploy.exporting.torch_to_onnx import export_onnx, parity
-from deploy.processing.postprocess import Segmentation, SsdDetection, resize_bilinear, suppress
+from deploy.exporting.lowering import Lowered, lower, segmentation_logits, ssd_heads
+from deploy.exporting.parity import parity
+from deploy.exporting.torch_to_onnx import export_onnx
+from deploy.processing.postprocess import SegmentationDecoder, SsdDecoder, resize_bilinear, suppress
 from deploy.processing.preprocess import Preprocessing
 
 CLASSES = ("red", "white", "platelet")
-REST = {"metrics": {}, "latency": {}, "provenance": {}}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def test_a_bundle_finds_boxes_in_the_image_own_pixels(resize, lowered, tmp_path)
     _, decoding, path = lowered
     preprocessing = Preprocessing(size=(320, 320), mean=(0.5,) * 3, std=(0.5,) * 3, resize=resize)
     options = {"task": "detection", "postprocessing": decoding, "preprocessing": preprocessing, "classes": CLASSES}
-    folder = write_bundle(tmp_path / "b", models={"fp32": path}, default="fp32", **options, **REST)
+    folder = write_bundle(tmp_path / "b", BundleSpec(models={"fp32": path}, default="fp32", **options))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8))
     with deploy.load(folder) as bundle:
         (found,) = bundle.predict([image])
@@ -117,11 +116,11 @@ def test_a_bundle_finds_boxes_in_the_image_own_pixels(resize, lowered, tmp_path)
 
 def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
     _, decoding, path = lowered
-    options = {"models": {"fp32": path}, "default": "fp32", "task": "detection", **REST}
+    options = {"models": {"fp32": path}, "default": "fp32", "task": "detection"}
     options["preprocessing"] = Preprocessing(size=(320, 320))
     with pytest.raises(DeployError, match="needs a postprocessing of its own"):
-        write_bundle(tmp_path / "a", classes=CLASSES, **options)
-    folder = write_bundle(tmp_path / "b", classes=CLASSES[:2], postprocessing=decoding, **options)
+        write_bundle(tmp_path / "a", BundleSpec(classes=CLASSES, **options))
+    folder = write_bundle(tmp_path / "b", BundleSpec(classes=CLASSES[:2], postprocessing=decoding, **options))
     with pytest.raises(DeployError, match="for 2 classes but its network gives"):
         deploy.load(folder)
     with pytest.raises(DeployError, match="Linear is no torchvision SSD"):
@@ -145,9 +144,9 @@ def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
 )
 def test_a_decoding_that_computes_nothing_is_refused(change):
     fine = {"size": (8, 8), "grids": ((1, 1),), "scales": (0.5, 1.0), "aspect_ratios": ((2.0,),)}
-    assert SsdDetection(**fine).shapes(2)["boxes"] == SsdDetection(**fine).default_boxes().shape
+    assert SsdDecoder(**fine).shapes(2)["boxes"] == SsdDecoder(**fine).default_boxes().shape
     with pytest.raises(ValueError, match=next(iter(change))):
-        SsdDetection(**fine | change)
+        SsdDecoder(**fine | change)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (40, 56), (33, 17), (4, 4)])
@@ -160,8 +159,8 @@ def test_resizing_is_torchs(size):
 def test_a_mask_made_in_bands_is_the_mask_made_at_once(monkeypatch):
     values = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     want = resize_bilinear(values, (31, 40)).argmax(axis=1)
-    monkeypatch.setattr("deploy.processing.postprocess._NUMBERS", 4 * 2 * 3 * 40)
-    assert np.array_equal(Segmentation()(values, (31, 40)), want)
+    monkeypatch.setattr("deploy.processing.postprocess._MAX_LOGITS", 4 * 2 * 3 * 40)
+    assert np.array_equal(SegmentationDecoder()(values, (31, 40)), want)
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
@@ -169,12 +168,12 @@ def test_a_bundle_gives_a_class_for_every_pixel(in_graph, tmp_path):
     torch.manual_seed(0)
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3).eval()
     module, after = segmentation_logits(model, in_graph=in_graph)
-    assert after == Segmentation(in_graph=in_graph)
+    assert after == SegmentationDecoder(in_graph=in_graph)
     name = "classes" if in_graph else "logits"
     path = export_onnx(module, torch.randn(2, 3, 64, 96), tmp_path / "model.fp32.onnx", output_name=name)
     preprocessing = Preprocessing(size=(64, 96), mean=(0.5,) * 3, std=(0.5,) * 3)
     options = {"task": "segmentation", "postprocessing": after, "preprocessing": preprocessing, "classes": CLASSES}
-    folder = write_bundle(tmp_path / "b", models={"fp32": path}, default="fp32", **options, **REST)
+    folder = write_bundle(tmp_path / "b", BundleSpec(models={"fp32": path}, default="fp32", **options))
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     with deploy.load(folder) as bundle, torch.inference_mode():
         (found,) = bundle.predict([image])
@@ -187,23 +186,31 @@ def test_a_bundle_gives_a_class_for_every_pixel(in_graph, tmp_path):
 def test_a_graph_that_names_classes_is_resized_by_nearest():
     classes = np.arange(6).reshape(1, 2, 3)
     np.testing.assert_array_equal(
-        Segmentation(in_graph=True)(classes, (4, 3)), [[[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]]
+        SegmentationDecoder(in_graph=True)(classes, (4, 3)), [[[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]]
     )
-    one = SsdDetection(size=(8, 8), grids=((1, 1),), scales=(0.5, 1.0), aspect_ratios=((2.0,),))
+    one = SsdDecoder(size=(8, 8), grids=((1, 1),), scales=(0.5, 1.0), aspect_ratios=((2.0,),))
     assert one.default_boxes().shape == (4, 4)
 
 
 def test_one_call_lowers_every_task(detector):
     image, linear = torch.randn(1, 3, 320, 320), torch.nn.Linear(1, 1)
-    assert lower(linear, "classification", image) == (linear, "logits", None)
-    module, names, after = lower(detector, "detection", image)
-    assert (names, after) == (("boxes", "logits"), ssd_heads(detector, image)[1])
+    assert lower(linear, "classification", image) == Lowered(linear, "logits", None)
+    found = lower(detector, "detection", image)
+    assert (found.output_name, found.postprocessing) == (("boxes", "logits"), ssd_heads(detector, image)[1])
     with torch.inference_mode():
-        assert len(module(image)) == 2
-    segmenter, name, pixels = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image)
-    assert (segmenter(image).shape, name, pixels) == ((1, 4, 320, 320), "logits", Segmentation())
-    inside, name, pixels = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image, in_graph=True)
-    assert (inside(image).shape, name, pixels) == ((1, 320, 320), "classes", Segmentation(in_graph=True))
+        assert len(found.module(image)) == 2
+    found = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image)
+    assert (found.module(image).shape, found.output_name, found.postprocessing) == (
+        (1, 4, 320, 320),
+        "logits",
+        SegmentationDecoder(),
+    )
+    found = lower(torch.nn.Conv2d(3, 4, 1), "segmentation", image, in_graph=True)
+    assert (found.module(image).shape, found.output_name, found.postprocessing) == (
+        (1, 320, 320),
+        "classes",
+        SegmentationDecoder(in_graph=True),
+    )
     with pytest.raises(DeployError, match="Linear is no detector whose decoding the bundle knows"):
         lower(linear, "detection", image)
     with pytest.raises(DeployError, match="The task is 'pose'"):

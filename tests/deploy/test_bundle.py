@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import deploy
-from deploy.bundle.bundle import Bundle, write_bundle
+from deploy.bundle.bundle import Bundle
 from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
@@ -196,7 +197,7 @@ def write(folder, files, preprocessing, **change):
         "latency": {},
         "provenance": {},
     }
-    return write_bundle(folder, **{**options, **change})
+    return write_bundle(folder, BundleSpec(**{**options, **change}))
 
 
 def test_an_older_bundle_is_replaced_and_nothing_else_ever(bundle_dir, files, preprocessing, tmp_path):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from deploy.engines import load_engine
-from deploy.engines.sidecar import read_sidecar, sidecar_of
+from deploy.engines.sidecar import sidecar_of, verify_engine
 from deploy.engines.tensorrt.building import engine_from_onnx
 from deploy.errors import DeployError, MissingDependency
-from deploy.exporting.torch_to_onnx import parity
+from deploy.exporting.parity import parity
 from deploy.files import sha256
 
 HERE = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -56,11 +56,11 @@ def test_an_engine_for_sm86_with_its_sidecar(file, precision, files, tmp_path, c
 @pytest.mark.parametrize("target", [rtx(name) for name in ("sm75", "sm80", "sm86", "sm89", "sm120")])
 def test_an_fp16_engine_for_every_generation_is_what_its_header_says(target, files, tmp_path):
     path = engine_from_onnx(files["fp16"], tmp_path, target=target)
-    assert read_sidecar(path).target == target
+    assert verify_engine(path).target == target
     other = "sm80" if target != "sm80" else "sm86"
     edit(path, target=other)
     with pytest.raises(DeployError, match=f"its header does not name {other}, which its sidecar does"):
-        read_sidecar(path)
+        verify_engine(path)
 
 
 @pytest.mark.parametrize("how", [rtx("cut"), rtx("version")])
@@ -74,7 +74,7 @@ def test_the_header_is_believed_over_a_sidecar_that_was_made_to_fit(how, files, 
         edit(path, version="1.2.3.4")
         says = r"its header says version .* and its sidecar 1\.2\.3\.4"
     with pytest.raises(DeployError, match=says):
-        read_sidecar(path)
+        verify_engine(path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -9,7 +9,8 @@ from torch import nn
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.exporting.torch_to_onnx import INPUTS, export_onnx, parity
+from deploy.exporting.parity import INPUTS, parity
+from deploy.exporting.torch_to_onnx import export_onnx
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])

@@ -9,17 +9,17 @@ import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
 import deploy
-from deploy.bundle.building import ENGINES
-from deploy.engines.selection import Machine, Offer, here, rank
+from deploy.bundle.engines import ENGINES_FOLDER
+from deploy.engines.selection import Candidate, Machine, detect_machine, rank
 from deploy.engines.sidecar import sidecar_of
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnx.file import quiet
 
-FP32, INT8 = Offer("model.fp32.onnx", "fp32"), Offer("model.int8.onnx", "int8")
-TRT = Offer("engines/t.engine", "int8", "tensorrt", "10.16", "sm86")
-RTX = Offer("engines/r.engine", "fp32", "tensorrt_rtx", "1.7", "sm86")
-STALE = Offer("engines/s.engine", "int8", "tensorrt", "10.16", "sm86", fault="it is stale")
-DOUBT = Offer("engines/d.engine", "int8", "tensorrt", "10.16", "sm86", doubt="it is unsigned")
+FP32, INT8 = Candidate("model.fp32.onnx", "fp32"), Candidate("model.int8.onnx", "int8")
+TRT = Candidate("engines/t.engine", "int8", "tensorrt", "10.16", "sm86")
+RTX = Candidate("engines/r.engine", "fp32", "tensorrt_rtx", "1.7", "sm86")
+STALE = Candidate("engines/s.engine", "int8", "tensorrt", "10.16", "sm86", fault="it is stale")
+DOUBT = Candidate("engines/d.engine", "int8", "tensorrt", "10.16", "sm86", caveat="it is unsigned")
 ORT = {"onnxruntime": "1.31"}
 GPU = Machine({**ORT, "tensorrt": "10.16", "tensorrt_rtx": "1.7"}, "sm86")
 
@@ -81,8 +81,8 @@ def test_the_order(offers, machine, asked, order, passed):
     for offered in (offers, offers[::-1]):
         ranking = rank(offered, machine, default="int8", **asked)
         assert [f"{choice.precision} {choice.runtime}" for choice in ranking.choices] == order
-        assert len(ranking.passed) == len(passed)
-        for said, wanted in zip(ranking.passed, passed, strict=True):
+        assert len(ranking.skipped) == len(passed)
+        for said, wanted in zip(ranking.skipped, passed, strict=True):
             assert wanted in said
         assert all(choice.reason for choice in ranking.choices)
 
@@ -100,7 +100,7 @@ def api(monkeypatch):
 
 def test_an_engine_built_on_the_device_is_found_and_says_why(bundle_dir, images, api):
     built = deploy.build_engine(bundle_dir, precision="fp32", runtime="tensorrt", largest=4)
-    assert built.parent == bundle_dir / ENGINES
+    assert built.parent == bundle_dir / ENGINES_FOLDER
     with deploy.load(bundle_dir) as bundle:
         assert (bundle.runtime, bundle.precision, bundle.path) == ("tensorrt", "fp32", built)
         assert bundle.why == f"engines/{built.name} by tensorrt, since it was built for the sm86 here"
@@ -115,7 +115,7 @@ def test_an_engine_built_on_the_device_is_found_and_says_why(bundle_dir, images,
 def test_more_images_than_an_engine_takes_go_through_it_in_parts(bundle_dir, picture, api, monkeypatch):
     deploy.build_engine(bundle_dir, precision="fp32", runtime="tensorrt", largest=2)
     with deploy.load(bundle_dir) as bundle:
-        monkeypatch.setattr(bundle, "_ranked", lambda row, top: {"sum": float(row.sum())})
+        monkeypatch.setattr(bundle, "_top_classes", lambda row, top: {"sum": float(row.sum())})
         found = bundle.predict([picture] * 5)
     assert len({row["sum"] for row in found}) == 1
     assert len(found) == 5
@@ -163,12 +163,12 @@ def test_a_provider_that_finds_no_gpu_gives_way_to_the_cpu(bundle_dir, monkeypat
 def test_what_is_here_is_asked_of_the_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    machine = here([INT8, TRT])
+    machine = detect_machine([INT8, TRT])
     assert "onnxruntime" in machine.runtimes
     assert not {"openvino", "tensorrt"} & set(machine.runtimes)
     assert machine.gpu is None
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert here([INT8]) == Machine()
+    assert detect_machine([INT8]) == Machine()
 
 
 def test_nothing_that_runs_it_is_one_sentence(bundle_dir, monkeypatch):

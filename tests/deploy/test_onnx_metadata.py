@@ -8,18 +8,18 @@ import sys
 import pytest
 import torch
 
-from deploy.bundle.bundle import write_bundle
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.errors import DeployError
 from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.file import read, write
-from deploy.onnx.metadata import About
+from deploy.onnx.metadata import Metadata
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 
 CLASSES = ("ant", "bee, striped", "[c]", "déjà", "e")
 PREPARED = Preprocessing(size=(16, 16), mode="L", mean=(0.45,), std=(0.225,))
-ABOUT = About(model="student", classes=CLASSES, preprocessing=PREPARED, weights_sha256="0f" * 32)
+ABOUT = Metadata(model="student", classes=CLASSES, preprocessing=PREPARED, weights_sha256="0f" * 32)
 MAKERS = {
     "fp32": lambda model, images, at: export_onnx(
         model, torch.from_numpy(images), at / "fp32.onnx", metadata=ABOUT.properties()
@@ -44,7 +44,7 @@ def twice(tmp_path_factory, cnn, images):
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_every_precision_keeps_it_and_is_the_same_bytes_again(name, twice):
     first, again = (made[name] for made in twice)
-    found = About.of(first)
+    found = Metadata.from_file(first)
     assert (found.model, found.classes, found.preprocessing, found.weights_sha256) == (
         "student",
         CLASSES,
@@ -66,8 +66,8 @@ def test_the_properties_stand_in_the_order_of_their_names(twice):
 def test_reading_it_needs_neither_torch_nor_onnx(twice):
     code = (
         "import sys; sys.modules['onnx'] = sys.modules['torch'] = None\n"
-        "from pathlib import Path; from deploy.onnx.metadata import About\n"
-        "print(About.of(Path(sys.argv[1])).model_dump_json())"
+        "from pathlib import Path; from deploy.onnx.metadata import Metadata\n"
+        "print(Metadata.from_file(Path(sys.argv[1])).model_dump_json())"
     )
     run = [sys.executable, "-c", code, str(twice[0]["int8"])]
     said = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
@@ -75,7 +75,7 @@ def test_reading_it_needs_neither_torch_nor_onnx(twice):
 
 
 def test_a_file_without_properties_says_nothing(files):
-    found = About.of(files["fp32"])
+    found = Metadata.from_file(files["fp32"])
     assert (found.model, found.classes, found.preprocessing, found.precision) == (None, None, None, "fp32")
 
 
@@ -83,7 +83,7 @@ def test_a_file_without_properties_says_nothing(files):
 def test_properties_that_cannot_be_read_are_one_sentence(said, files, tmp_path):
     path = write(read(files["fp32"]), tmp_path / "m.onnx", said)
     with pytest.raises(DeployError, match=r"properties that cannot be read \(.*\); export it again"):
-        About.of(path)
+        Metadata.from_file(path)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_properties_that_cannot_be_read_are_one_sentence(said, files, tmp_path):
     [({"classes": CLASSES[::-1]}, "classes"), ({"preprocessing": Preprocessing(size=(16, 16), mode="L")}, "preproc")],
 )
 def test_a_bundle_that_contradicts_its_file_is_refused(given, says, twice, tmp_path):
-    rest = {"metrics": {}, "latency": {}, "provenance": {}, "classes": CLASSES, "preprocessing": PREPARED}
+    rest = {"classes": CLASSES, "preprocessing": PREPARED}
     models = {key: twice[0][key] for key in ("fp32", "int8")}
-    write_bundle(tmp_path / "fits", models=models, default="fp32", **rest)
+    write_bundle(tmp_path / "fits", BundleSpec(models=models, default="fp32", **rest))
     with pytest.raises(DeployError, match=f"says of itself {says}"):
-        write_bundle(tmp_path / "not", models=models, default="fp32", **{**rest, **given})
+        write_bundle(tmp_path / "not", BundleSpec(models=models, default="fp32", **{**rest, **given}))
     assert not (tmp_path / "not").exists()
 
 
@@ -110,4 +110,4 @@ def test_a_number_in_place_of_a_text_is_no_onnx_and_no_memory(tmp_path):
     for graph in (field(1, field(1, Varint())), field(1, field(4, Varint())), field(5, field(8, Varint()))):
         (tmp_path / "x.onnx").write_bytes(field(7, graph))
         with pytest.raises(DeployError, match="is not a valid ONNX file"):
-            About.of(tmp_path / "x.onnx")
+            Metadata.from_file(tmp_path / "x.onnx")

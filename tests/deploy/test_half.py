@@ -19,7 +19,7 @@ from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.wire import scan
 from deploy.quantization.calibration import Calibrated
 from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
-from deploy.quantization.ranges import ranges, wide_nodes
+from deploy.quantization.ranges import overflowing_nodes, tensor_ranges
 
 RTX = [
     pytest.mark.tensorrt,
@@ -143,8 +143,8 @@ def test_each_reason_to_stay_in_fp32(kind, weight, kept, tmp_path):
     source = Calibrated.read(path, rows, 0, "fp16")
     for k, node in enumerate(source.model.graph.node):
         node.name = f"n{k}"
-    found = ranges(source.model, "image", source.images)
-    assert len([n for n in wide_nodes(source.model, found) if n in ("n0", "n1")]) == kept
+    found = tensor_ranges(source.model, "image", source.images)
+    assert len([n for n in overflowing_nodes(source.model, found) if n in ("n0", "n1")]) == kept
     mixed = fp16_from_fp32(path, tmp_path / "m.fp16.onnx", rows)
     feed = np.full((1, 4), 1.5, np.float32)
     (value,) = ReferenceEvaluator(onnx.load(mixed)).run(None, {"image": feed})
