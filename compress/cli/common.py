@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print nothing but erro
 
 def need(command: str, packages: tuple[str, ...]) -> None:
     """Raise MissingError, with the way to get them, where packages of the training side are not installed."""
-    missing = [name for name in packages if find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingError(
             f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
