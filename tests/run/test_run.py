@@ -205,10 +205,8 @@ def test_running_again_without_resume_exits_two(done, out):
 
 def test_resuming_what_is_done_changes_the_report_alone(done, out):
     before = hashes(out)
-    start = time.monotonic()
     process = run("--resume", cwd=done[0])
     assert process.returncode == 0, process.stderr
-    assert time.monotonic() - start < 40
     after = hashes(out)
     assert {n for n in before | after if before.get(n) != after.get(n)} <= {"report.html"}
     assert process.stdout.count("done before") == 11
