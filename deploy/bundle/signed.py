@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deploy.bundle.manifest import MANIFEST, Manifest, read_manifest
-from deploy.bundle.signing import Signature, read_private_key, read_public_key, sign_bytes, signs
+from deploy.bundle.signing import Signature, is_valid_signature, read_private_key, read_public_key, sign_bytes
 from deploy.errors import DeployError
 from deploy.files import write_text
 from deploy.validation import explain
@@ -81,7 +81,7 @@ def _check_signature(folder: Path, content: bytes, key: Path) -> None:
             f"{folder} is signed by the key {signature.public_key[:12]}... and {key} is {trusted[:12]}...; "
             "get the bundle, or the key, from who you trust."
         )
-    if not signs(signature, _PURPOSE + content, public_key):
+    if not is_valid_signature(signature, _PURPOSE + content, public_key):
         raise DeployError(
             f"{folder} is not what the owner of {key} signed (its manifest or its signature was altered); "
             "copy the whole bundle again, or have it signed again."

@@ -36,7 +36,7 @@ def sign_bytes(content: bytes, private_key: Any) -> Signature:
     )
 
 
-def signs(signature: Signature, content: bytes, public_key: Any) -> bool:
+def is_valid_signature(signature: Signature, content: bytes, public_key: Any) -> bool:
     """Return whether the owner of ``public_key``, from ``read_public_key``, signed ``content``."""
     from cryptography.exceptions import InvalidSignature
 
