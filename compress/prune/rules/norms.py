@@ -71,7 +71,7 @@ def _zero(tracer: Labeller, normed: bool, weight: torch.Tensor | None, bias: tor
 
 
 def _own(tracer: Labeller, layer: Layer, made: Sequence[torch.Tensor | None], variance: torch.Tensor | None) -> bool:
-    """Ties parameters that are a norm's own, as they mostly are, to the channels of one layer."""
+    """Tie parameters that are a norm's own, as they mostly are, to the channels of one layer."""
     made_too = all(t is None or tracer.tie(t, 0, layer.vector, "producer") for t in made)
     return made_too and (variance is None or tracer.tie(variance, 0, layer.vector, "statistic"))
 

@@ -61,7 +61,7 @@ second_zero = pointwise(lambda zeros: zeros[1])  # drawn with the chance 0 = 0
 
 
 def without_zero(tracer: Labeller, value: object, what: str = "value") -> None:
-    """Holds channels whose zeros would not be numbers, or have no gradient: 1 / 0, log 0, the slope of sqrt at 0."""
+    """Hold channels whose zeros would not be numbers, or have no gradient: 1 / 0, log 0, the slope of sqrt at 0."""
     for tensor in tensors(value):
         for layer in tracer.flow(tensor).layers:
             if layer.slot is not None:
