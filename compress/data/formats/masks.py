@@ -19,7 +19,7 @@ _INDEX_MODES = {"1", "L", "P", "I;16", "I"}
 
 
 class Codes:
-    """Turns a file's labels into class indices: 0 to classes - 1 stay as they are, the ignored one becomes IGNORED.
+    """Turn a file's labels into class indices: 0 to classes - 1 stay as they are, the ignored one becomes IGNORED.
 
     Raises:
         DataError: too many classes for a byte, or the ignored label is a class's.
