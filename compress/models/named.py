@@ -33,7 +33,7 @@ class NamedNetwork(NamedTuple):
 
 
 def named_network(name: str, *, size: int | None = None, trusted: tuple[str, ...] = ()) -> NamedNetwork:
-    """Builds or loads the network that a user names.
+    """Build or load the network that a user names.
 
     Args:
         name: ``torchvision:NAME``, ``niwaki:NAME``, ``module:function``, or a folder with a ``model.json``.
@@ -45,7 +45,7 @@ def named_network(name: str, *, size: int | None = None, trusted: tuple[str, ...
         ArtifactError: the folder holds no whole saved network.
     """
     sides: tuple[int, int] | None = None
-    # What a user's code prints would end up amid the JSON.
+    # What the user's code prints would end up in the JSON.
     with redirect_stdout(sys.stderr):
         if Path(name).is_dir():
             model, sides = _saved(Path(name), trusted)
@@ -93,7 +93,7 @@ def _made(name: str) -> nn.Module:
 
 
 def _arguments(make: Callable[..., Any], name: str) -> dict[str, int]:
-    """``num_classes`` where the function asks for it; its own default stands."""
+    """``num_classes`` where the function requires it; a default of its own stands."""
     wanted = [
         parameter.name
         for parameter in inspect.signature(make).parameters.values()
@@ -106,7 +106,7 @@ def _arguments(make: Callable[..., Any], name: str) -> dict[str, int]:
 
 
 def _with_example(name: str, model: nn.Module, sides: tuple[int, int] | None) -> NamedNetwork:
-    # The one network of torchvision's that does not say so itself.
+    # The one torchvision network that does not tell its size itself.
     side = 299 if type(model).__name__ == "Inception3" else None
     example = example_input(model, side, BATCH)
     if sides is not None:

@@ -19,7 +19,7 @@ from compress.prune.probe import clone
 
 
 class Indices:
-    """Kept indices of one dimension, rising and at least one: made once, moved to each device once."""
+    """Kept indices of one dimension, rising and not empty: made once, moved to each device once."""
 
     def __init__(self, kept: tuple[int, ...]) -> None:
         # Several times faster than torch.tensor on a tuple.
@@ -46,8 +46,8 @@ class Cut:
 
     Args:
         plan: the plan.
-        tensors: the network's parameters and buffers under each of their names.
-        kept: name -> dimension -> what stays; under each name of a tensor that is shared.
+        tensors: the network's parameters and buffers, a shared one under each of its names.
+        kept: name -> dimension -> the indices that stay, under each name of a shared tensor.
     """
 
     plan: Plan
@@ -55,7 +55,13 @@ class Cut:
     kept: dict[str, dict[int, Indices]]
 
     def copy(self, root: nn.Module, tensors: Mapping[str, Tensor], memo: dict[int, object]) -> nn.Module:
-        """A cut deep copy of ``root``, whose ``tensors`` go by the network's names; what was copied is in ``memo`` then."""
+        """A cut deep copy of ``root``; ``memo`` then maps the ids of what was copied to the copies.
+
+        Args:
+            root: the network, or a module with its tensors, such as averaged weights.
+            tensors: those of ``root``, by the network's names.
+            memo: as for ``copy.deepcopy``.
+        """
         dense = {id(tensors[name]): (tensors[name], kept) for name, kept in self.kept.items() if name in tensors}
         new = {key: pair for key, pair in dense.items() if key not in memo}
         memo.update(zip(new, sliced(list(new.values())), strict=True))
@@ -72,7 +78,7 @@ class Cut:
         return small
 
     def check_modules(self, root: nn.Module) -> None:
-        """Raises PlanError unless ``root`` has the modules that the plan substitutes and patches, as it takes them."""
+        """Raise PlanError unless ``root`` has the modules that the plan substitutes and patches, as it expects them."""
         modules = dict(root.named_modules(remove_duplicate=False))
         for path, name in self.plan.substitutions.items():
             if name not in SUBSTITUTES:

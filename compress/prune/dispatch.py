@@ -21,21 +21,21 @@ PICKS = frozenset(
     f"aten.{name}"
     for name in ("slice", "select", "index", "index_select", "unbind", "gather", "split", "split_with_sizes", "roll")
 )
-"""Operators by which code takes channels by their place."""
+"""Operators by which code selects channels by position."""
 
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor"}
-"""Operators that make a tensor of one value in a size that the code asks for."""
+"""Operators that make a tensor of one value, in a size that the code gives."""
 
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
-"""Operators that may or may not run, by the layout in memory: no two passes need to agree on them."""
+"""Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
 
 VIEWS = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
-"""One reshape under several names, again by the layout in memory."""
+"""The names of one reshape, which depend on the memory layout."""
 
 
 Source = tuple[int, int] | str | None
-"""Where a tensor comes from: a call and which of its outputs, a parameter or an input by name, or the code."""
+"""Where a tensor comes from: a call and one of its outputs, a parameter or input by name, or None for the code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class Operator:
 
     Args:
         name: without the overload.
-        rule: what happens to the labels, None where nobody knows.
+        rule: what happens to the labels; None where that is unknown.
         shape: its output's shape on the meta device, None where only torch knows.
         factory: whether it makes a tensor of one value.
-        whole: whether whole numbers among its arguments are values, not sizes, places or counts.
+        whole: whether integers among its arguments are values, not sizes, positions or counts.
     """
 
     name: str
@@ -100,16 +100,16 @@ class LabelDispatch(TorchDispatchMode):
     """Collect labels, equalities and costs while operators run.
 
     Args:
-        state: name -> stand-in of each parameter or buffer.
+        state: name -> stand-in of each parameter and buffer.
         observed: what is known so far; passes add to it.
-        heads: ``whole`` or ``dims``, what goes of an attention.
+        heads: what goes of an attention, ``whole`` heads or ``dims`` of every head.
     """
 
     def __init__(self, state: dict[str, torch.Tensor], observed: Observations, heads: str) -> None:
         super().__init__()
         self.observed, self.heads = observed, heads
         self.alive: list[Any] = list(state.values())
-        # Integers count or point; only what is computed with has channels.
+        # Integers count or index; only floating tensors have channels.
         self.names = {id(t): name for name, t in reversed(state.items()) if t.dtype.is_floating_point}
         self.flows: dict[int, Flow] = {}
         self.values: dict[int, torch.Tensor] = {}
@@ -118,7 +118,7 @@ class LabelDispatch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Torch would wrap every call to tell a compiler to keep out, at a third of the cost of a pass.
+        # Torch would wrap every call to keep a compiler out, at a third of the cost of a pass.
         return False
 
     def enter(self, value: Any, origin: str) -> None:
@@ -302,7 +302,7 @@ class LabelDispatch(TorchDispatchMode):
         if slot is None:
             return
         known = self.observed.roles.get(slot)
-        # What makes and reads is masked where it makes; a statistic is only ever cut.
+        # A slot that both produces and consumes is masked as a producer; a statistic is only ever cut.
         if known is None or (known, role) == ("consumer", "producer"):
             self.observed.roles[slot] = role
 
@@ -347,8 +347,8 @@ def argument_tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
 def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     """The plain numbers that an operator computes with, none of which may depend on a size.
 
-    Whole ones are sizes, places and counts where an operator is not pointwise; of a group norm it is the channels of a
-    group that stay.
+    Integers are sizes, positions and counts unless an operator is pointwise; of a group norm the channels of each group
+    are included, since they have to stay.
     """
     every = [*args, *kwargs.values()] if kwargs else args
     found = [a for a in every if type(a) is float or (op.whole and type(a) is int)]

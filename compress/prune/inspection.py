@@ -1,4 +1,4 @@
-"""What ``niwaki inspect`` shows: which channels of a network are free to go, and which must stay and why."""
+"""What ``niwaki inspect`` shows: which channels of a network are free to go, which must stay, and why."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def inspect_model(
     forward: Forward | None = None,
     protect: Sequence[str] = (),
 ) -> Inspection:
-    """Traces ``model`` and says what is free, what stays and why.
+    """Trace ``model`` and say what is free, what stays and why.
 
     Args:
         model: the network; its weights do not matter and it is not changed.

@@ -1,4 +1,4 @@
-"""What training keeps beside the weights, cut as the parameters are: optimizer state and averaged weights."""
+"""Cut what training keeps beside the weights, as the parameters are cut: optimizer state and averaged weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.prune.architecture import named_tensors
 from compress.prune.cut import Cut, Indices, sliced
 
 PREFIXES = ("", "module.")
-"""Where averaged weights have the network's names; an ``AveragedModel`` has the network in ``module``."""
+"""The prefixes under which averaged weights have the network's names; an ``AveragedModel`` has it in ``module``."""
 
 _UNCUT = "which is not cut; make the optimizer after the cut."
 
@@ -24,13 +24,13 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
     """A new optimizer of the same class, groups and options over the new parameters.
 
     State of a parameter's shape is sliced as the parameter is, along the dimensions in which it is not 1 (factored
-    second moments); state of one element is copied. As where torch copies an optimizer, hooks and learning-rate
-    schedulers stay behind: give the new optimizer a new scheduler, which takes the old one's ``state_dict``.
+    second moments); state of one element is copied. As when torch copies an optimizer, hooks and learning-rate
+    schedulers are not carried over: give the new optimizer a new scheduler, which loads the old one's ``state_dict``.
 
     Args:
         optimizer: over parameters of the network.
         cut: the plan and the network.
-        memo: id of each parameter of the network -> the parameter that takes its place.
+        memo: id of each parameter of the network -> the parameter that replaces it.
 
     Raises:
         PlanError: a parameter is not the network's, or there is state of another kind.
@@ -74,7 +74,7 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
 
     Args:
         average: a module with the network's names, such as an ``AveragedModel``, or a dictionary from names to tensors;
-            of the network's tensors those may be missing that are not trained.
+            tensors that are not trained may be missing.
         cut: the plan and the network.
 
     Raises:
@@ -101,7 +101,7 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
 
 
 def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
-    """What ``own`` puts before the network's names, once names and shapes are found right."""
+    """The prefix of the network's names in ``own``; raise PlanError unless names and shapes are right."""
     trained: dict[int, list[str]] = {}
     for name, tensor in cut.tensors.items():
         if tensor.requires_grad:
@@ -116,7 +116,7 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
             raise PlanError(
                 f"The averaged weights have '{key}' as {tuple(tensor.shape)}, the network as {tuple(expected.shape)}."
             )
-        # A counter, such as ``n_averaged``, is theirs alone.
+        # A counter such as ``n_averaged`` is not the network's.
         if expected is None and tensor.numel() > 1:
             raise PlanError(
                 f"The averaged weights have '{key}', which the network does not; give those of this network."
@@ -125,7 +125,7 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
 
 
 def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices], what: str) -> Mapping[int, Indices]:
-    """What stays of one tensor of state, once its shape is found right."""
+    """What stays of one tensor of state; raise PlanError unless its shape is right."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise PlanError(f"{what} is of type {type(tensor).__name__}, {_UNCUT}")
     if tensor.numel() == 1 or not kept:
@@ -137,10 +137,10 @@ def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices
 
 
 def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], copies: Mapping[int, Any]) -> None:
-    """Makes means over all rows and columns those over what stays.
+    """Turn means over all rows and columns into means over those that stay.
 
     Adafactor takes the second moment of w[i, j] to be row[i] * column[j] / mean(row), both being means over the last
-    two dimensions; with both rescaled it is for each weight that stays what it was.
+    two dimensions; with both rescaled, the second moment of each weight that stays is what it was.
     """
     last = row.dim()
     if not {last - 1, last - 2} & set(kept):
@@ -154,7 +154,7 @@ def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], copies: M
 
 
 def _tensors(value: Any, key: str, owner: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a nest, each with its key; with an ``owner``, nothing but tensors and numbers may be there."""
+    """All tensors in nested containers, each with its key; with an ``owner`` only tensors and numbers are allowed."""
     if isinstance(value, Tensor):
         yield key, value
     elif isinstance(value, Mapping):

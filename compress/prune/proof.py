@@ -35,8 +35,8 @@ class Proof(BaseModel):
         eval_forward: of the outputs in eval mode.
         train_forward: of the outputs in train mode.
         train_gradient: of the gradients of all parameters in train mode.
-        train_mode: False where batch statistics would have come from too few values to be compared: then the train
-            figures were taken with BatchNorms in eval mode.
+        train_mode: False if batch statistics would have come from too few values to be compared; the train figures
+            were then taken with BatchNorms in eval mode.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,20 +51,20 @@ class Proof(BaseModel):
 
 
 def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
-    """Compares ``apply`` with ``mask`` in float64: outputs in eval, outputs and gradients in train.
+    """Compare ``apply`` with ``mask`` in float64: outputs in eval, outputs and gradients in train.
 
-    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both
-    networks whatever is drawn at random is its mean.
+    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both networks
+    whatever is drawn at random is replaced by its mean.
 
     Args:
-        model: the dense network; it is not changed. In a copy its statistics and each parameter that is constant (a
-            head that starts at zero, say) are randomised, so that no equality holds by chance.
+        model: the dense network; it is not changed. In a copy the statistics and each constant parameter (such as a
+            head that starts at zero) are randomised, so that no equality holds by chance.
         plan: the plan to prove.
-        example_inputs: a batch: tensors, or lists, tuples and dictionaries of them; floating ones get some noise.
-            Where a BatchNorm has fewer than 16 values per channel of it, BatchNorms stay in eval mode.
-        seed: of all that is random here.
-        forward: how to run the network, or the part that is to be compared, such as a detector's backbone:
-            ``forward(network, *inputs)``; ``network(*inputs)`` without it.
+        example_inputs: a batch: tensors, or lists, tuples and dictionaries of them; noise is added to floating ones.
+            If a BatchNorm gets fewer than 16 values per channel from it, BatchNorms stay in eval mode.
+        seed: the seed of all that is random here.
+        forward: called as ``forward(network, *inputs)`` instead of ``network(*inputs)``, to compare a part of the
+            network such as a detector's backbone.
 
     Raises:
         PlanError: the plan is not legal, the cut network does not run, or an error is above 1e-10 (eval) or 1e-8
@@ -76,7 +76,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     _randomise(dense, generator)
     inputs = [_noisy(value, generator) for value in example_inputs]
     run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
-    # At no time are there two networks of full size.
+    # Masking in place: there are never two networks of full size beside the user's.
     cut = apply(dense, plan)
     expected = _expected(run, mask_(dense, plan), plan)
     del dense
@@ -92,7 +92,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
 
 @dataclass(frozen=True)
 class _Trained:
-    """What one training step computes: its outputs, and each gradient by its parameter's first name."""
+    """What one training step computes: its outputs, and each gradient by its parameter's name."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
@@ -143,7 +143,7 @@ class _Run:
         return _Trained([out.detach() for out in outputs], gradients)
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
-        # What is drawn by other means than Repeatable knows is at least drawn alike.
+        # What is drawn in a way unknown to Repeatable is at least drawn alike.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             # A network may write into its inputs.
@@ -207,7 +207,7 @@ def _gradient_error(values: dict[str, Tensor], references: dict[str, Tensor]) ->
     if set(values) != set(references):
         raise PlanError("The cut network trains other parameters than the masked one; please report the model.")
     scale = max(map(_largest, references.values()), default=0.0)
-    # A gradient that is zero but for rounding is measured against the network's largest one.
+    # A gradient that is zero except for rounding is measured against the network's largest one.
     return max((_difference(values[n], g, 1e-3 * scale) for n, g in references.items()), default=0.0)
 
 
@@ -220,12 +220,12 @@ def _difference(value: Tensor, reference: Tensor, floor: float) -> float:
 
 
 def _largest(tensor: Tensor) -> float:
-    """Largest absolute value, 0 of nothing, NaN where there is one: in one pass."""
+    """Largest absolute value, 0 for an empty tensor, NaN if there is one; in one pass."""
     return float(torch.linalg.vector_norm(tensor.detach().double(), float("inf"))) if tensor.numel() else 0.0
 
 
 def _noisy(value: Any, generator: torch.Generator) -> Any:
-    """``value`` on the CPU, with the floating tensors in it in float64 and noisy."""
+    """Move ``value`` to the CPU; turn floating tensors into float64 and add noise to them."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if not value.is_floating_point():
@@ -241,7 +241,7 @@ def _noisy(value: Any, generator: torch.Generator) -> Any:
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Gives norms other statistics, and noise to what is constant: a layer that starts at zero hides every error."""
+    """Change the norms' statistics and add noise to constants: a layer that starts at zero would hide every error."""
     constants: list[Tensor] = list(model.parameters())
     for module in model.modules():
         own = dict(module.named_buffers(recurse=False))

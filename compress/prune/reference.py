@@ -1,7 +1,6 @@
-"""How the proof runs a network: norms over kept channels alone, nothing drawn at random, statistics left alone.
+"""Make the norms of a masked network take their statistics over the kept channels alone, as those of the cut one do.
 
-Both classes watch torch's functions while they are entered, backward passes with recomputation included:
-``with KeptStatistics(masked, plan), Repeatable(): masked(x)``.
+``with KeptStatistics(masked, plan), Repeatable(): masked(x)``; the mode also holds in backward passes that recompute.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from compress.prune.planning import Plan
 class KeptStatistics(TorchFunctionMode):
     """Layer, RMS and group norms whose weight loses channels take their statistics over the kept ones alone.
 
-    What ``apply`` does to such a norm cannot be had by zeros: they count. Here a norm gathers the kept channels, is
-    computed on them and puts zeros into the other places. Norms are told by their weight, so one without is not seen.
+    Zeros cannot do what ``apply`` does to such a norm, since they count. Here a norm gathers the kept channels, is
+    computed on them, and fills the other places with zeros. Norms are recognised by their weight; one without is not.
 
     Args:
         model: the network, of full shape, that will run.

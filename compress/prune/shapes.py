@@ -1,6 +1,6 @@
-"""Shapes: what common operators give on the meta device, without asking torch, which takes ten times as long.
+"""The output shapes of common operators on the meta device, computed without torch, which takes ten times as long.
 
-Each function gives an empty meta tensor of the right shape and type, or None where only torch knows.
+Each function returns an empty meta tensor of the right shape and type, or None where only torch knows.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def max_pool(
 
 
 def _floating(shape: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for numbers with a point only: of others torch knows what it gives, or refuses them."""
+    """Restrict a function to floating tensors; torch knows the result for others, or refuses them."""
 
     def guarded(first: Any, *rest: Any, **named: Any) -> Any:
         x = first if isinstance(first, Tensor) or not first else first[0]

@@ -1,4 +1,4 @@
-"""Surgery: a plan made real. Legality is checked as a whole before any tensor moves."""
+"""Apply a plan: cut or mask a network, once the whole plan is found legal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AverageT = TypeVar("AverageT", bound=nn.Module | dict[str, Tensor])
 
 
 def validate(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError with one sentence unless the whole plan is legal for ``model``; touches nothing."""
+    """Raise PlanError, with one sentence, unless the whole plan is legal for ``model``; change nothing."""
     _legal(model, plan)
 
 
@@ -47,12 +47,12 @@ def apply(
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | dict[str, Tensor] | None = None,
 ) -> object:
-    """A new network without the channels that the plan drops; the originals are untouched.
+    """Make a new network without the channels that the plan drops; the originals are not changed.
 
     Args:
         model: the network that the plan was made for, on any device, meta too.
         plan: what stays.
-        optimizer: over parameters of ``model``; see ``cut_optimizer`` for what the new one takes along.
+        optimizer: over parameters of ``model``; see ``cut_optimizer`` for what the new one carries over.
         ema: averaged weights: an ``AveragedModel``, another module with these parameters or one in its ``module``,
             or a dictionary of tensors by name.
 
@@ -74,7 +74,7 @@ def apply(
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of full shape in which everything that makes a dropped channel is zero.
+    """Make a copy of full shape in which everything that produces a dropped channel is zero.
 
     Raises:
         PlanError: the plan is not legal for this network.
@@ -84,7 +84,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def mask_(model: nn.Module, plan: Plan) -> nn.Module:
-    """``mask`` in place; returns ``model``.
+    """Mask in place and return ``model``.
 
     Raises:
         PlanError: the plan is not legal for this network, which is then unchanged.
@@ -120,7 +120,7 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
             f"{own[:12]}; apply it to the network it was made from."
         )
     tensors = named_tensors(model)
-    # Groups share their indices: equal ones become a tensor once.
+    # Groups share their indices: equal ones become one tensor.
     made: dict[int, Indices | None] = {}
     alike: dict[tuple[int, ...], Indices | None] = {}
     by_tensor: dict[int, dict[int, Indices]] = {}
@@ -131,7 +131,7 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
         size = tensors[name].shape[int(place)]
         if slot.of != size:
             raise PlanError(f"The plan takes '{key}' to have {slot.of} channels, it has {size}.")
-        # Most share the object too, and asking for that is quicker than hashing it.
+        # Most share the object too, which is faster to check than a hash.
         if id(slot.kept) not in made:
             if slot.kept not in alike:
                 alike[slot.kept] = _indices(slot.kept)

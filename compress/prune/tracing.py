@@ -28,16 +28,16 @@ from compress.prune.units import Attribute, Group, Trace
 def trace(
     model: nn.Module, *example_inputs: Any, forward: Forward | None = None, heads: Literal["whole", "dims"] = "whole"
 ) -> Trace:
-    """Watches one forward pass of ``model`` and finds the channels that live or die together.
+    """Trace one forward pass of ``model`` and find the channels that live or die together.
 
-    The pass runs without storage and computes nothing, or on the real tensors where the code looks at what they hold;
-    branches that only training takes are watched too. Sizes that the code fixes are found by cutting every group and
-    watching again.
+    The pass runs without storage and computes nothing, or on the real tensors where the code reads their values;
+    branches that only training takes are traced too. Sizes that the code fixes are found by cutting every group and
+    tracing again.
 
     Args:
         model: any network that runs in eager mode; it is not changed.
-        example_inputs: what it is fed: tensors, or lists and dictionaries of them, batch first.
-        forward: called as ``forward(model, *example_inputs)`` instead of the model, to watch a part of it.
+        example_inputs: its inputs: tensors, or lists and dictionaries of them, batch first.
+        forward: called as ``forward(model, *example_inputs)`` instead of the model, to trace a part of it.
         heads: what goes of an attention: ``whole`` heads, or the same ``dims`` of every head.
 
     Raises:
@@ -50,13 +50,13 @@ def trace(
 
 
 TRIALS = 200
-"""Cuts that one trace may try before it protects what it has not cleared."""
+"""The number of cuts that a trace may try before it protects whatever it has not cleared."""
 
 
 class _WholeRMSNorm(nn.RMSNorm):
-    """An RMS norm as one operator: torch's own is taken to pieces before it can be seen.
+    """An RMS norm as one operator: torch's own is decomposed before it can be seen.
 
-    For channels it is what a layer norm is, so in a pass, whose numbers nobody reads, it is one.
+    It treats channels like a layer norm, so in a pass whose values nobody reads it can be one.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ class _WholeRMSNorm(nn.RMSNorm):
 
 @dataclass
 class _Tracing:
-    """One network, and how passes over it and over cuts of it are run."""
+    """One network, and the passes over it and over cuts of it."""
 
     model: nn.Module
     inputs: tuple[Any, ...]
@@ -104,11 +104,11 @@ class _Tracing:
     # Passes ----------------------------------------------------------------------------------------------
 
     def _shell(self) -> nn.Module:
-        """What sizes are read from: the network itself, or a copy with its substitutes in place."""
+        """The network that sizes are read from: itself, or a copy with its substitutes in place."""
         return self._probe({})[0] if self.substitutions else self.model
 
     def _probe(self, kept: dict[str, dict[int, Any]]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        """A copy to run, with its parameters and buffers by name under which their slots are kept."""
+        """A copy to run, and its parameters and buffers by the names of their slots."""
         memo = stand_ins(self.tensors, kept, self.real)
         try:
             net = clone(self.model, dict(memo))
@@ -132,12 +132,12 @@ class _Tracing:
         with torch.no_grad():
             inputs = [_copied(value, self.real) for value in self.inputs]
             dispatch.enter(inputs, "graph input")
-            # What training draws at random is no difference.
+            # What training draws at random makes no difference here.
             with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
                 return net(*inputs) if self.forward is None else self.forward(net, *inputs)
 
     def _observed(self) -> Observations:
-        """Passes over the whole network: without storage first, on its real tensors where that fails."""
+        """Trace the whole network: without storage first, on its real tensors if that fails."""
         on_meta = any(tensor.is_meta for tensor in self.tensors.values())
         try:
             return self._both_modes()
@@ -178,7 +178,7 @@ class _Tracing:
         return dispatch.observed
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
-        """Watches what training does where it differs: auxiliary heads and the like."""
+        """Trace what training does differently, such as auxiliary heads."""
         observed = dispatch.observed
         lists: tuple[list[Any], ...] = (
             observed.equalities,
@@ -192,7 +192,7 @@ class _Tracing:
         try:
             self._pass(net, dispatch, training=True)
         except Exception:
-            # A network may want more in training than an example: its targets. What evaluation does is all seen then.
+            # In training a network may need its targets too. Evaluation has used every parameter then.
             if names - observed.used:
                 raise
             return
@@ -221,7 +221,7 @@ class _Tracing:
     # Trial cuts ------------------------------------------------------------------------------------------
 
     def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
-        """What goes wrong when ``groups`` are cut, in two uneven ways."""
+        """What goes wrong when ``groups`` are cut in a few uneven ways."""
         if self.trials <= 0:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
@@ -267,18 +267,18 @@ class _Tracing:
         return blames or self._culprits(grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
-        """The groups that make a cut fail where no operator tells which: found by halves."""
+        """The groups that make a cut fail, found by bisection where no operator tells."""
         if len(groups) == 1:
             return [Blame(groups[0].units, blame.reason, blame.call, blame.module)]
         half = len(groups) // 2
         found = self._blames(grouping, groups[:half]) + self._blames(grouping, groups[half:])
-        # Halves that pass alone and fail together depend on each other: all of them stay.
+        # Halves that pass alone and fail together depend on each other: all groups stay.
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
 
-    # What is done about it -------------------------------------------------------------------------------
+    # Remedies --------------------------------------------------------------------------------------------
 
     def _remedy(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
-        """Follows a size that a module keeps, else ties a split in another way, else protects what was blamed."""
+        """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
         patched = self._patched(grouping, blames)
         if patched is not None:
             return patched
@@ -296,9 +296,9 @@ class _Tracing:
         return self._grouping()
 
     def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
-        """Takes the sizes kept by the blamed modules for sizes of the blamed groups, where the cut then passes.
+        """Let sizes that the blamed modules keep follow the blamed groups, if the cut then passes.
 
-        Each blame's sizes are tried one at a time, all blames at once, and in the end its sizes together.
+        The sizes of a blame are tried one at a time, those of all blames at once, and at last all sizes of a blame.
         """
         open_: list[tuple[int, list[Attribute]]] = [
             (b.call, found) for b in blames if (found := self._sizes(grouping, b))
@@ -321,7 +321,7 @@ class _Tracing:
                 self.cleared = tried
                 return tried
             calls = {b.call for b in left}
-            # What fails earlier than before was broken by the patch, and what comes after was not reached.
+            # A new failure earlier than before was caused by the patch; what comes after it was not reached.
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
             accepted += [a for call, sizes in trying if call in passed for a in sizes]
             open_ = [(call, found) for call, found in open_ if call not in passed]
@@ -329,7 +329,7 @@ class _Tracing:
         return self._grouping() if accepted else None
 
     def _sizes(self, grouping: Grouping, blame: Blame) -> list[Attribute]:
-        """Sizes that the blamed module, or the closest one around it that has any, keeps; each is tried once."""
+        """The sizes kept by the blamed module, or by the closest one around it that keeps any; each is tried once."""
         groups = [g for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
         path = blame.module
         while True:
@@ -346,11 +346,11 @@ class _Tracing:
 
 
 def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one, or more where some groups are small or the code picks channels by their place.
+    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
 
     The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
     numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get others. Of a small group its last channel goes. Further trials take the first and the last channel alone.
+    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
     """
     rng = np.random.default_rng(len(groups))
     kept, front, back = np.ones((3, trace.units), dtype=bool)
@@ -371,7 +371,7 @@ def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[
 
 
 LARGE = 5
-"""Channels of a group that one trial cut tells everything about."""
+"""The smallest group about which one trial cut tells everything."""
 
 
 def _copied(value: Any, real: bool) -> Any:

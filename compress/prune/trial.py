@@ -67,7 +67,7 @@ class TrialDispatch(LabelDispatch):
             return super().run(func, op, args, kwargs, quick)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             call = self._next(op.name)
-            # The failing call gives what it should have, so that one pass finds all that fail.
+            # The failing call returns what it should have, so that one pass finds all that fail.
             left = [self._left(call, k) for k in range(len(call.flows))]
             self._blame(args, f"fixed size: {_first_line(error)}")
             if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
@@ -89,13 +89,13 @@ class TrialDispatch(LabelDispatch):
         wrong = ""
         if call.numbers != numbers(op, args, kwargs):
             wrong = "fixed size: a number follows the size"
-        # Inputs are as expected, so outputs are: only what moves by places that the code names can go wrong.
+        # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
         moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
             left = self._left(call, k)
             if left is None or not self._agrees(tensor, None if moved is None else moved[k], flow, *left):
                 wrong = wrong or "fixed size: channels meet in other ways after a cut"
-            # What follows is judged by itself.
+            # What follows is judged separately.
             self._keep(tensor, flow if left is None else left[0])
         if wrong:
             self._blame((args, outs), wrong, call)
@@ -108,11 +108,11 @@ class TrialDispatch(LabelDispatch):
         return self.expected[self.at]
 
     def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
-        """Whether a tensor has the sizes, and where it was moved the channels, that the whole network's has, cut."""
+        """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
         if whole.origin.startswith("output of") or (whole.uniform and not whole.layers):
             return True
         if list(tensor.shape) != size:
-            # One value that was expanded takes any size; what it meets is judged by itself.
+            # One value that was expanded takes any size; what it meets is judged separately.
             real = zip(tensor.shape, tensor.stride(), strict=True)
             if tensor.dim() != len(size) or any(n != m and step for (n, step), m in zip(real, size, strict=True)):
                 return False
@@ -121,15 +121,15 @@ class TrialDispatch(LabelDispatch):
         own = {layer.dims: layer.labels for layer in moved.layers}
         expected = {layer.dims: layer.labels for layer in left.layers}
         if own.keys() != expected.keys():
-            # Where one channel is left, one side may have noticed that its labels no longer change.
+            # If one channel is left, one side may know already that its labels no longer change.
             own, expected = self._as_units(own.values()), self._as_units(expected.values())
         if own.keys() != expected.keys():
             return False
         return all(own[dims] is labels or np.array_equal(own[dims], labels) for dims, labels in expected.items())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
-        """What is left of the k-th output of a call: its flow and its size; None where it is no longer a rectangle."""
-        # What goes through an activation or a norm keeps its flow.
+        """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
+        # An activation or a norm passes its flow on.
         key = (id(call.flows[k]), call.shapes[k])
         if key not in self.lefts:
             self.lefts[key] = self._flow_left(call.flows[k], list(call.shapes[k]))
@@ -152,14 +152,14 @@ class TrialDispatch(LabelDispatch):
         return {layer.dims: layer.labels for layer in layers if layer.labels.size > 1}
 
     def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
-        """What is left of the whole network's labels, None where no rectangle is, and how long each dimension is."""
+        """What is left of the whole network's labels, None if it is no rectangle, and the length of each dimension."""
         key = id(labels)
         if key not in self.cuts:
             kept = self.kept[self.grouping.unit_of[labels]]
             if kept.all():
                 self.cuts[key] = labels, labels.shape
             elif labels.size == max(labels.shape):
-                # Along one dimension anything that is left is a rectangle.
+                # Along one dimension whatever is left is a rectangle.
                 row = labels.reshape(-1)[kept.reshape(-1)]
                 shape = tuple([1 if n == 1 else len(row) for n in labels.shape])
                 self.cuts[key] = row.reshape(shape), shape

@@ -1,4 +1,4 @@
-"""What training leaves so that a killed run goes on to the same weights: one file, by temporary name and rename."""
+"""Save and restore a training in one file, so that a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FORMAT = "niwaki-checkpoint-1"
 
 
 class Checkpoints:
-    """The last good state of one training, in one safetensors file whose header holds the rest as JSON.
+    """The last state of one training, in a safetensors file whose header holds what is not a tensor as JSON.
 
     Args:
         path: the file.
-        seconds: at least so long between two; the last state, when training is over, is always written.
+        seconds: the least time between two; the last state, when training is over, is always written.
     """
 
     def __init__(self, path: Path, seconds: float = 30.0) -> None:
@@ -38,14 +38,14 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self, over: bool) -> bool:
-        """Whether it is time to save; training is over, or goes on. Rank 0 alone saves."""
+        """Whether to save now; ``over`` says whether training is over. Only rank 0 saves."""
         return is_first() and (over or time.monotonic() - self._last >= self.seconds)
 
     def save(self, state: TrainingState) -> None:
-        """Writes the state after a step.
+        """Write the state after a step.
 
         Raises:
-            MissingError: the disk is full or refuses; the checkpoint before stays.
+            MissingError: the disk is full or refuses; the checkpoint before is kept.
         """
         tensors, about = _packed(state)
         try:
@@ -60,13 +60,13 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def restore(self, state: TrainingState) -> tuple[str, ...]:
-        """Puts the training where the file left it, if there is one; returns what is different here, a sentence each.
+        """Restore the state from the file, if there is one; return what is different here, one sentence each.
 
         Raises:
             ArtifactError: the file is damaged or of another training.
         """
         for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            # What a killed process was writing.
+            # Left by a process that was killed while writing.
             left.unlink(missing_ok=True)
         if not self.path.is_file():
             return ()
@@ -86,7 +86,7 @@ class Checkpoints:
 
 
 def made_by() -> dict[str, str]:
-    """What the last bits of a training depend on beside its recipe."""
+    """What the last bits of a training's weights depend on beside its recipe."""
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -98,7 +98,7 @@ def made_by() -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str]) -> tuple[str, ...]:
-    """What is here another than what ``then``, of ``made_by``, tells of: one sentence, or none."""
+    """Compare this environment with ``then``, an earlier ``made_by``: one sentence, or none if they agree."""
     now = made_by()
     changed = [f"{key} {now[key]} (it began under {then[key]})" for key in now if now[key] != then.get(key, now[key])]
     if not changed:
@@ -160,7 +160,7 @@ def _restore(state: TrainingState, tensors: dict[str, Tensor], about: dict[str, 
     state.best.since, state.best.metrics = about["since"], about["kept"]
     state.metrics, state.done = about["metrics"], about["step"]
     if not is_first():
-        # Rank 0's is the one that was saved; the others go on from one of their own.
+        # Only rank 0's generators were saved; the others start from seeds of their own.
         torch.manual_seed(state.seed + 7919 * state.rank + state.done)
         return
     torch.set_rng_state(tensors["rng.torch"])

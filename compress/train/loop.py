@@ -1,4 +1,4 @@
-"""The training loop: steps under a cosine schedule, the best validation checkpoint kept."""
+"""The training loop: steps under a cosine schedule, keeping the weights that are best on the validation split."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 """(network, batch) -> scalar."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all and what to show beside them."""
+"""Called with steps done, steps in all, and a text to show beside them."""
 
 EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """What is trained and on what.
+    """What is trained, and on what.
 
     Args:
-        model: the network; trained in place.
-        data: its ``train`` and ``val`` splits.
-        loss: what is minimised; None for the task's own with the recipe's label smoothing.
+        model: the network, trained in place.
+        data: the ``train`` and ``val`` splits are used.
         flops_per_image: FLOPs that one image costs, forward, backward and teacher together.
-        seed: of everything drawn.
-        helpers: what learns beside the network and is not part of it, such as a projection of a distilling loss.
+        seed: the seed of everything drawn.
+        loss: what is minimised; None for the task's own, with the recipe's label smoothing.
+        helpers: what learns beside the network and is not part of it, such as the projection of a distillation loss.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of it: the chosen metric and all others of the kept checkpoint on ``val``, steps and FLOPs spent."""
+    """The result: the selecting metric and all others of the best weights on ``val``, steps and FLOPs spent."""
 
     val_accuracy: float
     steps: int
@@ -83,7 +83,7 @@ class Step(nn.Module):
 
 
 def steps_for(recipe: TrainRecipe, images: int, flops_per_image: float, budget: float | None = None) -> int:
-    """Optimiser steps that the recipe's epochs, its FLOPs or an explicit budget of FLOPs allow; at least one."""
+    """Optimizer steps that the recipe's epochs, its FLOPs or an explicit budget of FLOPs allow; at least one."""
     batch = min(recipe.batch_size, images)
     flops = budget if budget is not None else recipe.training_flops
     if flops is not None:
@@ -102,16 +102,16 @@ def fit(
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
 ) -> Fit:
-    """Trains ``task.model`` in place and leaves it with the weights that were best on ``val``, in eval mode.
+    """Train ``task.model`` in place and leave it with the weights that were best on ``val``, in eval mode.
 
     Args:
         task: network, data, loss.
-        recipe: optimiser, schedule, length.
+        recipe: optimizer, schedule, length.
         fabric: device, precision and processes; each rank takes its part of every batch.
-        progress: told after every step.
+        progress: called after every step.
         budget: training FLOPs, instead of the recipe's length.
-        checkpoints: where training goes on from, and what it leaves in case it is killed.
-        log: told what each step gave.
+        checkpoints: where training resumes from, and what it saves in case it is killed.
+        log: where the curves are written.
 
     Raises:
         TrainingError: the loss is not finite, a data worker died, or the batch does not fall into equal parts.
@@ -120,7 +120,7 @@ def fit(
 
 
 def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric) -> dict[str, float]:
-    """The task's metrics on one split, shares of 1, by this process alone."""
+    """Measure the task's metrics on one split, as shares of 1, in this process alone."""
     model.to(fabric.device)
     found = _measured(model, data, data.splits[split], fabric.device)
     model.cpu()
@@ -130,7 +130,7 @@ def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric) -> d
 def _measured(
     model: nn.Module, data: ImageData, split: Split, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> dict[str, float]:
-    """Metrics of one split, a part on each rank; gives the network its mode back."""
+    """Measure one split, a part on each rank; leave the network in the mode that it had."""
     task, modes = TASKS[data.task], [(module, module.training) for module in model.modules()]
     metrics = task.metrics(data.classes).to(device)
     if ranks == 1:
@@ -149,7 +149,7 @@ def _measured(
 
 @dataclass(frozen=True)
 class _Observers:
-    """What is told of every step."""
+    """Who is told about every step."""
 
     progress: Progress
     checkpoints: Checkpoints | None
@@ -167,7 +167,7 @@ class _Training:
         self.feed = _feed(task, recipe, fabric)
         total = steps_for(recipe, len(self.feed.split), task.flops_per_image, budget)
         self.every = max(1, math.ceil(total / recipe.evaluations))
-        # Other ranks draw other dropout; the first draws what one process would.
+        # Each rank draws other dropout; rank 0 draws what a single process would.
         torch.manual_seed(hash_seed(task.seed, 7, *([fabric.global_rank] if fabric.global_rank else [])))
         self.channels_last = recipe.channels_last and not spoiled_by_channels_last(task.model, fabric.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -241,7 +241,7 @@ class _Training:
         return self.state.done >= self.state.total or (patience is not None and self.state.best.since >= patience)
 
     def _set_modes(self) -> None:
-        """Train mode, with BatchNorm as the recipe asks for; until it is unfrozen the backbone's does not move."""
+        """Set train mode, with BatchNorm as the recipe asks; a frozen backbone's statistics do not move."""
         self.wrapped.train()
         if self.recipe.batchnorm != "live" or self._head_alone():
             freeze_statistics(self.network)
@@ -253,7 +253,7 @@ class _Training:
         return self.task.task.loss(model, batch, self.recipe.label_smoothing)
 
     def _learn(self, batch: Batch) -> float:
-        """One optimiser step; returns the mean loss of the images that this rank saw."""
+        """Do one optimizer step; return the mean loss of this rank's images."""
         recipe, rate = self.recipe, cosine(self.state.done, self.state.total, self.recipe.warmup)
         for group, base in zip(self.state.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * rate
@@ -332,7 +332,7 @@ def _feed(task: Trainable, recipe: TrainRecipe, fabric: Fabric) -> Feed:
 
 
 class _Clock:
-    """Images a second, over the last steps."""
+    """Images per second, averaged over the last steps."""
 
     def __init__(self) -> None:
         self.last, self.rate = time.perf_counter(), 0.0

@@ -1,4 +1,4 @@
-"""What a training has come to: what the loop changes at each step, and a checkpoint saves and restores."""
+"""The state of a training: what the loop changes at each step, and a checkpoint saves and restores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TrainingState:
         best: the best weights so far.
         average: the moving average of the weights; None where none is asked for.
         total: steps of the whole training.
-        seed: of everything drawn.
+        seed: the seed of everything drawn.
         device: where the network is.
         rank: this process among those that train together.
         done: steps done.
-        metrics: of the last evaluation.
+        metrics: the metrics of the last evaluation.
     """
 
     network: nn.Module

@@ -1,4 +1,4 @@
-"""Boxes in COCO's layout: one folder of images and one JSON file a split."""
+"""Boxes in COCO's layout: a folder of images and a JSON file for each split."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ _FILE = TypeAdapter(_File)
 
 
 def coco_boxes(recipe: CocoData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads COCO's JSON: categories become classes in the order of their ids, x, y, width, height become corners.
+    """Read COCO's JSON; categories become classes in the order of their ids.
 
-    Crowd regions are left out. Images without an object stay: they say what is no object.
+    Crowd regions are left out. Images without an object stay: they show what is not an object.
 
     Raises:
-        DataError: a file is missing, no COCO JSON, refers to what it does not hold; splits differ in categories.
+        DataError: a file is missing, is not COCO JSON or refers to what it does not hold; or splits differ in their
+            categories.
     """
     root, left_out = Path(recipe.path), LeftOut()
     categories, train = _read(root, recipe.train, left_out)

@@ -1,4 +1,4 @@
-"""What a rule is: the call that it sees, what it may tell the tracer, and the steps that many rules share."""
+"""What a rule is: the call that it is given, what it may tell the tracer, and the steps that many rules share."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Rule = Callable[[Labeller, Call], Any]
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in a nest of tuples, lists, dictionaries and dataclasses."""
+    """All tensors in nested tuples, lists, dictionaries and dataclasses."""
     if isinstance(values, torch.Tensor):
         return [values]
     if isinstance(values, list | tuple):
@@ -85,7 +85,7 @@ def plain(flow: Flow, dim: int) -> Layer | None:
 
 
 def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
-    """The layer with the labels along ``dims`` said to be equal: those channels live or die together."""
+    """The layer with its labels along ``dims`` made equal: those channels live or die together."""
     dims = [d for d in dims if layer.over(d)]
     if not dims:
         return layer
@@ -161,7 +161,7 @@ def meet(
 
 
 def _unblocked(tracer: Labeller, layer: Layer, sides: Sequence[tuple[list[Layer], Any, Flow]], own: int) -> Layer:
-    """An operand with a size but no channels along a dimension cannot lose any there: nor can what meets it."""
+    """An operand with a size but no channels along a dimension cannot lose any there; nor can what meets it."""
     for k, (layers, shape, flow) in enumerate(sides):
         if k == own or flow.uniform:
             continue

@@ -56,8 +56,8 @@ def _dims(call: Call) -> list[int]:
 def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool) -> Any:
     """y = x reduced over some dimensions.
 
-    A layer that changes along others too is a set of heads, which go whole. ``counts`` says whether a sum divides by
-    how many it sums, so that channels reduced over have to stay.
+    A layer that changes along other dimensions too is a set of heads, which go whole. ``counts``: the result depends on
+    how many elements are reduced, so that channels reduced over have to stay.
     """
     flow, out = tracer.flow(call.args[0]), tensors(call.out)[0]
     dims, ndim = _dims(call), call.args[0].dim()
