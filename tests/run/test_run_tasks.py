@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,14 +10,13 @@ import onnx
 import pytest
 import yaml
 from PIL import Image
+from processes import niwaki
 
 import deploy
 from deploy.onnx.metadata import Metadata
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-c", "from compress.cli.app import main; main()"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 HEIGHT, WIDTH = 64, 96
 SSDLITE = {"size": [HEIGHT, WIDTH], "finest": 16, "scales": [0.15, 0.3, 0.6, 0.9]}
@@ -106,11 +102,6 @@ TASKS = {
     ),
 }  # fmt: skip
 METRICS = {"detection": ("mAP", {"map", "map50", "map75"}), "segmentation": ("mIoU", {"miou", "pixel_accuracy"})}
-
-
-def niwaki(*arguments, cwd):
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module", params=list(TASKS))
