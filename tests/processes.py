@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 NIWAKI = (sys.executable, "-c", "from compress.cli.app import main; main()")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class Server:

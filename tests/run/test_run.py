@@ -33,8 +33,8 @@ FILES = (
 )  # fmt: skip
 
 
-def run(*arguments, cwd, command=niwaki):
-    return command("run", ROOT / "recipes/digits.yaml", "--out", "out", *SETS, *arguments, cwd=cwd)
+def run(*arguments, cwd, command=niwaki, env=processes.ENVIRONMENT):
+    return command("run", ROOT / "recipes/digits.yaml", "--out", "out", *SETS, *arguments, cwd=cwd, env=env)
 
 
 def digest(path):
@@ -59,7 +59,8 @@ def one_sentence(text):
 def done(tmp_path_factory):
     """The folder in which `out` lies, and the finished process, which was started as a user starts it."""
     home = tmp_path_factory.mktemp("run")
-    process = run(cwd=home, command=processes.niwaki_anew)
+    warned = processes.ENVIRONMENT | {"PYTHONWARNINGS": "default"}
+    process = run(cwd=home, command=processes.niwaki_anew, env=warned)
     assert process.returncode == 0, process.stderr
     return home, process
 
