@@ -22,7 +22,7 @@ def machine_info() -> dict[str, Any]:
 
 def versions_info() -> dict[str, str]:
     """Return the versions of the packages that run engines, read without importing them."""
-    packages = ("niwaki", "numpy", "pillow", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "torch")
+    packages = ("niwaki-vision", "numpy", "pillow", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "torch")
     found: dict[str, str] = {}
     for package in packages:
         try:

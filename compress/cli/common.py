@@ -23,7 +23,7 @@ def need(command: str, packages: tuple[str, ...]) -> None:
     if missing:
         raise MissingError(
             f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
-            "pip install 'niwaki[compress]'."
+            "pip install 'niwaki-vision[compress]'."
         )
 
 

@@ -33,10 +33,10 @@ from compress.cli.bundle import describe
 from compress.cli.common import JsonFlag
 from compress.terminal import Terminal
 
-DISTRIBUTION = "niwaki"
+DISTRIBUTION = "niwaki-vision"
 TIMEOUT = 20  # seconds for a tool of the system to say who it is
 
-# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki[EXTRA]"`.
+# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki-vision[EXTRA]"`.
 SPECIAL = {
     "tensorrt": "install TensorRT from NVIDIA's own package index, or use the extra tensorrt-rtx",
 }
@@ -229,7 +229,7 @@ def _kernels() -> Iterable[Check]:
     ):
         there = bool(info.get(part))
         if there and torch is None:
-            yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki[compress]"')
+            yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"')
             continue
         if there:
             works, says = _loads(part)

@@ -20,7 +20,7 @@ def check_tensorboard(wanted: bool) -> None:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise MissingError(
-            "tensorboard: true, but TensorBoard is not installed; pip install 'niwaki[tensorboard]', or set "
+            "tensorboard: true, but TensorBoard is not installed; pip install 'niwaki-vision[tensorboard]', or set "
             "tensorboard: false (logs/ has the same curves as CSV)."
         ) from None
 

@@ -73,5 +73,5 @@ def _default_builder(target: str | None) -> str:
         return name
     raise MissingDependency(
         "Building an engine needs the package tensorrt or tensorrt_rtx and neither can be imported here; get one with "
-        "`pip install 'niwaki[tensorrt-rtx]'`, or run the bundle as it is, which needs no engine."
+        "`pip install 'niwaki-vision[tensorrt-rtx]'`, or run the bundle as it is, which needs no engine."
     )

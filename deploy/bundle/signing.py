@@ -105,6 +105,6 @@ def _import_serialization() -> Any:
     except ImportError as error:
         raise MissingDependency(
             "Signatures need the package cryptography, which cannot be imported here; get it with "
-            "`uv sync --extra signing` or `pip install 'niwaki[signing]'`."
+            "`uv sync --extra signing` or `pip install 'niwaki-vision[signing]'`."
         ) from error
     return serialization

@@ -34,7 +34,7 @@ class OpenVinoEngine(Engine):
         except ImportError as error:
             raise MissingDependency(
                 "The package openvino cannot be imported here; get it with `uv sync --extra openvino` or "
-                "`pip install 'niwaki[openvino]'`."
+                "`pip install 'niwaki-vision[openvino]'`."
             ) from error
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")

@@ -24,7 +24,7 @@ def missing_package(package: str, need: str, extra: str) -> MissingDependency:
     """Return the error for an optional package that cannot be imported; ``need`` names what requires it."""
     return MissingDependency(
         f"{need} needs the package {package}, which cannot be imported here; get it with "
-        f"`uv sync --extra {extra}` or `pip install 'niwaki[{extra}]'`."
+        f"`uv sync --extra {extra}` or `pip install 'niwaki-vision[{extra}]'`."
     )
 
 

@@ -77,7 +77,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
     except ImportError as error:
         raise MissingDependency(
             f"the report draws its plot with matplotlib, which cannot be imported here ({error}): "
-            'pip install "niwaki[compress]".'
+            'pip install "niwaki-vision[compress]".'
         ) from error
     settings: Any = {
         "svg.fonttype": "none",

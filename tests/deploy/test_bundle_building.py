@@ -64,7 +64,7 @@ def test_without_a_builder_it_is_one_sentence_and_exit_3(bundle_dir):
     done = niwaki((*TRAINING, "tensorrt", "tensorrt_rtx"), "build", bundle_dir)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.count("\n") == 1
-    assert "pip install 'niwaki[tensorrt-rtx]'" in done.stderr
+    assert "pip install 'niwaki-vision[tensorrt-rtx]'" in done.stderr
     assert not (bundle_dir / "engines").exists()
 
 

@@ -231,7 +231,7 @@ def test_the_registry_chooses_by_ending_or_by_name(files, tmp_path):
 
 @pytest.mark.parametrize(
     ("package", "way_out"),
-    [("openvino", r"pip install 'niwaki\[openvino\]'"), ("onnxruntime", "pip install onnxruntime")],
+    [("openvino", r"pip install 'niwaki-vision\[openvino\]'"), ("onnxruntime", "pip install onnxruntime")],
 )
 def test_a_missing_runtime_says_how_to_get_it(package, way_out, files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)

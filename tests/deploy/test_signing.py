@@ -230,6 +230,6 @@ def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):
 
 def test_without_cryptography_it_says_how_to_get_it(bundle_dir, keys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'niwaki\[signing\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'niwaki-vision\[signing\]'"):
         deploy.load(bundle_dir, trusted_key=keys / "mine.pub")
     deploy.load(bundle_dir).close()

@@ -142,7 +142,7 @@ def test_a_wrong_precision_or_profile_is_refused(files, tmp_path):
 
 def test_without_the_package_the_error_says_how_to_get_it(files, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingDependency, match=r"uv sync --extra tensorrt-rtx.*niwaki\[tensorrt-rtx\]"):
+    with pytest.raises(MissingDependency, match=r"uv sync --extra tensorrt-rtx.*niwaki-vision\[tensorrt-rtx\]"):
         engine_from_onnx(files["fp32"], tmp_path / "e", target="sm86")
 
 

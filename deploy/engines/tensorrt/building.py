@@ -133,7 +133,7 @@ def import_api(runtime: str) -> Any:
         extra = _EXTRAS[runtime]
         raise MissingDependency(
             f"The package {runtime} cannot be imported here; get it with `uv sync --extra {extra}` or "
-            f"`pip install 'niwaki[{extra}]'`."
+            f"`pip install 'niwaki-vision[{extra}]'`."
         ) from error
 
 

@@ -95,7 +95,7 @@ def _bindings() -> Any:
     except ImportError as error:
         raise MissingDependency(
             "Running a TensorRT engine needs the package cuda-bindings, which cannot be imported here; get it with "
-            "`pip install 'niwaki[tensorrt]'` or `pip install 'niwaki[tensorrt-rtx]'`."
+            "`pip install 'niwaki-vision[tensorrt]'` or `pip install 'niwaki-vision[tensorrt-rtx]'`."
         ) from error
 
 
