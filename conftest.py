@@ -7,6 +7,7 @@ runs once.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 MOST_PROCESSES = 8
 """Each takes about a gigabyte of memory."""
-COSTLY = ("zoo", "network", "slow")
+COSTLY = ("network", "slow")
+BY_PARAMETER = ("test_prune_zoo.py", "test_prune_detection.py")
+"""What the tests of these share belongs to one parameter, so that a file need not stay in one process."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,18 +44,33 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.numprocesses = 0 if alone else min(_cores(), MOST_PROCESSES)
     if option.dist == "no":
         option.dist = "loadfile"
-        option.loadscopereorder = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None]) -> object | None:
+    """Files in their order here, each in one process; of the zoo, each network."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return f"{file}[{test.partition('[')[2]}" if file.endswith(BY_PARAMETER) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Costly files go first, so that no process is left with one when the others are done."""
-    if not hasattr(config, "workerinput"):
-        return
-    weight: dict[Path, int] = {}
-    for item in items:
-        weight[item.path] = weight.get(item.path, 0) + any(item.get_closest_marker(mark) for mark in COSTLY)
-    items.sort(key=lambda item: -weight[item.path])
+    if hasattr(config, "workerinput"):
+        weight: dict[Path, int] = {}
+        for item in items:
+            costly = any(item.get_closest_marker(mark) is not None for mark in COSTLY)
+            weight[item.path] = weight.get(item.path, 0) + costly
+        items.sort(key=lambda item: -weight[item.path])
 
 
 def _timed(option: object) -> bool:

@@ -41,7 +41,7 @@ def killed(folder, after):
     return at_work
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.zoo)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.zoo(part="light"))])
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_and_resumed_it_is_the_run_in_one_piece(tmp_path, kills):
     whole = tmp_path / "whole"
