@@ -25,9 +25,11 @@ from compress.distill.losses import (
 )
 from compress.distill.registry import LOSSES, check, reuse, weights
 from compress.distill.setup import Lesson, forward_flops, kept_features, lesson
+from compress.distill.unlabelled import UNLABELLED, with_answers
 
 __all__ = [
     "LOSSES",
+    "UNLABELLED",
     "Cache",
     "FeatureHooks",
     "Lesson",
@@ -54,4 +56,5 @@ __all__ = [
     "reuse",
     "reuse_classifier",
     "weights",
+    "with_answers",
 ]

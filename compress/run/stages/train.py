@@ -245,9 +245,10 @@ def taught(
 ) -> tuple[Fit, float, tuple[str, ...]]:
     """Trains (teacher, student)[1] under the recipe's losses; also the FLOPs of it all, and what to note."""
     teacher, student = networks
+    data, answered = distill.with_answers(work.target, teacher, work.fabric.device)
     lesson = distill.lesson(
         recipe,
-        work.target,
+        data,
         student,
         teacher,
         plan,
@@ -256,13 +257,16 @@ def taught(
         folder=work.out / ANSWERS,
         progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
     )
-    task = Trainable(student, work.target, lesson.flops_per_image, seed, lesson.loss, lesson.helpers)
-    budget = None if recipe.training_flops is None else recipe.training_flops - lesson.flops_once
+    task = Trainable(student, data, lesson.flops_per_image, seed, lesson.loss, lesson.helpers)
+    once_flops = lesson.flops_once + answered
+    budget = None if recipe.training_flops is None else recipe.training_flops - once_flops
     result = _train(work, advance, name, task, recipe, budget)
     distill.fold_classifier(student)
     # Both come back where they were: what follows traces and proves there.
     teacher.cpu()
-    return result, result.training_flops + lesson.flops_once, (*lesson.notes, *result.notes)
+    more = len(data.splits["train"]) - len(work.target.splits["train"])
+    said = (f"{more} images without labels were learned from too, as the teacher classes them.",) if more else ()
+    return result, result.training_flops + once_flops, (*said, *lesson.notes, *result.notes)
 
 
 def _enter_plan(work: Workspace, plan: Plan, proof: prune.Proof) -> float:
