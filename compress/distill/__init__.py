@@ -27,9 +27,11 @@ from compress.distill.pair import kept_features
 from compress.distill.registry import LOSSES, check, reuse, weights
 from compress.distill.setup import Distillation, set_up
 from compress.distill.teacher import forward_flops
+from compress.distill.unlabelled import UNLABELLED, with_answers
 
 __all__ = [
     "LOSSES",
+    "UNLABELLED",
     "Cache",
     "Distillation",
     "FeatureHooks",
@@ -56,4 +58,5 @@ __all__ = [
     "reuse_classifier",
     "set_up",
     "weights",
+    "with_answers",
 ]

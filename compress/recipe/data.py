@@ -30,16 +30,21 @@ class HandwrittenDigits(Part):
     kind: Literal["handwritten_digits"]
     train_per_class: Annotated[int, Field(ge=1, le=100)] = 20
     val_per_class: Annotated[int, Field(ge=1, le=50)] = 20
+    unlabelled: Annotated[int, Field(ge=0, le=1_000)] = 0
 
 
 class FolderData(Part):
-    """An ImageFolder tree. ``val`` is a folder, or the share of the training images that is held out."""
+    """An ImageFolder tree. ``val`` is a folder, or the share of the training images that is held out.
+
+    ``unlabelled`` is a folder of images, at any depth, whose classes nobody knows.
+    """
 
     kind: Literal["folder"]
     path: str
     train: str = "train"
     val: str | Share = 0.2
     test: str = "test"
+    unlabelled: Text | None = None
     unreadable: Annotated[int, Field(ge=0)] = 0
 
 

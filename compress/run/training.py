@@ -85,9 +85,10 @@ def train(
 def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distilled:
     """Train a student under the losses of the job's recipe; both networks come back on the CPU."""
     recipe, student = job.recipe, job.student
+    data, answered = distill.with_answers(work.target, job.teacher, work.fabric.device)
     setup = distill.set_up(
         recipe,
-        work.target,
+        data,
         student,
         job.teacher,
         job.plan,
@@ -96,13 +97,16 @@ def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distil
         folder=work.out / TEACHER_OUTPUTS,
         progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
     )
-    task = Trainable(student, work.target, setup.flops_per_image, job.seed, setup.loss, setup.helpers)
-    budget = None if recipe.training_flops is None else recipe.training_flops - setup.flops_once
+    before = setup.flops_once + answered
+    task = Trainable(student, data, setup.flops_per_image, job.seed, setup.loss, setup.helpers)
+    budget = None if recipe.training_flops is None else recipe.training_flops - before
     result = train(work, advance, job.name, task, recipe, budget)
     distill.fold_classifier(student)
     # What follows traces and proves on the CPU.
     job.teacher.cpu()
-    return Distilled(result, result.training_flops + setup.flops_once, (*setup.notes, *result.notes))
+    more = len(data.splits["train"]) - len(work.target.splits["train"])
+    said = (f"{more} images without labels were learned from too, as the teacher classes them.",) if more else ()
+    return Distilled(result, result.training_flops + before, (*said, *setup.notes, *result.notes))
 
 
 def on_validation(work: Workspace, result: Fit) -> str:

@@ -51,7 +51,7 @@ def ledger_of(out):
 
 def test_torchrun_leaves_what_one_process_leaves(alone, two):
     out, process = two
-    assert json.loads(process.stdout)["test_images"] == 1397
+    assert json.loads(process.stdout)["test_images"] == 1047
     assert process.stderr.count("Distil the student from the teacher") == 1
     files = [{str(p.relative_to(o)) for p in o.rglob("*") if "answers" not in p.parts} for o in (alone, out)]
     assert files[0] == files[1]

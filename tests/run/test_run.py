@@ -99,10 +99,10 @@ def test_the_ledger_holds_every_stage_and_network(out):
     ]
     assert [s.name for s in ledger.stages] == stages
     assert [m.name for m in ledger.models] == ["teacher", "twin", "pruned", "student", "finetuned", "scratch"]
-    assert ledger.test_images == 1397
+    assert ledger.test_images == 1047
     for model in ledger.models:
-        assert model.test_total == 1397
-        assert model.test_accuracy == pytest.approx(model.test_correct / 1397)
+        assert model.test_total == 1047
+        assert model.test_accuracy == pytest.approx(model.test_correct / 1047)
         assert 0 <= model.val_accuracy <= 1
         assert model.val_metrics["top1"] == model.val_accuracy
         assert {"top5", "macro_f1", "loss"} <= set(model.val_metrics)
@@ -176,7 +176,7 @@ def test_output_that_is_no_terminal_has_no_control_characters(done):
     assert all(c.isprintable() or c == "\n" for c in text)
     assert process.stderr == ""
     assert "[ 1/11]" in process.stdout
-    assert "accuracy on 1397 test images" in process.stdout
+    assert "accuracy on 1047 test images" in process.stdout
 
 
 def test_nothing_of_this_machine_is_in_what_is_shipped(done, out):
@@ -241,7 +241,7 @@ def test_json_prints_one_document_and_quiet_prints_nothing(done):
     process = run("--resume", "--json", cwd=done[0])
     assert process.returncode == 0
     figures = json.loads(process.stdout)
-    assert figures["test_images"] == 1397
+    assert figures["test_images"] == 1047
     assert set(figures["engines"]) == {"dense", "pruned", "distilled", "int8"}
     quiet = run("--resume", "--quiet", cwd=done[0])
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")

@@ -19,6 +19,7 @@ from compress.recipe.data import HandwrittenDigits, RenderedDigits
 
 CLASSES = tuple(str(d) for d in range(10))
 CANVAS = 64
+LEAST_TESTED = 100
 
 
 class PixelImages:
@@ -116,6 +117,20 @@ def handwritten_digits(recipe: HandwrittenDigits, reader: ImageReader, seed: int
         taken["train"] += own[:first]
         taken["val"] += own[first:second]
         taken["test"] += own[second:]
+    if recipe.unlabelled:
+        # As they come, not so many of each class: nobody has looked at them.
+        rest = set(taken["test"])
+        left = [int(i) for i in order if int(i) in rest]
+        if len(left) - recipe.unlabelled < LEAST_TESTED:
+            raise DataError(
+                f"target.unlabelled: {recipe.unlabelled} of the {len(left)} digits that are left for the test are too "
+                f"many; ask for at most {len(left) - LEAST_TESTED}, or for fewer with labels."
+            )
+        taken["unlabelled"] = left[: recipe.unlabelled]
+        rest -= set(taken["unlabelled"])
+        taken["test"] = [i for i in taken["test"] if i in rest]
+        labels = labels.copy()
+        labels[taken["unlabelled"]] = -1
     return ImageData(
         CLASSES,
         {

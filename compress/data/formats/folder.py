@@ -37,6 +37,11 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
     for name, items in (("train", train), ("val", val), ("test", test)):
         images, labels = read_all(items, reader, unreadable, f"{root}, split {name},")
         splits[name] = Split(images, torch.tensor(labels), reader)
+    if recipe.unlabelled is not None:
+        folder = existing(root / recipe.unlabelled, "target.unlabelled")
+        found = [(path, -1) for path in sorted(folder.rglob("*")) if is_image(path)]
+        images, labels = read_all(found, reader, unreadable, folder)
+        splits["unlabelled"] = Split(images, torch.tensor(labels), reader)
     return ImageData(classes, splits, notes=unreadable.notes)
 
 
