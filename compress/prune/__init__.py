@@ -7,9 +7,10 @@ small = prune.apply(model, plan)
 prune.check(model, plan, example)
 """
 
+from compress.prune.allocation import smallest_share
 from compress.prune.budget import Budget
-from compress.prune.criteria import CRITERIA, score
-from compress.prune.planning import Plan, plan, smallest_share
+from compress.prune.criteria import CRITERIA, normalized, score
+from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
@@ -25,6 +26,7 @@ __all__ = [
     "apply",
     "check",
     "mask",
+    "normalized",
     "plan",
     "protect",
     "score",

@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.prune.attributes import attributes
 from compress.prune.labels import Labels, shrink
+from compress.prune.liveness import activations
 from compress.prune.planning import shapes_hash
 from compress.prune.units import Attribute, Cost, Trace, components, group_units
 from compress.prune.watch import Found
@@ -107,6 +108,8 @@ def settle(
         parameters={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         tied=tied,
         substitutions=substitutions,
+        buffers=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False)),
+        activations=activations(found.passes[0], unit_of, found.images) if found.passes else (),
     )
     return Settled(trace, unit_of, ties)
 

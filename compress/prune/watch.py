@@ -64,6 +64,7 @@ class Found:
     unknown: dict[str, None] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     picks: bool = False
+    images: int = 1
     passes: list[list[Seen]] = field(default_factory=list)
 
 
@@ -126,6 +127,8 @@ class Watch(TorchDispatchMode):
             self.alive.append(tensor)
             self.flows[id(tensor)] = Flow((), origin)
             self.sources[id(tensor)] = f"{origin} {k}"
+            if k == 0 and tensor.dim():
+                self.found.images = max(int(tensor.shape[0]), 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -267,6 +270,11 @@ class Watch(TorchDispatchMode):
             labels = self.found.slots[slot] = np.arange(self.found.count, self.found.count + size, dtype=np.int64)
             self.found.count += size
         return labels
+
+    def fresh(self, size: int) -> Labels:
+        """Labels of channels that no parameter has."""
+        self.found.count += size
+        return np.arange(self.found.count - size, self.found.count, dtype=np.int64)
 
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None:
         """Labels of one dimension of a parameter that nothing has been computed from; None where it is not one."""
