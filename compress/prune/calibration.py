@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,19 @@ def default_loss(outputs: Any, targets: Any, generator: torch.Generator) -> Tens
 
 IGNORED = 255
 """The label of what is not to be learnt, in masks."""
+
+
+def part(value: Any, index: Sequence[int], images: int) -> Any:
+    """Some of a batch's images: of everything in a nest that is as long as there are images."""
+    if isinstance(value, Tensor):
+        return value[torch.tensor(index, device=value.device)] if value.dim() and len(value) == images else value
+    if isinstance(value, list) and len(value) == images:
+        return [value[i] for i in index]
+    if isinstance(value, list | tuple):
+        return type(value)(part(entry, index, images) for entry in value)
+    if isinstance(value, Mapping):
+        return {key: part(entry, index, images) for key, entry in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Call:
         x: the activation that is read.
         weight: the weight.
         settings: `stride`, `padding`, `dilation`, `groups` of a convolution.
+        bias: what is added, where it is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Call:
     x: Tensor
     weight: Tensor
     settings: Mapping[str, Any]
+    bias: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -49,9 +51,9 @@ class Call:
         return -1 if self.kind in ("linear", "matmul") else 1 - self.weight.dim()
 
     @property
-    def reads(self) -> int:
-        """The dimension of the weight that meets the input's channels."""
-        return 0 if self.kind in ("matmul", "transposed") else 1
+    def makes(self) -> int:
+        """The dimension of the weight that names the output's channels."""
+        return 1 if self.kind in ("matmul", "transposed") else 0
 
 
 class Reads(TorchFunctionMode):
@@ -88,7 +90,7 @@ class Reads(TorchFunctionMode):
             return func(*[whole[key] for key in names[: len(args)]], **{key: whole[key] for key in kwargs})
 
         settings = {key: given[key] for key in _SETTINGS if key in given}
-        return self._seen(Call(name, kind, given["input"], weight, settings), product)
+        return self._seen(Call(name, kind, given["input"], weight, settings, given.get("bias")), product)
 
 
 @dataclass(frozen=True)
