@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -112,24 +113,24 @@ class Site:
         return self.units.repeat(count // len(self.units))
 
 
-def sites(trace: Trace) -> dict[str, Site]:
-    """The sites by weight: every parameter of two or more dimensions that reads, and for units that none reads the
-    last one that makes them."""
-    found: dict[str, Site] = {}
+def sites(trace: Trace) -> dict[str, tuple[Site, ...]]:
+    """The sites of each weight: every parameter of two or more dimensions that reads, and for free units that none
+    reads the last one that makes them."""
+    found: dict[str, tuple[Site, ...]] = {}
     read = np.zeros(trace.units, dtype=bool)
-    makers: dict[str, np.ndarray[Any, Any]] = {}
+    makers: dict[str, npt.NDArray[np.int64]] = {}
     for (name, dim), units in trace.slots.items():
         if len(trace.parameters.get(name, ())) < 2 or dim > 1:
             continue
         if trace.roles[name, dim] == "consumer":
-            found[name] = Site(name, False, torch.from_numpy(units))
+            found[name] = (Site(name, False, torch.from_numpy(units)),)
             read[units] = True
         elif trace.roles[name, dim] == "producer":
             makers[name] = units
     unread = {int(unit) for group in trace.groups for unit in group.units if not read[unit]}
     for name, units in reversed(makers.items()):
-        if name not in found and unread.intersection(units.tolist()):
-            found[name] = Site(name, True, torch.from_numpy(units))
+        if unread.intersection(units.tolist()):
+            found[name] = (*found.get(name, ()), Site(name, True, torch.from_numpy(units)))
             unread -= set(units.tolist())
     return found
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from compress.errors import PlanError
 from compress.prune.attention import substitute
 from compress.prune.calibration import Batch, Forward, batches, part, run
+from compress.prune.judging import Judge, surely_lower
 from compress.prune.least_squares import Fit, solve
 from compress.prune.lockstep import Walker, Way, walkers
 from compress.prune.moments import POSITIONS, Moments, as_matrix, as_weight, rows
 from compress.prune.planning import Plan, named_tensors
 from compress.prune.probe import clone
 from compress.prune.reads import Call
-from compress.prune.rules import tensors
 from compress.prune.survey import survey
 
 CLOSED = 100
@@ -90,8 +90,10 @@ def reconstruct(
 ) -> tuple[nn.Module, Reconstruction]:
     """Solves the layers of a cut network again, without labels.
 
-    A layer's repair stays only where the outputs on held-out images do not get worse, and so do new BatchNorm
-    statistics. Memory is that of one pass of both networks over all images at once.
+    Every layer is solved for its own outputs. A repair is then taken back where held-out images are nearer to the
+    dense network without it by more than twice the error of that mean, and all are where they do not help together;
+    new BatchNorm statistics are kept by the same measure. Memory is that of one pass of both networks over all images
+    at once.
 
     Args:
         model: the dense network; it is not changed.
@@ -177,17 +179,14 @@ class _Job:
     forward: Forward | None
     positions: int
     generator: torch.Generator
-    weigh: bool = True
 
     def repair(self, parts: _Parts) -> Reconstruction:
         self.tensors = named_tensors(self.repaired)
         self.weights = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter) and t.dim() > 1}
         theirs = named_tensors(self.dense)
-        self.held = parts.held
-        self.wanted = [self._outputs(self.dense, batch) for batch in parts.held]
+        self.judge = Judge(self.dense, parts.held, self.forward)
         self.survey = survey(self.repaired, self.weights, parts.held[0], self.forward)
-        kind, before = self.judge()
-        self.best = before
+        before = self.judge(self.repaired)
         layers: list[LayerRepair] = []
         self.changed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         everything = [*parts.fit, *parts.held]
@@ -206,54 +205,17 @@ class _Job:
                 layer = self._layer(dense, cut, len(parts.fit))
                 if layer is not None:
                     layers.append(layer)
-        import os
-
-        if os.environ.get("NOWEIGH"):
-            self.best = self.judge()[1]
-        else:
-            layers = self._weighed(layers, before)
-        statistics = self._statistics(parts.fit)
+        layers, after = self._weighed(layers, before)
+        statistics, after = self._statistics(parts.fit, after)
         return Reconstruction(
-            measure=kind,
-            before=before,
-            after=self.best,
+            measure=self.judge.measure,
+            before=float(before.mean()),
+            after=float(after.mean()),
             layers=tuple(layers),
             statistics=statistics,
             images=sum(batch.images for batch in parts.fit),
             held_out=sum(batch.images for batch in parts.held),
         )
-
-    # Judging ---------------------------------------------------------------------------------------------
-
-    def _outputs(self, network: nn.Module, batch: Batch) -> list[Tensor]:
-        with torch.no_grad():
-            found = [t for t in tensors(run(network, batch, self.forward)) if t.is_floating_point()]
-        if not found:
-            raise PlanError("The network gives no numbers that could be compared; give forward=, for a part that does.")
-        return found
-
-    def judge(self) -> tuple[str, float]:
-        """How far the repaired network's outputs on held-out images are from the dense network's."""
-        own = [self._outputs(self.repaired, batch) for batch in self.held]
-        classes = all(len(outs) == 1 and outs[0].dim() == 2 and outs[0].shape[1] > 1 for outs in self.wanted)
-        total = scale = 0.0
-        for ours, wanted in zip(own, self.wanted, strict=True):
-            for a, b in zip(ours, wanted, strict=True):
-                if classes:
-                    p, q = b.double().log_softmax(1), a.double().log_softmax(1)
-                    total += float((p.exp() * (p - q)).sum())
-                    scale += len(a)
-                else:
-                    total += float((a.double() - b.double()).square().sum())
-                    scale += float(b.double().square().sum())
-        return "kl" if classes else "error", total / max(scale, 1e-30)
-
-    def _accepts(self) -> tuple[bool, float]:
-        found = self.judge()[1]
-        better = found <= self.best
-        if better:
-            self.best = found
-        return better, found
 
     # One layer -------------------------------------------------------------------------------------------
 
@@ -307,7 +269,7 @@ class _Job:
         mean = norm.mean if norm is not None and call.bias is None else None
         now = as_matrix(call, call.weight.detach()).double()
         offset = None if call.bias is None else call.bias.detach().double().reshape(now.shape[:2])
-        spread = float(judge.centred().yy.sum()) or 1.0
+        spread = float(judge.centred().yy.detach().sum()) or 1.0
         before = judge.error(now, offset) / spread
         if before < 1e-12:
             return None
@@ -322,35 +284,32 @@ class _Job:
                 mean.sub_(solved.offset.reshape(-1))
         return LayerRepair(name=call.name, kept=True, error_before=before, error_after=after, ridge=solved.ridge)
 
-    def _weighed(self, layers: list[LayerRepair], before: float) -> list[LayerRepair]:
-        """Takes back each repair without which the finished network is nearer to the dense one: all of them, where
-        it is no nearer than as it was cut.
+    def _weighed(self, layers: list[LayerRepair], before: Tensor) -> tuple[list[LayerRepair], Tensor]:
+        """Takes back each repair without which the finished network is surely nearer to the dense one; all of them
+        where it is no nearer than as it was cut. Gives what held-out images say of what is left.
 
         One repair is judged with the others in place: while what follows is still broken the outputs say little.
         """
-        self.best = self.judge()[1]
-        found = []
+        now = self.judge(self.repaired)
+        found: list[LayerRepair] = []
         for layer in reversed(layers):
-            if not layer.kept:
-                found.append(layer)
-                continue
-            with torch.no_grad():
+            kept, without = layer.kept, None
+            if kept:
                 solved = [t.detach().clone() for t, _ in self.changed[layer.name]]
                 self._put(layer.name, [old for _, old in self.changed[layer.name]])
-                without = self.judge()[1]
-                if without < self.best:
-                    self.best = without
-                else:
+                without = self.judge(self.repaired)
+                kept = not surely_lower(without, now)
+                if kept:
                     self._put(layer.name, solved)
-            found.append(
-                layer.model_copy(update={"kept": without > self.best or without != without, "without": without})
-            )
-        if not self.best <= before:
+                else:
+                    now = without
+            measure = None if without is None else float(without.mean())
+            found.append(layer.model_copy(update={"kept": kept, "without": measure}))
+        if not float(now.mean()) <= float(before.mean()):
             for name, changed in self.changed.items():
                 self._put(name, [old for _, old in changed])
-            self.best = before
-            found = [layer.model_copy(update={"kept": False}) for layer in found]
-        return found[::-1]
+            found, now = [layer.model_copy(update={"kept": False}) for layer in found], before
+        return found[::-1], now
 
     def _put(self, name: str, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -359,31 +318,31 @@ class _Job:
 
     # Statistics ------------------------------------------------------------------------------------------
 
-    def _statistics(self, fit: Sequence[Batch]) -> bool:
-        """Takes BatchNorm statistics anew, and keeps them where that helps."""
-        norms = [
-            m
-            for m in self.repaired.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-        ]
+    def _statistics(self, fit: Sequence[Batch], now: Tensor) -> tuple[bool, Tensor]:
+        """Takes BatchNorm statistics anew, and keeps them where that lowers the measure."""
+        modules = [m for m in self.repaired.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in modules if m.running_mean is not None]
         if not norms:
-            return False
+            return False, now
         old = [{name: b.clone() for name, b in m.named_buffers(recurse=False)} for m in norms]
         momenta = [m.momentum for m in norms]
+        for m in norms:
+            m.reset_running_stats()
+            # None: the plain mean over all batches.
+            m.momentum = None
+            m.train()
         try:
-            for m in norms:
-                m.reset_running_stats()
-                m.momentum = None
-                m.train()
-            for batch in fit:
-                self._outputs(self.repaired, batch)
+            with torch.no_grad():
+                for batch in fit:
+                    run(self.repaired, batch, self.forward)
         finally:
             for m, momentum in zip(norms, momenta, strict=True):
                 m.momentum = momentum
                 m.eval()
-        kept, _ = self._accepts()
-        if not kept:
-            for m, buffers in zip(norms, old, strict=True):
-                for name, value in buffers.items():
-                    getattr(m, name).copy_(value)
-        return kept
+        anew = self.judge(self.repaired)
+        if surely_lower(anew, now):
+            return True, anew
+        for m, buffers in zip(norms, old, strict=True):
+            for name, value in buffers.items():
+                getattr(m, name).copy_(value)
+        return False, now

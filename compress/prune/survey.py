@@ -18,6 +18,9 @@ from compress.prune.rules import tensors
 
 ADDS = frozenset((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__))
 
+HANDS_THROUGH = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, Tensor.contiguous))
+"""Functions that in eval mode may give the very tensor that they were given."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -67,19 +70,20 @@ class _Noting:
         out = plain(*args, **named)
         self.alive.append((args, named, out))
         # What only asks for a size, or hands through what it was given, reads nothing.
-        if isinstance(out, Tensor) and id(out) not in ids:
+        if isinstance(out, Tensor | tuple | list) and not (func in HANDS_THROUGH and id(out) in ids):
             self.readers.update(ids)
         if func is F.batch_norm:
             self._norm(number, {**dict(zip(_BATCH_NORM, args, strict=False)), **named}, out)
         elif func in ADDS and len(args) == 2 and not named and all(isinstance(a, Tensor) for a in args):
-            if args[0].shape == args[1].shape and args[0] is not args[1]:
-                side = 0 if id(args[0]) in self.made else 1
-                if id(args[side]) in self.made:
-                    name, norm = self.made[id(args[side])]
-                    self.joins.append((number, Join(name, side, norm)))
-                    if id(out) in ids:
-                        self.readers.update([id(args[side])])
+            self._join(number, args, out)
         return out
+
+    def _join(self, number: int, args: tuple[Any, ...], out: Tensor) -> None:
+        side = 0 if id(args[0]) in self.made else 1
+        if args[0].shape != args[1].shape or args[0] is args[1] or id(args[side]) not in self.made:
+            return
+        name, norm = self.made[id(args[side])]
+        self.joins.append((number, Join(name, side, norm)))
 
     def _norm(self, number: int, given: dict[str, Any], out: Tensor) -> None:
         mean = given.get("running_mean")

@@ -45,14 +45,14 @@ def _mean_read(given: Given, judged: Callable[[Tensor], Tensor], flat: bool = Tr
 
     def look(call: Call, product: Callable[[Tensor], Tensor]) -> Tensor:
         out = product(call.x)
-        site = found[call.name]
-        x = out if site.made else call.x
-        at = x.dim() + call.along
-        x = x.movedim(at, 1) if at else x.unsqueeze(0)
-        values = judged(x.flatten(2) if flat and x.dim() > 2 else x.unsqueeze(2) if x.dim() == 2 else x).cpu()
-        units = site.channels(values.shape[1])
-        total.index_add_(0, units, values.sum(0))
-        count.index_add_(0, units, torch.full((len(units),), float(len(values)), dtype=torch.float64))
+        for site in found[call.name]:
+            x = out if site.made else call.x
+            at = x.dim() + call.along
+            x = x.movedim(at, 1) if at else x.unsqueeze(0)
+            values = judged(x.flatten(2) if flat and x.dim() > 2 else x.unsqueeze(2) if x.dim() == 2 else x).cpu()
+            units = site.channels(values.shape[1])
+            total.index_add_(0, units, values.sum(0))
+            count.index_add_(0, units, torch.full((len(units),), float(len(values)), dtype=torch.float64))
         return out
 
     weights = {name: copy.parameters[name] for name in found if name in copy.parameters}
@@ -83,7 +83,7 @@ def _readers(given: Given) -> list[_Reader]:
         PlanError: nothing of the kind reads a free unit.
     """
     copy = given.copy()
-    found = {name: site for name, site in sites(given.trace).items() if not site.made}
+    found = {name: own[0] for name, own in sites(given.trace).items() if not own[0].made}
     readers: dict[str, _Reader] = {}
 
     def look(call: Call, product: Callable[[Tensor], Tensor]) -> Tensor:

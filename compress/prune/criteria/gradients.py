@@ -124,15 +124,20 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 class _Gates:
     """Puts a gate, a factor of one, before every read of a unit: its slope is activation times gradient."""
 
-    def __init__(self, found: dict[str, Site], images: int) -> None:
+    def __init__(self, found: Mapping[str, tuple[Site, ...]], images: int) -> None:
         self.found, self.images = found, images
         self.gates: list[tuple[Tensor, Site, int]] = []
 
     def __call__(self, call: Call, product: Callable[[Tensor], Tensor]) -> Tensor:
-        site = self.found[call.name]
-        if site.made:
-            return self._gated(product(call.x), site, call.along)
-        return product(self._gated(call.x, site, call.along))
+        x = call.x
+        for site in self.found[call.name]:
+            if not site.made:
+                x = self._gated(x, site, call.along)
+        out = product(x)
+        for site in self.found[call.name]:
+            if site.made:
+                out = self._gated(out, site, call.along)
+        return out
 
     def _gated(self, x: Tensor, site: Site, along: int) -> Tensor:
         shape, channels = [1] * x.dim(), x.dim() + along
