@@ -123,27 +123,28 @@ def kept_after(trace: Trace, order: Order, gone: int, limits: Limits) -> Kept:
 
 
 def by_pattern(trace: Trace, scores: npt.NDArray[np.float64], ratios: Mapping[str, float], limits: Limits) -> Kept:
-    """Removes of each group the share of the first pattern that its name, or the name of a parameter in it, matches.
+    """Removes of each group the share of the first pattern that its name, or a parameter that makes it, matches.
 
     Raises:
         PlanError: an impossible share, or a pattern that no free group matches.
     """
     for pattern, ratio in ratios.items():
         check_ratio(ratio)
-        if not any(_matches(group, pattern) for group in trace.groups):
+        if not any(_matches(trace, group, pattern) for group in trace.groups):
             names = ", ".join(sorted({group.name for group in trace.groups})[:5])
             raise PlanError(f"No free group matches '{pattern}'; there are {names} and so on.")
     kept = np.ones(trace.units, dtype=bool)
     for group in trace.groups:
-        ratio = next((r for pattern, r in ratios.items() if _matches(group, pattern)), 0.0)
+        ratio = next((r for pattern, r in ratios.items() if _matches(trace, group, pattern)), 0.0)
         ranked = group.units[np.argsort(scores[group.units], kind="stable")]
         gone = len(ranked) - limits.stays(group, round(ratio * len(ranked)))
         kept[ranked[:gone]] = False
     return kept
 
 
-def _matches(group: Group, pattern: str) -> bool:
-    return fnmatchcase(group.name, pattern) or any(fnmatchcase(name, pattern) for name, _ in group.slots)
+def _matches(trace: Trace, group: Group, pattern: str) -> bool:
+    made = [name for name, dim in group.slots if trace.roles[name, dim] == "producer"]
+    return any(fnmatchcase(name, pattern) for name in (group.name, *made))
 
 
 def check_ratio(ratio: float) -> None:

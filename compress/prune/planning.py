@@ -169,7 +169,7 @@ def plan(
         scores: one score a unit, higher stays; shape (units,). What `score` gives compares from group to group.
         budget: upper bounds on the cost; the largest network within all of them is taken.
         ratio: instead of a budget, the share of the free units that goes (0 <= ratio < 1), or shares by pattern of
-            group or parameter, the first that matches counting: `{"layer3.*": 0.6, "*": 0.3}`.
+            group, or of a parameter that makes it, the first that matches counting: `{"layer3.*": 0.6, "*": 0.3}`.
         scope: `global` ranks all units together, `per_mac` by score for each MAC, `group` removes the same share of
             every group, `isomorphic` of every kind of group; shares by pattern are of each group.
         round_to: kept channels of a group are rounded up to a multiple of it.

@@ -119,7 +119,8 @@ def reconstruct(
     modes = {module: module.training for module in repaired.modules()}
     job = _Job(_dense(model, plan), repaired.eval(), plan, forward, positions, torch.Generator().manual_seed(seed))
     try:
-        report = job.repair(parts)
+        with torch.no_grad():
+            report = job.repair(parts)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -269,11 +270,14 @@ class _Job:
         mean = norm.mean if norm is not None and call.bias is None else None
         now = as_matrix(call, call.weight.detach()).double()
         offset = None if call.bias is None else call.bias.detach().double().reshape(now.shape[:2])
-        spread = float(judge.centred().yy.detach().sum()) or 1.0
+        spread = float(judge.centred().yy.sum()) or 1.0
         before = judge.error(now, offset) / spread
-        if before < 1e-12:
+        # Rounding is nothing to repair.
+        if before < 32 * torch.finfo(call.weight.dtype).eps:
             return None
         solved = solve(fit, judge, Fit(now, offset, 0.0), offsets=bias is not None or mean is not None)
+        if solved.matrix is now:
+            return LayerRepair(name=call.name, kept=False, error_before=before, why="nothing else fits better")
         after = judge.error(solved.matrix, solved.offset) / spread
         self.changed[call.name] = [(t, t.detach().clone()) for t in (call.weight, bias, mean) if t is not None]
         with torch.no_grad():

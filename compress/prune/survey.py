@@ -75,15 +75,16 @@ class _Noting:
         if func is F.batch_norm:
             self._norm(number, {**dict(zip(_BATCH_NORM, args, strict=False)), **named}, out)
         elif func in ADDS and len(args) == 2 and not named and all(isinstance(a, Tensor) for a in args):
-            self._join(number, args, out)
+            self._join(number, args)
         return out
 
-    def _join(self, number: int, args: tuple[Any, ...], out: Tensor) -> None:
-        side = 0 if id(args[0]) in self.made else 1
-        if args[0].shape != args[1].shape or args[0] is args[1] or id(args[side]) not in self.made:
+    def _join(self, number: int, args: tuple[Any, ...]) -> None:
+        if args[0].shape != args[1].shape or args[0] is args[1]:
             return
-        name, norm = self.made[id(args[side])]
-        self.joins.append((number, Join(name, side, norm)))
+        for side in (0, 1):
+            if id(args[side]) in self.made:
+                name, norm = self.made[id(args[side])]
+                self.joins.append((number, Join(name, side, norm)))
 
     def _norm(self, number: int, given: dict[str, Any], out: Tensor) -> None:
         mean = given.get("running_mean")
@@ -103,10 +104,11 @@ def survey(network: nn.Module, weights: Mapping[str, Tensor], batch: Batch, forw
     with torch.no_grad(), Numbered(weights, noted.seen, noted.called):
         run(network, batch, forward)
     alone = {name: norm for name, norm in noted.norms.items() if noted.uses[id(norm.mean)] == 1}
-    joins, taken = {}, set()
+    joins: dict[int, Join] = {}
+    taken: set[str] = set()
     for number, join in noted.joins:
         once = noted.calls[join.name] == 1 and all(noted.readers[k] == 1 for k in noted.inputs[join.name])
-        if once and join.name not in taken and (join.norm is None or join.name in alone):
+        if once and number not in joins and join.name not in taken and (join.norm is None or join.name in alone):
             joins[number] = join
             taken.add(join.name)
     return Survey(noted.calls, alone, joins)
