@@ -116,6 +116,25 @@ def test_second_order_criteria_see_that_a_copy_is_not_needed(x):
     assert float(found[1 - int(found.argmin())]) > 1e3 * float(found.min()), "the one that is left is needed"
 
 
+def test_kfac_criteria_weigh_errors_by_the_loss(x):
+    """Of one output with a slope of 3 at each of 16 positions: half of 16 x 9 x the error of the output."""
+    torch.manual_seed(1)
+    net = reader([[1.0, -2.0, 0.5, 1.5]])
+    shares = scored(net, x, "second_order")
+    found = scored(net, x, "kfac", loss=lambda out, _: 3 * out.sum() / len(out))
+    outputs = read(net, x) @ net.b.weight.detach()[:, :, 0, 0].T
+    variance = float((outputs - outputs.mean(0)).square().mean())
+    torch.testing.assert_close(found, shares * 16 * 9 / 2 * variance, rtol=2e-3, atol=1e-6)
+
+
+def test_kfac_criteria_spare_what_only_an_output_without_a_slope_reads(x):
+    """The loss looks at the first output alone: a channel that the second one reads costs nothing."""
+    net = reader([[1.0, 2.0, 0.0], [0.0, 0.0, 9.0]])
+    found = scored(net, x, "kfac", loss=lambda out, _: out[:, 0].square().mean())
+    assert float(found[2]) < 1e-6 * float(found.max())
+    assert float(scored(net, x, "second_order")[2]) > 1e-2
+
+
 def test_regression_criteria_are_penalties_of_the_lasso(net, x):
     products = table(net, x).numpy()
     found = scored(net, x, "regression").numpy()
@@ -199,7 +218,7 @@ def test_criteria_work_for_every_unit_that_the_trace_finds(kind, name):
     def loss(outputs, _):
         return outputs.square().mean()
 
-    if kind == "transposed" and name in ("thinet", "regression", "second_order"):
+    if kind == "transposed" and name in ("thinet", "regression", "second_order", "kfac"):
         with pytest.raises(PlanError, match="cannot judge them"):
             prune.score(trace, net, name, data=[x])
         return

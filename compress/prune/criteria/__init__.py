@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.errors import PlanError
 from compress.prune.calibration import Forward, Loss
-from compress.prune.criteria import activations, gradients, weights
+from compress.prune.criteria import activations, gradients, second_order, weights
 from compress.prune.criteria.base import Criterion, Given, Needs, Normalization, normalized
 from compress.prune.units import Trace
 
@@ -32,7 +32,10 @@ CRITERIA: dict[str, Criterion] = {
     "thinet": Criterion(activations.thinet, "activations", "Luo et al. 2017", "1 forward", "none"),
     "regression": Criterion(activations.regression, "activations", "He et al. 2017", "1 forward, a LASSO path a group"),
     "second_order": Criterion(
-        activations.second_order, "activations", "Kurtic et al. 2023", "1 forward, an inverse a reader", "none"
+        second_order.second_order, "activations", "Kurtic et al. 2023", "1 forward, an inverse a reader", "none"
+    ),
+    "kfac": Criterion(
+        second_order.kfac, "gradients", "Wang et al. 2019", "1 backward, an inverse a reader", "none"
     ),
 }  # fmt: skip
 """Name -> criterion. `prune.score` runs them."""
