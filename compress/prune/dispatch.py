@@ -64,6 +64,7 @@ class Observations:
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     picks: bool = False
+    images: int = 1
     passes: list[list[OpCall]] = field(default_factory=list)
 
 
@@ -127,6 +128,8 @@ class LabelDispatch(TorchDispatchMode):
             self.alive.append(tensor)
             self.flows[id(tensor)] = Flow((), origin)
             self.sources[id(tensor)] = f"{origin} {k}"
+            if k == 0 and tensor.dim():
+                self.observed.images = max(int(tensor.shape[0]), 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -270,6 +273,11 @@ class LabelDispatch(TorchDispatchMode):
             labels = self.observed.slots[slot] = np.arange(start, start + size, dtype=np.int64)
             self.observed.count += size
         return labels
+
+    def fresh(self, size: int) -> Labels:
+        """Labels of channels that no parameter has."""
+        self.observed.count += size
+        return np.arange(self.observed.count - size, self.observed.count, dtype=np.int64)
 
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None:
         """Labels of one dimension of an unchanged parameter; None where the tensor is not one."""

@@ -13,6 +13,7 @@ from compress.prune.architecture import shapes_hash
 from compress.prune.attributes import attributes
 from compress.prune.dispatch import Observations
 from compress.prune.labels import Labels, Slot, shrink
+from compress.prune.liveness import activations
 from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
 
 Units = npt.NDArray[np.int64]
@@ -91,6 +92,8 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
         parameters={name: tuple(tensor.shape) for name, tensor in network.tensors.items()},
         tied=network.tied,
         substitutions=network.substitutions,
+        buffers=frozenset(name for name, _ in network.model.named_buffers(remove_duplicate=False)),
+        activations=activations(observed.passes[0], unit_of, observed.images) if observed.passes else (),
     )
     return Grouping(trace, unit_of, ties)
 
