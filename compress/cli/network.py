@@ -1,12 +1,14 @@
-"""The commands on a network, before anything is trained: inspect."""
+"""The commands on a network, before anything is trained: inspect, and the criteria that channels are scored by."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from compress.cli.common import JsonFlag, QuietFlag, need, search_here
 from compress.terminal import Terminal
@@ -44,3 +46,21 @@ def inspect(
         print(seen.model_dump_json(indent=1))
     elif not quiet:
         render(seen, Terminal(), everything=everything)
+
+
+def criteria(as_json: JsonFlag = False) -> None:
+    """List what channels can be scored by: what each looks at, what it costs in passes over the data, and its paper."""
+    need("criteria", ("torch", "scipy"))
+    from compress.prune import CRITERIA
+
+    rows = [
+        {"name": name, "needs": one.needs, "cost": one.cost, "normalize": one.normalize, "paper": one.paper}
+        for name, one in CRITERIA.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    shown = Table("name", "needs", "passes", "paper", title="Criteria", title_justify="left")
+    for row in rows:
+        shown.add_row(row["name"], row["needs"], row["cost"], row["paper"])
+    Terminal().print(shown)

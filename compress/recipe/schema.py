@@ -95,11 +95,14 @@ class PruneRecipe(Part):
 
     criterion: str = "l1"
     budget: Budget = Budget(macs=0.5)
-    scope: Literal["global", "group"] = "global"
+    images: Annotated[int, Field(ge=4, le=100_000)] = 256
+    scope: Literal["global", "group", "isomorphic", "per_mac"] = "global"
+    max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     round_to: Annotated[int, Field(ge=1, le=65_536)] = 8
     min_kept: Annotated[int, Field(ge=1, le=65_536)] = 8
     rounds: Annotated[int, Field(ge=1, le=50)] = 1
     recover_epochs: Epochs = 8
+    reconstruct: bool = False
     protect: tuple[str, ...] = ()
 
     @field_validator("criterion")
@@ -111,8 +114,8 @@ class PruneRecipe(Part):
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:
-        if self.rounds > 1 and self.budget.macs is None:
-            raise ValueError("rounds above 1 need a macs budget; a latency budget is met in one cut")
+        if self.rounds > 1 and set(self.budget.bounds) != {"macs"}:
+            raise ValueError("rounds above 1 need a budget of macs alone; any other is met in one cut")
         return self
 
 

@@ -9,9 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from compress import data, distill, prune
 from compress.errors import PlanError, RecipeError
+from compress.prune import CRITERIA, Trace
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import Recipe
 from compress.run.tracing import traced
@@ -70,14 +72,36 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     if not trace.groups:
         reason = next(iter(sorted(trace.protected.values())), "it has no channels")
         raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
-    if recipe.prune.budget.macs is not None:
-        floor = prune.smallest_share(trace, recipe.prune.round_to, recipe.prune.min_kept)
-        if floor > recipe.prune.budget.macs:
+    _check_prune(recipe, trace, target.task)
+
+
+def _check_prune(recipe: Recipe, trace: Trace, task: str) -> None:
+    """Check that the criterion can judge this task's networks and that some plan meets the budget."""
+    asked = recipe.prune
+    if task == "detection" and CRITERIA[asked.criterion].needs == "gradients":
+        fit = ", ".join(name for name, criterion in CRITERIA.items() if criterion.needs != "gradients")
+        raise RecipeError(
+            f"prune.criterion: {asked.criterion} looks at gradients of class scores, which a detector does not give; "
+            f"take one of {fit}."
+        )
+    if asked.budget.macs is not None:
+        floor = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio)
+        if floor > asked.budget.macs:
             raise RecipeError(
-                f"prune.budget.macs: {recipe.prune.budget.macs:g} is impossible for {recipe.model.factory}: at least "
-                f"{floor:.3f} of its MACs remain with min_kept {recipe.prune.min_kept} and round_to "
-                f"{recipe.prune.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
+                f"prune.budget.macs: {asked.budget.macs:g} is impossible for {recipe.model.factory}: at least "
+                f"{floor:.3f} of its MACs remain with min_kept {asked.min_kept} and round_to "
+                f"{asked.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
             )
+    if asked.budget.bounds:
+        prune.plan(
+            trace,
+            torch.zeros(trace.units),
+            budget=asked.budget,
+            scope="group",
+            round_to=asked.round_to,
+            min_kept=asked.min_kept,
+            max_ratio=asked.max_ratio,
+        )
 
 
 def check_source(recipe: Recipe, source: data.ImageData) -> None:

@@ -14,6 +14,7 @@ from compress.prune import Budget, Plan
 from compress.run.latency import share_of_dense
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.progress import StageView
+from compress.run.scoring import reconstructed, said_of, scores
 from compress.run.tracing import traced
 from compress.run.training import DistillJob, distil_student
 from compress.run.workspace import MadeNetwork, Workspace
@@ -33,27 +34,35 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     teacher = work.load("teacher")
     network, flops = teacher, 0.0
     plan: Plan | None = None
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
             planned = _planner(work, network)
-            if asked.budget.macs is None:
-                step, notes = _within_latency(work, planned, network, view)
-                return step.to_json(), notes
+            if asked.budget.latency is not None:
+                step, measured = _within_latency(work, planned, network, view)
+                return step.to_json(), measured
+            if asked.rounds == 1:
+                return planned(asked.budget).to_json(), ()
+            assert asked.budget.macs is not None
             left = 1 - (1 - asked.budget.macs) * turn / asked.rounds
             now = cost.macs(network, work.example) / cost.macs(teacher, work.example)
             return planned(Budget(macs=min(1.0, left / now))).to_json(), ()
 
-        text, notes = once(found)
+        text, said = once(found)
         step = Plan.from_json(text)
         plan = step if plan is None else plan.then(step)
-        network = prune.apply(network, step)
+        whole, network = network, prune.apply(network, step)
+        notes += said
+        if asked.reconstruct:
+            # Every process of a run does the same on the same images.
+            network, report = reconstructed(work, whole, network, step)
+            notes.append(said_of(report))
         if turn < asked.rounds:
             flops += _recover(work, view, (teacher, network), plan, turn)
-    whole = plan
-    assert whole is not None
-    proved = once(lambda: _proved(work, view, (teacher, network), whole, flops).model_dump_json())
+    done = plan
+    assert done is not None
+    proved = once(lambda: _proved(work, view, (teacher, network), done, flops).model_dump_json())
     return Outcome.model_validate_json(proved).model_copy(update={"notes": tuple(notes)})
 
 
@@ -92,6 +101,7 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         "criterion": asked.criterion,
         "scope": asked.scope,
         "round_to": asked.round_to,
+        "reconstruct": asked.reconstruct,
         "rounds": asked.rounds,
         "budget": asked.budget.model_dump(exclude_none=True),
         "macs_before": dense.macs,
@@ -108,16 +118,17 @@ def _planner(work: Workspace, network: nn.Module) -> Callable[[Budget], Plan]:
     """Trace and score a network once and return a function from a budget to its plan."""
     asked = work.recipe.prune
     trace = traced(work.recipe, network, work.example, work.target.task)
-    scores = prune.score(trace, network, asked.criterion, seed=work.recipe.seed)
+    scored = scores(work, trace, network)
 
     def planned(budget: Budget) -> Plan:
         return prune.plan(
             trace,
-            scores,
+            scored,
             budget=budget,
             scope=asked.scope,
             round_to=asked.round_to,
             min_kept=asked.min_kept,
+            max_ratio=asked.max_ratio,
             asked={"criterion": asked.criterion},
         )
 
@@ -162,7 +173,7 @@ def _within_latency(
     assert target is not None
     measure = share_of_dense(work)
     trace = traced(work.recipe, teacher, work.example, work.target.task)
-    low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept), 1.0, 7
+    low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio), 1.0, 7
     best: tuple[Plan, float] | None = None
     fastest = 1.0
     for attempt in range(tries):
