@@ -151,9 +151,9 @@ def raw_twin(module: Any, side: int) -> Any:
             self.heads = deepcopy(module)
             regions = torch.tensor([[[0.0, 0, 0.3, 0.4], [0.1, 0.2, 0.9, 0.7], [0, 0, 1, 1]]]) * side
             self.heads.register_buffer("fixed", regions)
-            self.heads.proposed = self._proposed
+            self.heads.propose = self._propose
 
-        def _proposed(self, objectness: list[Any], deltas: list[Any]) -> tuple[Any, Any]:
+        def _propose(self, objectness: list[Any], deltas: list[Any]) -> tuple[Any, Any]:
             raw = torch.cat([part.flatten(1) for part in (*objectness, *deltas)], 1)
             return self.heads.fixed.expand(raw.shape[0], -1, -1), raw
 
@@ -176,7 +176,7 @@ def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None =
     import torch
 
     from deploy.engines.tensorrt.building import engine_from_onnx
-    from deploy.exporting.lowering import lowered
+    from deploy.exporting.lowering import lower
     from deploy.exporting.torch_to_onnx import export_onnx
     from deploy.quantization.half import fp16_from_fp32
 
@@ -187,8 +187,9 @@ def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None =
         with stage("export", say) as found:
             model, about = build(network, cut, sample)
             say(about)
-            module, names, _ = lowered(model, network.task, unseen[:1])
-            export_onnx(module, unseen[:2], fp32, output_name=names)
+            lowered = lower(model, network.task, unseen[:1])
+            module = lowered.module
+            export_onnx(module, unseen[:2], fp32, output_name=lowered.output_name)
         if not found["works"]:
             return
         judged, source = module, fp32
@@ -283,7 +284,7 @@ def _ship(found: dict[str, Any]) -> str:
 
 def _parity(module: Any, path: Path, runtime: str, unseen: Any) -> tuple[float, float]:
     from deploy.engines import load_engine
-    from deploy.exporting.torch_to_onnx import parity
+    from deploy.exporting.parity import parity
 
     with load_engine(path, runtime=runtime) as engine:
         rows = parity(module, engine, unseen, BATCHES)
@@ -291,7 +292,7 @@ def _parity(module: Any, path: Path, runtime: str, unseen: Any) -> tuple[float, 
 
 
 def _snr(module: Any, engine: Any, unseen: Any) -> float:
-    from deploy.exporting.torch_to_onnx import parity
+    from deploy.exporting.parity import parity
 
     return min(r["snr_db"] for r in parity(module, engine, unseen, (5,)))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.engines_rows import CUTS, NETWORKS, STAGES
 
-PACKAGES = ("niwaki", "torch", "torchvision", "onnx", "onnxruntime", "nncf", "openvino", "tensorrt-rtx-cu13")
+PACKAGES = ("niwaki-vision", "torch", "torchvision", "onnx", "onnxruntime", "nncf", "openvino", "tensorrt-rtx-cu13")
 HEAD = (
     "network", "pixels", "widths", "export", "ONNX Runtime", "OpenVINO", "fp16", "int8, ONNX Runtime",
     "int8, OpenVINO", "ship on ONNX Runtime", "RTX sm86", "RTX sm120",

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines_rows import images
-from deploy.bench.timing import benchmark, machine_info, versions_info
+from deploy.bench.timing import benchmark
 from deploy.engines import load_engine
+from deploy.environment import machine_info, versions_info
 from deploy.quantization.int8 import KINDS, int8_from_fp32, operators
 
 SIDE = 224

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 import cpp_ext
 from compress import prune
 from compress.models import factory
-from deploy.bench.records import machine_info
+from deploy.environment import machine_info
 
 LIMIT = 3.0
 SCORE, SLICE = "niwaki::multi_filter_norm", "niwaki::multi_channel_slice"

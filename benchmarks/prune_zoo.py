@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = {"classification": 1000, "segmentation": 21, "detection": 91}
-PACKAGES = ("niwaki", "torch", "torchvision")
+PACKAGES = ("niwaki-vision", "torch", "torchvision")
 RATIO = 0.5
 LIMITS = {"convolutional": 0.35, "transformer": 0.6}
 """The largest share of its body's parameters that a network may keep at `RATIO`."""
@@ -162,7 +162,7 @@ def tried(name: str) -> Row:
 
 
 def report(rows: list[Row]) -> dict[str, Any]:
-    from deploy.bench.records import machine_info
+    from deploy.environment import machine_info
 
     return {
         "format": "niwaki-zoo-1",

@@ -31,13 +31,13 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.tables import cells, markdown, table
-from deploy.bench.records import machine_info
+from deploy.environment import machine_info
 
 CLASSES = 1000
 LIMIT = 1e-4  # relative difference of cut and masked in float32
 SLOW, VERY_SLOW = 5.0, 20.0  # seconds of a chain from which two rounds, and one round, are enough
 TOOLS = ("niwaki", "torch-pruning")
-PACKAGES = ("niwaki", "torch-pruning", "torch", "torchvision", "numpy")
+PACKAGES = ("niwaki-vision", "torch-pruning", "torch", "torchvision", "numpy")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from compress.errors import ArtifactError, PlanError
 from compress.files import write_text
 from compress.models import factory as models
 from compress.models.detection import take_prepared
-from compress.prune.planning import Plan, architecture_hash
+from compress.prune.architecture import architecture_hash
+from compress.prune.planning import Plan
 from compress.prune.surgery import apply
+from compress.validation import explain
 
 WEIGHTS = "model.safetensors"
 _LARGEST_SIDE = 8192
@@ -88,10 +90,7 @@ def describe(directory: str | Path) -> Description:
     try:
         return Description.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the text"
-        what = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path} is damaged: {where}: {what}; save the network again.") from None
+        raise ArtifactError(f"{path} is damaged: {explain(error)}; save the network again.") from None
 
 
 def weights(directory: str | Path, about: Description) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ INTERRUPTED = 130
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code for an error: its own, 130 for Ctrl-C, 2 for a path that cannot be used, 3 for a full disk."""
+    """Return an error's exit code: its own, 130 for Ctrl-C, 2 for a path that cannot be used, 3 for a full disk."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, MemoryError):

@@ -6,9 +6,9 @@ Importing this package imports no torch: the kernels' wrappers are loaded when f
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cpp_ext.installed import KernelsMissing, build_info
 
 if TYPE_CHECKING:
     from cpp_ext.loading import instruction_set, kernels_in_use
@@ -72,26 +72,6 @@ _HOMES = {
     "multi_filter_norm": "norms",
     "multi_filter_norm_reference": "norms",
 }
-
-
-class KernelsMissing(RuntimeError):  # noqa: N818 - read as the sentence it says
-    """The compiled kernels are not installed, or do not load; the message says how to get them."""
-
-
-def build_info() -> dict[str, Any]:
-    """What this installation holds, without importing torch.
-
-    Returns:
-        `cpu` and `cuda`: whether the modules `_C` and `_C_cuda` are there (not whether they load); `build`:
-        what the build said (torch version, compilers, architectures, `why`), or None where nothing was built.
-    """
-    package = Path(__file__).parent
-    report = package / "_build.json"
-    return {
-        "cpu": any(package.glob("_C.*so")),
-        "cuda": any(package.glob("_C_cuda.*so")),
-        "build": json.loads(report.read_text()) if report.is_file() else None,
-    }
 
 
 def __getattr__(name: str) -> Any:

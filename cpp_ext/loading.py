@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from cpp_ext import KernelsMissing, build_info
+from cpp_ext.installed import KernelsMissing, build_info
 
 _HOW = (
     "install torch, setuptools, ninja and g++, then run `pip install --no-build-isolation --no-deps -e .` in a "

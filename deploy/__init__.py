@@ -1,7 +1,7 @@
 """Turn a trained network into engines, measure them and judge the measurement.
 
-``import deploy`` imports nothing heavy: each name below is fetched when it is first used, and the runtime
-path (``bundle``, ``preprocess``, ``engines``, ``bench``, ``gating``) needs neither torch nor onnx.
+``import deploy`` imports nothing heavy: each name below is fetched when it is first used. What runs a bundle (the
+folders ``onnx``, ``processing``, ``engines``, ``bench`` and ``bundle``) needs neither torch nor the package onnx.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploy.bench.gate import gate
-    from deploy.bench.timing import Record, benchmark
+    from deploy.bench.records import Record
+    from deploy.bench.timing import benchmark
     from deploy.bundle.building import build_engine
     from deploy.bundle.bundle import Bundle, load
-    from deploy.bundle.signing import sign, verify
+    from deploy.bundle.signed import sign, verify
     from deploy.engines.base import Engine
 
 __all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "load", "sign", "verify"]
@@ -22,13 +23,13 @@ __all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "l
 _HOME = {
     "Bundle": "deploy.bundle.bundle",
     "Engine": "deploy.engines.base",
-    "Record": "deploy.bench.timing",
+    "Record": "deploy.bench.records",
     "benchmark": "deploy.bench.timing",
     "build_engine": "deploy.bundle.building",
     "gate": "deploy.bench.gate",
     "load": "deploy.bundle.bundle",
-    "sign": "deploy.bundle.signing",
-    "verify": "deploy.bundle.signing",
+    "sign": "deploy.bundle.signed",
+    "verify": "deploy.bundle.signed",
 }
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Write files whole or not at all, and hash them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.errors import DeployError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it takes ``path``'s place, on failure it goes.
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
 
     Raises:
         DeployError: the folder cannot be made or written to.
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        share(temporary)
+        apply_umask(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,13 +42,13 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def share(path: Path) -> None:
-    """Give a temporary file or folder, private to its owner until now, the permissions of any new one."""
-    umask = os.umask(0)  # the only way to read it is to set it
+def apply_umask(path: Path) -> None:
+    """Give a temporary file or folder, so far private to its owner, the permissions of an ordinary new one."""
+    umask = os.umask(0)  # it can be read only by setting it
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

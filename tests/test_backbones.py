@@ -113,3 +113,18 @@ def test_weights_of_another_network_are_refused():
 def test_what_cannot_be_is_refused(arguments, said):
     with pytest.raises(ModelError, match=said):
         factory.build("niwaki:mobilenet_v2_ssdlite", SSDLITE | arguments, 4)
+
+
+def test_the_segmenters_file_gives_at_two_sizes_what_torch_gives(tmp_path):
+    """Of free size, in the newest operator set of its runtimes, which is how a run may ask for it."""
+    from deploy.engines import load_engine
+    from deploy.exporting.lowering import segmentation_logits
+    from deploy.exporting.torch_to_onnx import export_onnx, parity
+
+    images = torch.rand(3, 3, 64, 96)
+    module, _ = segmentation_logits(made("mobilenet_v2_lraspp"))
+    options = {"runtimes": ("onnxruntime", "openvino"), "dynamic_size": True}
+    path = export_onnx(module, images, tmp_path / "segmenter.fp32.onnx", **options)
+    with load_engine(path, threads=1) as engine:
+        for size in (images, nn.functional.pad(images, (0, 64, 0, 32))):
+            assert all(row["max_relative_error"] < 1e-4 for row in parity(module, engine, size, (1, 2)))

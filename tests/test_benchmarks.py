@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 A_BENCHMARK = "def test_it(benchmark, timed, say):\n    say(f'timed: {timed}')\n    benchmark(lambda: None)\n"
 
 
-@pytest.mark.parametrize(("options", "timed"), [((), False), (("--benchmark-only",), True)])
+@pytest.mark.parametrize(("options", "timed"), [(("-n", "0"), False), (("--benchmark-only",), True)])
 def test_timing_is_asked_for(options, timed, tmp_path):
     (tmp_path / "benchmarks").mkdir()
     for name in ("conftest.py", "benchmarks/conftest.py", "pyproject.toml"):
@@ -21,6 +22,8 @@ def test_timing_is_asked_for(options, timed, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "benchmarks", *options],
         cwd=tmp_path,
+        # What the processes of this pytest know of one another is no concern of that one's.
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
         check=False,

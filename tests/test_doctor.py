@@ -73,8 +73,8 @@ def test_a_missing_base_package_fails_and_an_extra_does_not(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
     checks = doctor.diagnose()
     named = {check.name: check for check in checks}
-    assert named["pydantic"] == doctor.Check("pydantic", False, True, "not installed", "pip install niwaki")
-    assert named["torch [compress]"].fix == 'pip install "niwaki[compress]"'
+    assert named["pydantic"] == doctor.Check("pydantic", False, True, "not installed", "pip install niwaki-vision")
+    assert named["torch [compress]"].fix == 'pip install "niwaki-vision[compress]"'
     assert not named["torch [compress]"].required and not fit(checks)
     assert "Niwaki cannot run here yet: see pydantic above." in shown(checks)
 
@@ -93,7 +93,7 @@ def test_not_installed_as_a_distribution(monkeypatch):
 
     for function in ("version", "requires", "metadata"):
         monkeypatch.setattr(importlib.metadata, function, absent)
-    (niwaki,) = (check for check in doctor.diagnose() if check.name == "niwaki")
+    (niwaki,) = (check for check in doctor.diagnose() if check.name == doctor.DISTRIBUTION)
     assert not niwaki.ok and "pip install ." in niwaki.fix
 
 

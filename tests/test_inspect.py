@@ -17,7 +17,9 @@ from compress.cli import app
 from compress.cli.inspection import render
 from compress.errors import ModelError
 from compress.models.cifar_resnet import cifar_resnet
-from compress.prune.inspection import Inspection, inspect_model, subject
+from compress.models.named import named_network
+from compress.prune import tracing
+from compress.prune.inspection import Inspection, inspect_model
 
 NETS = """
 import sys
@@ -138,7 +140,7 @@ def test_units_that_are_not_preserving_are_marked(monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     trace = prune.trace(net, torch.rand(2, 3, 4, 4))
     marked = replace(trace, preserving=~trace.preserving)
-    monkeypatch.setattr(prune, "trace", lambda *_, **__: marked)
+    monkeypatch.setattr(tracing, "trace", lambda *_, **__: marked)
     net[0] = nn.LayerNorm(4)  # who owns `0.weight` is asked of the modules
     found = inspect_model(net, torch.rand(2, 3, 4, 4))
     assert [(g.preserving, g.note) for g in found.groups] == [(False, "under a LayerNorm")]
@@ -146,11 +148,18 @@ def test_units_that_are_not_preserving_are_marked(monkeypatch):
 
 
 def test_a_detector_is_seen_through_its_raw_heads():
-    found = subject("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn")
+    found = named_network("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn")
     seen = inspect_model(found.model, found.example, forward=found.forward)
     assert (seen.forward, seen.input) == ("rcnn_heads", (3, 128, 128))
     assert len(seen.groups) > 20
     assert "FasterRCNN, 128x128, rcnn heads" in shown(seen)
+
+
+def test_our_own_networks_go_by_their_names_old_and_new():
+    own, renamed = named_network("niwaki:cifar_resnet"), named_network("compress.models:cifar_resnet")
+    assert type(own.model) is type(renamed.model) is type(cifar_resnet())
+    with pytest.raises(ModelError, match="Niwaki has no model 'resnet19'; it has cifar_resnet"):
+        named_network("niwaki:resnet19")
 
 
 # --- how it says it
@@ -297,7 +306,7 @@ def test_without_torch_it_says_how_to_get_it(niwaki, monkeypatch):
     assert code == 3
     assert err == (
         "niwaki: niwaki inspect needs torch, not installed here; get the training side by: "
-        "pip install 'niwaki[compress]'.\n"
+        "pip install 'niwaki-vision[compress]'.\n"
     )
 
 

@@ -121,7 +121,7 @@ def tiny_bundle(folder: Path) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from deploy.bundle.manifest import write_bundle
+    from deploy.bundle.writing import BundleSpec, write_bundle
     from deploy.processing.preprocess import Preprocessing
 
     weight = numpy_helper.from_array(np.array([[-8.0, 0.0, 8.0]], np.float32), "weight")
@@ -141,13 +141,12 @@ def tiny_bundle(folder: Path) -> Path:
     onnx.save(model, folder / "brightness.onnx")
     return write_bundle(
         folder / "bundle",
-        models={"fp32": folder / "brightness.onnx"},
-        default="fp32",
-        preprocessing=Preprocessing(size=(8, 8), mode="L"),
-        classes=("dark", "grey", "bright"),
-        metrics={},
-        latency={},
-        provenance={},
+        BundleSpec(
+            models={"fp32": folder / "brightness.onnx"},
+            default="fp32",
+            preprocessing=Preprocessing(size=(8, 8), mode="L"),
+            classes=("dark", "grey", "bright"),
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from compress.errors import DataError, ModelError, NiwakiError, RecipeError
 from compress.models import factory
 from compress.models.cifar_resnet import cifar_resnet
 from compress.models.names import is_own_code
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 from compress.trust import trusted_function, trusted_modules
 
 OWN = {"depth": 8, "width": 4, "in_channels": 1}

@@ -1,1 +1,1 @@
-"""The command `niwaki`."""
+"""The command ``niwaki``."""

@@ -1,4 +1,4 @@
-"""The commands on a bundle: predict, build, sign, and what `niwaki doctor BUNDLE` says. None of them needs torch."""
+"""The commands on a bundle: predict, build, sign, and what ``niwaki doctor BUNDLE`` says. None of them needs torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.cli.common import JsonFlag
 from compress.terminal import plain
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 TrustedKey = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="An Ed25519 public key (PEM): refuse a bundle that its owner did not sign."),
@@ -60,7 +60,7 @@ def build(
 ) -> None:
     """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
     import deploy
-    from deploy.engines.sidecar import described
+    from deploy.engines.sidecar import load_sidecar
 
     path = deploy.build_engine(
         bundle,
@@ -71,7 +71,7 @@ def build(
         largest=largest,
         trusted_key=trusted_key,
     )
-    made = described(path)
+    made = load_sidecar(path)
     if as_json:
         print(json.dumps({"path": str(path), **made.model_dump(mode="json")}, indent=1))
     else:
@@ -84,7 +84,7 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign a bundle; `--trusted-key` of predict and build then refuses anything else."""
+    """Sign a bundle; ``--trusted-key`` of predict and build then refuses anything else."""
     import deploy
 
     path = deploy.sign(bundle, key)
@@ -92,14 +92,14 @@ def sign(
 
 
 def describe(bundle: Path) -> dict[str, Any]:
-    """What a bundle is, what runs it here and why, for `niwaki doctor BUNDLE`; raises what loading raises."""
+    """Return what a bundle is, what runs it here and why, for ``niwaki doctor BUNDLE``; raise what loading raises."""
     import deploy
-    from deploy.bundle.building import ENGINES
-    from deploy.onnx.metadata import About
+    from deploy.bundle.engines import ENGINES_FOLDER
+    from deploy.onnx.metadata import Metadata
 
     with deploy.load(bundle) as loaded:
         said = loaded.manifest
-        own = About.of(bundle / said.models[said.default].file)
+        own = Metadata.from_file(bundle / said.models[said.default].file)
         return {
             "bundle": str(bundle),
             "task": said.task,
@@ -108,7 +108,7 @@ def describe(bundle: Path) -> dict[str, Any]:
             "licence": said.licence,
             "weights": None if said.weights is None else said.weights.source,
             "weights_sha256": own.weights_sha256,
-            "engines": sorted(path.name for path in (bundle / ENGINES).glob("*.engine")),
+            "engines": sorted(path.name for path in (bundle / ENGINES_FOLDER).glob("*.engine")),
             "runtime": loaded.runtime,
             "precision": loaded.precision,
             "file": None if loaded.path is None else str(loaded.path.relative_to(bundle)),
@@ -117,7 +117,7 @@ def describe(bundle: Path) -> dict[str, Any]:
 
 
 def _found(item: dict[str, Any], classes: Sequence[str]) -> str:
-    """One image's prediction in a line."""
+    """Say one image's prediction in a line."""
     if "boxes" in item:
         rows = [f"{b['class']} ({100 * b['score']:.1f} %) at {[round(v) for v in b['box']]}" for b in item["boxes"]]
         return "; ".join(rows) or "nothing"

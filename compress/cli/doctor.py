@@ -1,4 +1,4 @@
-"""What is installed here, what works, and for each thing that is missing one line on how to get it.
+"""The command ``niwaki doctor``: what is installed and works here, and how to get each thing that is missing.
 
 Packages are read from their metadata and the kernels from what their build left behind. Only the runtimes
 are loaded, because whether one loads, and for which devices, is the question; and torch, where no tool of
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -20,15 +21,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-DISTRIBUTION = "niwaki"
+from compress.cli.bundle import describe
+from compress.cli.common import JsonFlag
+from compress.terminal import Terminal
+
+DISTRIBUTION = "niwaki-vision"
 TIMEOUT = 20  # seconds for a tool of the system to say who it is
 
-# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki[EXTRA]"`.
+# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki-vision[EXTRA]"`.
 SPECIAL = {
     "tensorrt": "install TensorRT from NVIDIA's own package index, or use the extra tensorrt-rtx",
 }
@@ -47,7 +55,7 @@ class Check:
     fix: str = ""
 
     def to_dict(self) -> dict[str, str | bool]:
-        """The same for `--json`."""
+        """Return the same for ``--json``."""
         return asdict(self)
 
 
@@ -61,10 +69,40 @@ class Requirement:
     marker: str
 
     def applies(self) -> bool:
-        """Whether this machine is one that the requirement is meant for."""
+        """Tell whether this machine is one that the requirement is meant for."""
         facts = {"sys_platform": sys.platform, "platform_machine": platform.machine()}
         named = re.findall(r"(\w+) == ['\"]([^'\"]+)['\"]", self.marker)
         return all(facts.get(key, value) == value for key, value in named)
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what is installed, what works here, and how to get what is missing; or what runs a bundle here."""
+    if bundle is not None:
+        _describe_bundle(bundle, as_json=as_json)
+        return
+    checks = diagnose()
+    if as_json:
+        print(json.dumps([check.to_dict() for check in checks], indent=1))
+    else:
+        render(checks, Terminal())
+    if any(check.required and not check.ok for check in checks):
+        raise typer.Exit(3)
+
+
+def _describe_bundle(bundle: Path, *, as_json: bool) -> None:
+    """Print what a bundle is and what runs it here."""
+    about = describe(bundle)
+    if as_json:
+        print(json.dumps(about, indent=1))
+        return
+    shown = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in about.items():
+        said = ", ".join(value) if isinstance(value, list) else value
+        shown.add_row(key, escape(str(said or "–")))
+    Terminal().print(shown)
 
 
 def diagnose() -> list[Check]:
@@ -73,7 +111,7 @@ def diagnose() -> list[Check]:
 
 
 def render(checks: Sequence[Check], console: Console) -> None:
-    """A table of what was found, then the ways out; text from outside is printed as text, never as markup."""
+    """Print what was found, then the ways out; text from outside is printed as text, never as markup."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     table.add_column("Looked at", no_wrap=True)
@@ -129,7 +167,7 @@ def _package(requirement: Requirement) -> Check:
 
 
 def _requirements() -> list[Requirement]:
-    """What pyproject.toml asks for, as the installed metadata has it: said once, there."""
+    """Return what pyproject.toml asks for, as the installed metadata has it: said once, there."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -138,7 +176,7 @@ def _requirements() -> list[Requirement]:
 
 
 def _requirement(line: str) -> Requirement:
-    """`torch<2.16,>=2.11; extra == "compress"` in its parts."""
+    """Split ``torch<2.16,>=2.11; extra == "compress"`` into its parts."""
     wanted, _, marker = line.partition(";")
     name = re.split(r"[^\w.-]", wanted.strip(), maxsplit=1)[0]
     ranges = ",".join(re.findall(r"[<>=!~]+\s*[\w.*]+", wanted))
@@ -147,7 +185,7 @@ def _requirement(line: str) -> Requirement:
 
 
 def satisfies(version: str, ranges: str) -> bool:
-    """Whether a version lies in `>=a,<b`, the only bounds that this project writes."""
+    """Tell whether a version lies in ``>=a,<b``, the only bounds that this project writes."""
     return all(
         (_release(version) >= _release(bound)) == (sign == ">=")
         for sign, bound in re.findall(r"(>=|<)\s*([\d.]+)", ranges)
@@ -155,7 +193,7 @@ def satisfies(version: str, ranges: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """2.15.0+cu132 -> (2, 15); zeros at the end say nothing."""
+    """Read 2.15.0+cu132 as (2, 15); zeros at the end say nothing."""
     digits = re.match(r"\d+(?:\.\d+)*", version)
     numbers = [int(part) for part in digits[0].split(".")] if digits else [0]
     while len(numbers) > 1 and numbers[-1] == 0:
@@ -191,7 +229,9 @@ def _kernels() -> Iterable[Check]:
     ):
         there = bool(info.get(part))
         if there and torch is None:
-            yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki[compress]"')
+            yield Check(
+                title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"'
+            )
             continue
         if there:
             works, says = _loads(part)
@@ -205,7 +245,7 @@ def _kernels() -> Iterable[Check]:
 
 @functools.cache
 def _loads(part: str) -> tuple[bool, str]:
-    """Whether a half of the kernels loads, and what it runs as; asked of another process, since that loads torch."""
+    """Tell whether a half of the kernels loads, and what it runs as; another process loads torch for that."""
     code = (
         "import cpp_ext, torch; reference = cpp_ext.kernels_in_use({device!r}) == 'reference'; "
         "print('reference' if reference else cpp_ext.instruction_set())"
@@ -278,13 +318,13 @@ def _runtimes() -> Iterable[Check]:
 
 
 def _tensorrt(module: ModuleType) -> str:
-    """A builder works without a GPU; engines only run where there is one."""
+    """Say what TensorRT can do here: a builder works without a GPU, engines only run where there is one."""
     runs = "runs engines on the GPU" if _gpu().ok else "no GPU here to run them on"
     return f"{module.__version__}: builds engines, {runs}"
 
 
 def _load(name: str) -> ModuleType | str:
-    """The module, or why it does not load."""
+    """Return the module, or why it does not load."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -302,7 +342,7 @@ def _first(*commands: str) -> str | None:
 
 
 def _says(command: list[str], pattern: str = r"(.*)") -> str:
-    """What a tool says about itself: the first match of `pattern`."""
+    """Return what a tool says about itself: the first match of ``pattern``."""
     text = _run(command)
     said = re.search(pattern, text) if text else None
     return said[1].strip() if said else f"{command[0]} does not answer"

@@ -17,11 +17,11 @@ SHOWN = 3
 
 
 @dataclass
-class Node:
+class TextTree:
     """One line and what hangs under it."""
 
     text: Text
-    children: list[Node] = field(default_factory=list)
+    children: list[TextTree] = field(default_factory=list)
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Place:
 
 
 def render(inspection: Inspection, console: Console, *, everything: bool = False) -> None:
-    """Prints an inspection; `everything` spells out what else is "+ 5 more"."""
+    """Print an inspection; ``everything`` spells out what else is "+ 5 more"."""
     console.print(_totals(inspection), soft_wrap=True)
     for node in outline(inspection, everything=everything):
         if console.is_terminal:
@@ -43,15 +43,15 @@ def render(inspection: Inspection, console: Console, *, everything: bool = False
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def outline(inspection: Inspection, *, everything: bool = False) -> list[Node]:
-    """Everything below the line of totals, as trees."""
+def outline(inspection: Inspection, *, everything: bool = False) -> list[TextTree]:
+    """Lay out everything below the line of totals, as trees."""
     few = None if everything else SHOWN
     return [
         _free(inspection, few),
         *_section(
             "protected",
             [
-                Node(
+                TextTree(
                     Text.assemble(
                         (p.reason, "yellow"),
                         f" — {_count(len(p.slots), 'slot')}, {_count(p.channels, 'channel')} — ",
@@ -63,11 +63,11 @@ def outline(inspection: Inspection, *, everything: bool = False) -> list[Node]:
         ),
         *_section(
             "replaced before a cut",
-            [Node(Text.assemble((m, "bold"), f" by {c}")) for m, c in inspection.substitutions.items()][:few],
+            [TextTree(Text.assemble((m, "bold"), f" by {c}")) for m, c in inspection.substitutions.items()][:few],
             len(inspection.substitutions),
         ),
         *_section("sizes that a cut patches", _patches(inspection, everything)),
-        *_section("operators without a rule", [Node(Text(name, "red")) for name in inspection.unknown_ops]),
+        *_section("operators without a rule", [TextTree(Text(name, "red")) for name in inspection.unknown_ops]),
     ]
 
 
@@ -83,19 +83,19 @@ def _totals(inspection: Inspection) -> Text:
     )
 
 
-def _free(inspection: Inspection, few: int | None) -> Node:
+def _free(inspection: Inspection, few: int | None) -> TextTree:
     if not inspection.groups:
-        return Node(Text("no channel is free to go", "bold red"))
+        return TextTree(Text("no channel is free to go", "bold red"))
     root = _Place()
     for group in inspection.groups:
         place = root
         for part in group.name.split("."):
             place = place.inside.setdefault(part, _Place())
         place.groups.append(group)
-    return Node(Text("free groups", "bold"), list(_nodes(root, few)))
+    return TextTree(Text("free groups", "bold"), list(_nodes(root, few)))
 
 
-def _nodes(place: _Place, few: int | None) -> Iterator[Node]:
+def _nodes(place: _Place, few: int | None) -> Iterator[TextTree]:
     for part, inner in place.inside.items():
         name, end = part, inner
         # A module that only leads to one other shares its line.
@@ -108,10 +108,10 @@ def _nodes(place: _Place, few: int | None) -> Iterator[Node]:
             last.children += below
             yield from (*others, last)
         else:
-            yield Node(Text(name), below)
+            yield TextTree(Text(name), below)
 
 
-def _described(group: GroupView, name: str, few: int | None) -> Node:
+def _described(group: GroupView, name: str, few: int | None) -> TextTree:
     units = _count(group.units, "unit") + (f" of {group.width}" if group.width > 1 else "")
     line = Text.assemble(
         (name, "bold green" if group.preserving else "bold yellow"),
@@ -120,31 +120,33 @@ def _described(group: GroupView, name: str, few: int | None) -> Node:
     if not group.preserving:
         why = f"{group.note}: not function-preserving" if group.note else "not function-preserving"
         line.append(f"  [{why}]", "yellow")
-    return Node(line, [Node(Text(_listed([member.slot for member in group.members], few), "dim"))])
+    return TextTree(line, [TextTree(Text(_listed([member.slot for member in group.members], few), "dim"))])
 
 
-def _patches(inspection: Inspection, everything: bool) -> list[Node]:
+def _patches(inspection: Inspection, everything: bool) -> list[TextTree]:
     if everything:
-        return [Node(Text(f"{a.module}.{a.name} = {a.value}, follows {a.slot}")) for a in inspection.attributes]
+        return [TextTree(Text(f"{a.module}.{a.name} = {a.value}, follows {a.slot}")) for a in inspection.attributes]
     counts = Counter(a.name for a in inspection.attributes)
-    return [Node(Text(", ".join(f"{name} of {_count(n, 'module')}" for name, n in counts.items())))] if counts else []
+    return (
+        [TextTree(Text(", ".join(f"{name} of {_count(n, 'module')}" for name, n in counts.items())))] if counts else []
+    )
 
 
-def _section(title: str, nodes: list[Node], count: int | None = None) -> Iterator[Node]:
-    """A titled section, or nothing where there is nothing to list."""
+def _section(title: str, nodes: list[TextTree], count: int | None = None) -> Iterator[TextTree]:
+    """Yield a titled section, or nothing where there is nothing to list."""
     if nodes:
-        more = [] if count is None or count <= len(nodes) else [Node(Text(f"+ {count - len(nodes)} more", "dim"))]
-        yield Node(Text(title, "bold"), nodes + more)
+        more = [] if count is None or count <= len(nodes) else [TextTree(Text(f"+ {count - len(nodes)} more", "dim"))]
+        yield TextTree(Text(title, "bold"), nodes + more)
 
 
-def _tree(node: Node) -> Tree:
+def _tree(node: TextTree) -> Tree:
     tree = Tree(node.text, guide_style="dim")
     for child in node.children:
         tree.children.append(_tree(child))
     return tree
 
 
-def _lines(node: Node, depth: int = 0) -> Iterator[str]:
+def _lines(node: TextTree, depth: int = 0) -> Iterator[str]:
     yield "  " * depth + node.text.plain
     for child in node.children:
         yield from _lines(child, depth + 1)

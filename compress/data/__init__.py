@@ -1,4 +1,4 @@
-"""Images with labels, masks or boxes, in named splits. One dict from the recipe's `kind` to the function for it."""
+"""Images with labels, masks or boxes, in named splits: one dict from the kind of data to the function that reads it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAKERS: dict[type, Callable[..., ImageData]] = {
 
 
 def load(recipe: DataRecipe, reader: ImageReader, seed: int) -> ImageData:
-    """Makes the data that a recipe asks for; raises DataError when it is missing, empty or damaged."""
+    """Read the data that a recipe asks for; raise DataError when it is missing, empty or damaged."""
     found = MAKERS[type(recipe)](recipe, reader, seed)
     return replace(found, notes=(*shared(found), *found.notes))
 

@@ -1,4 +1,4 @@
-"""Augmentations by torchvision's transforms v2, an image at a time and from its own seed. One dict by name."""
+"""Augmentations by torchvision's transforms v2, one image at a time from its own seed: one dict by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Augmentation:
     Args:
         image: (image, target or None, (height, width) of the input, seed) -> (image, target).
         inputs: (inputs (N, C, H, W), a seed an image) -> inputs; for class targets, which no shape changes.
-        tasks: what it may be used for.
+        tasks: the tasks that it suits.
     """
 
     image: Callable[[Image.Image, Any, Sequence[int], int], tuple[Image.Image, Any]] | None = None
@@ -36,7 +36,7 @@ class Augmentation:
 
 
 def affine(inputs: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Turns (±12°), scales (0.85 to 1.15), shears (±0.15) and shifts (±10%) each image, for drawn shapes."""
+    """Rotate (±12°), scale (0.85 to 1.15), shear (±0.15) and shift (±10%) each image, for drawn shapes."""
     draws = [torch.rand(5, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return _warped(inputs, torch.stack(draws), turn=0.21, scale=0.15, shear=0.15, shift=0.2)
 
@@ -44,22 +44,22 @@ def affine(inputs: Tensor, seeds: Sequence[int]) -> Tensor:
 def warp(
     inputs: Tensor, generator: torch.Generator, *, turn: float, scale: float, shear: float, shift: float
 ) -> Tensor:
-    """One random affine map an image.
+    """Warp each image by a random affine map.
 
     Args:
         inputs: shape (N, C, H, W).
-        generator: where the maps are drawn from.
-        turn: largest angle in radians.
-        scale: largest relative change of size.
-        shear: largest shear.
-        shift: largest shift, in half images.
+        generator: the maps are drawn from it.
+        turn: the largest angle, in radians.
+        scale: the largest relative change of size.
+        shear: the largest shear.
+        shift: the largest shift, in half images.
     """
     draws = torch.stack([torch.rand(len(inputs), generator=generator) for _ in range(5)], 1)
     return _warped(inputs, draws, turn=turn, scale=scale, shear=shear, shift=shift)
 
 
 def _warped(inputs: Tensor, draws: Tensor, *, turn: float, scale: float, shear: float, shift: float) -> Tensor:
-    """The maps that draws (N, 5) in 0..1 stand for: angle, size, slant and two shifts."""
+    """Warp by the maps that ``draws`` (N, 5) in 0..1 encode: angle, size, slant and two shifts."""
     angle, size, slant, right, down = ((2 * draws - 1) * torch.tensor([turn, scale, shear, shift, shift])).unbind(1)
     size = 1 / (1 + size)
     cos, sin = angle.cos() * size, angle.sin() * size
@@ -70,12 +70,12 @@ def _warped(inputs: Tensor, draws: Tensor, *, turn: float, scale: float, shear: 
 
 
 def check(recipe: TrainRecipe, task: TaskName, key: str) -> None:
-    """Raises RecipeError when the augmentation, or mixing, does not fit the task.
+    """Raise RecipeError when the augmentation, or mixing, does not fit the task.
 
     Args:
-        recipe: of one training.
-        task: what the targets are for.
-        key: the training's place in the recipe, for the error.
+        recipe: one training's.
+        task: the task that the targets are for.
+        key: the training's place in the recipe, for the error message.
     """
     if task not in AUGMENTATIONS[recipe.augment].tasks:
         fitting = ", ".join(name for name, change in AUGMENTATIONS.items() if task in change.tasks)
@@ -99,7 +99,7 @@ def _change(
         if isinstance(target, np.ndarray):
             return _with_mask(_transform(kind, height, width), image, target)
         assert not isinstance(target, int)
-        # A crop that looks for boxes never ends without one.
+        # A crop that looks for a box never ends where there is none.
         kind = "flip_distort" if kind == "iou_crop_flip" and not len(target.boxes) else kind
         return _with_boxes(_transform(kind, height, width), image, target)
 
@@ -124,7 +124,7 @@ def _transform(kind: str, height: int, width: int) -> Any:
 
 
 def _scale_crop_flip(height: int, width: int, image: Image.Image, mask: Any) -> tuple[Image.Image, Any]:
-    """At 0.5 to 2 times the scale that fits the input, a piece of its size; what lies beyond the image is IGNORED."""
+    """Crop the input's size at 0.5 to 2 times the scale that fits it; what lies beyond the image is IGNORED."""
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 

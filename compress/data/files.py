@@ -1,4 +1,4 @@
-"""Files that are decoded when asked for, the first of them kept, and those that cannot be read counted."""
+"""Decode files on demand, keep the first of them in memory, and count those that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Decoded(Generic[T]):
-    """A sequence that is decoded when asked for; the first gigabyte of it is kept."""
+    """A sequence that is decoded on demand; its first gigabyte is kept in memory."""
 
     def __init__(self) -> None:
         self._kept: dict[int, T] = {}
@@ -33,7 +33,7 @@ class Decoded(Generic[T]):
         return found
 
     def _decode(self, index: int) -> tuple[T, int]:
-        """What is at `index`, and its bytes."""
+        """Decode the entry at ``index``; return it and its size in bytes."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class FileImages(Decoded[Image.Image]):
         return image, image.width * image.height * 3
 
     def append(self, path: Path) -> Image.Image:
-        """Adds a file and gives its image; what `reader.load` raises leaves things as they were."""
+        """Add a file and return its image; if ``reader.load`` raises, nothing is added."""
         self.paths.append(path)
         try:
             return self[len(self.paths) - 1]
@@ -64,11 +64,11 @@ class FileImages(Decoded[Image.Image]):
 
 
 class Unreadable:
-    """Files of one data set that cannot be read: left out and counted, up to a limit.
+    """The files of a data set that cannot be read: they are left out and counted, up to a limit.
 
     Args:
-        limit: how many may be left out in all.
-        root: what the notes' names are relative to: a ledger names no folder of a machine.
+        limit: how many may be left out.
+        root: the notes name files relative to it, since a ledger names no folder of a machine.
     """
 
     def __init__(self, limit: int, root: Path | None = None) -> None:
@@ -76,7 +76,7 @@ class Unreadable:
         self.names: list[str] = []
 
     def add(self, name: Path | str, error: ImageError) -> None:
-        """Counts one file; raises DataError when it is one too many."""
+        """Count one file; raise DataError when it is one too many."""
         if isinstance(name, Path) and self.root is not None and name.is_relative_to(self.root):
             name = name.relative_to(self.root)
         self.names.append(str(name))
@@ -99,10 +99,10 @@ def first(names: Sequence[str], count: int = 5) -> str:
 def read_all(
     items: Sequence[tuple[Path, T]], reader: ImageReader, unreadable: Unreadable, where: object
 ) -> tuple[FileImages, list[T]]:
-    """Decodes every image once, so that damage shows now; what goes with an unreadable one is left out with it.
+    """Decode every image once, so that damage is found now; an unreadable one is left out with what belongs to it.
 
     Raises:
-        DataError: more images are unreadable than may be, or none is left.
+        DataError: too many images are unreadable, or none is left.
     """
     images, kept = FileImages([], reader), []
     for path, own in items:
@@ -118,7 +118,7 @@ def read_all(
 
 
 def shared(data: ImageData) -> tuple[str, ...]:
-    """Notes where the test split shares files with what is learned from, which makes its figures too good."""
+    """Note where the test split shares files with what is learned from, which makes its figures too good."""
     notes, test = [], getattr(data.splits.get("test"), "images", None)
     for split in ("train", "unlabelled"):
         learned = getattr(data.splits.get(split), "images", None)
@@ -132,20 +132,20 @@ def shared(data: ImageData) -> tuple[str, ...]:
 
 
 def existing(folder: Path, key: str) -> Path:
-    """The folder, if it is one; raises DataError otherwise."""
+    """Return the folder; raise DataError if it is none."""
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}; check {key} in the recipe.")
     return folder
 
 
 def is_image(path: Path) -> bool:
-    """By its ending; hidden files are some system's own, a broken link is an error that shows when it is read."""
+    """Judge by the suffix; hidden files belong to some system, and a broken link fails when it is read."""
     known = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     return known and (path.is_file() or path.is_symlink())
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """The images of a folder by name without ending; raises DataError when two share one."""
+    """The images of a folder by stem; raise DataError when two have the same."""
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if is_image(p)):
         if path.stem in found:
@@ -155,16 +155,16 @@ def by_stem(folder: Path) -> dict[str, Path]:
 
 
 def held_out(items: Sequence[T], groups: Sequence[int], names: Sequence[object], share: float) -> tuple[list[T], ...]:
-    """Takes a share of each group out of the training items; the same ones every time.
+    """Move a share of each group from the training items to a validation split, the same ones every time.
 
     Args:
-        items: all of them.
-        groups: which group each is in.
-        names: of the groups, for the error.
-        share: of each group, over 0 and under 1; at least one item is taken.
+        items: the training items.
+        groups: the group of each item.
+        names: the groups' names, for the error message.
+        share: share of each group, above 0 and below 1; at least one item is taken.
 
     Returns:
-        What stays, and what is held out.
+        The items that stay, and those that are held out.
 
     Raises:
         DataError: a group would be left empty.

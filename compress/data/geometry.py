@@ -1,4 +1,4 @@
-"""Masks and boxes follow the resize that an image gets on its way into the network."""
+"""Resize masks and boxes as their image is resized on its way into the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.data.targets import Target
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which part of an image is taken, and the size that it gets.
+    """The part of an image that is taken, and the size that it is resized to.
 
     Args:
         box: (left, top, right, bottom) in pixels of the image.
@@ -26,9 +26,9 @@ class Geometry:
 
 
 def fitted(target: Target, geometry: Geometry) -> Any:
-    """What a target is in the network's input: an int64 mask (H, W), or `boxes` (n, 4) and `labels` (n,) in a dict.
+    """Map a target to the network's input: an int64 mask (H, W), or a dict of ``boxes`` (n, 4) and ``labels`` (n,).
 
-    A mask takes the nearest label. A box is cut to what is seen; one that is not seen, or is under a pixel, goes.
+    A mask takes the nearest label. A box is clipped to the part taken and dropped where less than a pixel is left.
     """
     height, width = geometry.size
     if isinstance(target, np.ndarray):

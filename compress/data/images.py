@@ -24,14 +24,14 @@ CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the network reads them, and what they should give.
+    """Images as the network reads them, and their targets.
 
     Args:
         images: float32 (N, C, H, W).
-        targets: class indices (N,), masks (N, H, W), or for each image `boxes` (n, 4) and `labels` (n,) in a dict.
-        index: int64 (N,), place of each image in its split.
-        variant: which augmented variant of the images this is: with the seed it says all that was drawn.
-        soft: shares of the classes (N, classes) where images were mixed.
+        targets: class indices (N,), masks (N, H, W), or for each image ``boxes`` (n, 4) and ``labels`` (n,) in a dict.
+        index: int64 (N,), the index of each image in its split.
+        variant: which augmented variant of the images this is; with the seed it determines all that was drawn.
+        soft: shares of the classes (N, classes), where images were mixed.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Batch:
         return len(self.images)
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in equal parts."""
+        """Divide the batch into equal parts."""
         if count == 1:
             return [self]
         size = len(self) // count
@@ -56,13 +56,13 @@ class Batch:
         ]
 
     def to(self, device: torch.device, *, channels_last: bool = True) -> Batch:
-        """The same on a device; from pinned memory the copy does not hold up this process."""
+        """Copy the batch to a device; from pinned memory the copy does not block this process."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         images = self.images.to(device, memory_format=layout, non_blocking=True)
         return self._changed(images, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same where a GPU can fetch it; called by the loader."""
+        """Copy the batch to memory that a GPU can read; called by the loader."""
         return self._changed(self.images.pin_memory(), Tensor.pin_memory)
 
     def _changed(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -76,12 +76,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How an image file becomes a network's input: the very functions that a bundle uses.
+    """How an image file becomes a network's input: the same functions that a bundle uses.
 
     Args:
-        load: path -> decoded image; raises ImageError for a file that cannot be read.
+        load: path -> decoded image; it raises ImageError for a file that cannot be read.
         prepare: image -> float32 array of shape (C, H, W).
-        geometry: upright image -> which part of it `prepare` takes and the size that part gets; masks and boxes follow.
+        geometry: upright image -> the part of it that ``prepare`` takes, and the size of that part; masks and boxes
+            follow it.
     """
 
     load: Callable[[Path], Image.Image]
@@ -90,14 +91,14 @@ class ImageReader:
 
 
 class Images(Protocol):
-    """A sequence of images that may be decoded when asked for."""
+    """A sequence of images, possibly decoded on demand."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
 class Targets(Protocol):
-    """A sequence of masks or `Boxes` that may be decoded when asked for."""
+    """A sequence of masks or ``Boxes``, possibly decoded on demand."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Target: ...
@@ -108,9 +109,9 @@ class Split:
     """Images, their targets and how they are prepared.
 
     Args:
-        images: decoded when asked for.
-        targets: class indices as int64 (N,), or any sequence of masks or `Boxes`.
-        reader: how an image becomes an input.
+        images: decoded on demand.
+        targets: class indices as int64 (N,), or any sequence of masks or ``Boxes``.
+        reader: turns an image into an input.
     """
 
     images: Images
@@ -133,7 +134,7 @@ class Split:
         return height, width
 
     def sample(self, index: int) -> tuple[Image.Image, Target]:
-        """One decoded image and its target; upright where the target has places in it."""
+        """One decoded image and its target; the image is upright where the target refers to places in it."""
         target = self.targets[index]
         if isinstance(target, Tensor):
             return self.images[index], int(target)
@@ -142,13 +143,13 @@ class Split:
 
     def inputs(self, start: int, stop: int) -> Tensor:
         """Prepared images start..stop as float32 of shape (N, C, H, W)."""
-        # A few are asked for: not a reason to prepare all.
+        # Asking for a few is no reason to prepare all.
         if (ready := self.__dict__.get("_prepared")) is not None:
             return ready[start:stop]
         return self._prepare(range(start, min(stop, len(self))))
 
     def get_ready(self, augment: str) -> None:
-        """Prepares the images that are wanted as they are, so that processes started next share them."""
+        """Prepare the images that are used without augmentation, so that processes started later share them."""
         if AUGMENTATIONS[augment].image is None and len(self):
             self.gather(torch.tensor([0]))
 
@@ -159,23 +160,23 @@ class Split:
 
     def _prepare(self, index: Sequence[int]) -> Tensor:
         arrays = [self.reader.prepare(self.images[i]) for i in index]
-        # What is first read while evaluating is kept, and trained on later.
+        # What is first read during evaluation is kept and trained on later.
         with torch.inference_mode(False):
             return torch.from_numpy(np.stack(arrays))
 
     def gather(self, index: Tensor) -> Tensor:
-        """Prepared images at `index`."""
+        """Prepared images at ``index``."""
         if self._prepared is not None:
             return self._prepared[index]
         return self._prepare(index.tolist())
 
     def batch(self, index: Tensor, augment: str = "none", seed: int = 0, variant: int = 0) -> Batch:
-        """The images at `index`, each augmented as (seed, variant, its index) alone decide.
+        """The images at ``index``, each augmented as (seed, variant, index) alone determine.
 
         Args:
             index: int64 (N,).
             augment: a name in AUGMENTATIONS.
-            seed: of what is drawn.
+            seed: the seed of the augmentation.
             variant: usually the epoch.
         """
         change = AUGMENTATIONS[augment]
@@ -210,20 +211,20 @@ class Split:
         return images, torch.stack(rows) if isinstance(rows[0], Tensor) else rows
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All images in order, as they are evaluated."""
+        """All images in order, without augmentation."""
         for start in range(0, len(self), size):
             yield self.batch(torch.arange(start, min(start + size, len(self))))
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Named splits (`train`, `val`, `test`) over the same classes.
+    """Named splits (``train``, ``val``, ``test``) over the same classes.
 
     Args:
         classes: names, in the order of their indices.
         splits: by name.
         task: what the targets are for.
-        notes: what was left out while reading, a sentence each.
+        notes: what was left out while reading, one sentence each.
     """
 
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Training batches: an order that the seed and the epoch decide, sharded over ranks, loaded by workers."""
+"""Training batches: in an order determined by seed and epoch, sharded over ranks, loaded by workers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Feed:
     """What training batches are made of.
 
     Args:
-        split: where from.
-        batch_size: images of one optimiser step, over all ranks.
+        split: the images.
+        batch_size: images of one optimizer step, over all ranks.
         augment: a name in AUGMENTATIONS.
-        seed: of order and augmentation.
-        workers: processes that prepare batches; 0 for this one.
-        variants: how many augmented variants an image has; None for a new one each epoch.
+        seed: the seed of order and augmentation.
+        workers: processes that prepare batches; 0 for this process.
+        variants: augmented variants of an image; None for a new one in each epoch.
         mixup: alpha of mixup (Zhang et al., 2018); 0 for none.
         cutmix: alpha of CutMix (Yun et al., 2019); 0 for none. With both, a batch takes one of the two.
-        classes: how many; for mixing.
-        rank: which part of each batch is this process's.
-        ranks: how many parts there are.
-        pin: whether batches lie in pinned memory, which a GPU fetches from while the processor goes on.
+        classes: number of classes, for mixing.
+        rank: the part of each batch that is this process's.
+        ranks: number of parts.
+        pin: whether batches are in pinned memory, from which a GPU copies while the processor goes on.
     """
 
     split: Split
@@ -51,20 +51,20 @@ class Feed:
 
     @property
     def size(self) -> int:
-        """Images of one step: the batch, or all there are."""
+        """Images of one step: the batch size, or all there are."""
         return min(self.batch_size, len(self.split))
 
     @property
     def steps_an_epoch(self) -> int:
-        """The last images that do not fill a batch are left out, unless they are all there is."""
+        """Steps of one epoch; the last images are left out if they do not fill a batch."""
         return len(self.split) // self.size
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This rank's part of the batches of steps start..stop, whatever came before.
+        """This rank's part of the batches of steps start..stop; it does not depend on the steps before.
 
         Raises:
             TrainingError: a worker died.
-            Exception: what reading an image raises, from a worker too.
+            Exception: whatever reading an image raises, in a worker too.
         """
         if self.workers:
             self.split.get_ready(self.augment)
@@ -109,7 +109,7 @@ class Feed:
 
 
 def _fetched(loader: DataLoader) -> Iterator[Any]:
-    """What the loader gives; raises TrainingError when a worker died."""
+    """Yield the loader's batches; raise TrainingError when a worker dies."""
     steps = _quietly(loader)
     while True:
         try:
@@ -117,7 +117,7 @@ def _fetched(loader: DataLoader) -> Iterator[Any]:
         except StopIteration:
             return
         except (OSError, EOFError, RuntimeError) as error:
-            # One that dies while it sends breaks the connection before torch knows of its death.
+            # A worker that dies while sending breaks the connection before torch knows of its death.
             known = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
             if not loader.num_workers or not known:
                 raise
@@ -130,10 +130,10 @@ def _fetched(loader: DataLoader) -> Iterator[Any]:
 
 
 def _quietly(loader: DataLoader) -> Iterator[Any]:
-    """The loader's iterator, which tells of a worker's death where its data is waited for, some seconds later.
+    """The loader's iterator, which reports a worker's death where its data is awaited, some seconds later.
 
-    Torch would also raise from the signal of a child's end, in whatever the process is doing then: while a
-    checkpoint is written, say.
+    Torch would also raise from the signal of a child's death, in whatever the process is doing at that moment, such as
+    writing a checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
@@ -144,7 +144,7 @@ def _quietly(loader: DataLoader) -> Iterator[Any]:
 
 
 class _Steps(Dataset):
-    """From a step to its batch; an exception is handed over as it is, which a worker would wrap."""
+    """Maps a step to its batch; an exception is returned as it is, since a worker would wrap it."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed

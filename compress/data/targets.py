@@ -1,4 +1,4 @@
-"""What an image is labelled with: a class, a mask or boxes; which of them a task takes."""
+"""What an image is labelled with: a class, a mask or boxes."""
 
 from __future__ import annotations
 

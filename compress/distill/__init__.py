@@ -23,16 +23,18 @@ from compress.distill.losses import (
     relation_angle_loss,
     relation_distance_loss,
 )
+from compress.distill.pair import kept_features
 from compress.distill.registry import LOSSES, check, reuse, weights
-from compress.distill.setup import Lesson, forward_flops, kept_features, lesson
+from compress.distill.setup import Distillation, set_up
+from compress.distill.teacher import forward_flops
 from compress.distill.unlabelled import UNLABELLED, with_answers
 
 __all__ = [
     "LOSSES",
     "UNLABELLED",
     "Cache",
+    "Distillation",
     "FeatureHooks",
-    "Lesson",
     "Projection",
     "anchor_box_loss",
     "anchor_class_loss",
@@ -46,7 +48,6 @@ __all__ = [
     "forward_flops",
     "hint_loss",
     "kept_features",
-    "lesson",
     "logits_loss",
     "pixel_loss",
     "project_classifier",
@@ -55,6 +56,7 @@ __all__ = [
     "relation_distance_loss",
     "reuse",
     "reuse_classifier",
+    "set_up",
     "weights",
     "with_answers",
 ]

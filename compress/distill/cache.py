@@ -1,4 +1,4 @@
-"""The teacher's answers on disk: computed once for every image and variant of it, then only read."""
+"""The teacher's features on disk: computed once for every image and variant of it, then only read."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class Cache:
     variants: tuple[Features, ...]
 
     def rows(self, variant: int, index: Tensor, device: torch.device) -> Features:
-        """What the teacher says of the images at `index` (int64, shape (N,)) in one variant."""
+        """Return the teacher's features of the images at ``index`` (int64, shape (N,)) in one variant."""
         held = self.variants[variant % len(self.variants)]
         return {name: values[index.cpu()].to(device) for name, values in held.items()}
 
 
-def size(answers: Features, images: int, variants: int) -> int:
-    """Bytes that a cache takes, on disk and in memory, judged by the answers to a few images."""
-    return images * variants * sum(t[:1].nbytes for t in answers.values())
+def size(features: Features, images: int, variants: int) -> int:
+    """Estimate the bytes that a cache takes, on disk and in memory, from the features of a few images."""
+    return images * variants * sum(t[:1].nbytes for t in features.values())
 
 
 def key_of(**parts: Any) -> str:
-    """One name for everything that the answers depend on."""
+    """Return one name for everything that the features depend on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def images_hash(images: Iterable[Tensor]) -> str:
-    """SHA-256 over the bytes of prepared images."""
+    """Return the SHA-256 over the bytes of prepared images."""
     digest = hashlib.sha256()
     for batch in images:
         digest.update(f"{tuple(batch.shape)}".encode())
@@ -56,17 +56,17 @@ def fill(
     key: str,
     variants: int,
     images: Callable[[int], Iterator[Tensor]],
-    answer: Callable[[Tensor], Features],
+    compute: Callable[[Tensor], Features],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Computes what `folder` lacks under `key`, one file a variant; each appears whole. Other keys are removed.
+    """Compute what ``folder`` lacks under ``key``, one file a variant; each appears whole. Other keys are removed.
 
     Args:
         folder: of all caches of the run.
-        key: `key_of` all that the answers depend on.
+        key: ``key_of`` all that the features depend on.
         variants: how many augmented variants each image has.
         images: a variant's images in the split's order, in batches (n, C, H, W).
-        answer: the teacher's answers to a batch.
+        compute: the teacher's features of a batch.
         progress: told variants done and in all.
     """
     for other in folder.iterdir() if folder.is_dir() else ():
@@ -77,7 +77,7 @@ def fill(
         if _read(folder, key, variant) is None:
             gathered: dict[str, list[Tensor]] = {}
             for batch in images(variant):
-                for name, value in answer(batch).items():
+                for name, value in compute(batch).items():
                     gathered.setdefault(name, []).append(value.cpu())
             with replacing(_file(folder, key, variant)) as temporary:
                 save_file({n: torch.cat(values).contiguous() for n, values in gathered.items()}, temporary)
@@ -85,16 +85,16 @@ def fill(
 
 
 def read(folder: Path, key: str, variants: int) -> Cache:
-    """What `fill` left there. Raises TrainingError when the disk does not give it back."""
+    """Read what ``fill`` left there; raise TrainingError where the disk does not give it back."""
     held = []
     for variant in range(variants):
-        answers = _read(folder, key, variant)
-        if answers is None:
+        features = _read(folder, key, variant)
+        if features is None:
             raise TrainingError(
                 f"{_file(folder, key, variant)} cannot be read back; check the disk, "
                 "or set distill.teacher_cache_mb: 0."
             )
-        held.append(answers)
+        held.append(features)
     return Cache(tuple(held))
 
 

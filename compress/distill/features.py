@@ -35,7 +35,7 @@ class Projection(nn.Module):
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Extracts from one network's recorded outputs the features that the losses compare.
+    """Extract from one network's recorded outputs the features that the losses compare.
 
     Args:
         recipe: which layers are used for hints and attention maps.

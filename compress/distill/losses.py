@@ -21,7 +21,7 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def class_mean_loss(student: Tensor, teacher: Tensor, means: Tensor, labels: Tensor) -> Tensor:
-    """Pulls features towards their class's mean, as the full-size network computes it.
+    """Pull features towards their class's mean as the full-size network computes it.
 
     mean over n of 1 - <s_n, m_y / |m_y|> / max(|s_n|, |t_n|): direction and norm. That features are aligned to
     class means follows Model Pruning with Model Transfer (2023); the formula is the norm-and-direction loss,
@@ -43,17 +43,17 @@ def class_mean_loss(student: Tensor, teacher: Tensor, means: Tensor, labels: Ten
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Half the squared difference of two feature maps (Romero et al., FitNets: Hints for Thin Deep Nets, 2015).
 
-    The mean over all elements, where the paper sums them, so that one weight suits layers of any size: our choice.
+    Our choice is the mean over all elements, where the paper sums them, so that one weight suits layers of any size.
 
     Args:
-        student: what a layer gives, after the projection where widths differ, any shape.
-        teacher: the same layer of the teacher, same shape, no gradient.
+        student: a layer's output of any shape, after the projection where widths differ.
+        teacher: the teacher's output of that layer, same shape, no gradient.
     """
     return 0.5 * F.mse_loss(student, teacher)
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a layer looks: the sum over channels of the squares, over the map's norm.
+    """Where a layer responds: the sum over channels of the squares, divided by the map's norm.
 
     Args:
         features: shape (N, C, H, W), or (N, tokens, C), whose channels come last.
@@ -68,12 +68,12 @@ def attention_map(features: Tensor) -> Tensor:
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of two attention maps, mean over the batch; the layers' widths need not agree.
 
-    Zagoruyko and Komodakis, Paying More Attention to Attention, 2017. The distance is squared, which the paper's is
-    not, so that its gradient exists at 0: our choice.
+    Zagoruyko and Komodakis, Paying More Attention to Attention, 2017. Our choice is to square the
+    distance, which the paper does not, so that its gradient exists at 0.
 
     Args:
-        student: `attention_map` of a layer, shape (N, positions).
-        teacher: the same of the teacher, no gradient.
+        student: ``attention_map`` of a layer, shape (N, positions).
+        teacher: the teacher's, no gradient.
     """
     return (student - teacher).square().sum(1).mean()
 
@@ -81,7 +81,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber difference of the distances within a batch (RKD-D: Park et al., Relational Knowledge Distillation, 2019).
 
-    Each network's distances are divided by their mean over the pairs, so widths need not agree.
+    Each network's distances are divided by their mean over the pairs, so that widths need not agree.
 
     Args:
         student: features of shape (N, D).
@@ -115,7 +115,7 @@ def pixel_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher / T || student / T) of the classes at each pixel, mean over all pixels.
 
     The pixel-wise term of Liu et al., Structured Knowledge Distillation for Semantic Segmentation, 2019, with
-    Hinton's temperature. Pixels without a label count too: the teacher has an answer there.
+    Hinton's temperature. Pixels without a label count too, since the teacher has an output there.
 
     Args:
         student: logits of shape (N, classes, H, W).
@@ -129,13 +129,13 @@ def pixel_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def channel_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of where each channel looks: a softmax over the positions, mean over channels and the batch.
+    """T^2 KL of where each channel responds: a softmax over the positions, mean over channels and the batch.
 
     Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, 2021.
 
     Args:
         student: logits or features of shape (N, C, H, W).
-        teacher: the same of the teacher, same shape, no gradient.
+        teacher: the teacher's, same shape, no gradient.
         temperature: T.
     """
     log_student = F.log_softmax(student.flatten(2) / temperature, dim=2)
@@ -145,18 +145,18 @@ def channel_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def anchor_class_loss(student: Tensor, teacher: Tensor, temperature: float, *, exclusive: bool) -> Tensor:
-    """T^2 KL of the classes at each anchor, weighted by how sure the teacher is that something is there.
+    """T^2 KL of the classes at each anchor, weighted by the teacher's confidence that there is an object.
 
     After Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation, 2017, which gives the
-    background a weight of its own; the weight here is the teacher's largest probability of an object (T = 1), so
-    that anchors over nothing do not drown the rest: our choice.
+    background a weight of its own. Our choice of weight is the teacher's largest probability of an object (T = 1), so
+    that anchors over background do not outweigh the rest.
 
     Args:
         student: logits of shape (N, anchors, K).
         teacher: logits of the same shape, no gradient.
         temperature: T.
-        exclusive: the K are one softmax with the background first (SSD, RoI heads); else K sigmoids of objects
-            (RetinaNet, FCOS, an RPN).
+        exclusive: whether the K are one softmax with the background first (SSD, RoI heads); else they are K sigmoids
+            of objects (RetinaNet, FCOS, an RPN).
     """
     sure = _objects(teacher, exclusive).amax(2)
     s, t = student / temperature, teacher / temperature
@@ -171,17 +171,17 @@ def anchor_class_loss(student: Tensor, teacher: Tensor, temperature: float, *, e
 
 
 def anchor_box_loss(student: Tensor, teacher: Tensor, logits: Tensor, sure: float, *, exclusive: bool) -> Tensor:
-    """Huber difference of the box deltas where the teacher is sure of an object; 0 where it is sure of none.
+    """Huber difference of the box deltas where the teacher is confident of an object; 0 if it is of none.
 
     After the regression term of Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation,
-    2017; that it holds where the teacher's probability reaches a threshold is our choice.
+    2017; applying it where the teacher's probability reaches a threshold is our choice.
 
     Args:
         student: box deltas of shape (N, anchors, 4).
         teacher: box deltas of the same shape, no gradient.
         logits: the teacher's class logits, shape (N, anchors, K).
         sure: the least probability of an object.
-        exclusive: as in `anchor_class_loss`.
+        exclusive: as in ``anchor_class_loss``.
     """
     where = _objects(logits, exclusive).amax(2) >= sure
     if not bool(where.any()):
@@ -190,7 +190,7 @@ def anchor_box_loss(student: Tensor, teacher: Tensor, logits: Tensor, sure: floa
 
 
 def _objects(logits: Tensor, exclusive: bool) -> Tensor:
-    """Probability of each class but the background, shape (N, anchors, objects)."""
+    """Probability of each class except the background, shape (N, anchors, objects)."""
     return logits.softmax(2)[..., 1:] if exclusive else logits.sigmoid()
 
 
@@ -202,7 +202,7 @@ def _distances(x: Tensor) -> Tensor:
 
 def _cosines(x: Tensor) -> Tensor:
     """Cosine of the angle at j between i and k, shape (N, N, N) over (i, j, k)."""
-    # From the Gram matrix, so that memory does not grow with the width; centred, so that little cancels.
+    # From the Gram matrix, so that memory does not grow with the width; centred, to limit cancellation.
     x = x - x.mean(0)
     gram = x @ x.T
     own = gram.diagonal()

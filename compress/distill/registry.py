@@ -40,11 +40,11 @@ class LossInputs:
     exclusive: bool
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """The student's feature of that name, and the teacher's."""
+        """Return the student's feature of that name, and the teacher's."""
         return self.student[name], self.teacher[name]
 
     def mean(self, kind: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The mean of `loss` over all features whose name starts with `kind`."""
+        """Average ``loss`` over all features whose name starts with ``kind``."""
         return torch.stack([loss(*self.pair(name)) for name in self.student if name.startswith(f"{kind} ")]).mean()
 
 
@@ -54,7 +54,7 @@ class LossSpec:
 
     Args:
         value: the loss of a batch, a scalar.
-        places: what has to be watched for it.
+        places: whose outputs it needs.
         tasks: what it is for; a weight that the recipe leaves out is the number given here.
     """
 
@@ -83,7 +83,9 @@ def _head_classes(inputs: LossInputs) -> Tensor:
 
 def _head_boxes(inputs: LossInputs) -> Tensor:
     logits = inputs.teacher["anchor classes"]
-    return losses.anchor_box_loss(*inputs.pair("anchor boxes"), logits, inputs.recipe.sure, exclusive=inputs.exclusive)
+    return losses.anchor_box_loss(
+        *inputs.pair("anchor boxes"), logits, inputs.recipe.box_confidence, exclusive=inputs.exclusive
+    )
 
 
 _EVERY = {"classification": 0.0, "segmentation": 0.0, "detection": 0.0}
@@ -117,7 +119,7 @@ LOSSES: dict[str, LossSpec] = {
 
 
 def weights(recipe: DistillRecipe, task: str) -> dict[str, float]:
-    """The losses that `recipe` wants for a task, each with its weight; those of weight 0 are left out.
+    """Return the losses that ``recipe`` wants for a task, each with its weight; those of weight 0 are left out.
 
     Raises:
         RecipeError: a loss has weight that is not for the task.
@@ -138,7 +140,7 @@ def weights(recipe: DistillRecipe, task: str) -> dict[str, float]:
 
 
 def check_layers(recipe: DistillRecipe, model: nn.Module) -> None:
-    """Raises RecipeError, naming the nearest, for a hint or attention layer that `model` does not have."""
+    """Raise RecipeError, naming the nearest, for a hint or attention layer that ``model`` does not have."""
     paths = [name for name, _ in model.named_modules() if name]
     for key in ("hint_layers", "attention_layers"):
         for layer in getattr(recipe, key):
@@ -150,7 +152,7 @@ def check_layers(recipe: DistillRecipe, model: nn.Module) -> None:
 
 
 def reuse(recipe: DistillRecipe, task: str) -> bool | str:
-    """What becomes of the classifier: True (the teacher's, its width kept), `projected`, or False (the student's own).
+    """Tell what becomes of the classifier: the teacher's as it is (True), ``projected``, or the student's own (False).
 
     Raises:
         RecipeError: it is asked for in a task that has no linear classifier.
@@ -162,12 +164,12 @@ def reuse(recipe: DistillRecipe, task: str) -> bool | str:
 
 
 def reads_features(recipe: DistillRecipe, task: str) -> bool:
-    """Whether the classifier's input is looked at."""
+    """Tell whether a loss looks at the classifier's input."""
     return any(FEATURES in LOSSES[name].places(recipe) for name in weights(recipe, task))
 
 
 def check(recipe: DistillRecipe, task: str, model: nn.Module) -> None:
-    """Everything in `distill` that can be wrong for a network and a task, before anything is trained.
+    """Check everything in ``distill`` that can be wrong for a network and a task, before anything is trained.
 
     Raises:
         RecipeError: a loss or the classifier's reuse is for another task, or a layer is unknown.

@@ -1,4 +1,4 @@
-"""Images without labels in a student's lessons: the teacher says what they show."""
+"""Images without labels in a student's training: the teacher says what they show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from compress.data.images import ImageData, Images, Split
-from compress.distill.setup import forward_flops
+from compress.distill.teacher import forward_flops
 
 UNLABELLED = "unlabelled"
 """The split that holds them; what its targets say is not looked at."""
@@ -34,7 +34,7 @@ class _Joined:
 
 
 def with_answers(data: ImageData, teacher: nn.Module, device: torch.device) -> tuple[ImageData, float]:
-    """Lets `train` go on with the images of `unlabelled`, each labelled with the class that the teacher gives it.
+    """Let ``train`` go on with the images of ``unlabelled``, each labelled with the class that the teacher gives it.
 
     Pseudo-labels (Lee, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method, 2013) from a larger
     network instead of from the one that learns; the losses between the two see these images like any others.

@@ -37,7 +37,7 @@ class Arguments(BaseModel):
 
 
 class CifarResNetArguments(Arguments):
-    """Arguments of `compress.models.cifar_resnet.cifar_resnet`."""
+    """Arguments of ``compress.models.cifar_resnet.cifar_resnet``."""
 
     depth: Annotated[int, Field(ge=8, le=1202)] = 20
     width: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -45,7 +45,7 @@ class CifarResNetArguments(Arguments):
 
 
 class SsdliteArguments(Arguments):
-    """Arguments of `compress.models.mobilenet.mobilenet_v2_ssdlite`."""
+    """Arguments of ``compress.models.mobilenet.mobilenet_v2_ssdlite``."""
 
     size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)] = [320, 320]
     scales: Annotated[list[Annotated[float, Field(ge=-10, le=10)]], Field(max_length=16)] = []
@@ -56,13 +56,13 @@ class SsdliteArguments(Arguments):
 
 
 class LrasppArguments(Arguments):
-    """Arguments of `compress.models.mobilenet.mobilenet_v2_lraspp`."""
+    """Arguments of ``compress.models.mobilenet.mobilenet_v2_lraspp``."""
 
     inter_channels: Width = 128
 
 
 class DeepLabArguments(Arguments):
-    """Arguments of `compress.models.mobilenet.mobilenet_v2_deeplabv3`."""
+    """Arguments of ``compress.models.mobilenet.mobilenet_v2_deeplabv3``."""
 
     channels: Width = 128
     rates: Annotated[list[Annotated[int, Field(ge=1, le=256)]], Field(min_length=1, max_length=8)] = [6, 12, 18]

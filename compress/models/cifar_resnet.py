@@ -57,7 +57,7 @@ class CifarResNet(nn.Module):
 
 
 def cifar_resnet(depth: int = 20, width: int = 16, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
-    """A CIFAR-style ResNet; `depth` is 6n + 2. Raises ValueError for another depth."""
+    """Build a CIFAR-style ResNet; ``depth`` is 6n + 2. Raise ValueError for another depth."""
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth {depth} is not 6n + 2 (8, 14, 20, 32, 44, 56, ...)")
     return CifarResNet(depth, width, in_channels, num_classes)

@@ -1,6 +1,6 @@
-"""The part of torchvision's detectors that weights make: from an image batch to every raw output.
+"""The part of torchvision's detectors that has weights: from a batch of images to every raw output.
 
-What follows (anchors, decoding, suppression) depends on values and holds no channels; `raw_heads` leaves it out, so
+What follows (anchors, decoding, suppression) depends on values and has no channels; ``raw_heads`` leaves it out, so
 that a detector can be traced and proved like any other network.
 """
 
@@ -29,12 +29,12 @@ def raw_heads(model: nn.Module) -> RawHeads | None:
     """The function that runs the body and the heads of a torchvision detector.
 
     It takes the detector (this one, or one cut from it) and a float tensor of shape (images, 3, height, width), and
-    gives every raw output: per-level lists for an RPN, (images, anchors, columns) for dense heads, and for each of
-    two fixed regions an image and each pyramid level a row of class logits, box deltas, masks and keypoints. It
-    looks at no values, so it runs on meta and fake tensors too, in eval and in train mode.
+    returns every raw output: per-level lists for an RPN, (images, anchors, columns) for dense heads, and a row of
+    class logits, box deltas, masks and keypoints for each of two fixed regions of an image on each pyramid level. It
+    reads no values, so it runs on meta and fake tensors too, in eval and in train mode.
 
     Returns:
-        The function; None when `model` is no Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD.
+        The function; None unless ``model`` is a Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD.
     """
     if isinstance(model, RetinaNet | FCOS | SSD):
         return dense_heads
@@ -51,7 +51,7 @@ def dense_heads(model: Any, images: Tensor) -> dict[str, Any]:
 
 
 def rcnn_heads(model: Any, images: Tensor) -> dict[str, Any]:
-    """Raw outputs of a Faster, Mask or Keypoint R-CNN: of its RPN and of all of its RoI heads."""
+    """Raw outputs of a Faster, Mask or Keypoint R-CNN: its RPN's and those of all its RoI heads."""
     features = _features(model, images)
     objectness, deltas = model.rpn.head(list(features.values()))
     regions, roi = _regions(images), model.roi_heads
@@ -67,7 +67,7 @@ def rcnn_heads(model: Any, images: Tensor) -> dict[str, Any]:
 
 
 class AsGiven(GeneralizedRCNNTransform):
-    """No normalisation and no resize: images come prepared, and boxes are in their pixels."""
+    """Neither normalises nor resizes: images come prepared, and boxes are in their pixels."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__(
@@ -84,19 +84,19 @@ class AsGiven(GeneralizedRCNNTransform):
 
 
 def take_prepared(model: nn.Module, size: Sequence[int]) -> None:
-    """Lets a torchvision detector take images of (height, width) as they are; other networks stay as they are."""
+    """Make a torchvision detector take images of (height, width) unchanged; leave other networks alone."""
     if isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform):
         model.transform = AsGiven(int(size[0]), int(size[1]))
 
 
 def example_input(model: nn.Module, side: int | None = None, batch: int = 1) -> Tensor:
-    """Random images of a size that suits `model`, on its device and of its dtype.
+    """Random images of a size that suits ``model``, on its device and of its dtype.
 
     Args:
         model: any network for images.
         side: height and width in pixels; None for the network's own size where it has one (SSD, ViT), else 128 for
             detectors and 224 for the rest.
-        batch: images.
+        batch: number of images.
 
     Returns:
         Tensor of shape (batch, channels, height, width), values in 0..1.
@@ -109,12 +109,12 @@ def example_input(model: nn.Module, side: int | None = None, batch: int = 1) -> 
 
 
 def _own_size(model: nn.Module) -> tuple[int, int]:
-    """Width and height that the network is made for."""
+    """The width and height that the network is made for."""
     fixed = getattr(getattr(model, "transform", None), "fixed_size", None)
     if fixed is not None:
         return int(fixed[0]), int(fixed[1])
     own = getattr(model, "image_size", None)
-    # The pyramids halve the size five times and more; beyond that a larger image shows no other channels.
+    # Pyramids halve the size five times or more; an image larger than that shows no further channels.
     side = own if isinstance(own, int) else 224 if raw_heads(model) is None else 128
     return side, side
 
@@ -137,7 +137,7 @@ def _regions(images: Tensor) -> Tensor:
 
 
 def _pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], regions: Tensor, images: Tensor) -> Tensor:
-    """All regions on each level that `pool` uses, one level after the other, whichever level their size asks for."""
+    """Pool all regions on each level that ``pool`` uses, one level after the other, whatever their size."""
     levels = [features[name] for name in pool.featmap_names if name in features]
     return torch.cat(
         [

@@ -1,10 +1,10 @@
-"""Networks by name: any of torchvision's, or a factory that can be imported."""
+"""Networks by name: torchvision's, ours, or a factory that can be imported."""
 
 from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from compress.trust import trusted_function
 
 
 class Own(NamedTuple):
-    """A factory of ours: the module that holds it under its name, and what it takes."""
+    """A factory of ours: the module that holds it under its name, and the schema of its arguments."""
 
     module: str
     arguments: type[Arguments]
@@ -47,9 +47,9 @@ OWN: Mapping[str, Own] = MappingProxyType(
         "mobilenet_v2_deeplabv3": Own("compress.models.mobilenet", DeepLabArguments),
     }
 )
-"""The networks of `niwaki:NAME`."""
+"""The networks of ``niwaki:NAME``."""
 
-# What a factory may raise on arguments that make no sense to it.
+# What a factory may raise when it is given arguments that make no sense.
 _REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -66,7 +66,7 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     """Build a network with random weights.
 
     Args:
-        factory: `torchvision:NAME`, `niwaki:NAME` or `module:function`; the function takes `num_classes`.
+        factory: ``torchvision:NAME``, ``niwaki:NAME`` or ``module:function``; the function takes ``num_classes``.
         arguments: keyword arguments for the factory; torchvision's and ours take numbers within bounds alone.
         num_classes: outputs of the classifier; detectors and segmenters count the background.
         trusted: modules of the user's own whose functions may run.
@@ -82,10 +82,8 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     if module == "torchvision":
         make, given = torchvision.maker(name), checked(TorchvisionArguments, arguments, factory)
     elif module == "niwaki":
-        if name not in OWN:
-            raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
-        own = OWN[name]
-        make, given = getattr(importlib.import_module(own.module), name), checked(own.arguments, arguments, factory)
+        make = own(name)
+        given = checked(OWN[name].arguments, arguments, factory)
     else:
         make, given = trusted_function(factory, trusted, "model factory", ModelError), dict(arguments)
     try:
@@ -97,12 +95,19 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     return model
 
 
+def own(name: str) -> Callable[..., nn.Module]:
+    """Return the factory of ``niwaki:NAME``; raise ModelError where there is none of that name."""
+    if name not in OWN:
+        raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
+    return getattr(importlib.import_module(OWN[name].module), name)
+
+
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Networks that this thread builds inside have no storage for what a state dict holds.
+    """Inside, networks that this thread builds have no storage for what a state dict holds.
 
-    Parameters and saved buffers are on the meta device. All else that a constructor computes (widths, anchors,
-    buffers that are not saved) is real, which `torch.device("meta")` would leave without values for good.
+    Parameters and saved buffers are on the meta device. Everything else that a constructor computes (widths,
+    anchors, buffers that are not saved) is real; under ``torch.device("meta")`` it would never get its values.
     """
     thread = threading.get_ident()
     empties = WeakIdKeyDictionary()
@@ -112,7 +117,7 @@ def on_meta() -> Iterator[None]:
         # Lazy parameters have no shape yet.
         if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
             return None
-        # One that is registered twice stays one.
+        # A parameter that is registered twice stays one.
         if value not in empties:
             empties[value] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
         return empties[value]

@@ -1,7 +1,7 @@
 """Detectors and segmenters on MobileNetV2, whose classification weights load into their backbones.
 
-Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018. What reads the maps is torchvision's. A
-detector here takes its input as it is: normalised and of the right size already, as a bundle's preprocessing leaves it.
+Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018. The heads are torchvision's. A detector
+here takes its input unchanged: it is normalised and of the right size already, as a bundle's preprocessing leaves it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from compress.models.detection import take_prepared
 
-# Blocks of torchvision's `features` whose expansion is the last map of a stride: 8, 16. The last layer has stride 32.
+# Blocks of torchvision's ``features`` whose expansion is the last map of a stride: 8, 16. The last layer has stride 32.
 _EXPANSIONS = {8: 7, 16: 14}
 
 
 class Pyramid(nn.Module):
-    """MobileNetV2 and what follows it for SSDlite: maps of halving size, finest first.
+    """MobileNetV2 and the extra layers of SSDlite: feature maps, each half the size of the one before.
 
-    Strides up to 16 are the expansions of the block that halves the map next, as in the paper; further ones are made
-    by inverted bottlenecks of 512, 256, 256, 128, ... channels.
+    Maps of strides up to 16 are the expansions of the block that halves the map next, as in the paper; the others come
+    from inverted bottlenecks of 512, 256, 256, 128, ... channels.
 
     Args:
-        levels: how many maps.
-        finest: stride of the first, 8 or 16.
+        levels: number of maps.
+        finest: stride of the first map, 8 or 16.
     """
 
     def __init__(self, levels: int, finest: int) -> None:
@@ -50,7 +50,7 @@ class Pyramid(nn.Module):
         self.out_channels = channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """From (N, 3, H, W) to maps by level: `"0"` is the finest."""
+        """Map (N, 3, H, W) to feature maps by level; ``"0"`` is the finest."""
         maps = []
         for position, layer in enumerate(self.features):
             if position not in self.taps:
@@ -59,7 +59,7 @@ class Pyramid(nn.Module):
             expand, *rest = layer.conv
             x = expand(x)
             maps.append(x)
-            # A block that halves the map has no shortcut.
+            # A block that halves the map has no skip connection.
             for part in rest:
                 x = part(x)
         maps.append(x)
@@ -80,10 +80,10 @@ def _bottleneck(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class Dilated(nn.Module):
-    """MobileNetV2 at stride 16: the last stage looks further instead of halving the map once more.
+    """MobileNetV2 at stride 16: the last stage is dilated instead of halving the map once more.
 
     Args:
-        taps: name of a map -> the block of `features` that makes it.
+        taps: name of a map -> the block of ``features`` that makes it.
     """
 
     def __init__(self, taps: Mapping[str, int]) -> None:
@@ -96,7 +96,7 @@ class Dilated(nn.Module):
             for layer in self.features[position].modules():
                 if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
                     layer.stride = (1, 1)
-                    # The layer that halved the map still reads neighbours; those after it read every other value.
+                    # The layer that halved the map still reads neighbours; those after it read every second value.
                     spread = 1 if position == start else 2
                     layer.dilation = layer.padding = (spread, spread)
 
@@ -120,16 +120,16 @@ def mobilenet_v2_ssdlite(
     """SSDlite (MobileNetV2, section 6.2) on MobileNetV2.
 
     Args:
-        num_classes: with the background.
-        size: height and width of the input in pixels.
-        scales: size of the anchors of each map as a share of the image, and one more: maps = scales - 1.
+        num_classes: number of classes, the background included.
+        size: height and width of the input, in pixels.
+        scales: size of the anchors of each map as a share of the image, and one more: there are len(scales) - 1 maps.
         finest: stride of the first map, 8 or 16; 8 for small objects.
-        score_thresh: boxes below this score are not given.
-        nms_thresh: boxes of a class that overlap by more (IoU) than this are one.
-        detections_per_img: boxes given at most.
+        score_thresh: boxes with a lower score are dropped.
+        nms_thresh: of boxes of one class that overlap by more (IoU) only the best is kept.
+        detections_per_img: the largest number of boxes.
 
     Raises:
-        ValueError: a stride, size or list of scales that cannot be.
+        ValueError: an impossible stride, size or list of scales.
     """
     levels = len(scales) - 1
     maps = 2 if finest == 16 else 3
@@ -161,7 +161,7 @@ def mobilenet_v2_lraspp(num_classes: int, inter_channels: int = 128) -> nn.Modul
     """LR-ASPP (Howard et al., Searching for MobileNetV3, 2019) on MobileNetV2: maps of stride 8 and 16.
 
     Args:
-        num_classes: classes of a pixel.
+        num_classes: number of classes of a pixel.
         inter_channels: width of the head.
     """
     backbone = Dilated({"low": 6, "high": 18})
@@ -174,10 +174,10 @@ def mobilenet_v2_deeplabv3(
     """DeepLabV3 (Chen et al., Rethinking Atrous Convolution, 2017) on MobileNetV2 at stride 16.
 
     Args:
-        num_classes: classes of a pixel.
+        num_classes: number of classes of a pixel.
         channels: width of the head.
         rates: dilations of its branches.
-        dropout: share of the head's values left out in training.
+        dropout: dropout probability of the head.
     """
     backbone = Dilated({"out": 17})
     pooled = ASPP(backbone.out_channels["out"], rates, channels)

@@ -1,4 +1,4 @@
-"""What a factory is called: names of two closed tables, or `module:function` of the user's own. Imports no torch."""
+"""What a factory is called: names of two closed tables, or ``module:function`` of the user's own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 TABLES = ("torchvision", "niwaki")
-"""The tables whose networks anybody may name: `torchvision:NAME` and `niwaki:NAME`."""
+"""The tables whose networks anybody may name: ``torchvision:NAME`` and ``niwaki:NAME``."""
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
@@ -20,6 +20,6 @@ RENAMED: Mapping[str, str] = MappingProxyType(
 
 
 def is_own_code(factory: str) -> bool:
-    """Return whether a factory is `module:function` of the user's own rather than a name of a table."""
+    """Return whether a factory is ``module:function`` of the user's own rather than a name of a table."""
     module, colon, _ = RENAMED.get(factory, factory).partition(":")
     return bool(colon) and module not in TABLES

@@ -12,7 +12,7 @@ from torch import nn
 from compress.data.targets import TaskName
 from compress.errors import ModelError
 
-# Auxiliary classifiers answer in training only, in a shape of their own; the slow initial draw is not worth its wait.
+# Auxiliary classifiers give outputs in training only, in another shape; the slow initialisation is not worth the wait.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
@@ -30,8 +30,8 @@ def names() -> MappingProxyType[str, TaskName]:
 def maker(name: str) -> Callable[..., nn.Module]:
     """The factory of one torchvision network, without pretrained weights.
 
-    Detectors also take `frozen_norms`: BatchNorm layers of the backbone's body become FrozenBatchNorm2d, which is
-    what torchvision builds when weights are pretrained, and what such weights have to be loaded into. Classes of
+    Detectors also take ``frozen_norms``: it turns the BatchNorm layers of the backbone's body into FrozenBatchNorm2d,
+    which torchvision builds for pretrained weights, and which such weights have to be loaded into. The classes of
     detectors and segmenters include the background.
 
     Raises:
@@ -57,10 +57,10 @@ def maker(name: str) -> Callable[..., nn.Module]:
 
 
 def _freeze_norms(model: nn.Module) -> None:
-    """Puts FrozenBatchNorm2d, with its own eps as torchvision does, in place of the body's BatchNorm2d.
+    """Replace the body's BatchNorm2d by FrozenBatchNorm2d, with its own eps, as torchvision does.
 
     Raises:
-        ValueError: the network has no such layers in `backbone.body`.
+        ValueError: the network has no such layers in ``backbone.body``.
     """
     from torchvision.ops import FrozenBatchNorm2d
 

@@ -1,4 +1,4 @@
-"""Pretrained weights: read from files, and loaded into what they fit."""
+"""Read pretrained weights from files, and load them into the networks that they fit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from compress.errors import ModelError
 
 
 def pretrained(factory: str, weights: str) -> dict[str, Tensor]:
-    """Reads the weights that a recipe names: DEFAULT (torchvision downloads them) or a local file.
+    """Read the weights that a recipe names: DEFAULT (torchvision downloads them) or a local file.
 
     Raises:
-        ModelError: no such file, not a weight file, or no network for DEFAULT.
+        ModelError: there is no such file, it is not a weight file, or DEFAULT cannot be downloaded.
     """
     return _default_weights(factory) if weights == "DEFAULT" else read_weights(Path(weights))
 
@@ -41,7 +41,7 @@ def _default_weights(factory: str) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from `.safetensors`, or from `.pth`/`.pt` with `weights_only`: nothing is unpickled.
+    """Read a state dict from ``.safetensors``, or from ``.pth``/``.pt`` with ``weights_only``: nothing is unpickled.
 
     Raises:
         ModelError: the file is missing, damaged, or holds anything but tensors by name.
@@ -63,11 +63,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads pretrained weights into everything but the classifier, which keeps its fresh one if shapes differ.
+    """Load pretrained weights; classifiers, auxiliary ones too, keep their initial values where shapes differ.
 
-    So do auxiliary classifiers, layer by layer.
-
-    A detector or segmenter takes its own weights, or a classifier's into its backbone.
+    A detector or segmenter takes its own weights, or those of a classifier into its backbone.
 
     Raises:
         ModelError: the weights are of another architecture.
@@ -93,11 +91,11 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     model.load_state_dict({**own, **fitting})
 
 
-# Heads of GoogLeNet and Inception that answer in training only.
+# Heads of GoogLeNet and Inception that are used in training only.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-# How a classifier's names become those of a backbone: (their beginning, what takes its place).
+# How a classifier's names become a backbone's: (old prefix, new prefix).
 _BACKBONES = (
     ("", ""),
     ("", "backbone."),
@@ -108,10 +106,10 @@ _BACKBONES = (
 
 
 def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads what `state` and a detector's or segmenter's body share; what the file lacks of its heads stays fresh.
+    """Load what ``state`` and a detector's or segmenter's body share; heads that the file lacks stay as they are.
 
-    A block of the file is used whole or not at all (a classifier's head has no place here), and a part of the
-    network that takes anything takes all, but that heads for another number of classes differ in shape.
+    A block of the file is used whole or not at all (a classifier's head has no place here), and a part of the network
+    is filled whole or not at all, except that heads for another number of classes differ in shape.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
@@ -127,7 +125,7 @@ def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str
     used = {tuple(n.split(".")[:2]) for n in names}
     extra = [n for n in given if n not in names and tuple(n.split(".")[:2]) in used]
     filled = set(names.values())
-    # In a backbone, what is beside the classifier's layers (a pyramid, extra maps) is ours.
+    # In a backbone, layers beside the classifier's (a pyramid, extra maps) keep their initial values.
     places = {_place(ours, whole) for ours in filled}
     missing = [n for n in own if n not in filled and _place(n, whole) in places]
     if not names or shapes or extra or missing:
@@ -142,13 +140,13 @@ def _load_under_heads(model: nn.Module, state: Mapping[str, Tensor], source: str
 
 
 def _place(name: str, whole: bool) -> str:
-    """The part of a network that a name is in: `backbone.features`, `backbone.body.layer1`, `classifier`."""
+    """The part of a network that a name belongs to: ``backbone.features``, ``backbone.body.layer1``, ``classifier``."""
     parts = name.split(".")
     return parts[0] if whole else ".".join(parts[: 3 if parts[1:2] == ["body"] else 2])
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of the state dict."""
+    """SHA-256 over the names, shapes and bytes of the state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -157,7 +155,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Path of the last linear layer, the classifier. Raises ModelError where there is none."""
+    """Path of the last linear layer, the classifier. Raise ModelError where there is none."""
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise ModelError(f"{type(model).__name__} has no linear classifier, which transfer and distilling need.")

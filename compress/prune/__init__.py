@@ -7,10 +7,13 @@ small = prune.apply(model, plan)
 prune.check(model, plan, example)
 """
 
+from compress.prune.allocation import smallest_share
 from compress.prune.budget import Budget
-from compress.prune.criteria import CRITERIA, score
-from compress.prune.planning import Plan, plan, smallest_share
+from compress.prune.criteria import CRITERIA, normalized, score
+from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
+from compress.prune.reconstruction import Reconstruction, reconstruct
+from compress.prune.sensitivity import Sensitivity, measure_sensitivity, rank_correlation
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
@@ -21,12 +24,18 @@ __all__ = [
     "Group",
     "Plan",
     "Proof",
+    "Reconstruction",
+    "Sensitivity",
     "Trace",
     "apply",
     "check",
     "mask",
+    "measure_sensitivity",
+    "normalized",
     "plan",
     "protect",
+    "rank_correlation",
+    "reconstruct",
     "score",
     "smallest_share",
     "trace",

@@ -1,7 +1,7 @@
-"""Attention whose inner width (heads x head width) is free of the model's width.
+"""Attention whose inner width (heads x head width) is independent of the model's width.
 
 torch's and torchvision's attention modules tie the two together, so neither heads, nor dims within heads, nor the
-residual width can be cut alone. `substitute` turns such a module, in place, into one of the classes here: same
+residual width can be cut alone. ``substitute`` turns such a module, in place, into one of the classes here: same
 parameters under the same names, same function. A cut then slices parameters and patches plain attributes.
 
 Shapes: B sequences of L tokens (S keys), H heads of d dims each, inner = H*d, model width E (C in images).
@@ -21,28 +21,28 @@ from compress.errors import PlanError
 
 
 class Substitute(nn.Module):
-    """What the classes here have in common: `substitute` makes an existing module one of them, none is constructed."""
+    """The base of the classes here: ``substitute`` turns an existing module into one, none is constructed."""
 
     replaces: ClassVar[tuple[str, str]]
-    """Where the class that it takes the place of is to be found, and that class's name."""
+    """The module that holds the class it replaces, and that class's name."""
     head_dim: int
     scale: float
-    """What the scores are multiplied by; a cut leaves it as it was."""
+    """The factor of the scores; a cut leaves it as it was."""
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Whether a module of the class in `replaces` uses nothing that the substitute lacks."""
+        """Whether a module of the class in ``replaces`` uses nothing that the substitute lacks."""
         return True
 
     def adopt(self) -> None:
-        """Sets the attributes that the module did not have before."""
+        """Set the attributes that the module did not have before."""
         raise NotImplementedError
 
 
 class MultiheadAttention(Substitute, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with an inner width of its own.
+    """``nn.MultiheadAttention`` with an inner width of its own.
 
-    Patched by surgery: `num_heads`, `head_dim`; `embed_dim`, `kdim`, `vdim`.
+    Patched by surgery: ``num_heads``, ``head_dim``; ``embed_dim``, ``kdim``, ``vdim``.
     """
 
     replaces = ("torch.nn", "MultiheadAttention")
@@ -54,7 +54,7 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
     def adopt(self) -> None:
         self.scale = self.head_dim**-0.5
         # nn.TransformerEncoderLayer then calls forward() instead of handing the parameters to a fused kernel that
-        # takes embed_dim for the inner width. Which form the projection has is asked of the parameters.
+        # takes embed_dim for the inner width. The parameters tell which form the projection has.
         self._qkv_same_embed_dim = False
 
     def forward(
@@ -68,10 +68,11 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, L, E], [B, S, kdim], [B, S, vdim] (B second unless `batch_first`, or no B) -> [B, L, E], weights.
+        """[B, L, E], [B, S, kdim], [B, S, vdim] (B second unless ``batch_first``; or no B) -> [B, L, E], weights.
 
-        Masks as in torch: `key_padding_mask` [B, S], `attn_mask` [L, S] or [B*H, L, S]; true hides, floats are added.
-        The weights are [B, L, S], or [B, H, L, S] where not averaged, or None where not needed.
+        Masks as in torch: ``key_padding_mask`` [B, S], ``attn_mask`` [L, S] or [B*H, L, S]: True hides, floats are
+        added.
+        The weights are [B, L, S], or [B, H, L, S] if not averaged, or None if not needed.
         """
         if query.is_nested:
             if query is not key or key is not value or key_padding_mask is not None or attn_mask is not None:
@@ -121,7 +122,7 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
         return tuple(projected)
 
     def _nested(self, x: Tensor, need_weights: bool, average: bool) -> tuple[Tensor, Tensor | None]:
-        """Sequences of several lengths, which nn.TransformerEncoder makes of padded ones when nothing is trained."""
+        """Attend within sequences of several lengths, which nn.TransformerEncoder makes of padded ones in inference."""
         lengths = [len(row) for row in x.unbind()]
         padded = x.to_padded_tensor(0.0)
         ends = torch.tensor(lengths, device=padded.device).unsqueeze(1)
@@ -131,9 +132,9 @@ class MultiheadAttention(Substitute, nn.MultiheadAttention):
 
 
 class WindowAttention(Substitute):
-    """torchvision's `ShiftedWindowAttention` (Swin) with an inner width of its own.
+    """torchvision's ``ShiftedWindowAttention`` (Swin) with an inner width of its own.
 
-    Patched by surgery: `num_heads`, `head_dim`.
+    Patched by surgery: ``num_heads``, ``head_dim``.
     """
 
     replaces = ("torchvision.models.swin_transformer", "ShiftedWindowAttention")
@@ -148,12 +149,12 @@ class WindowAttention(Substitute):
     dropout: float
 
     def adopt(self) -> None:
-        # Of the layer as built, also where its weight is cut.
+        # Taken from the layer as built, even if its weight is cut.
         self.head_dim = self.qkv.out_features // 3 // self.num_heads
         self.scale = self.head_dim**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, height, width, C] -> [B, height, width, C], attention within windows of `window_size`."""
+        """[B, height, width, C] -> [B, height, width, C], attention within windows of ``window_size``."""
         batch, height, width, channels = x.shape
         rows, columns = self.window_size
         x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
@@ -197,9 +198,9 @@ class WindowAttention(Substitute):
 
 
 class WindowAttentionV2(WindowAttention):
-    """torchvision's `ShiftedWindowAttentionV2`: cosine attention, positions through a small MLP, keys without bias.
+    """torchvision's ``ShiftedWindowAttentionV2``: cosine attention, positions through a small MLP, keys without bias.
 
-    Patched by surgery: `num_heads`, `head_dim`. `scale` is 1: each head has its own in `logit_scale`.
+    Patched by surgery: ``num_heads``, ``head_dim``. ``scale`` is 1: each head has its own in ``logit_scale``.
     """
 
     replaces = ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2")
@@ -215,7 +216,7 @@ class WindowAttentionV2(WindowAttention):
         packed = F.linear(x, self.qkv.weight)
         if self.qkv.bias is not None:
             q_bias, k_bias, v_bias = self.qkv.bias.chunk(3)
-            # Times 0, not left out: the keys' rows of the bias have to go where those of the weight go.
+            # Times 0 and not left out: the keys' rows of the bias have to be cut with those of the weight.
             packed = packed + torch.cat([q_bias, k_bias * 0, v_bias])
         q, k, v = _heads_of_packed(packed, self.num_heads, self.head_dim)
         sharpness = self.logit_scale.clamp(max=math.log(100.0)).exp()  # [H, 1, 1]
@@ -227,9 +228,9 @@ class WindowAttentionV2(WindowAttention):
 
 
 class RelativeAttention(Substitute):
-    """torchvision's `RelativePositionalMultiHeadAttention` (MaxViT) with an inner width of its own.
+    """torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT) with an inner width of its own.
 
-    Patched by surgery: `n_heads`, `head_dim`. `scale` is the dense model's width ** -0.5.
+    Patched by surgery: ``n_heads``, ``head_dim``. ``scale`` is the dense model's width ** -0.5.
     """
 
     replaces = ("torchvision.models.maxvit", "RelativePositionalMultiHeadAttention")
@@ -256,16 +257,16 @@ class RelativeAttention(Substitute):
 SUBSTITUTES: dict[str, type[Substitute]] = {
     own.__name__: own for own in (MultiheadAttention, WindowAttention, WindowAttentionV2, RelativeAttention)
 }
-"""What a plan may name: the name of a class here -> the class."""
+"""Name -> class: what a plan may name."""
 
 
 def substitute_for(module: nn.Module) -> str | None:
-    """The name of what can take the place of `module`, or None: it is something else, or one already."""
+    """The name of the substitute for ``module``; None where there is none, or it is one already."""
     return next((name for name, own in SUBSTITUTES.items() if _replaces(own, module)), None)
 
 
 def substitute(module: nn.Module, name: str) -> None:
-    """Turns `module` into the substitute `name`, in place: its parameters, hooks and attributes stay.
+    """Turn ``module`` into the substitute ``name``, in place: its parameters, hooks and attributes stay.
 
     Raises:
         PlanError: there is no such substitute, or it is not one for this module.
@@ -284,7 +285,7 @@ def substitute(module: nn.Module, name: str) -> None:
 
 def _replaces(own: type[Substitute], module: nn.Module) -> bool:
     home, name = own.replaces
-    # Where the module's own home was never imported, `module` cannot come from it.
+    # If that home was never imported, ``module`` cannot come from it.
     return type(module) is getattr(sys.modules.get(home), name, None) and own.fits(module)
 
 
@@ -297,12 +298,12 @@ def _heads_of_packed(packed: Tensor, heads: int, head_dim: int) -> tuple[Tensor,
 def _joined(x: Tensor, batch_dim: int = 0) -> Tensor:
     """[B, H, L, d] -> [B, L, inner], or [L, B, inner]."""
     x = x.permute(0, 2, 1, 3) if batch_dim == 0 else x.permute(2, 0, 1, 3)
-    # The copy is asked for: torch.export would note a view where the kernel at hand happens to give this layout.
+    # An explicit copy: torch.export would record a view where the kernel at hand happens to return this layout.
     return x.clone(memory_format=torch.contiguous_format).flatten(2)
 
 
 def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Both masks as one that is added to the scores and broadcasts to [B, H, L, S]."""
+    """Merge both masks into one that is added to the scores and broadcasts to [B, H, L, S]."""
     masks = []
     if attn_mask is not None:
         shape = (*q.shape[:3], k.shape[2])
@@ -313,7 +314,7 @@ def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """True, which hides a key, becomes minus infinity."""
+    """Turn a mask into what is added: True, which hides a key, becomes minus infinity."""
     if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)

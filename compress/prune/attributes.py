@@ -86,14 +86,14 @@ def _attention(module: nn.Module, heads: str) -> list[Follows]:
 
 
 def _heads(module: Any, count: str, rows: str, times: int, heads: str) -> list[Follows]:
-    """Whole heads go and are counted, or dims of each head go and make it narrower."""
+    """What a cut patches: the number of heads if whole heads go, else the width of each head."""
     if heads == "whole":
         return [(count, rows, 0, 1, times * int(module.head_dim))]
     return [("head_dim", rows, 0, 1, times * int(getattr(module, count)))]
 
 
 def candidates(model: nn.Module, path: str, groups: list[Group], trace: Trace) -> list[Attribute]:
-    """Plain sizes of one module that equal the number of units of a blamed group, or the length of one of its slots."""
+    """The plain sizes of one module that equal a blamed group's number of units, or the length of one of its slots."""
     found = []
     for name, value in vars(model.get_submodule(path)).items():
         entries = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int and n > 1]
@@ -107,7 +107,7 @@ def candidates(model: nn.Module, path: str, groups: list[Group], trace: Trace) -
 
 
 def set_size(module: nn.Module, name: str, before: int, after: int) -> None:
-    """Patches a size, or each equal entry of a tuple or list of sizes such as `normalized_shape`."""
+    """Patch a size, or each equal entry of a tuple or list of sizes such as ``normalized_shape``."""
     value = getattr(module, name)
     several = isinstance(value, tuple | list)
     setattr(module, name, type(value)(after if n == before else n for n in value) if several else after)

@@ -1,4 +1,4 @@
-"""Watching: a dispatch mode that sees each ATen operator of a pass and asks its rule what happens to the labels."""
+"""A dispatch mode that sees each ATen operator of a pass and asks its rule what happens to the labels."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ PICKS = frozenset(
     f"aten.{name}"
     for name in ("slice", "select", "index", "index_select", "unbind", "gather", "split", "split_with_sizes", "roll")
 )
-"""Operators by which code takes channels by their place."""
+"""Operators by which code selects channels by position."""
 
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor"}
-"""Operators that make a tensor of one value in a size that the code asks for."""
+"""Operators that make a tensor of one value, in a size that the code gives."""
 
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
-"""Operators that may or may not run, by the layout in memory: no two passes need to agree on them."""
+"""Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
 
 VIEWS = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
-"""One reshape under several names, again by the layout in memory."""
+"""The names of one reshape, which depend on the memory layout."""
 
 
 Source = tuple[int, int] | str | None
-"""Where a tensor comes from: a call and which of its outputs, a parameter or an input by name, or the code."""
+"""Where a tensor comes from: a call and one of its outputs, a parameter or input by name, or None for the code."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One operator call of a pass: its name, where its inputs come from, what it gave, and its plain numbers."""
+class OpCall:
+    """One operator call of a pass: its name, where its inputs come from, what it returned, and its plain numbers."""
 
     name: str
     sources: tuple[Source, ...]
@@ -50,8 +50,8 @@ class Seen:
 
 
 @dataclass
-class Found:
-    """What passes over one network have told: labels and what holds between them."""
+class Observations:
+    """What passes over one network have shown: labels, and what holds between them."""
 
     count: int = 0
     slots: dict[Slot, Labels] = field(default_factory=dict)
@@ -62,21 +62,22 @@ class Found:
     rectangles: list[Labels] = field(default_factory=list)
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
     picks: bool = False
-    passes: list[list[Seen]] = field(default_factory=list)
+    images: int = 1
+    passes: list[list[OpCall]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Operator:
     """What is known of an operator before it runs.
 
     Args:
         name: without the overload.
-        rule: what happens to the labels, None where nobody knows.
+        rule: what happens to the labels; None where that is unknown.
         shape: its output's shape on the meta device, None where only torch knows.
         factory: whether it makes a tensor of one value.
-        whole: whether whole numbers among its arguments are values, not sizes, places or counts.
+        whole: whether integers among its arguments are values, not sizes, positions or counts.
     """
 
     name: str
@@ -87,52 +88,55 @@ class Route:
 
 
 @cache
-def route(func: Any) -> Route:
+def operator(func: Any) -> Operator:
+    """What is known of an overload; asked for at each call, so it is looked up once."""
     name = str(func.overloadpacket)
     name = VIEWS.get(name, name)
     factory = name.removeprefix("aten.") in FACTORIES
     shape = SHAPES.get(str(func)) or SHAPES.get(name)
-    return Route(name, RULES.get(name), shape, factory, factory or name in POINTWISE)
+    return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE)
 
 
-class Watch(TorchDispatchMode):
-    """Collects labels, equalities and costs while operators run.
+class LabelDispatch(TorchDispatchMode):
+    """Collect labels, equalities and costs while operators run.
 
     Args:
-        state: name -> stand-in of each parameter or buffer.
-        found: what is known so far; passes add to it.
-        heads: `whole` or `dims`, what goes of an attention.
+        state: name -> stand-in of each parameter and buffer.
+        observed: what is known so far; passes add to it.
+        heads: what goes of an attention, ``whole`` heads or ``dims`` of every head.
     """
 
-    def __init__(self, state: dict[str, torch.Tensor], found: Found, heads: str) -> None:
+    def __init__(self, state: dict[str, torch.Tensor], observed: Observations, heads: str) -> None:
         super().__init__()
-        self.found, self.heads = found, heads
+        self.observed, self.heads = observed, heads
         self.alive: list[Any] = list(state.values())
-        # Integers count or point; only what is computed with has channels.
+        # Integers count or index; only floating tensors have channels.
         self.names = {id(t): name for name, t in reversed(state.items()) if t.dtype.is_floating_point}
         self.flows: dict[int, Flow] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.sources: dict[int, Source] = dict(self.names)
-        self.calls: list[Seen] = []
+        self.calls: list[OpCall] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Torch would wrap every call to tell a compiler to keep out, at a third of the cost of a pass.
+        # Torch would wrap every call to keep a compiler out, at a third of the cost of a pass.
         return False
 
     def enter(self, value: Any, origin: str) -> None:
-        """Takes a tensor into the pass from outside."""
+        """Register the tensors in ``value`` as inputs that come from ``origin``."""
         for k, tensor in enumerate(tensors(value)):
             self.alive.append(tensor)
             self.flows[id(tensor)] = Flow((), origin)
             self.sources[id(tensor)] = f"{origin} {k}"
+            if k == 0 and tensor.dim():
+                self.observed.images = max(int(tensor.shape[0]), 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        to = route(func)
-        inputs = given(args, kwargs)
+        op = operator(func)
+        inputs = argument_tensors(args, kwargs)
         known = meta = mixed = False
         for t in inputs:
             known = known or id(t) in self.sources
@@ -144,40 +148,41 @@ class Watch(TorchDispatchMode):
             if meta and mixed:
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
             out = func(*args, **kwargs)
-            if to.factory:
+            if op.factory:
                 self._keep(out, Flow(uniform=True))
-                self.sources[id(out)] = f"{to.name} {numbers(to, args, {})}"
+                self.sources[id(out)] = f"{op.name} {numbers(op, args, {})}"
             return out
-        quick = meta and to.shape is not None
+        quick = meta and op.shape is not None
         if meta and mixed:
             args, kwargs = self._on_meta(args), self._on_meta(kwargs)
-            inputs, quick = given(args, kwargs), False
-        out = self.run(func, to, args, kwargs, quick)
-        outs = [out] if isinstance(out, torch.Tensor) else given(out, None) if isinstance(out, list | tuple) else []
+            inputs, quick = argument_tensors(args, kwargs), False
+        out = self.run(func, op, args, kwargs, quick)
+        several = argument_tensors(out, None) if isinstance(out, list | tuple) else []
+        outs = [out] if isinstance(out, torch.Tensor) else several
         if outs:
-            self.after(to, args, kwargs, out, outs, tuple([self.source(t) for t in inputs]))
+            self.after(op, args, kwargs, out, outs, tuple([self.source(t) for t in inputs]))
         return out
 
-    def run(self, func: Any, to: Route, args: Any, kwargs: Any, quick: bool) -> Any:
-        """The operator's output; on the meta device often from its shape alone, which is much quicker."""
-        out = to.shape(*args, **kwargs) if quick and to.shape is not None else None
+    def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
+        """Run the operator; on the meta device its output is often made from the shape alone, which is much faster."""
+        out = op.shape(*args, **kwargs) if quick and op.shape is not None else None
         return func(*args, **kwargs) if out is None else out
 
     def after(
-        self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
+        self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
     ) -> None:
-        """Finds what the outputs carry, and remembers the call."""
-        flows = self.label(to, args, kwargs, out, outs)
-        if to.name in COPIES:
+        """Label the outputs and record the call."""
+        flows = self.label(op, args, kwargs, out, outs)
+        if op.name in COPIES:
             self.sources[id(outs[0])] = sources[0]
             return
-        self.come(outs, len(self.calls))
-        self.found.picks = self.found.picks or (to.name in PICKS and any(flow.layers for flow in flows))
-        seen = tuple([tuple(t.shape) for t in outs])
-        self.calls.append(Seen(to.name, sources, seen, flows, numbers(to, args, kwargs)))
+        self.set_sources(outs, len(self.calls))
+        self.observed.picks = self.observed.picks or (op.name in PICKS and any(flow.layers for flow in flows))
+        shapes = tuple([tuple(t.shape) for t in outs])
+        self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs)))
 
     def source(self, tensor: torch.Tensor) -> Source:
-        """Where a tensor comes from; of a constant of one value that value, which must not follow a size."""
+        """Where a tensor comes from; for a constant of one value the value itself, which must not follow a size."""
         known = self.sources.get(id(tensor))
         if known is None:
             real = self.values.get(id(tensor), tensor)
@@ -185,24 +190,24 @@ class Watch(TorchDispatchMode):
                 return f"constant {real.item()}"
         return known
 
-    def come(self, outs: list[torch.Tensor], call: int) -> None:
-        """Remembers which call tensors come from."""
+    def set_sources(self, outs: list[torch.Tensor], call: int) -> None:
+        """Record which call tensors come from."""
         for k, tensor in enumerate(outs):
             self.sources[id(tensor)] = (call, k)
 
-    def label(self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]) -> tuple[Flow, ...]:
-        call = Call(to.name, args, kwargs, out)
-        if to.factory:
+    def label(self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]) -> tuple[Flow, ...]:
+        call = Call(op.name, args, kwargs, out)
+        if op.factory:
             results: Any = Flow(uniform=True)
-        elif to.rule is None:
+        elif op.rule is None:
             results = self.unknown(call)
         else:
-            results = to.rule(self, call)
+            results = op.rule(self, call)
         flows = (results,) if isinstance(results, Flow) else tuple(results)
-        flows += (Flow((), f"output of {to.name}"),) * (len(outs) - len(flows))
+        flows += (Flow((), f"output of {op.name}"),) * (len(outs) - len(flows))
         for tensor, flow in zip(outs, flows, strict=True):
             self._keep(tensor, flow)
-        if to.name.endswith("_"):
+        if op.name.endswith("_"):
             self._written(outs[0])
         return flows
 
@@ -213,7 +218,7 @@ class Watch(TorchDispatchMode):
             self.names.pop(id(tensor), None)
 
     def _written(self, tensor: torch.Tensor) -> None:
-        """What shares storage with a tensor written in place may hold something else than zero now."""
+        """Mark what shares storage with a tensor written in place: it may no longer be zero."""
         own = self.flows[id(tensor)]
         if all(layer.zero for layer in own.layers) and not own.origin:
             return
@@ -223,7 +228,7 @@ class Watch(TorchDispatchMode):
                 self.flows[id(other)] = self.flows[id(other)].with_zero(False)
 
     def _on_meta(self, value: Any) -> Any:
-        """Constants that the code made on another device meet tensors without storage; their values are kept."""
+        """Move constants that the code made on another device to the meta device, and remember their values."""
         if isinstance(value, torch.Tensor):
             if value.is_meta or not value.dim():
                 return value
@@ -240,7 +245,7 @@ class Watch(TorchDispatchMode):
             return {k: self._on_meta(v) for k, v in value.items()}
         return value
 
-    # What rules call -------------------------------------------------------------------------------------
+    # What rules call --------------------------------------------------------------------------------------
 
     def flow(self, tensor: Any) -> Flow:
         key = id(tensor)
@@ -257,99 +262,105 @@ class Watch(TorchDispatchMode):
                 place = [1] * len(shape)
                 place[d] = n
                 layers.append(Layer(self.slot((name, d), n).reshape(place), True, (name, d)))
-        self.found.seen.add(name)
+        self.observed.used.add(name)
         flow = self.flows[key] = Flow(tuple(layers), "" if layers else "a constant")
         return flow
 
     def slot(self, slot: Slot, size: int) -> Labels:
-        labels = self.found.slots.get(slot)
+        labels = self.observed.slots.get(slot)
         if labels is None:
-            labels = self.found.slots[slot] = np.arange(self.found.count, self.found.count + size, dtype=np.int64)
-            self.found.count += size
+            start = self.observed.count
+            labels = self.observed.slots[slot] = np.arange(start, start + size, dtype=np.int64)
+            self.observed.count += size
         return labels
 
+    def fresh(self, size: int) -> Labels:
+        """Labels of channels that no parameter has."""
+        self.observed.count += size
+        return np.arange(self.observed.count - size, self.observed.count, dtype=np.int64)
+
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None:
-        """Labels of one dimension of a parameter that nothing has been computed from; None where it is not one."""
+        """Labels of one dimension of an unchanged parameter; None where the tensor is not one."""
         name, size = self.names.get(id(tensor)), int(tensor.shape[dim])
         if name is None or size == 1:
             return None
-        self.found.seen.add(name)
+        self.observed.used.add(name)
         self.role((name, dim), role)
         return self.slot((name, dim), size)
 
     def tie(self, tensor: torch.Tensor, dim: int, labels: Labels, role: Role) -> bool:
-        """Says that one dimension of a parameter carries `labels`; False where it is not a parameter as it came."""
+        """Give one dimension of a parameter ``labels``; return False where the tensor is not an unchanged parameter."""
         name = self.names.get(id(tensor))
         if name is None or tensor.shape[dim] != len(labels):
             return False
         # Nothing else has a parameter's labels before its first use: it can take those that it meets.
-        known = self.found.slots.setdefault((name, dim), labels)
+        known = self.observed.slots.setdefault((name, dim), labels)
         if known is not labels:
             self.equate(known, labels)
-        self.found.seen.add(name)
+        self.observed.used.add(name)
         self.role((name, dim), role)
         return True
 
     def value(self, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
-        """What a constant holds, where that is known."""
+        """The values of a constant, or None where they are not known."""
         real = self.values.get(id(tensor), tensor)
         return None if real.is_meta or self.flow(tensor).layers else real.detach().cpu().numpy()
 
     def role(self, slot: Slot | None, role: Role) -> None:
         if slot is None:
             return
-        known = self.found.roles.get(slot)
-        # What makes and reads is masked where it makes; a statistic is only ever cut.
+        known = self.observed.roles.get(slot)
+        # A slot that both produces and consumes is masked as a producer; a statistic is only ever cut.
         if known is None or (known, role) == ("consumer", "producer"):
-            self.found.roles[slot] = role
+            self.observed.roles[slot] = role
 
     def equate(self, left: Labels, right: Labels) -> None:
-        self.found.equalities.append((left.reshape(-1), right.reshape(-1)))
+        self.observed.equalities.append((left.reshape(-1), right.reshape(-1)))
 
     def protect(self, labels: Labels, reason: str) -> None:
-        self.found.protections.append((labels.reshape(-1), reason))
+        self.observed.protections.append((labels.reshape(-1), reason))
 
     def rectangle(self, labels: Labels) -> None:
-        self.found.rectangles.append(labels)
+        self.observed.rectangles.append(labels)
 
     def altered(self, labels: Labels, reason: str) -> None:
-        self.found.altered.append((labels.reshape(-1), reason))
+        self.observed.altered.append((labels.reshape(-1), reason))
 
     def spend(self, macs: float, *factors: Labels) -> None:
-        self.found.costs.append((float(macs), factors))
+        self.observed.costs.append((float(macs), factors))
 
     def unknown(self, call: Call, reason: str = "") -> Flow:
         reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
         for tensor in tensors((call.args, call.kwargs)):
             flow = self.flow(tensor)
             if flow.layers:
-                self.found.unknown[call.name] = None
+                self.observed.unknown[call.name] = None
             for layer in flow.layers:
                 self.role(layer.slot, "producer")
                 self.protect(layer.labels, reason)
         return Flow((), reason)
 
 
-def given(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The tensors among an operator's arguments, which lists hold at one depth only."""
+def argument_tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors among an operator's arguments, in lists too, which are never nested."""
     found = []
     for value in args:
         if isinstance(value, torch.Tensor):
             found.append(value)
         elif isinstance(value, list | tuple):
             found += [item for item in value if isinstance(item, torch.Tensor)]
-    return found + given(kwargs.values(), None) if kwargs else found
+    return found + argument_tensors(kwargs.values(), None) if kwargs else found
 
 
-def numbers(to: Route, args: Any, kwargs: Any) -> tuple[float, ...]:
-    """The plain numbers that an operator computes with, none of which may follow a size.
+def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
+    """The plain numbers that an operator computes with, none of which may depend on a size.
 
-    Whole ones are sizes, places and counts where an operator is not pointwise; of a group norm it is the channels of a
-    group that stay.
+    Integers are sizes, positions and counts unless an operator is pointwise; of a group norm the channels of each group
+    are included, since they have to stay.
     """
-    given = [*args, *kwargs.values()] if kwargs else args
-    found = [a for a in given if type(a) is float or (to.whole and type(a) is int)]
-    if to.name == "aten.native_group_norm" and args[6] > 1:
+    every = [*args, *kwargs.values()] if kwargs else args
+    found = [a for a in every if type(a) is float or (op.whole and type(a) is int)]
+    if op.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""From labels to units: equalities make units, what is split into rectangles stays rectangular, reasons protect."""
+"""Group labels into units: equal labels are one unit, what is split into rectangles stays rectangular."""
 
 from __future__ import annotations
 
@@ -9,11 +9,33 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from compress.prune.architecture import shapes_hash
 from compress.prune.attributes import attributes
-from compress.prune.dispatch import Found
-from compress.prune.labels import Labels, shrink
-from compress.prune.planning import shapes_hash
-from compress.prune.units import Attribute, Cost, Trace, components, group_units
+from compress.prune.dispatch import Observations
+from compress.prune.labels import Labels, Slot, shrink
+from compress.prune.liveness import activations
+from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
+
+Units = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """What grouping reads from the network itself.
+
+    Args:
+        model: the network with its substitutes in place, from which sizes are read.
+        tensors: its parameters and buffers by name.
+        tied: other name of a parameter -> the name under which its slots are kept.
+        substitutions: module -> the class of ``compress.prune.attention`` that takes its place.
+        heads: what goes of an attention, ``whole`` heads or ``dims`` of every head.
+    """
+
+    model: nn.Module
+    tensors: dict[str, torch.Tensor]
+    tied: dict[str, str]
+    substitutions: dict[str, str]
+    heads: str
 
 
 @dataclass
@@ -23,7 +45,7 @@ class Choices:
     Args:
         axis: rectangle -> how many of its axes were tried in vain; the last axis is tried first.
         held: labels that have to stay, with the reason.
-        patches: sizes that modules of the user's keep as numbers.
+        patches: sizes that the user's modules keep as numbers.
     """
 
     axis: dict[int, int] = field(default_factory=dict)
@@ -32,53 +54,80 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Grouping:
     """A trace, the unit of each label, and which units each rectangle ties."""
 
     trace: Trace
-    unit_of: npt.NDArray[np.int64]
-    tied: dict[int, npt.NDArray[np.int64]]
+    unit_of: Units
+    ties: dict[int, Units]
 
 
-def settle(
-    model: nn.Module,
-    tensors: dict[str, torch.Tensor],
-    found: Found,
-    choices: Choices,
-    tied: dict[str, str],
-    substitutions: dict[str, str],
-    heads: str,
-) -> Settled:
-    """Units, groups and protections out of what was watched and what trials have taught."""
+def group_units(network: TracedNetwork, observed: Observations, choices: Choices) -> Grouping:
+    """Units, groups and protections from what passes have shown and trial cuts have taught."""
+    unit_of, ties = _units(observed, choices)
+    count = int(unit_of.max()) + 1 if len(unit_of) else 0
+    # Slots that share their labels share their units.
+    distinct = {id(labels): labels for labels in observed.slots.values()}
+    units_of = {key: unit_of[labels] for key, labels in distinct.items()}
+    slots = {slot: units_of[id(labels)] for slot, labels in observed.slots.items() if slot in observed.roles}
+    produced, preserving = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
+    for slot, units in slots.items():
+        if observed.roles[slot] == "producer":
+            produced[units] = True
+    for labels, _ in observed.altered:
+        preserving[unit_of[labels]] = False
+    groups, protected, stay = _protected(observed, choices, unit_of, slots, produced)
+    trace = Trace(
+        architecture=shapes_hash(network.tensors),
+        units=count,
+        slots=slots,
+        roles={slot: observed.roles[slot] for slot in slots},
+        groups=groups,
+        protected=protected,
+        protected_units=stay | ~produced,
+        preserving=preserving,
+        unknown_ops=tuple(observed.unknown),
+        costs=tuple(Cost(macs, tuple(unit_of[labels] for labels in factors)) for macs, factors in observed.costs),
+        attributes=(*attributes(network.model, slots, network.tied, network.heads), *choices.patches),
+        parameters={name: tuple(tensor.shape) for name, tensor in network.tensors.items()},
+        tied=network.tied,
+        substitutions=network.substitutions,
+        buffers=frozenset(name for name, _ in network.model.named_buffers(remove_duplicate=False)),
+        activations=activations(observed.passes[0], unit_of, observed.images) if observed.passes else (),
+    )
+    return Grouping(trace, unit_of, ties)
+
+
+def _units(observed: Observations, choices: Choices) -> tuple[Units, dict[int, Units]]:
+    """The unit of each label, and which units each rectangle ties."""
     empty = np.empty(0, np.int64)
-    left = np.concatenate([empty, *(a for a, _ in found.equalities)])
-    right = np.concatenate([empty, *(b for _, b in found.equalities)])
-    unit_of = components(found.count, left, right)
-    imposed: dict[int, npt.NDArray[np.int64]] = {}
+    left = np.concatenate([empty, *(a for a, _ in observed.equalities)])
+    right = np.concatenate([empty, *(b for _, b in observed.equalities)])
+    unit_of = components(observed.count, left, right)
+    imposed: dict[int, Labels] = {}
     # What one rectangle ties can make another one whole, or uneven; a few rounds settle it.
     for _ in range(4):
-        more = _rectangles(found, choices, unit_of, imposed)
+        more = _rectangles(observed, choices, unit_of, imposed)
         if not more:
             break
         left = np.concatenate([left, *(a for a, _ in more)])
         right = np.concatenate([right, *(b for _, b in more)])
-        unit_of = components(found.count, left, right)
-    ties = {k: np.unique(unit_of[labels]) for k, labels in imposed.items()}
-    count = int(unit_of.max()) + 1 if len(unit_of) else 0
-    # Slots that share their labels share their units.
-    distinct = {id(labels): labels for labels in found.slots.values()}
-    units_of = {key: unit_of[labels] for key, labels in distinct.items()}
-    slots = {slot: units_of[id(labels)] for slot, labels in found.slots.items() if slot in found.roles}
-    reasons, reason_of = _reasons(found, choices, unit_of, count)
+        unit_of = components(observed.count, left, right)
+    return unit_of, {k: np.unique(unit_of[labels]) for k, labels in imposed.items()}
+
+
+def _protected(
+    observed: Observations,
+    choices: Choices,
+    unit_of: Units,
+    slots: dict[Slot, Units],
+    produced: npt.NDArray[np.bool_],
+) -> tuple[tuple[Group, ...], dict[str, str], npt.NDArray[np.bool_]]:
+    """The free groups, why each other slot stays, and for each unit whether it stays for a reason."""
+    reasons, reason_of = _reasons(observed, choices, unit_of, len(produced))
     stay = reason_of >= 0
-    produced, preserving = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
-    for slot, units in slots.items():
-        if found.roles[slot] == "producer":
-            produced[units] = True
-    for labels, _ in found.altered:
-        preserving[unit_of[labels]] = False
     groups = []
-    for group in group_units(slots, found.roles, ~stay & produced):
+    for group in groups_of(slots, observed.roles, ~stay & produced):
         if len(group.units) > 1:
             groups.append(group)
             continue
@@ -91,44 +140,25 @@ def settle(
         if stay[units].any():
             held = np.unique(reason_of[units])
             protected[f"{slot[0]}:{slot[1]}"] = "; ".join(sorted(reasons[k] for k in held if k >= 0))
-    sizes = [*attributes(model, slots, tied, heads), *choices.patches]
-    trace = Trace(
-        architecture=shapes_hash(tensors),
-        units=count,
-        slots=slots,
-        roles={slot: found.roles[slot] for slot in slots},
-        groups=tuple(groups),
-        protected=protected,
-        protected_units=stay | ~produced,
-        preserving=preserving,
-        unknown_ops=tuple(found.unknown),
-        costs=tuple(Cost(macs, tuple(unit_of[labels] for labels in factors)) for macs, factors in found.costs),
-        attributes=tuple(sizes),
-        parameters={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        tied=tied,
-        substitutions=substitutions,
-    )
-    return Settled(trace, unit_of, ties)
+    return tuple(groups), protected, stay
 
 
-def _reasons(
-    found: Found, choices: Choices, unit_of: npt.NDArray[np.int64], count: int
-) -> tuple[list[str], npt.NDArray[np.int64]]:
+def _reasons(observed: Observations, choices: Choices, unit_of: Units, count: int) -> tuple[list[str], Units]:
     """All reasons, and the first one that holds for each unit, -1 where none does."""
     numbers: dict[str, int] = {}
     reason_of = np.full(count, -1, dtype=np.int64)
-    constants = [(labels, reason) for labels, reason in found.altered if "norm over channels" not in reason]
-    for labels, reason in reversed([*found.protections, *choices.held, *constants]):
+    constants = [(labels, reason) for labels, reason in observed.altered if "norm over channels" not in reason]
+    for labels, reason in reversed([*observed.protections, *choices.held, *constants]):
         reason_of[unit_of[labels]] = numbers.setdefault(reason, len(numbers))
     return list(numbers), reason_of
 
 
 def _rectangles(
-    found: Found, choices: Choices, unit_of: npt.NDArray[np.int64], imposed: dict[int, npt.NDArray[np.int64]]
+    observed: Observations, choices: Choices, unit_of: Units, imposed: dict[int, Labels]
 ) -> list[tuple[Labels, Labels]]:
     """Equalities for each rectangle whose units change along more than one of its axes."""
     more = []
-    for k, labels in enumerate(found.rectangles):
+    for k, labels in enumerate(observed.rectangles):
         tried = choices.axis.get(k, 0)
         units = shrink(unit_of[labels])
         if k in imposed or tried >= labels.ndim or sum(n > 1 for n in units.shape) <= 1:

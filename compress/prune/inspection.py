@@ -1,34 +1,21 @@
-"""What `niwaki inspect` shows: which channels of a network are free to go, and which must stay and why."""
+"""What ``niwaki inspect`` shows: which channels of a network are free to go, which must stay, and why."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from compress import artifact, prune
 from compress.errors import ModelError
-from compress.models import torchvision
-from compress.models.detection import example_input, raw_heads
-from compress.prune import Group, Trace
-
-BATCH = 2
-"""One image would make the batch look like a dimension of size 1."""
-
-Forward = Callable[..., Any]
+from compress.prune import tracing, units
+from compress.prune.probe import Forward
+from compress.prune.units import Group, Trace
 
 
 class Frozen(BaseModel):
@@ -36,7 +23,7 @@ class Frozen(BaseModel):
 
 
 class Member(Frozen):
-    """One dimension (`parameter:dimension`) that a group's units occupy, and what it does there."""
+    """One dimension (``parameter:dimension``) that a group's units occupy, and what it does there."""
 
     slot: str
     role: str
@@ -67,7 +54,7 @@ class GroupView(Frozen):
 
 
 class Protection(Frozen):
-    """Slots that stay whole, or in part, for one reason; `channels` counts the units that it holds."""
+    """Slots that stay whole, or in part, for one reason; ``channels`` counts the units that it holds."""
 
     reason: str
     slots: tuple[str, ...]
@@ -75,7 +62,7 @@ class Protection(Frozen):
 
 
 class Patch(Frozen):
-    """A size that a module keeps as a number, which a cut of `slot` changes."""
+    """A size that a module keeps as a number, which a cut of ``slot`` changes."""
 
     module: str
     name: str
@@ -84,13 +71,13 @@ class Patch(Frozen):
 
 
 class Inspection(Frozen):
-    """A network seen as channels; `model_dump_json` is what `niwaki inspect --json` prints.
+    """A network seen as channels; ``model_dump_json`` is what ``niwaki inspect --json`` prints.
 
     Args:
         model: what was asked for.
         type: class of the network.
         input: shape of one image, (channels, height, width).
-        forward: the function that was followed in place of the network's own forward pass, such as `rcnn_heads`.
+        forward: the function that was followed in place of the network's own forward pass, such as ``rcnn_heads``.
         parameters: parameters, shared ones once.
         macs: multiply-accumulates of one image.
         units: sets of channels that live or die together.
@@ -123,101 +110,6 @@ class Inspection(Frozen):
     unknown_ops: tuple[str, ...]
 
 
-# What is looked at -----------------------------------------------------------------------------------------
-
-
-class Subject(NamedTuple):
-    """A network, a batch that it accepts and, where its own forward pass cannot be followed, another one."""
-
-    name: str
-    model: nn.Module
-    example: Tensor
-    forward: Forward | None = None
-
-
-def subject(name: str, *, size: int | None = None, trusted: tuple[str, ...] = ()) -> Subject:
-    """Builds or loads the network that a user names.
-
-    Args:
-        name: `torchvision:NAME`, `module:function`, or a folder with a `model.json`.
-        size: height and width of the images; by default what the network was made or saved for.
-        trusted: modules of a saved network's factory that may be imported.
-
-    Raises:
-        ModelError: there is no such network, or its code fails.
-        ArtifactError: the folder holds no whole saved network.
-    """
-    sides: tuple[int, int] | None = None
-    # What a user's code prints would end up amid the JSON.
-    with redirect_stdout(sys.stderr):
-        if Path(name).is_dir():
-            model, sides = _saved(Path(name), trusted)
-        else:
-            model = _made(name)
-        if next(model.parameters(), None) is None:
-            raise ModelError(f"{name} has no parameters; there is nothing to cut.")
-        return _with_example(name, model, (size, size) if size else sides)
-
-
-def _saved(folder: Path, trusted: tuple[str, ...]) -> tuple[nn.Module, tuple[int, int] | None]:
-    inside = sorted(path.parent.name for path in folder.glob("*/model.json"))
-    if inside and not (folder / "model.json").is_file():
-        raise ModelError(f"{folder} is not a saved network but holds some: name {folder / inside[-1]}.")
-    about = artifact.describe(folder)
-    sides = about.preprocessing.get("size")
-    return artifact.load(folder, trusted=trusted), tuple(sides) if sides else None
-
-
-def _made(name: str) -> nn.Module:
-    module, _, function = name.partition(":")
-    if not function:
-        close = f"torchvision:{name}" if name in torchvision.names() else "torchvision:resnet18"
-        what = "is a file" if Path(name).is_file() else "is no folder"
-        raise ModelError(f"'{name}' {what}; name torchvision:NAME ({close}), module:function or a saved network.")
-    if module == "torchvision":
-        return torchvision.maker(function)()
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"'{name}' cannot be imported ({_short(error)}); check the name and that file.") from error
-    if not callable(make):
-        raise ModelError(f"'{name}' is of type {type(make).__name__}, not a function that makes a network.")
-    try:
-        made = make(**_arguments(make, name))
-    except ModelError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"'{name}' fails ({type(error).__name__}: {_short(error)}); mend that function.") from error
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"'{name}' returns {type(made).__name__}, not a torch.nn.Module.")
-    return made
-
-
-def _arguments(make: Callable[..., Any], name: str) -> dict[str, int]:
-    """`num_classes` where the function asks for it; its own default stands."""
-    wanted = [
-        parameter.name
-        for parameter in inspect.signature(make).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if any(other != "num_classes" for other in wanted):
-        raise ModelError(f"'{name}' takes {', '.join(wanted)}; name a function that takes num_classes or nothing.")
-    return {"num_classes": 1000} if wanted else {}
-
-
-def _with_example(name: str, model: nn.Module, sides: tuple[int, int] | None) -> Subject:
-    # The one network of torchvision's that does not say so itself.
-    side = 299 if type(model).__name__ == "Inception3" else None
-    example = example_input(model, side, BATCH)
-    if sides is not None:
-        example = torch.rand((BATCH, example.shape[1], *sides)).to(example)
-    return Subject(name, model, example, raw_heads(model))
-
-
-# What there is to say --------------------------------------------------------------------------------------
-
-
 def inspect_model(
     model: nn.Module,
     example: Tensor,
@@ -226,7 +118,7 @@ def inspect_model(
     forward: Forward | None = None,
     protect: Sequence[str] = (),
 ) -> Inspection:
-    """Traces `model` and says what is free, what stays and why.
+    """Trace ``model`` and say what is free, what stays and why.
 
     Args:
         model: the network; its weights do not matter and it is not changed.
@@ -244,11 +136,11 @@ def inspect_model(
             raise ModelError(f"--protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
     start = time.perf_counter()
     try:
-        trace = prune.trace(model, example, forward=forward)
+        trace = tracing.trace(model, example, forward=forward)
     except ModelError as error:
         raise ModelError(f"{str(error).removesuffix('.')} (--size N sets its height and width).") from error
     seconds = time.perf_counter() - start
-    trace = prune.protect(trace, protect)
+    trace = units.protect(trace, protect)
     costs = _Costs(trace, tuple(names))
     free = np.concatenate([g.units for g in trace.groups]) if trace.groups else np.empty(0, np.int64)
     least = np.concatenate([g.units[1:] for g in trace.groups]) if trace.groups else free
@@ -347,7 +239,3 @@ def _protections(trace: Trace) -> Iterator[Protection]:
 
 def _slot(slot: tuple[str, int]) -> str:
     return f"{slot[0]}:{slot[1]}"
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,6 +1,6 @@
-"""Labels: what a tensor's channels are called while a forward pass is watched.
+"""Labels: the names of a tensor's channels while a forward pass is traced.
 
-A tensor carries a `Flow`: one `Layer` for each way in which its elements belong to channels. An activation mostly
+A tensor carries a ``Flow``: one ``Layer`` for each way in which its elements belong to channels. An activation mostly
 has one, a weight has one a dimension, an outer product those of both sides.
 """
 
@@ -19,12 +19,12 @@ Slot = tuple[str, int]
 
 
 class Layer:
-    """One way in which a tensor's elements belong to channels. Made by the thousand and never changed.
+    """One way in which a tensor's elements belong to channels. Made by the thousand, never changed.
 
     Args:
         labels: int64, as many dimensions as the tensor, size 1 in each along which the label does not change.
         zero: whether elements of a channel that is masked where it is produced are exactly zero here.
-        slot: the parameter and dimension that these labels are, when nothing has been computed yet.
+        slot: the parameter and dimension that these labels belong to, while nothing has been computed from it.
 
     Attributes:
         dims: the dimensions along which the label changes.
@@ -39,7 +39,7 @@ class Layer:
 
     @property
     def vector(self) -> Labels:
-        """The labels in a row: one array for as long as the layer lasts, so that slots can share it."""
+        """The labels as a vector: one array for the layer's lifetime, so that slots can share it."""
         if self._vector is None:
             self._vector = self.labels.reshape(-1)
         return self._vector
@@ -63,33 +63,33 @@ class Flow:
     uniform: bool = False
 
     def moved(self, labels: Iterable[Labels]) -> Flow:
-        """The same layers with their labels moved as the tensor's elements were."""
+        """The same layers, with the labels moved as the tensor's elements were."""
         layers = (Layer(new, layer.zero, layer.slot) for new, layer in zip(labels, self.layers, strict=True))
         return replace(self, layers=tuple(layer for layer in layers if layer.labels.size > 1))
 
     def with_zero(self, zero: bool) -> Flow:
-        """The same channels; whether a masked one is still zero."""
+        """The same channels, with ``zero`` set: whether a masked one is still zero."""
         if all(layer.zero == zero and layer.slot is None for layer in self.layers):
             return self
         return replace(self, layers=tuple(Layer(layer.labels, zero) for layer in self.layers))
 
 
 def placed(labels: Labels, ndim: int, dim: int) -> Labels:
-    """A label vector laid along one dimension of `ndim`."""
+    """Lay a vector of labels along one of ``ndim`` dimensions."""
     shape = [1] * ndim
     shape[dim] = -1
     return labels.reshape(shape)
 
 
 def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Labels, list[Labels]] | None:
-    """Reshapes broadcast labels as the tensor is reshaped from `old` to `new`.
+    """Reshape broadcast labels as the tensor is reshaped from ``old`` to ``new``.
 
-    The shapes are cut into the shortest runs with equal products; a run without channels stays unlabelled,
-    a run with channels is written out in full and reshaped.
+    The shapes are divided into the shortest runs with equal products; a run without channels stays unlabelled,
+    a run with channels is broadcast and reshaped.
 
     Returns:
-        the labels, and for each run that is split into several dimensions its labels in these (a rectangle
-        that has to stay one); None when the shapes do not line up.
+        The labels, and for each run that is split into several dimensions its labels in these (a rectangle that has
+        to stay one); None if the shapes do not line up.
     """
     blocks: list[tuple[int, int, int, int]] = []
     i = j = 0
@@ -130,7 +130,7 @@ def reshape_labels(labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -
 
 
 def shrink(labels: Labels) -> Labels:
-    """Drops to size 1 each dimension along which the labels do not change."""
+    """Drop to size 1 each dimension along which the labels do not change."""
     for d, n in enumerate(labels.shape):
         if n > 1:
             first = labels[(slice(None),) * d + (slice(0, 1),)]

@@ -1,4 +1,4 @@
-"""Modes: whether what a network computes can depend on the mode, training or evaluation, that it is in."""
+"""Find out whether what a network computes can depend on its mode, training or evaluation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _DRAWING = frozenset((
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
     nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, *SUBSTITUTES.values(),
 ))  # fmt: skip
-"""What asks for its mode only to draw at random or to choose statistics, neither of which moves a channel."""
+"""Modules that read their mode only to draw at random or to choose statistics, neither of which moves a channel."""
 
 
 class Listener:
-    """Listens to a network for questions about the mode it is in.
+    """Detects whether the modules of a network read their mode.
 
     Args:
-        net: a copy of nobody else's: its modules' classes are replaced by subclasses of the same name.
+        net: a copy that nobody else uses: its modules' classes are replaced by subclasses of the same name.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self.heard = False
-        """Whether anything asked, or might have asked in a way that cannot be heard."""
+        """Whether any module read its mode, or might have in a way that cannot be detected."""
         kinds: dict[type, type | None] = {}
         for module in net.modules():
             kind = type(module)
@@ -40,7 +40,7 @@ class Listener:
                 module.__class__ = own
 
     def _listening(self, kind: type) -> type | None:
-        """A subclass whose modules tell when they are asked, None where that would change what they do."""
+        """A subclass whose modules report when their mode is read; None where that would change what they do."""
         if (
             kind.train is not nn.Module.train  # type: ignore[attr-defined]
             or hasattr(kind, "training")

@@ -1,23 +1,21 @@
-"""What training keeps beside the weights, cut as the parameters are: optimizer state and averaged weights."""
+"""Cut what training keeps beside the weights, as the parameters are cut: optimizer state and averaged weights."""
 
 from __future__ import annotations
 
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import PlanError
-from compress.prune.planning import named_tensors
-
-if TYPE_CHECKING:
-    from compress.prune.surgery import Cut, Indices
+from compress.prune.architecture import named_tensors
+from compress.prune.cut import Cut, Indices, sliced
 
 PREFIXES = ("", "module.")
-"""Where averaged weights have the network's names; an `AveragedModel` has the network in `module`."""
+"""The prefixes under which averaged weights have the network's names; an ``AveragedModel`` has it in ``module``."""
 
 _UNCUT = "which is not cut; make the optimizer after the cut."
 
@@ -26,13 +24,13 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
     """A new optimizer of the same class, groups and options over the new parameters.
 
     State of a parameter's shape is sliced as the parameter is, along the dimensions in which it is not 1 (factored
-    second moments); state of one element is copied. As where torch copies an optimizer, hooks and learning-rate
-    schedulers stay behind: give the new optimizer a new scheduler, which takes the old one's `state_dict`.
+    second moments); state of one element is copied. As when torch copies an optimizer, hooks and learning-rate
+    schedulers are not carried over: give the new optimizer a new scheduler, which loads the old one's ``state_dict``.
 
     Args:
         optimizer: over parameters of the network.
         cut: the plan and the network.
-        memo: id of each parameter of the network -> the parameter that takes its place.
+        memo: id of each parameter of the network -> the parameter that replaces it.
 
     Raises:
         PlanError: a parameter is not the network's, or there is state of another kind.
@@ -59,10 +57,10 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
         for key, tensor in _tensors(state, "state", kind):
             if id(tensor) not in copies:
                 whole[id(tensor)] = tensor, _kept_of_state(tensor, parameter, kept, f"{kind}'s {key} of '{name}'")
-    copies |= zip(whole, map(Tensor.detach, cut.sliced(list(whole.values()))), strict=True)
+    copies |= zip(whole, map(Tensor.detach, sliced(list(whole.values()))), strict=True)
     for parameter, state in optimizer.state.items():
         if isinstance(optimizer, torch.optim.Adafactor) and "row_var" in state:
-            _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), cut, copies)
+            _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), copies)
     for key, tensor in _tensors({name: value for name, value in own.items() if name != "state"}, ""):
         if id(tensor) not in copies and tensor.numel() > 1:
             raise PlanError(f"{kind} keeps a tensor of shape {tuple(tensor.shape)} as its {key}, {_UNCUT}")
@@ -75,8 +73,8 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
     """Averaged weights of the same type, cut as the network is.
 
     Args:
-        average: a module with the network's names, such as an `AveragedModel`, or a dictionary from names to tensors;
-            of the network's tensors those may be missing that are not trained.
+        average: a module with the network's names, such as an ``AveragedModel``, or a dictionary from names to tensors;
+            tensors that are not trained may be missing.
         cut: the plan and the network.
 
     Raises:
@@ -96,14 +94,14 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
     for key, value in average.items():
         if isinstance(value, Tensor):
             whole.setdefault(id(value), (value, cut.kept.get(key.removeprefix(prefix), {})))
-    memo = dict(zip(whole, cut.sliced(list(whole.values())), strict=True))
+    memo = dict(zip(whole, sliced(list(whole.values())), strict=True))
     for key, value in average.items():
         small[key] = copy.deepcopy(value, memo)
     return small
 
 
 def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
-    """What `own` puts before the network's names, once names and shapes are found right."""
+    """The prefix of the network's names in ``own``; raise PlanError unless names and shapes are right."""
     trained: dict[int, list[str]] = {}
     for name, tensor in cut.tensors.items():
         if tensor.requires_grad:
@@ -118,7 +116,7 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
             raise PlanError(
                 f"The averaged weights have '{key}' as {tuple(tensor.shape)}, the network as {tuple(expected.shape)}."
             )
-        # A counter, such as `n_averaged`, is theirs alone.
+        # A counter such as ``n_averaged`` is not the network's.
         if expected is None and tensor.numel() > 1:
             raise PlanError(
                 f"The averaged weights have '{key}', which the network does not; give those of this network."
@@ -127,7 +125,7 @@ def _prefix(own: Mapping[str, Tensor], cut: Cut) -> str:
 
 
 def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices], what: str) -> Mapping[int, Indices]:
-    """What stays of one tensor of state, once its shape is found right."""
+    """What stays of one tensor of state; raise PlanError unless its shape is right."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise PlanError(f"{what} is of type {type(tensor).__name__}, {_UNCUT}")
     if tensor.numel() == 1 or not kept:
@@ -138,25 +136,25 @@ def _kept_of_state(tensor: Tensor, parameter: Tensor, kept: Mapping[int, Indices
     return {d: k for d, k in kept.items() if tensor.shape[d] > 1}
 
 
-def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], cut: Cut, copies: Mapping[int, Any]) -> None:
-    """Makes means over all rows and columns those over what stays.
+def _rescale(row: Tensor, column: Tensor, kept: Mapping[int, Indices], copies: Mapping[int, Any]) -> None:
+    """Turn means over all rows and columns into means over those that stay.
 
     Adafactor takes the second moment of w[i, j] to be row[i] * column[j] / mean(row), both being means over the last
-    two dimensions; with both rescaled it is for each weight that stays what it was.
+    two dimensions; with both rescaled, the second moment of each weight that stays is what it was.
     """
     last = row.dim()
     if not {last - 1, last - 2} & set(kept):
         return
     before = {d: k for d, k in kept.items() if d < last - 2}
     small_row, small_column = copies[id(row)], copies[id(column)]
-    rows = small_row.mean(-2, keepdim=True), cut.sliced([(row, before)])[0].mean(-2, keepdim=True)
-    columns = small_column.mean(-1, keepdim=True), cut.sliced([(column, before)])[0].mean(-1, keepdim=True)
+    rows = small_row.mean(-2, keepdim=True), sliced([(row, before)])[0].mean(-2, keepdim=True)
+    columns = small_column.mean(-1, keepdim=True), sliced([(column, before)])[0].mean(-1, keepdim=True)
     small_row.mul_((columns[0] / columns[1]).nan_to_num(1.0))
     small_column.mul_((rows[0] / rows[1]).nan_to_num(1.0))
 
 
 def _tensors(value: Any, key: str, owner: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a nest, each with its key; with an `owner`, nothing but tensors and numbers may be there."""
+    """All tensors in nested containers, each with its key; with an ``owner`` only tensors and numbers are allowed."""
     if isinstance(value, Tensor):
         yield key, value
     elif isinstance(value, Mapping):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,16 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
 from compress.errors import PlanError
+from compress.prune.allocation import (
+    Kept,
+    Limits,
+    Scope,
+    by_pattern,
+    check_ratio,
+    kept_after,
+    ranked,
+    removal_order,
+    within,
+)
 from compress.prune.budget import Budget
-from compress.prune.units import Group, Role, Slot, Trace
-
-Kept = npt.NDArray[np.bool_]
-
-Order = npt.NDArray[np.int64]
-"""Rows (group, unit), first to go first."""
+from compress.prune.units import Role, Slot, Trace
+from compress.validation import explain
 
 
 class KeptSlot(BaseModel):
@@ -76,9 +80,7 @@ class Plan(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise PlanError(f"Not a pruning plan: {where}: {first['msg']}; make it again with niwaki.") from None
+            raise PlanError(f"Not a pruning plan: {explain(error)}; make it again with niwaki.") from None
 
     def then(self, later: Plan) -> Plan:
         """One plan that does what this plan and then `later`, made for the network it leaves, do.
@@ -125,47 +127,31 @@ class Plan(BaseModel):
         return np.arange(size) if found is None else np.asarray(found.kept, dtype=np.int64)
 
 
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer by name, under each of its names when it is shared."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-
-
-def architecture_hash(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of all parameters and buffers."""
-    return shapes_hash(named_tensors(model))
-
-
-def shapes_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names and shapes."""
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-
-
 def plan(
     trace: Trace,
     scores: torch.Tensor,
     *,
     budget: Budget | None = None,
-    ratio: float | None = None,
-    scope: Literal["global", "group"] = "global",
+    ratio: float | Mapping[str, float] | None = None,
+    scope: Scope = "global",
     round_to: int = 1,
     min_kept: int = 1,
+    max_ratio: float = 1.0,
     asked: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Chooses the units that stay.
 
     Args:
         trace: the network.
-        scores: one score a unit, higher stays; shape (units,).
-        budget: the share of the MACs that may remain; the largest network within it is taken.
-        ratio: instead of a budget, the share of the free units that goes (0 <= ratio < 1).
-        scope: `global` ranks all units together, each score divided by its group's mean; `group` removes the
-            same share of every group.
+        scores: one score a unit, higher stays; shape (units,). What `score` gives compares from group to group.
+        budget: upper bounds on the cost; the largest network within all of them is taken.
+        ratio: instead of a budget, the share of the free units that goes (0 <= ratio < 1), or shares by pattern of
+            group, or of a parameter that makes it, the first that matches counting: `{"layer3.*": 0.6, "*": 0.3}`.
+        scope: `global` ranks all units together, `per_mac` by score for each MAC, `group` removes the same share of
+            every group, `isomorphic` of every kind of group; shares by pattern are of each group.
         round_to: kept channels of a group are rounded up to a multiple of it.
         min_kept: channels of a group that always stay.
+        max_ratio: the largest share of a group that goes.
         asked: what to record of the request beside these arguments.
 
     Raises:
@@ -173,40 +159,30 @@ def plan(
     """
     if (budget is None) == (ratio is None):
         raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
-    if scope not in ("global", "group"):
-        raise PlanError(f"scope='{scope}' is unknown; give 'global' or 'group'.")
-    if not isinstance(round_to, int) or not isinstance(min_kept, int) or round_to < 1 or min_kept < 0:
-        raise PlanError(f"round_to={round_to} and min_kept={min_kept} have to be whole, at least 1 and at least 0.")
-    if not bool(torch.isfinite(scores).all()):
-        raise PlanError("Some scores are not finite numbers; check the weights, or score by another criterion.")
-    if ratio is not None and not 0 <= ratio < 1:
-        raise PlanError(f"A ratio of {ratio} is impossible; give the share that goes, at least 0 and below 1.")
-    if tuple(scores.shape) != (trace.units,):
-        raise PlanError(f"The scores have shape {tuple(scores.shape)}, this trace has {trace.units} units.")
+    limits = Limits(round_to, min_kept, max_ratio)
+    values = ranked(trace, scores)
+    if isinstance(ratio, int | float):
+        check_ratio(ratio)
     if not trace.groups and ratio != 0:
         reason = next(iter(sorted(set(trace.protected.values()))), "it has no channels")
         raise PlanError(f"No channel of this network is free to go (for example: {reason[:160]}).")
-    order = _removal_order(trace, scores.detach().double().cpu().numpy(), scope)
-    if budget is not None and budget.macs is None:
+    if budget is not None and budget.latency is not None:
         raise PlanError("A latency budget is met by measuring: search over plans with macs budgets.")
-    if ratio is not None:
-        gone = round(ratio * len(order))
-    else:
-        assert budget is not None
-        assert budget.macs is not None
-        gone = _fewest_removed(trace, order, budget.macs, round_to, min_kept)
-    kept = _round_up(trace, order, gone, round_to, min_kept)
-    request = {"scope": scope, "round_to": round_to, "min_kept": min_kept, "ratio": ratio, **(asked or {})}
+    order = removal_order(trace, values, scope)
     if budget is not None:
-        request["budget"] = budget.model_dump(exclude_none=True)
+        kept = within(trace, order, budget, limits)
+    elif isinstance(ratio, Mapping):
+        kept = by_pattern(trace, values, ratio, limits)
+    else:
+        assert ratio is not None
+        kept = kept_after(trace, order, round(ratio * len(order)), limits)
+    request: dict[str, Any] = {"scope": scope, "round_to": round_to, "min_kept": min_kept, "ratio": ratio}
+    if max_ratio != 1:
+        request["max_ratio"] = max_ratio
+    request.update(asked or {})
+    if budget is not None:
+        request["budget"] = budget.model_dump(exclude_defaults=True)
     return plan_from_kept(trace, kept, asked=request)
-
-
-def smallest_share(trace: Trace, round_to: int = 1, min_kept: int = 1) -> float:
-    """Share of the MACs that remains when every free group is cut as far as it goes."""
-    order = _removal_order(trace, np.zeros(trace.units), "group")
-    whole = trace.macs(np.ones(trace.units, dtype=bool))
-    return trace.macs(_round_up(trace, order, len(order), round_to, min_kept)) / whole if whole else 1.0
 
 
 def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
@@ -253,61 +229,3 @@ def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None 
         },
         asked=dict(asked or {}),
     )
-
-
-def _removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: str) -> Order:
-    """What goes, first to go first."""
-    keys, relative, owner, unit = [], [], [], []
-    for g, group in enumerate(trace.groups):
-        own = scores[group.units]
-        ranked = np.argsort(own, kind="stable")
-        share = own[ranked] / (float(own.mean()) or 1.0)
-        keys.append((np.arange(len(ranked)) + 0.5) / len(ranked) if scope == "group" else share)
-        relative.append(share)
-        owner.append(np.full(len(ranked), g))
-        unit.append(group.units[ranked])
-    if not keys:
-        return np.empty((0, 2), np.int64)
-    whole = [np.concatenate(parts) for parts in (unit, owner, relative, keys)]
-    return np.stack([whole[1], whole[0]], axis=1)[np.lexsort(whole)]
-
-
-def _round_up(trace: Trace, order: Order, gone: int, round_to: int, min_kept: int) -> Kept:
-    """Keeps all but the first `gone` of `order`, then takes the best of them back until sizes are right."""
-    going = order[:gone]
-    going = going[np.argsort(going[:, 0], kind="stable")]
-    kept = np.ones(trace.units, dtype=bool)
-    for g, start, count in zip(*np.unique(going[:, 0], return_index=True, return_counts=True), strict=True):
-        group = trace.groups[g]
-        stays = _stays(group, int(count), round_to, min_kept)
-        kept[going[start : start + len(group.units) - stays, 1]] = False
-    return kept
-
-
-def _stays(group: Group, gone: int, round_to: int, min_kept: int) -> int:
-    size = len(group.units)
-    least = max(size - gone, min_kept, 1)
-    return min(size, -(-least // round_to) * round_to)
-
-
-def _fewest_removed(trace: Trace, order: Order, share: float, round_to: int, min_kept: int) -> int:
-    """Bisects for the fewest units to remove such that the MACs are within the budget."""
-    whole = trace.macs(np.ones(trace.units, dtype=bool))
-
-    def share_at(gone: int) -> float:
-        return trace.macs(_round_up(trace, order, gone, round_to, min_kept)) / whole
-
-    if share_at(len(order)) > share:
-        floor = np.ceil(share_at(len(order)) * 1000) / 1000
-        raise PlanError(
-            f"A budget of {share:g} of the MACs is impossible: with at least {max(min_kept, 1)} channels a group, "
-            f"in multiples of {round_to}, no less than {floor:g} can remain; ask for macs: {floor:g} or more."
-        )
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        if share_at(middle) <= share:
-            high = middle
-        else:
-            low = middle + 1
-    return low

@@ -1,4 +1,4 @@
-"""Probes: copies of a network without storage, whole or cut, on which passes are watched."""
+"""Copies of a network without storage, whole or cut, on which passes are traced."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import copy
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+Forward = Callable[..., Any]
+"""Runs a network, or a part of it: called with the network and its inputs."""
 
 _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, torch.Size, type, types.FunctionType,
           types.BuiltinFunctionType, np.generic)  # fmt: skip
@@ -25,7 +28,7 @@ _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keeps the garbage collector from going over all of torch's objects again and again while many are made."""
+    """Disable the garbage collector, which would scan all of torch's objects again and again while many are made."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -36,10 +39,10 @@ def uncollected() -> Iterator[None]:
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` gives, several times as quick.
+    """Copy like ``copy.deepcopy(model, memo)``, several times as fast.
 
-    Modules are copied by their dictionaries; whatever is not a plain value in these is left to `deepcopy`, which
-    finds the modules and tensors that it refers to in the memo. A module with its own way to be copied keeps it.
+    Modules are copied by their dictionaries; whatever is not a plain value in these is left to ``deepcopy``, which
+    finds the modules and tensors that it refers to in the memo. A module that defines how it is copied is copied so.
     """
     shells: list[tuple[nn.Module, nn.Module]] = []
     own_way: dict[type, bool] = {}
@@ -63,11 +66,11 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         own = new.__dict__
         for key, value in old.__dict__.items():
             kind = type(value)
-            # Most of a module's dictionary is plain values and empty dictionaries of hooks.
+            # Most entries of a module's dictionary are plain values and empty dictionaries of hooks.
             if kind in _PLAIN:
                 own[key] = value
             elif key == "_compiled_call_impl":
-                # Compiled code would go on computing with the module that it was made from.
+                # Compiled code would still compute with the module that it was made from.
                 own[key] = None
             elif kind in _HOLDERS and not value:
                 own[key] = kind()
@@ -80,7 +83,7 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _own_way(kind: type) -> bool:
     names: tuple[str, ...] = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__")
-    # Torch's own layers only mend old pickles in __setstate__.
+    # Torch's own layers only repair old pickles in __setstate__.
     names += () if kind.__module__.startswith("torch.nn.modules") else ("__setstate__",)
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in names)
 
@@ -95,7 +98,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind is dict or kind is OrderedDict:
         return kind([(key, _copied(item, memo)) for key, item in value.items()])
     if isinstance(value, torch.Tensor) and not value.is_leaf:
-        # What a hook computed from parameters, as masks and old weight norms do, and will compute anew.
+        # What a hook computed from parameters (masks, the old weight norm) and will compute again.
         memo[id(value)] = value.detach().clone()
         return memo[id(value)]
     return copy.deepcopy(value, memo)
@@ -104,9 +107,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 def stand_ins(
     tensors: Mapping[str, torch.Tensor], kept: Mapping[str, Mapping[int, np.ndarray[Any, Any]]], real: bool
 ) -> dict[int, torch.Tensor]:
-    """id of each parameter or buffer -> its stand-in, cut where `kept` says which indices of a dimension stay.
+    """id of each parameter or buffer -> its stand-in, cut where ``kept`` says which indices of a dimension stay.
 
-    Stand-ins have no storage unless `real`; integers keep their values, since code may count with them.
+    Stand-ins have no storage unless ``real``; integers keep their values, since code may compute with them.
     """
     memo: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -119,7 +122,7 @@ def stand_ins(
                 value = value.index_select(d, torch.from_numpy(index).to(value.device))
             memo[id(tensor)] = value.clone()
         else:
-            # Fresh and contiguous: a stride of the user's says nothing about channels.
+            # Fresh and contiguous: the strides say nothing about channels.
             shape = [len(cut[d]) if d in cut else n for d, n in enumerate(tensor.shape)]
             memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device="meta")
     return memo

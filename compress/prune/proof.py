@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import PlanError
+from compress.prune.determinism import Repeatable, TooFewValuesError
 from compress.prune.planning import Plan
-from compress.prune.reference import KeptStatistics, Repeatable, TooFewValuesError, kept_by_tensor
+from compress.prune.probe import Forward
+from compress.prune.reference import KeptStatistics, kept_by_tensor
 from compress.prune.rules import tensors
 from compress.prune.surgery import apply, mask_
 
 FORWARD_LIMIT = 1e-10
 TRAIN_LIMIT = 1e-8
 
-Forward = Callable[..., Any]
-"""Runs a network, or a part of it: called with the network and the inputs."""
-
-Kept = Mapping[int, Mapping[int, Tensor]]
+KeptIndices = Mapping[int, Mapping[int, Tensor]]
+"""id of a tensor -> dimension -> the indices that stay."""
 
 
 class Proof(BaseModel):
@@ -35,8 +35,8 @@ class Proof(BaseModel):
         eval_forward: of the outputs in eval mode.
         train_forward: of the outputs in train mode.
         train_gradient: of the gradients of all parameters in train mode.
-        train_mode: False where batch statistics would have come from too few values to be compared: then the train
-            figures were taken with BatchNorms in eval mode.
+        train_mode: False if batch statistics would have come from too few values to be compared; the train figures
+            were then taken with BatchNorms in eval mode.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,20 +51,20 @@ class Proof(BaseModel):
 
 
 def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
-    """Compares `apply` with `mask` in float64: outputs in eval, outputs and gradients in train.
+    """Compare ``apply`` with ``mask`` in float64: outputs in eval, outputs and gradients in train.
 
-    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both
-    networks whatever is drawn at random is its mean.
+    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both networks
+    whatever is drawn at random is replaced by its mean.
 
     Args:
-        model: the dense network; it is not changed. In a copy its statistics and each parameter that is constant (a
-            head that starts at zero, say) are randomised, so that no equality holds by chance.
+        model: the dense network; it is not changed. In a copy the statistics and each constant parameter (such as a
+            head that starts at zero) are randomised, so that no equality holds by chance.
         plan: the plan to prove.
-        example_inputs: a batch: tensors, or lists, tuples and dictionaries of them; floating ones get some noise.
-            Where a BatchNorm has fewer than 16 values per channel of it, BatchNorms stay in eval mode.
-        seed: of all that is random here.
-        forward: how to run the network, or the part that is to be compared, such as a detector's backbone:
-            `forward(network, *inputs)`; `network(*inputs)` without it.
+        example_inputs: a batch: tensors, or lists, tuples and dictionaries of them; noise is added to floating ones.
+            If a BatchNorm gets fewer than 16 values per channel from it, BatchNorms stay in eval mode.
+        seed: the seed of all that is random here.
+        forward: called as ``forward(network, *inputs)`` instead of ``network(*inputs)``, to compare a part of the
+            network such as a detector's backbone.
 
     Raises:
         PlanError: the plan is not legal, the cut network does not run, or an error is above 1e-10 (eval) or 1e-8
@@ -76,38 +76,11 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     _randomise(dense, generator)
     inputs = [_noisy(value, generator) for value in example_inputs]
     run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
-    # At no time are there two networks of full size.
+    # Masking in place: there are never two networks of full size beside the user's.
     cut = apply(dense, plan)
-    masked = mask_(dense, plan)
-    reference = KeptStatistics(masked, plan)
-    try:
-        expected = run.evaluated(masked, reference)
-        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=True)
-        train_mode = True
-    except TooFewValuesError:
-        trained = run.trained(masked, kept_by_tensor(masked, plan), reference, batch_statistics=False)
-        train_mode = False
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PlanError(
-            f"{type(model).__name__} does not run in double precision on this example ({said}); "
-            "give the example that was traced, and compute in one precision."
-        ) from error
-    del dense, masked
-    try:
-        eval_forward = _error(run.evaluated(cut), expected)
-        own = run.trained(cut, batch_statistics=train_mode)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PlanError(
-            f"The cut network does not run ({said}); this is a fault of the trace, please report the model."
-        ) from error
-    proof = Proof(
-        eval_forward=eval_forward,
-        train_forward=_error(own.outputs, trained.outputs),
-        train_gradient=_gradient_error(own.gradients, trained.gradients),
-        train_mode=train_mode,
-    )
+    expected = _expected(run, mask_(dense, plan), plan)
+    del dense
+    proof = _compared(run, cut, expected)
     if proof.eval_forward > FORWARD_LIMIT or max(proof.train_forward, proof.train_gradient) > TRAIN_LIMIT:
         raise PlanError(
             f"The cut network differs from the masked one (eval {proof.eval_forward:.1e}, "
@@ -119,7 +92,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
 
 @dataclass(frozen=True)
 class _Trained:
-    """What one training step computes: its outputs, and each gradient by its parameter's first name."""
+    """What one training step computes: its outputs, and each gradient by its parameter's name."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
@@ -133,20 +106,22 @@ class _Run:
     inputs: list[Any]
     seed: int
 
-    def evaluated(self, network: nn.Module, reference: KeptStatistics | None = None) -> list[Tensor]:
+    def evaluated(
+        self, network: nn.Module, reference: KeptStatistics | None = None, *, batch_statistics: bool
+    ) -> list[Tensor]:
         """Outputs in eval mode."""
-        with torch.no_grad(), reference or nullcontext(), Repeatable():
+        with torch.no_grad(), reference or nullcontext(), Repeatable(batch_statistics):
             return self._outputs(network.eval())
 
     def trained(
         self,
         network: nn.Module,
-        kept: Kept | None = None,
+        kept: KeptIndices | None = None,
         reference: KeptStatistics | None = None,
         *,
         batch_statistics: bool,
     ) -> _Trained:
-        """Outputs in train mode and the gradients of a random weighting of them, cut down to `kept`."""
+        """Outputs in train mode and the gradients of a random weighting of them, cut down to ``kept``."""
         # Recomputed activations (checkpointing) need the modes in the backward pass too.
         with reference or nullcontext(), Repeatable(batch_statistics):
             outputs = self._outputs(network.train())
@@ -168,11 +143,58 @@ class _Run:
         return _Trained([out.detach() for out in outputs], gradients)
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
-        # What is drawn by other means than Repeatable knows is at least drawn alike.
+        # What is drawn in a way unknown to Repeatable is at least drawn alike.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             # A network may write into its inputs.
             return tensors(self.forward(network, *copy.deepcopy(self.inputs)))
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the masked network computes, and whether its BatchNorms could train."""
+
+    evaluated: list[Tensor]
+    trained: _Trained
+    train_mode: bool
+
+
+def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
+    """Run the masked network; raise PlanError where it does not run in double precision."""
+    reference, kept = KeptStatistics(masked, plan), kept_by_tensor(masked, plan)
+
+    def computed(train_mode: bool) -> _Expected:
+        evaluated = run.evaluated(masked, reference, batch_statistics=train_mode)
+        return _Expected(evaluated, run.trained(masked, kept, reference, batch_statistics=train_mode), train_mode)
+
+    try:
+        try:
+            return computed(True)
+        except TooFewValuesError:
+            return computed(False)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        raise PlanError(
+            f"{type(masked).__name__} does not run in double precision on this example ({_first_line(error)}); "
+            "give the example that was traced, and compute in one precision."
+        ) from error
+
+
+def _compared(run: _Run, cut: nn.Module, expected: _Expected) -> Proof:
+    """Run the cut network and compare it; raise PlanError where it does not run."""
+    try:
+        evaluated = run.evaluated(cut, batch_statistics=expected.train_mode)
+        trained = run.trained(cut, batch_statistics=expected.train_mode)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise PlanError(
+            f"The cut network does not run ({_first_line(error)}); this is a fault of the trace, please report the "
+            "model."
+        ) from error
+    return Proof(
+        eval_forward=_error(evaluated, expected.evaluated),
+        train_forward=_error(trained.outputs, expected.trained.outputs),
+        train_gradient=_gradient_error(trained.gradients, expected.trained.gradients),
+        train_mode=expected.train_mode,
+    )
 
 
 def _error(values: list[Tensor], references: list[Tensor]) -> float:
@@ -185,7 +207,7 @@ def _gradient_error(values: dict[str, Tensor], references: dict[str, Tensor]) ->
     if set(values) != set(references):
         raise PlanError("The cut network trains other parameters than the masked one; please report the model.")
     scale = max(map(_largest, references.values()), default=0.0)
-    # A gradient that is zero but for rounding is measured against the network's largest one.
+    # A gradient that is zero except for rounding is measured against the network's largest one.
     return max((_difference(values[n], g, 1e-3 * scale) for n, g in references.items()), default=0.0)
 
 
@@ -198,12 +220,12 @@ def _difference(value: Tensor, reference: Tensor, floor: float) -> float:
 
 
 def _largest(tensor: Tensor) -> float:
-    """Largest absolute value, 0 of nothing, NaN where there is one: in one pass."""
+    """Largest absolute value, 0 for an empty tensor, NaN if there is one; in one pass."""
     return float(torch.linalg.vector_norm(tensor.detach().double(), float("inf"))) if tensor.numel() else 0.0
 
 
 def _noisy(value: Any, generator: torch.Generator) -> Any:
-    """`value` on the CPU, with the floating tensors in it in float64 and noisy."""
+    """Move ``value`` to the CPU; turn floating tensors into float64 and add noise to them."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if not value.is_floating_point():
@@ -219,7 +241,7 @@ def _noisy(value: Any, generator: torch.Generator) -> Any:
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Gives norms other statistics, and noise to what is constant: a layer that starts at zero hides every error."""
+    """Change the norms' statistics and add noise to constants: a layer that starts at zero would hide every error."""
     constants: list[Tensor] = list(model.parameters())
     for module in model.modules():
         own = dict(module.named_buffers(recurse=False))
@@ -239,3 +261,7 @@ def _is_constant(tensor: Tensor) -> bool:
     if tensor.numel() < 2:
         return not bool(tensor.any())
     return bool((tensor == tensor.reshape(-1)[0]).all())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
-"""Shapes: what common operators give on the meta device, without asking torch, which takes ten times as long.
+"""The output shapes of common operators on the meta device, computed without torch, which takes ten times as long.
 
-Each function gives an empty meta tensor of the right shape and type, or None where only torch knows.
+Each function returns an empty meta tensor of the right shape and type, or None where only torch knows.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ def _empty(shape: Any, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
-def convolution(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int,
-) -> Tensor | None:  # fmt: skip
+def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
+    stride, padding, dilation, transposed, _, groups = rest
     n = w.dim() - 2
     inner = w.shape[0] if transposed else w.shape[1] * groups
     if (
@@ -147,7 +145,7 @@ def max_pool(
 
 
 def _floating(shape: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for numbers with a point only: of others torch knows what it gives, or refuses them."""
+    """Restrict a function to floating tensors; torch knows the result for others, or refuses them."""
 
     def guarded(first: Any, *rest: Any, **named: Any) -> Any:
         x = first if isinstance(first, Tensor) or not first else first[0]

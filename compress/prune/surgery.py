@@ -1,10 +1,7 @@
-"""Surgery: a plan made real. Legality is checked as a whole before any tensor moves."""
+"""Apply a plan: cut or mask a network, once the whole plan is found legal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
 from typing import TypeVar, overload
 
 import numpy as np
@@ -13,99 +10,18 @@ from torch import Tensor, nn
 
 import cpp_ext
 from compress.errors import PlanError
-from compress.prune.attention import SUBSTITUTES, substitute, substitute_for
-from compress.prune.attributes import set_size
+from compress.prune.architecture import architecture_hash, named_tensors
+from compress.prune.cut import Cut, Indices
 from compress.prune.optimizer_state import cut_average, cut_optimizer
-from compress.prune.planning import Plan, architecture_hash, named_tensors
+from compress.prune.planning import Plan
 from compress.prune.probe import clone, uncollected
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 AverageT = TypeVar("AverageT", bound=nn.Module | dict[str, Tensor])
 
 
-class Indices:
-    """Kept indices of one dimension, rising and at least one: made once, moved to each device once."""
-
-    def __init__(self, kept: tuple[int, ...]) -> None:
-        # Several times faster than torch.tensor on a tuple.
-        values = np.fromiter(kept, np.int64, len(kept))
-        if not len(values) or values[0] < 0 or bool((values[1:] <= values[:-1]).any()):
-            raise ValueError("not rising")
-        self.last = int(values[-1])
-        self._count = len(values)
-        self._on = {torch.device("cpu"): torch.from_numpy(values)}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def on(self, device: torch.device) -> Tensor:
-        """int64 [kept]."""
-        if device not in self._on:
-            self._on[device] = self._on[torch.device("cpu")].to(device)
-        return self._on[device]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A plan that is legal for a network.
-
-    Args:
-        plan: the plan.
-        tensors: the network's parameters and buffers under each of their names.
-        kept: name -> dimension -> what stays; under each name of a tensor that is shared.
-    """
-
-    plan: Plan
-    tensors: dict[str, Tensor]
-    kept: dict[str, dict[int, Indices]]
-
-    def copy(self, root: nn.Module, tensors: Mapping[str, Tensor], memo: dict[int, object]) -> nn.Module:
-        """A cut deep copy of `root`, whose `tensors` go by the network's names; what was copied is in `memo` then."""
-        dense = {id(tensors[name]): (tensors[name], kept) for name, kept in self.kept.items() if name in tensors}
-        new = {key: pair for key, pair in dense.items() if key not in memo}
-        memo.update(zip(new, self.sliced(list(new.values())), strict=True))
-        # Deep-copying with the cut tensors already in the memo keeps ties and never copies a dense weight.
-        small = clone(root, memo)
-        modules = dict(small.named_modules(remove_duplicate=False))
-        for path, name in self.plan.substitutions.items():
-            # One module may be reached by several paths.
-            if not isinstance(modules[path], SUBSTITUTES[name]):
-                substitute(modules[path], name)
-        for path, changes in self.plan.attributes.items():
-            for attribute, (before, after) in changes.items():
-                set_size(modules[path], attribute, before, after)
-        return small
-
-    def sliced(self, tensors: Sequence[tuple[Tensor, Mapping[int, Indices]]]) -> list[Tensor]:
-        """What stays of each tensor, in fresh contiguous memory, by one call; parameters of parameters."""
-        return _sliced(tensors)
-
-    def check_modules(self, root: nn.Module) -> None:
-        """Raises PlanError unless `root` has the modules that the plan substitutes and patches, as it takes them."""
-        modules = dict(root.named_modules(remove_duplicate=False))
-        for path, name in self.plan.substitutions.items():
-            if name not in SUBSTITUTES:
-                raise PlanError(
-                    f"The plan puts '{name}' in the place of '{path}'; there is only {', '.join(SUBSTITUTES)}."
-                )
-            if path not in modules or substitute_for(modules[path]) != name:
-                found = f"a {type(modules[path]).__name__}" if path in modules else "no module"
-                raise PlanError(f"The plan puts '{name}' in the place of '{path}', the network has {found} there.")
-        for path, changes in self.plan.attributes.items():
-            for attribute, (before, _) in changes.items():
-                module = modules.get(path)
-                # What a substitute adds is there only after the substitution.
-                if path in self.plan.substitutions and not hasattr(module, attribute):
-                    continue
-                value = getattr(module, attribute, None)
-                entries = value if isinstance(value, tuple | list) else (value,)
-                if not any(isinstance(entry, Integral) and entry == before for entry in entries):
-                    shown = value if value is None or isinstance(value, int | tuple | list) else type(value).__name__
-                    raise PlanError(f"The plan expects {path}.{attribute} = {before}, the network has {shown}.")
-
-
 def validate(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanError with one sentence unless the whole plan is legal for `model`; touches nothing."""
+    """Raise PlanError, with one sentence, unless the whole plan is legal for ``model``; change nothing."""
     _legal(model, plan)
 
 
@@ -131,13 +47,13 @@ def apply(
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | dict[str, Tensor] | None = None,
 ) -> object:
-    """A new network without the channels that the plan drops; the originals are untouched.
+    """Make a new network without the channels that the plan drops; the originals are not changed.
 
     Args:
         model: the network that the plan was made for, on any device, meta too.
         plan: what stays.
-        optimizer: over parameters of `model`; see `cut_optimizer` for what the new one takes along.
-        ema: averaged weights: an `AveragedModel`, another module with these parameters or one in its `module`,
+        optimizer: over parameters of ``model``; see ``cut_optimizer`` for what the new one carries over.
+        ema: averaged weights: an ``AveragedModel``, another module with these parameters or one in its ``module``,
             or a dictionary of tensors by name.
 
     Returns:
@@ -158,7 +74,7 @@ def apply(
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of full shape in which everything that makes a dropped channel is zero.
+    """Make a copy of full shape in which everything that produces a dropped channel is zero.
 
     Raises:
         PlanError: the plan is not legal for this network.
@@ -168,7 +84,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def mask_(model: nn.Module, plan: Plan) -> nn.Module:
-    """`mask` in place; returns `model`.
+    """Mask in place and return ``model``.
 
     Raises:
         PlanError: the plan is not legal for this network, which is then unchanged.
@@ -204,7 +120,7 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
             f"{own[:12]}; apply it to the network it was made from."
         )
     tensors = named_tensors(model)
-    # Groups share their indices: equal ones become a tensor once.
+    # Groups share their indices: equal ones become one tensor.
     made: dict[int, Indices | None] = {}
     alike: dict[tuple[int, ...], Indices | None] = {}
     by_tensor: dict[int, dict[int, Indices]] = {}
@@ -215,7 +131,7 @@ def _legal(model: nn.Module, plan: Plan) -> Cut:
         size = tensors[name].shape[int(place)]
         if slot.of != size:
             raise PlanError(f"The plan takes '{key}' to have {slot.of} channels, it has {size}.")
-        # Most share the object too, and asking for that is quicker than hashing it.
+        # Most share the object too, which is faster to check than a hash.
         if id(slot.kept) not in made:
             if slot.kept not in alike:
                 alike[slot.kept] = _indices(slot.kept)
@@ -237,32 +153,3 @@ def _indices(kept: tuple[int, ...]) -> Indices | None:
         return Indices(kept)
     except (ValueError, OverflowError):
         return None
-
-
-def _sliced(tensors: Sequence[tuple[Tensor, Mapping[int, Indices]]]) -> list[Tensor]:
-    """The kept parts: dims 0 and 1 in one call of the kernel for each device, further ones by index_select."""
-    results: list[Tensor] = []
-    lists: dict[torch.device, list[int]] = {}
-    for k, (tensor, kept) in enumerate(tensors):
-        out = tensor.detach()
-        if tensor.is_meta or not kept:
-            # Nothing to gather: a shape, or everything.
-            shape = [len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)]
-            out = out.new_empty(shape) if tensor.is_meta else out.clone()
-        else:
-            for d in sorted(d for d in kept if d > 1):
-                out = out.index_select(d, kept[d].on(tensor.device))
-            if not kept.keys().isdisjoint((0, 1)):
-                lists.setdefault(tensor.device, []).append(k)
-        results.append(out)
-    for device, places in lists.items():
-        pairs = [
-            [kept[d].on(device) if d in kept else None for d in (0, 1)] for _, kept in (tensors[k] for k in places)
-        ]
-        sliced = cpp_ext.multi_channel_slice([results[k] for k in places], [(rows, columns) for rows, columns in pairs])
-        for k, out in zip(places, sliced, strict=True):
-            results[k] = out
-    return [
-        nn.Parameter(out, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else out
-        for out, (tensor, _) in zip(results, tensors, strict=True)
-    ]

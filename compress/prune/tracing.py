@@ -1,8 +1,7 @@
-"""Tracing: one forward pass, watched operator by operator, becomes units and groups."""
+"""Trace one forward pass, operator by operator, and find the units and groups of a network's channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,35 +12,33 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
+from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import candidates, set_size
-from compress.prune.dispatch import Found, Watch
-from compress.prune.grouping import Choices, Settled, settle
+from compress.prune.determinism import Repeatable
+from compress.prune.dispatch import LabelDispatch, Observations
+from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.planning import named_tensors
-from compress.prune.probe import clone, stand_ins, uncollected
-from compress.prune.reference import Repeatable
+from compress.prune.probe import Forward, clone, stand_ins, uncollected
 from compress.prune.rules import tensors
-from compress.prune.trial import Blame, StoppedError, Trial
+from compress.prune.trial import Blame, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
-
-Forward = Callable[..., Any]
 
 
 def trace(
     model: nn.Module, *example_inputs: Any, forward: Forward | None = None, heads: Literal["whole", "dims"] = "whole"
 ) -> Trace:
-    """Watches one forward pass of `model` and finds the channels that live or die together.
+    """Trace one forward pass of ``model`` and find the channels that live or die together.
 
-    The pass runs without storage and computes nothing, or on the real tensors where the code looks at what they hold;
-    branches that only training takes are watched too. Sizes that the code fixes are found by cutting every group and
-    watching again.
+    The pass runs without storage and computes nothing, or on the real tensors where the code reads their values;
+    branches that only training takes are traced too. Sizes that the code fixes are found by cutting every group and
+    tracing again.
 
     Args:
         model: any network that runs in eager mode; it is not changed.
-        example_inputs: what it is fed: tensors, or lists and dictionaries of them, batch first.
-        forward: called as `forward(model, *example_inputs)` instead of the model, to watch a part of it.
-        heads: what goes of an attention: `whole` heads, or the same `dims` of every head.
+        example_inputs: its inputs: tensors, or lists and dictionaries of them, batch first.
+        forward: called as ``forward(model, *example_inputs)`` instead of the model, to trace a part of it.
+        heads: what goes of an attention: ``whole`` heads, or the same ``dims`` of every head.
 
     Raises:
         ModelError: the forward pass fails on these inputs.
@@ -53,13 +50,13 @@ def trace(
 
 
 TRIALS = 200
-"""Cuts that one trace may try before it protects what it has not cleared."""
+"""The number of cuts that a trace may try before it protects whatever it has not cleared."""
 
 
 class _WholeRMSNorm(nn.RMSNorm):
-    """An RMS norm as one operator: torch's own is taken to pieces before it can be seen.
+    """An RMS norm as one operator: torch's own is decomposed before it can be seen.
 
-    For channels it is what a layer norm is, so in a pass, whose numbers nobody reads, it is one.
+    It treats channels like a layer norm, so in a pass whose values nobody reads it can be one.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +65,7 @@ class _WholeRMSNorm(nn.RMSNorm):
 
 @dataclass
 class _Tracing:
-    """One network, and how passes over it and over cuts of it are run."""
+    """One network, and the passes over it and over cuts of it."""
 
     model: nn.Module
     inputs: tuple[Any, ...]
@@ -78,7 +75,7 @@ class _Tracing:
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
     tried: set[tuple[str, str]] = field(default_factory=set)
-    cleared: Settled | None = None
+    cleared: Grouping | None = None
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -91,27 +88,27 @@ class _Tracing:
             raise ModelError(
                 f"{type(self.model).__name__} has lazy layers that have seen no input; run it once on an example first."
             )
-        self.shell = self._shell()
-        self.found = self._watched()
-        settled = self._settle()
-        while settled.trace.groups and settled is not self.cleared:
-            blames = self._blames(settled, list(settled.trace.groups))
+        self.network = TracedNetwork(self._shell(), self.tensors, self.tied, self.substitutions, self.heads)
+        self.observed = self._observed()
+        grouping = self._grouping()
+        while grouping.trace.groups and grouping is not self.cleared:
+            blames = self._blames(grouping, list(grouping.trace.groups))
             if not blames:
                 break
-            settled = self._remedy(settled, blames)
-        return settled.trace
+            grouping = self._remedy(grouping, blames)
+        return grouping.trace
 
-    def _settle(self) -> Settled:
-        return settle(self.shell, self.tensors, self.found, self.choices, self.tied, self.substitutions, self.heads)
+    def _grouping(self) -> Grouping:
+        return group_units(self.network, self.observed, self.choices)
 
     # Passes ----------------------------------------------------------------------------------------------
 
     def _shell(self) -> nn.Module:
-        """What sizes are read from: the network itself, or a copy with its substitutes in place."""
+        """The network that sizes are read from: itself, or a copy with its substitutes in place."""
         return self._probe({})[0] if self.substitutions else self.model
 
     def _probe(self, kept: dict[str, dict[int, Any]]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        """A copy to run, with its parameters and buffers by name under which their slots are kept."""
+        """A copy to run, and its parameters and buffers by the names of their slots."""
         memo = stand_ins(self.tensors, kept, self.real)
         try:
             net = clone(self.model, dict(memo))
@@ -129,18 +126,18 @@ class _Tracing:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
-    def _run(self, net: nn.Module, watch: Watch, training: bool) -> Any:
+    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> Any:
         if training:
             net.train()
         with torch.no_grad():
             inputs = [_copied(value, self.real) for value in self.inputs]
-            watch.enter(inputs, "graph input")
-            # What training draws at random is no difference.
-            with Repeatable(batch_statistics=False) if training else nullcontext(), watch:
+            dispatch.enter(inputs, "graph input")
+            # What training draws at random makes no difference here.
+            with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
                 return net(*inputs) if self.forward is None else self.forward(net, *inputs)
 
-    def _watched(self) -> Found:
-        """Passes over the whole network: without storage first, on its real tensors where that fails."""
+    def _observed(self) -> Observations:
+        """Trace the whole network: without storage first, on its real tensors if that fails."""
         on_meta = any(tensor.is_meta for tensor in self.tensors.values())
         try:
             return self._both_modes()
@@ -162,53 +159,53 @@ class _Tracing:
             f"({_first_line(error)}); give an example input that the model accepts."
         )
 
-    def _both_modes(self) -> Found:
+    def _both_modes(self) -> Observations:
         net, state = self._probe({})
-        watch, listener = Watch(state, Found(), self.heads), Listener(net)
-        self._pass(net, watch, training=False)
+        dispatch, listener = LabelDispatch(state, Observations(), self.heads), Listener(net)
+        self._pass(net, dispatch, training=False)
         if listener.heard:
-            self._train_too(net, watch)
-        if self.tensors and not watch.found.seen:
+            self._train_too(net, dispatch)
+        if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
                 "(its copy computes with other tensors, or with complex ones); give a network of plain torch modules."
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                for (name, _), labels in watch.found.slots.items():
+                for (name, _), labels in dispatch.observed.slots.items():
                     if name.startswith(f"{path}."):
-                        watch.protect(labels, f"{type(module).__name__} has no rule")
-        return watch.found
+                        dispatch.protect(labels, f"{type(module).__name__} has no rule")
+        return dispatch.observed
 
-    def _train_too(self, net: nn.Module, watch: Watch) -> None:
-        """Watches what training does where it differs: auxiliary heads and the like."""
-        found = watch.found
+    def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
+        """Trace what training does differently, such as auxiliary heads."""
+        observed = dispatch.observed
         lists: tuple[list[Any], ...] = (
-            found.equalities,
-            found.protections,
-            found.altered,
-            found.rectangles,
-            found.costs,
+            observed.equalities,
+            observed.protections,
+            observed.altered,
+            observed.rectangles,
+            observed.costs,
         )
         before = [len(entries) for entries in lists]
         names = {self.tied.get(name, name) for name, _ in self.model.named_parameters()}
         try:
-            self._pass(net, watch, training=True)
+            self._pass(net, dispatch, training=True)
         except Exception:
-            # A network may want more in training than an example: its targets. What evaluation does is all seen then.
-            if names - found.seen:
+            # In training a network may need its targets too. Evaluation has used every parameter then.
+            if names - observed.used:
                 raise
             return
-        evaluated, trained = found.passes
+        evaluated, trained = observed.passes
         if [(c.name, c.sources, c.shapes) for c in evaluated] == [(c.name, c.sources, c.shapes) for c in trained]:
-            found.passes.pop()
+            observed.passes.pop()
             for entries, count in zip(lists, before, strict=True):
                 del entries[count:]
-        del found.costs[before[-1] :]
+        del observed.costs[before[-1] :]
 
-    def _pass(self, net: nn.Module, watch: Watch, training: bool) -> None:
-        watch.calls = []
-        out = self._run(net, watch, training)
+    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> None:
+        dispatch.calls = []
+        out = self._run(net, dispatch, training)
         outs = tensors(out)
         if not outs:
             raise ModelError(
@@ -216,27 +213,27 @@ class _Tracing:
                 "return a tensor, or a tuple, list, dictionary or dataclass of tensors."
             )
         for tensor in outs:
-            for layer in watch.flow(tensor).layers:
-                watch.role(layer.slot, "producer")
-                watch.protect(layer.labels, "graph output")
-        watch.found.passes.append(watch.calls)
+            for layer in dispatch.flow(tensor).layers:
+                dispatch.role(layer.slot, "producer")
+                dispatch.protect(layer.labels, "graph output")
+        dispatch.observed.passes.append(dispatch.calls)
 
     # Trial cuts ------------------------------------------------------------------------------------------
 
-    def _blames(self, settled: Settled, groups: list[Group]) -> list[Blame]:
-        """What goes wrong when `groups` are cut, in two uneven ways."""
+    def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
+        """What goes wrong when ``groups`` are cut in a few uneven ways."""
         if self.trials <= 0:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
-        for kept in _uneven(settled.trace, groups, self.found.picks):
-            blames = self._tried(settled, kept, groups)
+        for kept in _uneven(grouping.trace, groups, self.observed.picks):
+            blames = self._tried(grouping, kept, groups)
             if blames:
                 return blames
         return []
 
-    def _tried(self, settled: Settled, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
-        found = settled.trace
+    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
+        found = grouping.trace
         cut: dict[str, dict[int, Any]] = {}
         for (name, dim), units in found.slots.items():
             stays = kept[units]
@@ -248,10 +245,10 @@ class _Tracing:
             after = sizes[a.slot] * a.factor // a.divisor
             if after != a.value:
                 set_size(modules[a.module], a.name, a.value, after)
-        trial = Trial(state, self.found, settled, kept, self.heads, net)
+        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net)
         free = ~found.protected_units
         try:
-            for k, calls in enumerate(self.found.passes):
+            for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
                 self._run(net, trial, training=k > 0)
         except StoppedError:
@@ -260,51 +257,51 @@ class _Tracing:
             reason = f"fixed size: {_first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
                 return self._culprits(
-                    settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
+                    grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
                 )
         else:
             if not trial.blames:
                 return []
         blames = [b for b in trial.blames if free[b.units].any()]
         reason = "fixed size: the network takes another way after a cut"
-        return blames or self._culprits(settled, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
+        return blames or self._culprits(grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
 
-    def _culprits(self, settled: Settled, groups: list[Group], blame: Blame) -> list[Blame]:
-        """The groups that make a cut fail where no operator tells which: found by halves."""
+    def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
+        """The groups that make a cut fail, found by bisection where no operator tells."""
         if len(groups) == 1:
             return [Blame(groups[0].units, blame.reason, blame.call, blame.module)]
         half = len(groups) // 2
-        found = self._blames(settled, groups[:half]) + self._blames(settled, groups[half:])
-        # Halves that pass alone and fail together depend on each other: all of them stay.
+        found = self._blames(grouping, groups[:half]) + self._blames(grouping, groups[half:])
+        # Halves that pass alone and fail together depend on each other: all groups stay.
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
 
-    # What is done about it -------------------------------------------------------------------------------
+    # Remedies --------------------------------------------------------------------------------------------
 
-    def _remedy(self, settled: Settled, blames: list[Blame]) -> Settled:
-        """Follows a size that a module keeps, else ties a split in another way, else protects what was blamed."""
-        patched = self._patched(settled, blames)
+    def _remedy(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
+        """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
+        patched = self._patched(grouping, blames)
         if patched is not None:
             return patched
-        free = ~settled.trace.protected_units
+        free = ~grouping.trace.protected_units
         turned = set()
         for blame in blames:
             own = blame.units[free[blame.units]]
-            ties = [k for k, units in settled.tied.items() if np.isin(units, own).any()]
+            ties = [k for k, units in grouping.ties.items() if np.isin(units, own).any()]
             turned.update(ties)
             if not ties:
-                labels = np.flatnonzero(np.isin(settled.unit_of, own))
+                labels = np.flatnonzero(np.isin(grouping.unit_of, own))
                 self.choices.held.append((labels, blame.reason))
         for k in turned:
             self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
-        return self._settle()
+        return self._grouping()
 
-    def _patched(self, settled: Settled, blames: list[Blame]) -> Settled | None:
-        """Takes the sizes kept by the blamed modules for sizes of the blamed groups, where the cut then passes.
+    def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
+        """Let sizes that the blamed modules keep follow the blamed groups, if the cut then passes.
 
-        Each blame's sizes are tried one at a time, all blames at once, and in the end its sizes together.
+        The sizes of a blame are tried one at a time, those of all blames at once, and at last all sizes of a blame.
         """
         open_: list[tuple[int, list[Attribute]]] = [
-            (b.call, found) for b in blames if (found := self._sizes(settled, b))
+            (b.call, found) for b in blames if (found := self._sizes(grouping, b))
         ]
         before = {b.call for b in blames}
         accepted: list[Attribute] = []
@@ -318,26 +315,28 @@ class _Tracing:
             if not trying or self.trials <= 0:
                 break
             self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
-            tried = self._settle()
+            tried = self._grouping()
             left = self._blames(tried, list(tried.trace.groups))
             if not left:
                 self.cleared = tried
                 return tried
             calls = {b.call for b in left}
-            # What fails earlier than before was broken by the patch, and what comes after was not reached.
+            # A new failure earlier than before was caused by the patch; what comes after it was not reached.
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
             accepted += [a for call, sizes in trying if call in passed for a in sizes]
             open_ = [(call, found) for call, found in open_ if call not in passed]
         self.choices.patches = [*known, *accepted]
-        return self._settle() if accepted else None
+        return self._grouping() if accepted else None
 
-    def _sizes(self, settled: Settled, blame: Blame) -> list[Attribute]:
-        """Sizes that the blamed module, or the closest one around it that has any, keeps; each is tried once."""
-        groups = [g for g in settled.trace.groups if np.isin(g.units, blame.units).any()]
+    def _sizes(self, grouping: Grouping, blame: Blame) -> list[Attribute]:
+        """The sizes kept by the blamed module, or by the closest one around it that keeps any; each is tried once."""
+        groups = [g for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
         path = blame.module
         while True:
             found = [
-                a for a in candidates(self.shell, path, groups, settled.trace) if (a.module, a.name) not in self.tried
+                a
+                for a in candidates(self.network.model, path, groups, grouping.trace)
+                if (a.module, a.name) not in self.tried
             ]
             if found or not path:
                 break
@@ -347,11 +346,11 @@ class _Tracing:
 
 
 def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one, or more where some groups are small or the code picks channels by their place.
+    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
 
     The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
     numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get others. Of a small group its last channel goes. Further trials take the first and the last channel alone.
+    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
     """
     rng = np.random.default_rng(len(groups))
     kept, front, back = np.ones((3, trace.units), dtype=bool)
@@ -372,7 +371,7 @@ def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[
 
 
 LARGE = 5
-"""Channels of a group that one trial cut tells everything about."""
+"""The smallest group about which one trial cut tells everything."""
 
 
 def _copied(value: Any, real: bool) -> Any:

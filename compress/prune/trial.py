@@ -1,4 +1,4 @@
-"""Trial cuts: the network is cut in a few uneven ways and watched again, to find the sizes that its code fixes."""
+"""Trial cuts: cut the network in a few uneven ways and follow it again, to find the sizes that its code fixes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compress.prune.dispatch import COPIES, Found, Route, Seen, Source, Watch, module_path, numbers
-from compress.prune.grouping import Settled
+from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, module_path, numbers
+from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
 
 
 @dataclass(frozen=True)
 class Blame:
-    """Units that cannot be cut as they were, the reason, and the call and the module where it showed."""
+    """Units that could not be cut as they were, the reason, and the call and module where it showed."""
 
     units: npt.NDArray[np.int64]
     reason: str
@@ -27,48 +27,48 @@ class Blame:
 
 
 class StoppedError(Exception):
-    """A cut network takes another way than the whole one: what comes after says nothing."""
+    """A cut network takes another path than the whole one, so that what follows says nothing."""
 
 
-class Trial(Watch):
-    """Watches a cut network: each call has to give the labels that the whole network's gave, cut.
+class TrialDispatch(LabelDispatch):
+    """Follow a cut network: each call has to give the labels that the whole network's gave, cut.
 
     Args:
         state: stand-ins of the cut network.
-        found: what the whole network told.
-        settled: its units.
+        observed: what passes over the whole network showed.
+        grouping: its units.
         kept: which of these stay.
-        model: the cut network, to say where something showed.
+        model: the cut network, to say where something went wrong.
     """
 
     def __init__(
-        self, state: dict[str, torch.Tensor], found: Found, settled: Settled, kept: npt.NDArray[np.bool_],
+        self, state: dict[str, torch.Tensor], observed: Observations, grouping: Grouping, kept: npt.NDArray[np.bool_],
         heads: str, model: torch.nn.Module,
     ) -> None:  # fmt: skip
-        super().__init__(state, Found(), heads)
-        self.whole, self.settled, self.kept, self.model = found, settled, kept, model
+        super().__init__(state, Observations(), heads)
+        self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
         self.blames: list[Blame] = []
-        self.expected: list[Seen] = []
+        self.expected: list[OpCall] = []
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
 
-    def begin(self, calls: list[Seen]) -> None:
+    def begin(self, calls: list[OpCall]) -> None:
         self.expected, self.at = calls, 0
 
     def slot(self, slot: Slot, size: int) -> Labels:
         labels = self.whole.slots.get(slot)
         if labels is None:
             raise StoppedError
-        return labels[self.kept[self.settled.unit_of[labels]]]
+        return labels[self.kept[self.grouping.unit_of[labels]]]
 
-    def run(self, func: Any, to: Route, args: Any, kwargs: Any, quick: bool) -> Any:
+    def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
         try:
-            return super().run(func, to, args, kwargs, quick)
+            return super().run(func, op, args, kwargs, quick)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            seen = self._next(to.name)
-            # The failing call gives what it should have, so that one pass finds all that fail.
-            left = [self._left(seen, k) for k in range(len(seen.flows))]
+            call = self._next(op.name)
+            # The failing call returns what it should have, so that one pass finds all that fail.
+            left = [self._left(call, k) for k in range(len(call.flows))]
             self._blame(args, f"fixed size: {_first_line(error)}")
             if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
                 raise StoppedError from None
@@ -76,43 +76,43 @@ class Trial(Watch):
             return outs[0] if len(outs) == 1 else tuple(outs)
 
     def after(
-        self, to: Route, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
+        self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
     ) -> None:
-        if to.name in COPIES:
-            self.label(to, args, kwargs, out, outs)
+        if op.name in COPIES:
+            self.label(op, args, kwargs, out, outs)
             self.sources[id(outs[0])] = sources[0]
             return
-        seen = self._next(to.name)
-        if len(outs) != len(seen.flows) or sources != seen.sources:
-            self._blame(args, "fixed size: the network takes another way after a cut", seen)
+        call = self._next(op.name)
+        if len(outs) != len(call.flows) or sources != call.sources:
+            self._blame(args, "fixed size: the network takes another way after a cut", call)
             raise StoppedError
         wrong = ""
-        if seen.numbers != numbers(to, args, kwargs):
+        if call.numbers != numbers(op, args, kwargs):
             wrong = "fixed size: a number follows the size"
-        # Inputs are as expected, so outputs are: only what moves by places that the code names can go wrong.
-        moved = self.label(to, args, kwargs, out, outs) if to.name in MOVES else None
-        for k, (tensor, flow) in enumerate(zip(outs, seen.flows, strict=True)):
-            left = self._left(seen, k)
+        # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
+        moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
+        for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
+            left = self._left(call, k)
             if left is None or not self._agrees(tensor, None if moved is None else moved[k], flow, *left):
                 wrong = wrong or "fixed size: channels meet in other ways after a cut"
-            # What follows is judged by itself.
+            # What follows is judged separately.
             self._keep(tensor, flow if left is None else left[0])
         if wrong:
-            self._blame((args, outs), wrong, seen)
-        self.come(outs, self.at)
+            self._blame((args, outs), wrong, call)
+        self.set_sources(outs, self.at)
         self.at += 1
 
-    def _next(self, name: str) -> Seen:
+    def _next(self, name: str) -> OpCall:
         if self.at >= len(self.expected) or self.expected[self.at].name != name:
             raise StoppedError
         return self.expected[self.at]
 
     def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
-        """Whether a tensor has the sizes, and where it was moved the channels, that the whole network's has, cut."""
+        """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
         if whole.origin.startswith("output of") or (whole.uniform and not whole.layers):
             return True
         if list(tensor.shape) != size:
-            # One value that was expanded takes any size; what it meets is judged by itself.
+            # One value that was expanded takes any size; what it meets is judged separately.
             real = zip(tensor.shape, tensor.stride(), strict=True)
             if tensor.dim() != len(size) or any(n != m and step for (n, step), m in zip(real, size, strict=True)):
                 return False
@@ -121,18 +121,18 @@ class Trial(Watch):
         own = {layer.dims: layer.labels for layer in moved.layers}
         expected = {layer.dims: layer.labels for layer in left.layers}
         if own.keys() != expected.keys():
-            # Where one channel is left, one side may have noticed that its labels no longer change.
+            # If one channel is left, one side may know already that its labels no longer change.
             own, expected = self._as_units(own.values()), self._as_units(expected.values())
         if own.keys() != expected.keys():
             return False
         return all(own[dims] is labels or np.array_equal(own[dims], labels) for dims, labels in expected.items())
 
-    def _left(self, seen: Seen, k: int) -> tuple[Flow, list[int]] | None:
-        """What is left of the k-th output of a call: its flow and its size; None where it is no longer a rectangle."""
-        # What goes through an activation or a norm keeps its flow.
-        key = (id(seen.flows[k]), seen.shapes[k])
+    def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
+        """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
+        # An activation or a norm passes its flow on.
+        key = (id(call.flows[k]), call.shapes[k])
         if key not in self.lefts:
-            self.lefts[key] = self._flow_left(seen.flows[k], list(seen.shapes[k]))
+            self.lefts[key] = self._flow_left(call.flows[k], list(call.shapes[k]))
         return self.lefts[key]
 
     def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
@@ -148,18 +148,18 @@ class Trial(Watch):
         return Flow(tuple(layers), flow.origin, flow.uniform), size
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[int, ...], Labels]:
-        layers = [Layer(shrink(self.settled.unit_of[labels])) for labels in every]
+        layers = [Layer(shrink(self.grouping.unit_of[labels])) for labels in every]
         return {layer.dims: layer.labels for layer in layers if layer.labels.size > 1}
 
     def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
-        """What is left of the whole network's labels, None where no rectangle is, and how long each dimension is."""
+        """What is left of the whole network's labels, None if it is no rectangle, and the length of each dimension."""
         key = id(labels)
         if key not in self.cuts:
-            kept = self.kept[self.settled.unit_of[labels]]
+            kept = self.kept[self.grouping.unit_of[labels]]
             if kept.all():
                 self.cuts[key] = labels, labels.shape
             elif labels.size == max(labels.shape):
-                # Along one dimension anything that is left is a rectangle.
+                # Along one dimension whatever is left is a rectangle.
                 row = labels.reshape(-1)[kept.reshape(-1)]
                 shape = tuple([1 if n == 1 else len(row) for n in labels.shape])
                 self.cuts[key] = row.reshape(shape), shape
@@ -171,14 +171,14 @@ class Trial(Watch):
                 self.cuts[key] = labels[where] if whole else None, tuple(len(i) for i in index)
         return self.cuts[key]
 
-    def _blame(self, values: Any, reason: str, seen: Seen | None = None) -> None:
-        """Holds the units that reach a call responsible for what went wrong in it."""
+    def _blame(self, values: Any, reason: str, call: OpCall | None = None) -> None:
+        """Blame the units that reach a call for what went wrong in it."""
         parts = [np.empty(0, np.int64)]
         for tensor in tensors(values):
             parts += [layer.labels.reshape(-1) for layer in self.flow(tensor).layers]
-        for flow in seen.flows if seen is not None else ():
+        for flow in call.flows if call is not None else ():
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
-        units = np.unique(self.settled.unit_of[np.concatenate(parts)])
+        units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
         self.blames.append(Blame(units, reason, self.at, module_path(self.model)))
 
     # Outputs are compared call by call; what the rules say of the whole network still holds ----------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Cost:
-    """One multiply-accumulate operator: MACs = coefficient x the number kept of each of `factors`.
+    """One multiply-accumulate operator: MACs = coefficient x the number kept of each of ``factors``.
 
     A factor is an array of units, or rows of them that count where all units of a column are kept.
     """
@@ -42,10 +43,27 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """What one operator leaves in memory: elements of one image = coefficient x the number kept of each of `factors`.
+
+    Args:
+        coefficient: see above.
+        factors: arrays of units.
+        born: the call that makes it.
+        dies: the last call that reads it; the number of calls where none does.
+    """
+
+    coefficient: float
+    factors: tuple[npt.NDArray[np.int64], ...]
+    born: int
+    dies: int
+
+
+@dataclass(frozen=True)
 class Attribute:
     """A size that a module keeps as a number, or in a tuple of them, and that surgery has to patch.
 
-    Its new value is the kept length of `slot` times `factor`, divided by `divisor`.
+    Its new value is the kept length of ``slot`` times ``factor``, divided by ``divisor``.
     """
 
     module: str
@@ -66,16 +84,18 @@ class Trace:
         slots: slot -> unit id per index.
         roles: slot -> role.
         groups: free groups, in the order of the forward pass.
-        protected: slot as `name:dim` -> reason, for each slot with channels that must stay.
+        protected: slot as ``name:dim`` -> reason, for each slot with channels that must stay.
         protected_units: True for each unit that must stay.
         preserving: False for each unit whose removal is masking it only if what it takes part in counts the kept
             channels alone: those under a norm over channels.
         unknown_ops: operators without a rule, by name; the channels that reach them are protected.
         costs: the multiply-accumulate operators.
         attributes: sizes to patch.
-        parameters: name -> shape of each parameter (buffers not among them).
+        parameters: name -> shape of each parameter and buffer.
+        buffers: which of these are buffers.
         tied: other name of a parameter -> the name under which its slots are kept.
-        substitutions: module -> the class of `compress.prune.attention` that has to take its place.
+        substitutions: module -> the class of ``compress.prune.attention`` that has to take its place.
+        activations: what the pass leaves in memory.
     """
 
     architecture: str
@@ -92,16 +112,18 @@ class Trace:
     parameters: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str] = field(default_factory=dict)
     substitutions: Mapping[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    activations: tuple[Activation, ...] = ()
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
-        """Length of each slot when only the units in `kept` (bool, one a unit) stay."""
+        """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""
         # Slots that hold the same units are one array.
         distinct = {id(units): units for units in self.slots.values()}
         sizes = {key: int(np.count_nonzero(kept[units])) for key, units in distinct.items()}
         return {slot: sizes[id(units)] for slot, units in self.slots.items()}
 
     def macs(self, kept: npt.NDArray[np.bool_]) -> float:
-        """Multiply-accumulates of one forward pass when only the units in `kept` stay."""
+        """Multiply-accumulates of one forward pass when only the units in ``kept`` stay."""
         total = 0.0
         for cost in self.costs:
             macs = cost.coefficient
@@ -110,9 +132,51 @@ class Trace:
             total += macs
         return total
 
+    def unit_macs(self) -> npt.NDArray[np.float64]:
+        """MACs that go with each unit when it goes alone; shape (units,)."""
+        total = np.zeros(self.units)
+        for cost in self.costs:
+            sizes = [factor.shape[-1] for factor in cost.factors]
+            for k, factor in enumerate(cost.factors):
+                rest = cost.coefficient * prod(size for j, size in enumerate(sizes) if j != k)
+                np.add.at(total, factor.reshape(-1), rest)
+        return total
+
+    def params(self, kept: npt.NDArray[np.bool_]) -> float:
+        """Parameters when only the units in `kept` stay."""
+        return float(sum(prod(shape) for name, shape in self._shapes(kept).items() if name not in self.buffers))
+
+    def size(self, kept: npt.NDArray[np.bool_], width: int) -> float:
+        """Bytes of parameters and buffers at `width` bytes a number; vectors take four where the rest takes one."""
+        vector = 4 if width == 1 else width
+        return float(sum(prod(shape) * (width if len(shape) > 1 else vector) for shape in self._shapes(kept).values()))
+
+    def _shapes(self, kept: npt.NDArray[np.bool_]) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, once where it goes by several names, when only the units in `kept` stay."""
+        sizes = self.kept_sizes(kept)
+        return {
+            name: tuple(sizes.get((name, d), n) for d, n in enumerate(shape))
+            for name, shape in self.parameters.items()
+            if name not in self.tied
+        }
+
+    def memory(self, kept: npt.NDArray[np.bool_], width: int) -> float:
+        """Most bytes of activations that one image has alive at once, at `width` bytes a number, operator by operator
+        as eager mode runs them, when only the units in `kept` stay."""
+        if not self.activations:
+            return 0.0
+        change = np.zeros(2 + max(a.dies for a in self.activations))
+        for a in self.activations:
+            elements = a.coefficient
+            for units in a.factors:
+                elements *= np.count_nonzero(kept[units])
+            change[a.born] += elements
+            change[a.dies + 1] -= elements
+        return float(np.cumsum(change).max()) * width
+
 
 def protect(trace: Trace, patterns: Sequence[str] | str, reason: str = "the user's choice") -> Trace:
-    """The same trace, with every group protected that touches a parameter matching one of `patterns` (`*`)."""
+    """The same trace, with every group protected that touches a parameter matching one of ``patterns`` (``*``)."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     held = {name for name, _ in trace.slots if any(fnmatchcase(name, pattern) for pattern in patterns)}
     stay = [g for g in trace.groups if any(name in held for name, _ in g.slots)]
@@ -127,15 +191,15 @@ def protect(trace: Trace, patterns: Sequence[str] | str, reason: str = "the user
 
 
 def components(count: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Component id of each of `count` labels under the equalities left[i] == right[i]."""
+    """Component id of each of ``count`` labels under the equalities left[i] == right[i]."""
     graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def group_units(
+def groups_of(
     slots: Mapping[Slot, npt.NDArray[np.int64]], roles: Mapping[Slot, Role], free: npt.NDArray[np.bool_]
 ) -> tuple[Group, ...]:
-    """Gathers the free units that occupy the same slots, in the order of the first slot that each occupies."""
+    """Gather the free units that occupy the same slots into groups, in the order of the first slot of each."""
     ids = np.flatnonzero(free)
     if not len(ids):
         return ()

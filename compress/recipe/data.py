@@ -1,4 +1,4 @@
-"""Recipes of data: one class a `kind`, validated and frozen."""
+"""Recipes of data: one class for each ``kind``, validated and frozen."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ Names = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 class Part(BaseModel):
+    """A part of a recipe: frozen, without keys that nobody reads and without numbers that are not finite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RenderedDigits(Part):
+    """Digits drawn from fonts and warped."""
+
     kind: Literal["rendered_digits"]
     images: Annotated[int, Field(ge=100, le=1_000_000)] = 4000
 
 
 class HandwrittenDigits(Part):
+    """scikit-learn's digits; what neither split takes is the test."""
+
     kind: Literal["handwritten_digits"]
     train_per_class: Annotated[int, Field(ge=1, le=100)] = 20
     val_per_class: Annotated[int, Field(ge=1, le=50)] = 20
@@ -28,9 +34,9 @@ class HandwrittenDigits(Part):
 
 
 class FolderData(Part):
-    """An ImageFolder tree. `val` is a folder, or the share of the training images that is held out.
+    """An ImageFolder tree. ``val`` is a folder, or the share of the training images that is held out.
 
-    `unlabelled` is a folder of images, at any depth, whose classes nobody knows.
+    ``unlabelled`` is a folder of images, at any depth, whose classes nobody knows.
     """
 
     kind: Literal["folder"]
@@ -56,7 +62,7 @@ class CsvData(Part):
 
 
 class VocData(Part):
-    """Boxes in one VOC XML file an image; a list of names a split, in `lists`."""
+    """Boxes in one VOC XML file an image; a list of names a split, in ``lists``."""
 
     kind: Literal["voc"]
     path: str
@@ -101,7 +107,7 @@ class MaskSplit(Part):
 
 
 class MasksData(Part):
-    """A mask of class indices an image; `classes` are names, or a text file with one name a line."""
+    """A mask of class indices an image; ``classes`` are names, or a text file with one name a line."""
 
     kind: Literal["masks"]
     path: str = "."
@@ -119,7 +125,7 @@ class MasksData(Part):
 
 
 class FunctionData(Part):
-    """Whatever `module:function` gives for `arguments`: see `compress.data.formats.function`."""
+    """Whatever ``module:function`` gives for ``arguments``: see ``compress.data.formats.function``."""
 
     kind: Literal["function"]
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -153,4 +159,4 @@ KINDS = {
     "masks",
     "function",
 }
-"""What `kind` may be."""
+"""What ``kind`` may be."""

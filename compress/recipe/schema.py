@@ -1,26 +1,17 @@
-"""Recipes: what the user asks for. YAML outside, frozen and validated inside."""
+"""What a recipe may hold: one frozen, validated class for each part of it."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from compress.errors import RecipeError
-from compress.models.names import is_own_code
+from compress.models.names import RENAMED, is_own_code
 from compress.prune.budget import Budget
-from compress.recipe.data import KINDS, DataRecipe, FunctionData, Part
-from compress.recipe.data import FolderData as FolderData
-from compress.recipe.data import HandwrittenDigits as HandwrittenDigits
-from compress.recipe.data import RenderedDigits as RenderedDigits
-from compress.trust import check_trusted
+from compress.prune.criteria import CRITERIA
+from compress.recipe.data import DataRecipe, FunctionData, Part
 
-_LARGEST, _MOST_VALUES, _SHOWN = 1_000_000, 100_000, 120
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
@@ -31,12 +22,18 @@ Augment = Literal[
 
 
 class ModelRecipe(Part):
-    """`torchvision:NAME` or `module:function`, and where its pretrained weights come from."""
+    """``torchvision:NAME``, ``niwaki:NAME`` or ``module:function``, and where its pretrained weights come from."""
 
     factory: str
     arguments: dict[str, Any] = Field(default={})
     weights: str | None = None
     licence: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+    @field_validator("factory")
+    @classmethod
+    def _current_name(cls, value: str) -> str:
+        """Read what earlier versions called our networks."""
+        return RENAMED.get(value, value)
 
 
 class PreprocessingRecipe(Part):
@@ -94,7 +91,9 @@ class SourceRecipe(Part):
 
 
 class PruneRecipe(Part):
-    criterion: Literal["l1", "l2", "signal", "random"] = "l1"
+    """How channels are scored and how many of them go."""
+
+    criterion: str = "l1"
     budget: Budget = Budget(macs=0.5)
     scope: Literal["global", "group"] = "global"
     round_to: Annotated[int, Field(ge=1, le=65_536)] = 8
@@ -102,6 +101,13 @@ class PruneRecipe(Part):
     rounds: Annotated[int, Field(ge=1, le=50)] = 1
     recover_epochs: Epochs = 8
     protect: tuple[str, ...] = ()
+
+    @field_validator("criterion")
+    @classmethod
+    def _registered(cls, value: str) -> str:
+        if value not in CRITERIA:
+            raise ValueError(f"there is no such criterion; there are {', '.join(CRITERIA)}")
+        return value
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:
@@ -113,7 +119,7 @@ class PruneRecipe(Part):
 class DistillRecipe(TrainRecipe):
     """The student's training: weights of the losses, and what to train beside it for comparison.
 
-    A weight of None is the task's own (`compress.distill.LOSSES`).
+    A weight of None is the task's own (``compress.distill.LOSSES``).
     """
 
     labels: Weight = 1.0
@@ -130,12 +136,22 @@ class DistillRecipe(TrainRecipe):
     channels: Weight | None = None
     head_classes: Weight | None = None
     head_boxes: Weight | None = None
-    sure: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    box_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.5
     temperature: Rate = 4.0
     reuse_classifier: bool | Literal["projected"] | None = None
     freeze_classifier: bool = True
     teacher_cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
     compare: tuple[Literal["finetuned", "scratch"], ...] = ("finetuned", "scratch")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, given: Any) -> Any:
+        """Read ``sure``, which earlier versions called ``box_confidence``."""
+        if not isinstance(given, dict) or "sure" not in given:
+            return given
+        if "box_confidence" in given:
+            raise ValueError("sure is the former name of box_confidence; give box_confidence alone")
+        return {"box_confidence" if key == "sure" else key: value for key, value in given.items()}
 
     @model_validator(mode="after")
     def _learns_something(self) -> DistillRecipe:
@@ -153,7 +169,7 @@ class DistillRecipe(TrainRecipe):
         return self
 
     def _others(self) -> bool:
-        """Whether a loss beside the first three has weight."""
+        """Tell whether a loss beside the first three has weight."""
         asked = (self.relation_distance, self.relation_angle, self.hints, self.attention)
         return any((*asked, self.pixels, self.channels, self.head_classes, self.head_boxes))
 
@@ -166,6 +182,8 @@ class QatRecipe(Part):
 
 
 class DeployRecipe(Part):
+    """What the student is lowered to, how it is timed and which precision ships."""
+
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     rtx_targets: tuple[Annotated[str, Field(pattern=r"^sm[1-9][0-9]{1,2}$")], ...] = ("sm86", "sm89")
     calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 200
@@ -220,7 +238,7 @@ class Recipe(Part):
         return self
 
     def functions(self) -> dict[str, str]:
-        """The user's own functions that a run of this recipe calls, as `module:function`, by key."""
+        """Return the user's own functions that a run of this recipe calls, as ``module:function``, by key."""
         found: dict[str, str] = {}
         if is_own_code(self.model.factory):
             found["model.factory"] = self.model.factory
@@ -229,150 +247,6 @@ class Recipe(Part):
         return found
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; a deploy of null is not the default one and is kept."""
+        """Write the recipe with every default; a deploy of null is not the default one and is kept."""
         kept = {"deploy": None} if self.deploy is None else {}
         return yaml.safe_dump({**self.model_dump(mode="json", exclude_none=True), **kept}, sort_keys=False)
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `key.key=value` overrides.
-
-    Args:
-        path: the file.
-        overrides: keys and values that take the place of the file's.
-        trusted: modules of the user's own whose functions the recipe may name.
-
-    Raises:
-        RecipeError: no such file, not YAML, an unknown key or a value of the wrong type or range.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
-    if (size := path.stat().st_size) > _LARGEST:
-        raise RecipeError(f"{path} has {size:,} bytes, more than any recipe; see recipes/digits.yaml.")
-    try:
-        raw = parsed(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
-    for override in overrides:
-        _set(raw, override)
-    try:
-        recipe = Recipe.model_validate(_expanded(raw, path))
-    except ValidationError as error:
-        raise RecipeError(_sentence(path, error)) from None
-    for key, function in recipe.functions().items():
-        check_trusted(function, trusted, f"in {path}, {key}", RecipeError)
-    return recipe
-
-
-def parsed(text: str) -> Any:
-    """The value of a YAML text, without tags, in which no key stands twice and no alias stands for very much.
-
-    Raises:
-        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or not of this kind.
-    """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _weight(node, {})
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _weight(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """How many values a node stands for, its aliases written out; a key that stands twice is refused on the way."""
-    if id(node) in known:
-        weight = known[id(node)]
-        if weight is None:
-            raise yaml.YAMLError("an alias holds itself; write the value out")
-        return weight
-    known[id(node)] = None
-    inside: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        seen: set[tuple[str, str]] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.YAMLError(f"the key '{_short(key.value)}' stands twice, line {key.start_mark.line + 1}")
-            seen.add((key.tag, str(key.value)))
-            inside += [key, value]
-    elif isinstance(node, yaml.SequenceNode):
-        inside = list(node.value)
-    weight = 1 + sum(_weight(one, known) for one in inside)
-    if weight > _MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
-    known[id(node)] = weight
-    return weight
-
-
-def _set(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"--set {_short(override)} is not KEY=VALUE, such as prune.budget.macs=0.4.")
-    *parents, last = key.split(".")
-    place = raw
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise RecipeError(f"--set {_short(override)}: '{_short(parent)}' is a value, not a group of keys.")
-    try:
-        place[last] = parsed(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(f"--set {_short(override)}: {_short(repr(text))} is not a YAML value.") from None
-
-
-def _expanded(value: Any, path: Path) -> Any:
-    """Replaces ${NAME} by the environment's value in every string."""
-    if isinstance(value, dict):
-        return {key: _expanded(item, path) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expanded(item, path) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def look_up(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise RecipeError(f"{path} uses ${{{name}}}, which is not set; export {name}=/the/folder first.")
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", look_up, value)
-
-
-def _sentence(path: Path, error: ValidationError) -> str:
-    """The first fault as one sentence: file, key, value, way out."""
-    fault = error.errors()[0]
-    unknown = fault["type"] == "extra_forbidden"
-    keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
-    where = _short(".".join(keys)) or "the recipe"
-    if unknown:
-        return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
-    if fault["type"] == "missing":
-        return f"{path}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = fault.get("input")
-    try:
-        shown = "" if isinstance(given, dict) else f" (given: {_short(repr(given))})"
-    except ValueError:  # Python writes no number of thousands of digits
-        shown = ""
-    return f"{path}: {where}: {message}{shown}; change it (docs/recipes.md says what it may hold)."
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """A fault's location without the tags of unions, which stand in it beside the keys that the user wrote."""
-    members = {"str", "float", "constrained-float", "constrained-str", "CocoSplit", "MaskSplit"}
-    keys: list[str] = []
-    for before, part in zip(("", *location), map(str, location), strict=False):
-        kind = before in ("target", "data") and part in KINDS
-        if not kind and part not in members and "[" not in part:
-            keys.append(part)
-    return keys

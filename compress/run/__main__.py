@@ -1,4 +1,4 @@
-"""`python -m compress.run RECIPE ...`: the command `niwaki run`, for launchers that start modules, such as torchrun."""
+"""``python -m compress.run RECIPE ...``: the command ``niwaki run``, for launchers that start modules."""
 
 from __future__ import annotations
 

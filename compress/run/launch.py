@@ -1,4 +1,4 @@
-"""`niwaki run --devices N`: the same command in N processes of this machine, by torchrun's own agent."""
+"""``niwaki run --devices N``: the same command in N processes of this machine, by torchrun's own agent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from compress.errors import INTERRUPTED
 
 
 def launch(devices: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m compress.run ARGUMENTS` in `devices` processes and returns the exit code of what failed first.
+    """Run ``python -m compress.run ARGUMENTS`` in ``devices`` processes and return the exit code of what failed first.
 
-    Each gets an equal share of the processor's cores, unless OMP_NUM_THREADS says otherwise. What they print is theirs.
+    Each gets an equal share of the cores, unless ``OMP_NUM_THREADS`` says otherwise; each prints for itself.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     # The process that failed says why in one sentence; the agent would add a page.
@@ -45,6 +45,6 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
 
 
 def _exit_code(error: ChildFailedError) -> int:
-    """Of the first process that ended by itself; 1 when all were killed."""
+    """Return the code of the first process that ended by itself; 1 where all were killed."""
     codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
     return next((code for code in codes if code > 0), 1)

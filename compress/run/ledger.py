@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import ArtifactError
 from compress.files import write_text
+from compress.validation import explain
 
 
 class StageEntry(BaseModel):
@@ -26,7 +27,8 @@ class StageEntry(BaseModel):
 class ModelEntry(BaseModel):
     """One network: accuracies are shares of 1, sizes are counts, file_bytes is its fp32 artifact.
 
-    `val_accuracy` and `test_accuracy` hold the metric that chooses (top-1, mAP, mIoU), the others are beside them.
+    ``val_accuracy`` and ``test_accuracy`` hold the metric that chooses (top-1, mAP, mIoU), ``val_metrics`` and
+    ``test_metrics`` hold all of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,11 +47,26 @@ class ModelEntry(BaseModel):
     test_metrics: dict[str, float] = {}
 
 
-class Ledger(BaseModel):
-    """Everything that one run has to show; `with_...` give a new one.
+class Outcome(BaseModel):
+    """What a finished stage hands to the ledger.
 
-    `metric` is the title of what chooses: accuracy (top-1), mAP or mIoU. `made_by` is what the weights' last bits
-    depend on beside the recipe; `notes` tell of the whole run, such as that it was resumed under something else.
+    ``metrics`` are its figures, ``models`` the networks that it made or measured, ``plan`` the figures of a cut.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    metrics: dict[str, float] = {}
+    training_flops: float | None = None
+    notes: tuple[str, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
+    plan: dict[str, Any] | None = None
+
+
+class Ledger(BaseModel):
+    """Everything that one run has to show; the methods ``with_...`` return a new one.
+
+    ``metric`` is the title of the metric that chooses: accuracy (top-1), mAP or mIoU. ``made_by`` is what the last bits
+    of the weights depend on beside the recipe; ``notes`` are about the whole run, such as that it was resumed under
+    other versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,34 +87,54 @@ class Ledger(BaseModel):
     made_by: dict[str, str] = {}
     notes: tuple[str, ...] = ()
 
-    def done(self, stage: str) -> bool:
-        return any(entry.name == stage for entry in self.stages)
+    @property
+    def training_flops(self) -> float:
+        """FLOPs that all stages so far trained with."""
+        return sum(entry.training_flops or 0.0 for entry in self.stages)
+
+    def figure(self, name: str) -> float | None:
+        """Return the newest figure of that name among the stages' metrics; None where no stage measured it."""
+        return next((entry.metrics[name] for entry in reversed(self.stages) if name in entry.metrics), None)
 
     def model(self, name: str) -> ModelEntry:
+        """Return a network's entry; raise ArtifactError where there is none."""
         found = next((entry for entry in self.models if entry.name == name), None)
         if found is None:
             raise ArtifactError(f"The ledger knows no network '{name}'; start the run again in another folder.")
         return found
 
-    def with_stage(self, entry: StageEntry) -> Ledger:
-        return self.model_copy(update={"stages": (*self.stages, entry)})
+    def with_stage(self, name: str, title: str, seconds: float, outcome: Outcome) -> Ledger:
+        """Add a finished stage; its networks replace entries of the same name in their places."""
+        entry = StageEntry(
+            name=name,
+            title=title,
+            seconds=seconds,
+            training_flops=outcome.training_flops,
+            metrics=outcome.metrics,
+            notes=outcome.notes,
+        )
+        models = {model.name: model for model in (*self.models, *outcome.models)}
+        plan = self.plan if outcome.plan is None else outcome.plan
+        update = {"stages": (*self.stages, entry), "models": tuple(models.values()), "plan": plan}
+        return self.model_copy(update=update)
 
-    def with_model(self, entry: ModelEntry) -> Ledger:
-        """Adds a network, or replaces the entry of that name in its place."""
-        if any(e.name == entry.name for e in self.models):
-            models = tuple(entry if e.name == entry.name else e for e in self.models)
-        else:
-            models = (*self.models, entry)
-        return self.model_copy(update={"models": models})
+    def with_notes(self, notes: tuple[str, ...]) -> Ledger:
+        """Add notes about the whole run."""
+        return self.model_copy(update={"notes": (*self.notes, *notes)})
+
+    def first(self, count: int) -> Ledger:
+        """Keep the first ``count`` stages alone; what they left, networks and plan, stays."""
+        return self.model_copy(update={"stages": self.stages[:count]})
 
     def write(self, path: Path) -> None:
+        """Write the ledger to a temporary name and rename it."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Raises ArtifactError when the file is damaged."""
+        """Read a ledger; raise ArtifactError where the file is damaged."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except (ValidationError, OSError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            reason = explain(error) if isinstance(error, ValidationError) else str(error)
             raise ArtifactError(f"{path} is not a ledger ({reason}); start the run again without --resume.") from None

@@ -12,14 +12,15 @@ import numpy as np
 
 from compress import data, distill, prune
 from compress.errors import PlanError, RecipeError
-from compress.recipe.schema import Recipe, load_recipe
-from compress.run.stages import train
+from compress.recipe.loading import load_recipe
+from compress.recipe.schema import Recipe
+from compress.run.tracing import traced
 from compress.run.transfer import fresh, started
 from compress.train import TASKS
 
 
 def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
-    """Whether `out` holds a run to go on with; raises RecipeError when it holds anything else."""
+    """Tell whether ``out`` holds a run to go on with; raise RecipeError where it holds anything else."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"--out {out} is a file; name a folder.")
     if not out.exists() or not any(out.iterdir()):
@@ -30,27 +31,31 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(
             f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
         )
-    if stored(out) != recipe.to_yaml() and not stopped_early(recipe, out):
+    if stored(out, recipe) != recipe.to_yaml() and not stopped_early(recipe, out):
         raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
     return True
 
 
-def stored(out: Path) -> str | None:
-    """The recipe of the run in `out`, its keys and defaults those of this version; None when it is no recipe."""
+def stored(out: Path, asked: Recipe) -> str | None:
+    """Return the recipe of the run in ``out`` in this version's keys, names and defaults; None where it is none.
+
+    It is compared and not run; the only code of the user's own that it may name is what ``asked`` names.
+    """
+    trusted = [function.partition(":")[0] for function in asked.functions().values()]
     try:
-        return load_recipe(out / "recipe.yaml").to_yaml()
+        return load_recipe(out / "recipe.yaml", trusted=trusted).to_yaml()
     except RecipeError:
         return None
 
 
 def stopped_early(recipe: Recipe, out: Path) -> bool:
-    """Whether `out` holds the run of `recipe` but for its deploy, which was null."""
+    """Tell whether ``out`` holds the run of ``recipe`` but for its deploy, which was null."""
     without = recipe.model_copy(update={"deploy": None})
-    return recipe.deploy is not None and stored(out) == without.to_yaml()
+    return recipe.deploy is not None and stored(out, recipe) == without.to_yaml()
 
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:
-    """Builds, loads and traces the network and sees that the budget can be met, before any training."""
+    """Build, load and trace the network and check that the budget can be met, before any training."""
     data.check(recipe.transfer, target.task, "transfer")
     data.check(recipe.distill, target.task, "distill")
     example = target.example(2)
@@ -60,7 +65,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise RecipeError(f"prune.protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
     distill.check(recipe.distill, target.task, model)
-    trace = train.traced(recipe, model, example, target.task)
+    trace = traced(recipe, model, example, target.task)
     TASKS[target.task].check(model, example)
     if not trace.groups:
         reason = next(iter(sorted(trace.protected.values())), "it has no channels")
@@ -76,7 +81,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
 
 
 def check_source(recipe: Recipe, source: data.ImageData) -> None:
-    """Sees that the network can be trained on the source domain, before any training."""
+    """Check that the network can be trained on the source domain, before any training."""
     assert recipe.source is not None
     data.check(recipe.source.train, source.task, "source.train")
     TASKS[source.task].check(fresh(recipe.model, source, recipe.seed), source.example(2))
@@ -84,7 +89,7 @@ def check_source(recipe: Recipe, source: data.ImageData) -> None:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Holds the run folder against a second process; raises RecipeError when one has it."""
+    """Hold the run folder against a second process; raise RecipeError where one has it."""
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,18 +27,19 @@ from compress.run.workspace import Workspace
 from compress.train import TASKS
 from compress.train.checkpoint import differences, made_by
 from compress.train.log import check_tensorboard
-from deploy.bench.records import machine_info, versions_info
+from compress.validation import explain
 from deploy.engines.tensorrt.building import import_api, targets
+from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError, MissingDependency
-from deploy.exporting.lowering import lowered
-from deploy.exporting.torch_to_onnx import check_free
+from deploy.exporting.lowering import lower
+from deploy.exporting.torch_to_onnx import check_free_size
 from deploy.onnx.opsets import opset_for
 from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing
 
 
 def _check_lowering(recipe: Recipe, target: ImageData) -> None:
-    """Sees before any training that the network can be split for its ONNX file as the recipe asks."""
+    """Check before any training that the network can be split for its ONNX file as the recipe asks."""
     if recipe.deploy is None:
         return
     _check_targets(recipe.deploy.rtx_targets)
@@ -48,13 +49,13 @@ def _check_lowering(recipe: Recipe, target: ImageData) -> None:
         raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
     if target.task != "classification" or recipe.deploy.dynamic_size:
         example = target.example(2)
-        module, _, _ = lowered(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside)
+        module = lower(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside).module
         if recipe.deploy.dynamic_size:
-            check_free(module, example)
+            check_free_size(module, example)
 
 
 def _check_targets(asked: Sequence[str]) -> None:
-    """Sees before any training that the builder, where there is one, knows the GPUs that engines are asked for."""
+    """Check before any training that the builder, where there is one, knows the GPUs that engines are asked for."""
     try:
         known = targets(import_api("tensorrt_rtx")) if asked else list(asked)
     except MissingDependency:  # the stage that builds says so and goes on
@@ -65,7 +66,11 @@ def _check_targets(asked: Sequence[str]) -> None:
 
 
 def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
-    """Checks the whole request, then makes the folder or takes up the one that is there."""
+    """Check the whole request, then make the folder or take up the one that is there.
+
+    Raises:
+        NiwakiError, DeployError: one sentence about what cannot be used; nothing was written then.
+    """
     resuming = going_on(recipe, out, resume)
     check_tensorboard(recipe.tensorboard)
     reader, target = _data(recipe)
@@ -93,35 +98,27 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoints").mkdir(exist_ok=True)
     write_text(out / "recipe.yaml", recipe.to_yaml())
-    ledger.write(out / "ledger.json")
+    work.write_ledger()
     work.log("start", name=recipe.name, seed=recipe.seed)
     return work
 
 
 def take_up(work: Workspace, ui: Ui) -> None:
-    """Brings a resumed run up to what is asked and used now; this process holds the folder."""
+    """Bring a resumed run up to what is asked and used now; this process holds the folder."""
     if stopped_early(work.recipe, work.out):
-        _go_on_to_deploy(work)
+        # The test comes after the engines that are asked for now, so it is done again with them.
+        write_text(work.out / "recipe.yaml", work.recipe.to_yaml())
+        work.log("deploy")
     # Said once, however often the run is resumed so.
     new = tuple(note for note in differences(work.ledger.made_by) if note not in work.ledger.notes)
     if new:
         ui.line(" ".join(new))
         work.log("resume", notes=new)
-        work.ledger = work.ledger.model_copy(update={"notes": (*work.ledger.notes, *new)})
-        work.ledger.write(work.out / "ledger.json")
-
-
-def _go_on_to_deploy(work: Workspace) -> None:
-    """Takes up a run that stopped after distilling: what is tested is tested again, with the engines that come now."""
-    stages = tuple(entry for entry in work.ledger.stages if entry.name != "test")
-    work.ledger = work.ledger.model_copy(update={"stages": stages})
-    work.ledger.write(work.out / "ledger.json")
-    write_text(work.out / "recipe.yaml", work.recipe.to_yaml())
-    work.log("deploy")
+        work.note(new)
 
 
 def _loaded(path: Path) -> Image.Image:
-    """The bundle's way to read a file; what it refuses may be left out of a data set."""
+    """Read an image as the bundle does; raise ImageError for what may be left out of a data set."""
     try:
         return preprocess.load(path)
     except DeployError as error:
@@ -129,12 +126,12 @@ def _loaded(path: Path) -> Image.Image:
 
 
 def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
-    """What masks and boxes have to follow."""
-    return Geometry(preprocessing.seen(image), preprocessing.size)
+    """Return what masks and boxes have to follow."""
+    return Geometry(preprocessing.visible_box(image), preprocessing.size)
 
 
 def join(recipe: Recipe, out: Path) -> Workspace:
-    """What the other processes of a run work with, once the first one has prepared the folder."""
+    """Return what the other processes of a run work with, once the first one has prepared the folder."""
     reader, target = _data(recipe)
     return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
 
@@ -143,9 +140,7 @@ def _data(recipe: Recipe) -> tuple[ImageReader, ImageData]:
     try:
         preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(("preprocessing", *map(str, fault["loc"])))
-        raise RecipeError(f"{where}: {fault['msg'].removeprefix('Value error, ')}; change it in the recipe.") from None
+        raise RecipeError(f"{explain(error, under='preprocessing')}; change it in the recipe.") from None
     reader = ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
     target = data.load(recipe.target, reader, recipe.seed)
     if "test" not in target.splits:

@@ -38,7 +38,7 @@ class Ui:
 
     Args:
         console: standard error when standard output is for JSON.
-        style: `bars` on a terminal, `lines` elsewhere, `quiet` for nothing.
+        style: ``bars`` on a terminal, ``lines`` elsewhere, ``quiet`` for nothing.
     """
 
     console: Console
@@ -46,19 +46,21 @@ class Ui:
 
     @classmethod
     def choose(cls, *, quiet: bool = False, json: bool = False) -> Ui:
+        """Return what suits the terminal and the options of the command line."""
         console = Terminal(stderr=json)
         if quiet:
             return cls(console, "quiet")
         return cls(console, "bars" if console.is_terminal else "lines")
 
     def line(self, text: str) -> None:
+        """Print one line, unless nothing is to be shown."""
         if self.style != "quiet":
             # A log wants one line a line, whatever width is assumed for it.
             self.console.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
     def stage(self, number: int, count: int, title: str) -> Iterator[StageView]:
-        """Announces a stage, shows its progress and an ETA, and says what came of it."""
+        """Announce a stage, show its progress and an ETA, and say what came of it."""
         start = time.perf_counter()
         head = f"[{number:>2}/{count}] {title}"
         if self.style != "bars":

@@ -15,7 +15,7 @@ COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, from its ledger and, where engines were made, its bench record.
+    """Return the figures of a finished run, from its ledger and, where engines were made, its bench record.
 
     Raises:
         ArtifactError: one of the two was altered and no longer holds them.
@@ -65,7 +65,7 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """dense | pruned | distilled | int8, one row a figure."""
+    """Lay the figures out: dense, pruned, distilled and int8 side by side, one row for each figure."""
     engines = figures["engines"]
     shown = Table("", *engines, title=f"{figures['name']}: {figures['seconds']:.0f} s in all", title_justify="left")
     for column in shown.columns[1:]:

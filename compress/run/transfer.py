@@ -19,7 +19,7 @@ from compress.train.tasks import TASKS
 
 
 def fresh(recipe: ModelRecipe, data: ImageData, seed: int) -> nn.Module:
-    """The network for this data with random weights drawn from `seed`. Raises ModelError as `factory.build` does."""
+    """Build the network for this data with random weights drawn from ``seed``; raise what ``factory.build`` raises."""
     task = TASKS[data.task]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_seed(seed, 3))
@@ -31,7 +31,7 @@ def fresh(recipe: ModelRecipe, data: ImageData, seed: int) -> nn.Module:
 
 
 def pretrained(recipe: ModelRecipe) -> tuple[dict[str, Tensor], str]:
-    """The weights that a recipe names, and what to call them: DEFAULT, a local file or the folder of a saved network.
+    """Read the weights that a recipe names and say what to call them: DEFAULT, a file or a saved network's folder.
 
     Raises:
         ModelError: there are none, or they are those of a cut network.
@@ -51,14 +51,14 @@ def pretrained(recipe: ModelRecipe) -> tuple[dict[str, Tensor], str]:
 
 
 def started(recipe: ModelRecipe, data: ImageData, seed: int) -> nn.Module:
-    """The network as the recipe starts it: from the weights that it names, or else `fresh`. Raises as both do."""
+    """Build the network as the recipe starts it: from the weights that it names, else ``fresh``; raise as both do."""
     if recipe.weights is None:
         return fresh(recipe, data, seed)
     return started_from(recipe, data, seed, *pretrained(recipe))
 
 
 def started_from(recipe: ModelRecipe, data: ImageData, seed: int, state: dict[str, Tensor], source: str) -> nn.Module:
-    """The network with pretrained weights; its classifier is fresh where the number of classes differs.
+    """Build the network with pretrained weights; its classifier is fresh where the number of classes differs.
 
     Args:
         recipe: the network.

@@ -9,13 +9,12 @@ from torch import nn
 
 from compress.recipe.schema import DeployRecipe, Recipe
 from compress.run.workspace import Workspace
-from deploy.exporting.lowering import lowered
-from deploy.processing.postprocess import Detection, Segmentation
+from deploy.exporting.lowering import Lowered, lower
 
 PARITY = "deploy/parity.json"
 ENGINES = "deploy/engines.json"
 AWARE = "aware"
-"""The student after quantisation-aware training, beside the comparisons under `checkpoints/`."""
+"""The stage of quantisation-aware training, and the student after it, beside the comparisons in ``checkpoints/``."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +32,29 @@ class Variant:
 
     @property
     def onnx(self) -> str:
+        """Where its ONNX file lies in the run folder."""
         return f"deploy/{self.model}.{self.precision}.onnx"
 
 
-def lowered_of(
-    work: Workspace, model: nn.Module, *, in_graph: bool | None = None
-) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
-    """What of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
+def lowered_of(work: Workspace, model: nn.Module, *, in_graph: bool | None = None) -> Lowered:
+    """Return what of a network goes into its ONNX file, the outputs' names, and what the bundle does with them.
 
     Args:
         in_graph: whether the file itself does what follows the network; by default what the recipe says.
     """
     inside = work.deploy.in_graph if in_graph is None else in_graph
-    return lowered(model, work.target.task, work.example, in_graph=inside)
+    return lower(model, work.target.task, work.example, in_graph=inside)
 
 
 def exporting(deploy: DeployRecipe) -> dict[str, Any]:
-    """What the recipe says of every ONNX file, as arguments of ``export_onnx``."""
+    """Return what the recipe says of every ONNX file, as arguments of ``export_onnx``."""
     auto = ("onnxruntime", "openvino", *(("tensorrt_rtx",) if deploy.rtx_targets else ()))
     opset = None if deploy.opset == "auto" else deploy.opset
     return {"opset": opset, "runtimes": auto, "dynamic_size": deploy.dynamic_size}
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:
-    """Every engine that the recipe asks for, the dense one first; none where it stops after distilling."""
+    """List every engine that the recipe asks for, the dense one first; none where it stops after distilling."""
     if recipe.deploy is None:
         return []
     made = [Variant("dense", "teacher", "fp32"), Variant("pruned", "pruned", "fp32")]

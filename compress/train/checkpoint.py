@@ -1,4 +1,4 @@
-"""What training leaves so that a killed run goes on to the same weights: one file, by temporary name and rename."""
+"""Save and restore a training in one file, so that a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,17 @@ from torch import Tensor
 from compress.errors import ArtifactError, MissingError
 from compress.files import replacing
 from compress.train.fabric import is_first
-
-if TYPE_CHECKING:
-    from compress.train.loop import _Training
+from compress.train.state import TrainingState
 
 FORMAT = "niwaki-checkpoint-1"
 
 
 class Checkpoints:
-    """The last good state of one training, in one safetensors file whose header holds the rest as JSON.
+    """The last state of one training, in a safetensors file whose header holds what is not a tensor as JSON.
 
     Args:
         path: the file.
-        seconds: at least so long between two; the last state, when training is over, is always written.
+        seconds: the least time between two; the last state, when training is over, is always written.
     """
 
     def __init__(self, path: Path, seconds: float = 30.0) -> None:
@@ -40,16 +38,16 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self, over: bool) -> bool:
-        """Whether it is time to save; training is over, or goes on. Rank 0 alone saves."""
+        """Whether to save now; ``over`` says whether training is over. Only rank 0 saves."""
         return is_first() and (over or time.monotonic() - self._last >= self.seconds)
 
-    def save(self, training: _Training) -> None:
-        """Writes the state after a step.
+    def save(self, state: TrainingState) -> None:
+        """Write the state after a step.
 
         Raises:
-            MissingError: the disk is full or refuses; the checkpoint before stays.
+            MissingError: the disk is full or refuses; the checkpoint before is kept.
         """
-        tensors, about = _state(training)
+        tensors, about = _packed(state)
         try:
             with replacing(self.path) as temporary:
                 save_file(tensors, temporary, {"niwaki": json.dumps(about)})
@@ -61,14 +59,14 @@ class Checkpoints:
             ) from None
         self._last = time.monotonic()
 
-    def restore(self, training: _Training) -> tuple[str, ...]:
-        """Puts the training where the file left it, if there is one; returns what is different here, a sentence each.
+    def restore(self, state: TrainingState) -> tuple[str, ...]:
+        """Restore the state from the file, if there is one; return what is different here, one sentence each.
 
         Raises:
             ArtifactError: the file is damaged or of another training.
         """
         for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            # What a killed process was writing.
+            # Left by a process that was killed while writing.
             left.unlink(missing_ok=True)
         if not self.path.is_file():
             return ()
@@ -76,9 +74,9 @@ class Checkpoints:
             with safe_open(self.path, "pt") as file:
                 about = json.loads(file.metadata()["niwaki"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if about["format"] != FORMAT or about["total"] != training.total or about["seed"] != training.task.seed:
+            if about["format"] != FORMAT or about["total"] != state.total or about["seed"] != state.seed:
                 raise ValueError("it is of another training")
-            _restore(training, tensors, about)
+            _restore(state, tensors, about)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:120]
             raise ArtifactError(
@@ -88,7 +86,7 @@ class Checkpoints:
 
 
 def made_by() -> dict[str, str]:
-    """What the last bits of a training depend on beside its recipe."""
+    """What the last bits of a training's weights depend on beside its recipe."""
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -100,7 +98,7 @@ def made_by() -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str]) -> tuple[str, ...]:
-    """What is here another than what `then`, of `made_by`, tells of: one sentence, or none."""
+    """Compare this environment with ``then``, an earlier ``made_by``: one sentence, or none if they agree."""
     now = made_by()
     changed = [f"{key} {now[key]} (it began under {then[key]})" for key in now if now[key] != then.get(key, now[key])]
     if not changed:
@@ -108,30 +106,30 @@ def differences(then: Mapping[str, str]) -> tuple[str, ...]:
     return (f"Resumed under {', '.join(changed)}: the weights may differ in their last bits from a run in one piece.",)
 
 
-def _state(training: _Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {f"model.{n}": t for n, t in training.network.state_dict().items()}
-    tensors |= {f"best.{n}": t for n, t in training.kept.state.items()}
-    if training.average is not None:
-        tensors |= {f"ema.{n}": t for n, t in training.average.state.items()}
-    if training.task.helpers is not None:
-        tensors |= {f"helpers.{n}": t for n, t in training.task.helpers.state_dict().items()}
-    optimizer = training.optimizer.state_dict()
-    for number, state in optimizer["state"].items():
-        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+def _packed(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {f"model.{n}": t for n, t in state.network.state_dict().items()}
+    tensors |= {f"best.{n}": t for n, t in state.best.weights.items()}
+    if state.average is not None:
+        tensors |= {f"ema.{n}": t for n, t in state.average.weights.items()}
+    if state.helpers is not None:
+        tensors |= {f"helpers.{n}": t for n, t in state.helpers.state_dict().items()}
+    optimizer = state.optimizer.state_dict()
+    for number, held in optimizer["state"].items():
+        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in held.items() if v is not None}
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     tensors |= {"rng.torch": torch.get_rng_state(), "rng.numpy": torch.from_numpy(np.array(keys, dtype=np.int64))}
-    for k, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ()):
-        tensors[f"rng.cuda.{k}"] = state
+    for k, cuda in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ()):
+        tensors[f"rng.cuda.{k}"] = cuda
     about = {
         "format": FORMAT,
-        "step": training.done,
-        "total": training.total,
-        "seed": training.task.seed,
-        "rank": training.kept.rank if training.kept.metrics else None,
-        "since": training.kept.since,
-        "kept": training.kept.metrics,
-        "metrics": training.metrics,
-        "ema_steps": training.average.steps if training.average is not None else 0,
+        "step": state.done,
+        "total": state.total,
+        "seed": state.seed,
+        "rank": state.best.rank if state.best.metrics else None,
+        "since": state.best.since,
+        "kept": state.best.metrics,
+        "metrics": state.metrics,
+        "ema_steps": state.average.steps if state.average is not None else 0,
         "python": random.getstate(),
         "numpy": [kind, int(position), int(has_gauss), float(gauss)],
         "made_by": made_by(),
@@ -139,37 +137,37 @@ def _state(training: _Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, about
 
 
-def _restore(training: _Training, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def _restore(state: TrainingState, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     def part(name: str) -> dict[str, Tensor]:
         return {n[len(name) + 1 :]: t for n, t in tensors.items() if n.startswith(f"{name}.")}
 
-    device = training.fabric.device
-    training.network.load_state_dict(part("model"))
-    training.kept.state = {n: t.to(device) for n, t in part("best").items()}
-    if training.average is not None:
-        training.average.state = {n: t.to(device) for n, t in part("ema").items()}
-        training.average.steps = about["ema_steps"]
-    if training.task.helpers is not None:
-        training.task.helpers.load_state_dict(part("helpers"))
-    held = training.optimizer.state_dict()
+    device = state.device
+    state.network.load_state_dict(part("model"))
+    state.best.weights = {n: t.to(device) for n, t in part("best").items()}
+    if state.average is not None:
+        state.average.weights = {n: t.to(device) for n, t in part("ema").items()}
+        state.average.steps = about["ema_steps"]
+    if state.helpers is not None:
+        state.helpers.load_state_dict(part("helpers"))
+    held = state.optimizer.state_dict()
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in part("optimizer").items():
         number, key = name.split(".", 1)
         states.setdefault(int(number), {})[key] = tensor
-    training.optimizer.load_state_dict({**held, "state": states})
+    state.optimizer.load_state_dict({**held, "state": states})
     if about["rank"] is not None:
-        training.kept.rank = (about["rank"][0], about["rank"][1])
-    training.kept.since, training.kept.metrics = about["since"], about["kept"]
-    training.metrics, training.done = about["metrics"], about["step"]
+        state.best.rank = (about["rank"][0], about["rank"][1])
+    state.best.since, state.best.metrics = about["since"], about["kept"]
+    state.metrics, state.done = about["metrics"], about["step"]
     if not is_first():
-        # Rank 0's is the one that was saved; the others go on from one of their own.
-        torch.manual_seed(training.task.seed + 7919 * training.fabric.global_rank + training.done)
+        # Only rank 0's generators were saved; the others start from seeds of their own.
+        torch.manual_seed(state.seed + 7919 * state.rank + state.done)
         return
     torch.set_rng_state(tensors["rng.torch"])
     if torch.cuda.is_available():
-        for k, state in part("rng.cuda").items():
+        for k, cuda in part("rng.cuda").items():
             if int(k) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(state, int(k))
+                torch.cuda.set_rng_state(cuda, int(k))
     version, internal, gauss = about["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, position, has_gauss, cached = about["numpy"]

@@ -19,11 +19,11 @@ from compress.errors import MissingError, TrainingError
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 PATIENCE = timedelta(days=30)
-"""How long a process waits for the others: what rank 0 does alone, such as measuring, may take hours."""
+"""How long a process waits for the others: what rank 0 does alone, such as benchmarking, may take hours."""
 
 
 def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
-    """This process on its device, one of several where torchrun started it. Raises MissingError without that device."""
+    """Set up this process, one of several if torchrun started it; raise MissingError if the device is missing."""
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("device: cuda, but torch sees no GPU here; set device: auto or cpu.")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -39,7 +39,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
         accelerator=device,
         devices=here,
         num_nodes=ranks // here,
-        # What the processes tell each other beside gradients is no matter of the GPU.
+        # What the processes exchange beside gradients does not go through the GPU.
         strategy=DDPStrategy(timeout=PATIENCE, process_group_backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         precision=precision,  # type: ignore[arg-type]
     )
@@ -49,7 +49,7 @@ def make_fabric(device: str = "auto", precision: str = "32-true") -> Fabric:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, torch takes only algorithms that give the same bits each time; after it, what was set before.
+    """Inside, make torch use only algorithms that return the same bits each time; restore its settings afterwards.
 
     Raises:
         TrainingError: an operator has no such algorithm on this device.
@@ -87,12 +87,12 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process writes: it is alone, or rank 0."""
+    """Whether this process writes files: it is alone, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def agree(*modules: nn.Module) -> None:
-    """Gives every rank the parameters and buffers of rank 0, to the bit."""
+    """Broadcast the parameters and buffers of rank 0 to every rank, bit by bit."""
     if dist.is_initialized():
         for module in modules:
             for tensor in module.state_dict().values():

@@ -1,4 +1,4 @@
-"""Training that feels int8: weights and inputs of convolutions and linear layers are rounded in the forward pass."""
+"""Quantization-aware training: round weights and inputs of convolutions and linear layers in the forward pass."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from compress.errors import NiwakiError
 
 @contextmanager
 def rounded(model: nn.Module, images: Sequence[Tensor]) -> Iterator[nn.Module]:
-    """Inside, the layers of ``model`` compute with what int8 can hold; gradients pass as if nothing were rounded.
+    """Inside, make the layers of ``model`` compute with int8 values; gradients pass as if nothing were rounded.
 
     As in Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference
     (2018), with the straight-through gradient of Bengio et al. (2013): weights symmetric per output channel, inputs per
     tensor over the mean range that ``images`` show, unsigned where nothing is negative. BatchNorm need not be folded
-    first: it scales whole output channels, and their steps with them.
+    first: it scales whole output channels and thereby their steps.
 
     Args:
-        model: changed in place and made plain again at the end, with the trained weights; names of parameters and
-            modules stay as they are.
+        model: changed in place, and restored at the end with the trained weights; names of parameters and modules
+            stay as they are.
         images: float32 (N, C, H, W) each, from training data; best one by one, as int8 files are calibrated.
 
     Raises:
@@ -46,9 +46,9 @@ def rounded(model: nn.Module, images: Sequence[Tensor]) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _extremes(model: nn.Module, layers: list[nn.Module], images: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """The least and the largest input of each layer, means over the batches; (0, 0) for a layer that is never run.
+    """The smallest and largest input of each layer, means over the batches; (0, 0) for a layer that is never run.
 
-    Means, because NNCF's calibration takes them: a rare peak is cut off in the int8 file, and here.
+    NNCF's calibration takes means too: a rare peak is clipped in the int8 file as it is here.
     """
     seen: dict[nn.Module, list[tuple[float, float]]] = {layer: [] for layer in layers}
 
@@ -72,7 +72,7 @@ def _extremes(model: nn.Module, layers: list[nn.Module], images: Sequence[Tensor
 
 
 def round_input(x: Tensor, low: float, high: float) -> Tensor:
-    """``x`` on 256 steps: from 0 where ``low`` is, else the same to both sides of 0."""
+    """Round ``x`` to 256 steps: from 0 on if ``low`` is 0 or more, else symmetric about 0."""
     if high <= 0 and low >= 0:
         return x
     if low >= 0:
@@ -81,16 +81,16 @@ def round_input(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def round_weight(weight: Tensor) -> Tensor:
-    """``weight`` on 255 steps around 0, for each output channel its own."""
+    """Round ``weight`` to 255 steps around 0, of a size for each output channel."""
     peaks = weight.detach().abs().flatten(1).amax(1).float()
     steps = torch.where(peaks > 0, peaks / 127, torch.ones_like(peaks))
     return _on_steps(weight, steps.reshape(-1, *[1] * (weight.dim() - 1)).to(weight.dtype), -127, 127)
 
 
 def _on_steps(x: Tensor, step: float | Tensor, low: int, high: int) -> Tensor:
-    """``x`` on multiples of ``step`` from ``low`` to ``high``; the gradient is that of the clamp alone.
+    """Round ``x`` to multiples of ``step`` from ``low`` to ``high``; the gradient is that of the clamp alone.
 
-    Not torch's own fake_quantize operators: those know no meta tensors, on which costs are counted.
+    Torch's own fake_quantize operators do not support meta tensors, on which costs are counted.
     """
     places = (x / step).clamp(low, high)
     return (places + (places.round() - places).detach()) * step

@@ -9,9 +9,9 @@ from torch import nn
 def spoiled_by_channels_last(model: nn.Module, device: torch.device) -> bool:
     """Whether this CPU computes wrong gradients of one of the network's convolutions in channels-last.
 
-    Seen with torch 2.15 on a CPU with AVX2 and no AVX-512: the gradient of a 1x1 weight with a stride and fewer than
-    eight input channels is wrong, differs from call to call, and memory beside it is overwritten. The contiguous layout
-    is exact. What is seen on other CPUs is not known, so that all CPUs take the contiguous layout for such networks.
+    Observed with torch 2.15 on a CPU with AVX2 and without AVX-512: the gradient of a 1x1 weight with a stride and
+    fewer than eight input channels is wrong, differs from call to call, and memory beside it is overwritten. The
+    contiguous layout is exact. Other CPUs are untested, so all CPUs take the contiguous layout for such networks.
     """
     return device.type == "cpu" and any(
         isinstance(module, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""What training says of each step: a CSV file of rows and, if asked for, TensorBoard's events."""
+"""Log every step of a training to a CSV file and, if asked for, to TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ COLUMNS = ("step", "name", "value")
 
 
 def check_tensorboard(wanted: bool) -> None:
-    """Raises MissingError when TensorBoard's events are wanted and its package is not here."""
+    """Raise MissingError if TensorBoard is wanted and not installed."""
     if not wanted:
         return
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise MissingError(
-            "tensorboard: true, but TensorBoard is not installed; pip install 'niwaki[tensorboard]', or set "
+            "tensorboard: true, but TensorBoard is not installed; pip install 'niwaki-vision[tensorboard]', or set "
             "tensorboard: false (logs/ has the same curves as CSV)."
         ) from None
 
 
 class Log:
-    """Curves of one training; each step stands there once, however often the training was killed and resumed.
+    """The curves of one training; each step is in them once, however often the training was killed and resumed.
 
     Args:
-        folder: of the run's logs.
-        name: of the training: NAME.csv, and NAME/ for the events.
+        folder: the folder of the run's logs.
+        name: the training's name: NAME.csv, and NAME/ for TensorBoard's events.
         tensorboard: whether events are written too.
     """
 
@@ -41,7 +41,7 @@ class Log:
         self._writer: Any = None
 
     def begin(self, done: int) -> None:
-        """Goes on after so many steps: what was said of later ones, by a process that was killed, is taken back."""
+        """Go on after ``done`` steps: remove the rows of later ones, which a killed process left."""
         if self.path.is_file():
             self._drop_rows_after(done)
         if self.events is not None:
@@ -52,7 +52,7 @@ class Log:
     def step(
         self, step: int, loss: float, lr: float, images_per_second: float, metrics: dict[str, float], evaluated: bool
     ) -> None:
-        """Adds a step's rows; metrics on `val` stand where they were measured."""
+        """Add a step's rows; metrics on ``val`` only if they were measured at this step."""
         rows: dict[str, float] = {"loss": loss, "lr": lr, "images_per_second": images_per_second}
         if evaluated:
             rows |= {f"val_{name}": value for name, value in metrics.items()}
@@ -66,7 +66,7 @@ class Log:
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Puts on disk what a checkpoint is about to leave behind."""
+        """Write to disk what a checkpoint is about to rely on."""
         if self._writer is not None:
             self._writer.flush()
 

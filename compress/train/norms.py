@@ -1,4 +1,4 @@
-"""BatchNorm while a pretrained network learns on few images: live, frozen, or adapted and then frozen."""
+"""BatchNorm while a pretrained network learns on few images: live, frozen, or adapted first and then frozen."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Normalises by the running statistics, which no longer move; scale and shift still learn."""
+    """Make BatchNorms use their running statistics, which no longer move; scale and shift still learn."""
     for module in norms(model):
         module.eval()
 
 
 def adapt_statistics(model: nn.Module, split: Split, device: torch.device, batch_size: int = 64) -> None:
-    """Takes running means and variances anew from the images of `split`, as they are evaluated, each weighing the same.
+    """Recompute running means and variances from the images of ``split``, without augmentation, all of equal weight.
 
     After Li et al., Revisiting Batch Normalization for Practical Domain Adaptation (AdaBN), 2016.
     """

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other: rank 0 writes and says what came of it, all hold the same weights."""
+"""What the processes of one run exchange: rank 0 writes and reports, and all hold the same weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _doing = False
 
 
 def once(action: Callable[[], Any]) -> Any:
-    """Does `action` on rank 0 alone; every rank gets what it returned, which must be JSON where there are several.
+    """Run ``action`` on rank 0 alone and return its result on every rank; with several, it has to be JSON.
 
-    The others wait, however long it takes. Inside another `once` it is a plain call.
+    The others wait, however long it takes. Inside another ``once`` it is a plain call.
 
     Raises:
-        ElsewhereError: on the other ranks, when it raised on rank 0.
+        ElsewhereError: on the other ranks, if it raised on rank 0.
     """
     global _doing
     if not dist.is_initialized() or _doing:
@@ -50,7 +50,7 @@ def once(action: Callable[[], Any]) -> Any:
 
 
 def check_same(network: nn.Module, name: str) -> None:
-    """Raises TrainingError, on every rank, unless all hold the same weights of the training `name` to the bit."""
+    """Raise TrainingError, on every rank, unless all hold the same weights to the bit after the training ``name``."""
     if not dist.is_initialized():
         return
     own = torch.frombuffer(bytearray.fromhex(weights_hash(network)), dtype=torch.uint8)
@@ -75,7 +75,7 @@ def all_finite(loss: Tensor) -> bool:
 
 
 def measured_alone(metrics: Any) -> None:
-    """Lets metrics add up what this process saw and ask no other, which may be waiting for it."""
+    """Make metrics count this process's images alone: the other processes may be waiting for it."""
     for part in metrics.modules():
         if isinstance(part, Metric):
             part.distributed_available_fn = _no
@@ -86,7 +86,7 @@ def _no() -> bool:
 
 
 def may_speak() -> bool:
-    """Whether this process is the first of the run to say why it ends; the others' reasons follow from that one's."""
+    """Whether this process is the first of the run to report why it ends; the others fail as a consequence."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     own = os.environ.get("RANK", "0")
@@ -101,12 +101,12 @@ def may_speak() -> bool:
         said = store.compare_set(f"niwaki/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", "", own)
         return said.decode() == own
     except (KeyError, ValueError, RuntimeError):
-        # The process that kept the store is gone, so nobody else can be asked.
+        # The process that held the store is gone, so there is nobody to ask.
         return True
 
 
 def leave() -> None:
-    """Takes the run's processes apart when all is done."""
+    """Disconnect the run's processes when all is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -13,14 +13,14 @@ from compress.recipe.schema import TrainRecipe
 
 
 def is_head(model: nn.Module, name: str) -> bool:
-    """Whether a parameter belongs to what transfer makes new: the classifier, or all that is not the backbone."""
+    """Whether a parameter belongs to what transfer initialises anew: the classifier, or all but the backbone."""
     if isinstance(getattr(model, "backbone", None), nn.Module):
         return not name.startswith("backbone.")
     return name.startswith(f"{classifier_name(model)}.")
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Each parameter's distance from the network's end, counted in blocks as they are registered (`features.3`)."""
+    """Each parameter's distance from the network's end, counted in blocks as they are registered (``features.3``)."""
     blocks: dict[str, int] = {}
     places = {}
     for name, _ in model.named_parameters():
@@ -33,7 +33,7 @@ def depths(model: nn.Module) -> dict[str, int]:
 def make_optimizer(
     model: nn.Module, recipe: TrainRecipe, helpers: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """Weight decay for matrices only; `backbone_lr` and `layer_decay` scale the rate of what is below the head."""
+    """Make the optimizer: only matrices decay; ``backbone_lr`` and ``layer_decay`` scale the rate below the head."""
     distance = depths(model) if recipe.layer_decay < 1 else {}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -53,7 +53,7 @@ def make_optimizer(
 
 
 def cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then half a cosine down to zero."""
+    """The rate's factor: linear warm-up over a share of the steps, then half a cosine down to zero."""
     rising = max(1, round(warmup * total))
     if step < rising:
         return (step + 1) / rising

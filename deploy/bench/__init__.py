@@ -1,1 +1,1 @@
-"""Timing, records and the gate."""
+"""Time engines, record what was measured, and gate a release on it."""

@@ -1,4 +1,4 @@
-"""Is the new measurement as good as the baseline? A release is stopped by what this answers."""
+"""Hold a new measurement to a baseline; a failed gate stops the release."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from deploy.bench.records import Bench, Record
 from deploy.errors import DeployError
 
 
-class Finding(BaseModel):
-    """One thing that was compared.
+class GateFinding(BaseModel):
+    """One comparison of the candidate with the baseline.
 
     Attributes:
         name: the record.
-        what: ``presence``, ``setting``, ``measurement``, ``latency``, ``accuracy``; ``held`` in place of the last two
-            where they are shown and not judged.
-        value: what the candidate has; None where it has none.
-        baseline: what the baseline has.
+        what: ``presence``, ``setting``, ``measurement``, ``latency``, ``accuracy``; or ``held`` instead of the last two
+            where they are shown but not judged.
+        value: the candidate's value; None where it has none.
+        baseline: the baseline's value.
         limit: the worst value that passes.
-        ok: whether it passes.
+        ok: whether the comparison passes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class GateResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     passed: bool
-    lines: tuple[Finding, ...]
+    lines: tuple[GateFinding, ...]
 
 
 def gate(
@@ -47,16 +47,16 @@ def gate(
 ) -> GateResult:
     """Compare ``record`` with ``baseline``, record by record.
 
-    Latency means the ratio to the dense reference timed in the same sitting; milliseconds of two sittings or
-    two machines are never compared. A record of the baseline that the candidate lacks fails; one that the
-    baseline did not measure needs only to be there; one that only the candidate has is not looked at. Of one that is
-    not held (``Record.held``) the figures are shown alone; the baseline's word counts, and the candidate's where the
-    baseline, written before there was such a word, has none.
+    Latency means the ratio to the dense reference that was timed in the same session; milliseconds of two sessions
+    or two machines are never compared. A record that only the baseline has fails; one that the baseline did not
+    measure only has to exist; one that only the candidate has is ignored. The figures of one that is not held to the
+    baseline (``Record.held``) are only shown; the baseline decides that, or the candidate where an older baseline does
+    not say.
 
     Args:
         record: the candidate.
-        baseline: what it has to live up to.
-        latency_tolerance: how much larger the ratio may be, relative.
+        baseline: the records to live up to.
+        latency_tolerance: how much larger the ratio may be, relative to the baseline's.
         accuracy_tolerance: how much lower the accuracy may be, absolute.
 
     Raises:
@@ -71,15 +71,15 @@ def gate(
     if not any(old.status == "measured" for old in baseline.records):
         raise DeployError(f"The baseline {baseline.name!r} has no measured record; record one with `niwaki bench`.")
     candidates = {new.name: new for new in record.records}
-    lines: list[Finding] = []
+    lines: list[GateFinding] = []
     for old in baseline.records:
         lines += _compare(old, candidates.get(old.name), latency_tolerance, accuracy_tolerance)
     return GateResult(passed=all(line.ok for line in lines), lines=tuple(lines))
 
 
-def _compare(old: Record, new: Record | None, latency: float, accuracy: float) -> list[Finding]:
-    def finding(what: str, value: float | str | None, past: float | str, limit: float | str, ok: bool) -> Finding:
-        return Finding(name=old.name, what=what, value=value, baseline=past, limit=limit, ok=ok)
+def _compare(old: Record, new: Record | None, latency_tolerance: float, accuracy_tolerance: float) -> list[GateFinding]:
+    def finding(what: str, value: float | str | None, past: float | str, limit: float | str, ok: bool) -> GateFinding:
+        return GateFinding(name=old.name, what=what, value=value, baseline=past, limit=limit, ok=ok)
 
     if new is None:
         return [finding("presence", None, "present", "present", False)]
@@ -90,26 +90,25 @@ def _compare(old: Record, new: Record | None, latency: float, accuracy: float) -
         return [*lines, finding("measurement", new.reason, "measured", "measured", False)]
     past, now = _setting(old), _setting(new)
     if past != now:
-        # Ratios taken at another batch or against another reference answer another question.
+        # Ratios taken at another batch size or against another reference answer another question.
         return [*lines, finding("setting", now, past, past, False)]
     if not _held(old, new):
-        # What a network at chance gets right is luck: it moves with the processor by more than any tolerance.
+        # The accuracy of a network at chance varies with the processor by more than any tolerance.
         return [*lines, finding("held", "no", "no", "shown alone", True)]
     if old.ratio_to_dense is not None:
-        limit = old.ratio_to_dense * (1 + latency)
+        limit = old.ratio_to_dense * (1 + latency_tolerance)
         ok = new.ratio_to_dense is not None and new.ratio_to_dense <= limit
         lines.append(finding("latency", new.ratio_to_dense, old.ratio_to_dense, limit, ok))
     if old.accuracy is not None:
-        limit = old.accuracy - accuracy
-        # A hair of slack, so that 0.97 against 0.98 at a tolerance of 0.01 does not hang on a rounding.
+        limit = old.accuracy - accuracy_tolerance
+        # The slack keeps 0.97 against 0.98 at a tolerance of 0.01 from depending on a rounding error.
         ok = new.accuracy is not None and new.accuracy >= limit - 1e-12
         lines.append(finding("accuracy", new.accuracy, old.accuracy, limit, ok))
     return lines
 
 
 def _held(old: Record, new: Record) -> bool:
-    word = new.held if old.held is None else old.held
-    return word is not False
+    return (new.held if old.held is None else old.held) is not False
 
 
 def _setting(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Timing that can be trusted: engines take turns, so that whatever disturbs the machine disturbs them all."""
+"""Time engines in turn, so that whatever disturbs the machine disturbs them all alike."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from deploy.bench.records import Bench, Record, machine_info, versions_info
+from deploy.bench.records import Record
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.files import sha256
 
-__all__ = ["Bench", "Record", "benchmark", "machine_info", "versions_info"]
-
-_BOOTSTRAPS = 2000
-# A network of microseconds is timed for tens of thousands of rounds: it is drawn from less often.
-_FEWEST_BOOTSTRAPS = 200
-_DRAWN = 4_000_000
+_LEAST = {"warmup": 2, "rounds": 2, "runs_per_block": 1}
+_MAX_RESAMPLES = 2000
+# A network that takes microseconds is timed for tens of thousands of rounds: it is resampled less often.
+_MIN_RESAMPLES = 200
+_MAX_DRAWS = 4_000_000
 
 
 def benchmark(
@@ -35,42 +34,53 @@ def benchmark(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """Time ``engines`` on ``inputs`` in turns and compare each with the reference.
+    """Time ``engines`` on ``inputs`` in turn and compare each with the reference.
 
-    A round visits every engine once, in an order that rotates from round to round, and times a block of runs
-    of each.
+    Each round visits every engine once, in an order that rotates from round to round, and times a block of runs.
 
     Args:
         engines: open engines with distinct names.
         inputs: what every engine is fed; the first dimension is the batch.
-        reference: the name of the engine the ratios refer to; by default the first.
+        reference: the name of the engine that the ratios refer to; by default the first.
         warmup: untimed runs of each engine, at least two.
-        rounds: how many rounds at least.
+        rounds: the least number of rounds.
         runs_per_block: timed runs of one engine in one round.
-        min_seconds: rounds are added until all of them take about this long.
+        min_seconds: rounds are added until the timing takes about this long.
         seed: of the bootstrap.
-        progress: called with (rounds done, rounds in all) after each round.
+        progress: called with (rounds done, rounds in total) after each round.
 
     Returns:
-        One measured record per engine, in their order.
+        One measured record per engine, in the order given.
 
     Raises:
-        DeployError: a setting cannot be used, or an engine gives values that are not finite or that change
+        DeployError: a setting cannot be used, or an engine returns values that are not finite or that differ
             between runs on the same input.
     """
     if not all(getattr(value, "ndim", 0) for value in inputs.values()) or not inputs:
         raise DeployError(f"Inputs with a batch are timed, and {sorted(inputs)} have none; export one with a batch.")
     names = [engine.name for engine in engines]
-    chosen = _reference(names, reference)
-    for label, value, least in (
-        ("warmup", warmup, 2),
-        ("rounds", rounds, 2),
-        ("runs_per_block", runs_per_block, 1),
-    ):
-        if value < least:
-            raise DeployError(f"{label} is {value}; give {least} or more.")
+    base_name = _check_settings(
+        names, reference, {"warmup": warmup, "rounds": rounds, "runs_per_block": runs_per_block}
+    )
     round_seconds = sum(_warm_up(engine, inputs, warmup) for engine in engines) * runs_per_block
     total = max(rounds, math.ceil(min_seconds / max(round_seconds, 1e-9)))
+    times = _time_rounds(engines, inputs, total, runs_per_block, progress)
+    batch = next(iter(inputs.values())).shape[0]
+    base = times[names.index(base_name)]
+    return [
+        _record(engine, figures, base, batch=batch, reference=base_name, warmup=warmup, seed=seed)
+        for engine, figures in zip(engines, times, strict=True)
+    ]
+
+
+def _time_rounds(
+    engines: Sequence[Engine],
+    inputs: Mapping[str, np.ndarray],
+    total: int,
+    runs_per_block: int,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """Return the milliseconds of every run, (engines, rounds, runs in a block)."""
     times = np.empty((len(engines), total, runs_per_block))
     with _no_garbage_collection():
         for index in range(total):
@@ -81,28 +91,23 @@ def benchmark(
                     start = time.perf_counter_ns()
                     run(inputs)
                     times[turn, index, block] = (time.perf_counter_ns() - start) / 1e6
-            # Between rounds nothing is being timed, so drawing a progress bar costs no figure anything.
+            # Nothing is timed between rounds, so drawing a progress bar here falsifies no figure.
             if progress is not None:
                 progress(index + 1, total)
-    batch = next(iter(inputs.values())).shape[0]
-    base = times[names.index(chosen)]
-    return [
-        _record(engine, figures, base, batch=batch, reference=chosen, warmup=warmup, seed=seed)
-        for engine, figures in zip(engines, times, strict=True)
-    ]
+    return times
 
 
 def ratio_of_medians(times: np.ndarray, base: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
-    """The ratio of the medians over rounds, and its 95 % interval.
+    """Return the ratio of the medians over rounds, and its 95 % bootstrap interval (Efron, 1979).
 
     Args:
-        times: milliseconds, (rounds, runs) of one engine.
-        base: milliseconds, (rounds, runs) of the reference in the same rounds.
-        seed: of the bootstrap, which draws whole rounds: what disturbed both engines together stays paired.
+        times: milliseconds of one engine, (rounds, runs).
+        base: milliseconds of the reference in the same rounds, (rounds, runs).
+        seed: of the bootstrap, which draws whole rounds: what disturbed both engines at once stays paired.
     """
     ours, theirs = np.median(times, axis=1), np.median(base, axis=1)
     rng = np.random.default_rng(seed)
-    draws = min(_BOOTSTRAPS, max(_FEWEST_BOOTSTRAPS, _DRAWN // len(ours)))
+    draws = min(_MAX_RESAMPLES, max(_MIN_RESAMPLES, _MAX_DRAWS // len(ours)))
     drawn = (rng.integers(0, len(ours), len(ours)) for _ in range(draws))
     ratios = [np.median(ours[rounds]) / np.median(theirs[rounds]) for rounds in drawn]
     low, high = np.percentile(ratios, (2.5, 97.5))
@@ -140,23 +145,27 @@ def _record(
     )
 
 
-def _reference(names: list[str], reference: str | None) -> str:
+def _check_settings(names: list[str], reference: str | None, counts: Mapping[str, int]) -> str:
+    """Return the name of the reference; refuse settings that cannot be used."""
     if not names:
         raise DeployError("There are 0 engines to time; give at least one.")
     if len(set(names)) != len(names):
         raise DeployError(f"Two engines have the same name among {names}; rename one (engine.name = ...).")
     if reference is not None and reference not in names:
         raise DeployError(f"The reference {reference!r} is not among the engines {names}; name one of them.")
+    for label, value in counts.items():
+        if value < _LEAST[label]:
+            raise DeployError(f"{label} is {value}; give {_LEAST[label]} or more.")
     return reference or names[0]
 
 
 def _warm_up(engine: Engine, inputs: Mapping[str, np.ndarray], runs: int) -> float:
-    """Check the outputs, run ``runs`` times, and return the seconds the last run took."""
+    """Check the outputs, run ``runs`` times, and return the seconds that the last run took."""
     first = engine.run(inputs)
     for key, value in first.items():
         if not np.isfinite(value).all():
             raise DeployError(f"{engine.name} gives NaN or infinity in {key!r}; its times would mean nothing.")
-    # The first output may live in memory that the runtime reuses.
+    # The runtime may reuse the memory that holds its first output.
     first = {key: value.copy() for key, value in first.items()}
     seconds = 0.0
     for _ in range(runs - 1):

@@ -1,1 +1,1 @@
-"""Bundles: packed, verified, signed, and their engines built on the device."""
+"""Pack, verify and sign bundles, and build their engines on the device."""

@@ -1,4 +1,4 @@
-"""What an int8 model was calibrated with, small enough to travel in a bundle's manifest."""
+"""Summarise what an int8 model was calibrated with, briefly enough for a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CODES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 
 
 class Calibration(BaseModel):
-    """A summary of calibration data: enough to say whether another run used the same.
+    """A summary of calibration data, enough to tell whether another run used the same.
 
     Attributes:
-        count: how many images.
-        seed: what they were drawn with.
-        sha256: of the prepared images, one after the other, as little-endian float32 (C, H, W).
+        count: the number of images.
+        seed: that they were drawn with.
+        sha256: of the preprocessed images, one after the other, as little-endian float32 (C, H, W).
         ranges: the smallest and the largest value that each quantised activation can take, by its tensor's name.
     """
 
@@ -32,7 +32,7 @@ class Calibration(BaseModel):
 
     @classmethod
     def of(cls, images: Iterable[np.ndarray], seed: int, int8: Path | None = None) -> Self:
-        """Summarise prepared ``images``, each (C, H, W); the ranges are those of the file ``int8``, where given.
+        """Summarise preprocessed ``images``, each (C, H, W); the ranges are those of the file ``int8``, where given.
 
         Raises:
             DeployError: ``int8`` is not an ONNX file.
@@ -47,7 +47,7 @@ class Calibration(BaseModel):
 
 
 def activation_ranges(path: Path) -> dict[str, tuple[float, float]]:
-    """What each quantised activation of the QDQ file at ``path`` can hold, by its tensor's name.
+    """Return the range of each quantised activation of the QDQ file at ``path``, by its tensor's name.
 
     Raises:
         DeployError: the file is missing or is not ONNX.
@@ -61,7 +61,7 @@ def activation_ranges(path: Path) -> dict[str, tuple[float, float]]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        # Weights are stored as integers, so only activations pass through a QuantizeLinear with constant scales.
+        # Weights are stored as integers, so only activations pass through a QuantizeLinear.
         known = node.op_type == "QuantizeLinear" and len(node.input) == 3 and node.input[0] not in constants
         if not known or not all(name in constants for name in node.input[1:]):
             continue

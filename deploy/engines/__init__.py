@@ -1,4 +1,4 @@
-"""One way to load an engine, whichever runtime executes it."""
+"""Load an engine, whichever runtime executes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loader = Callable[[Path, int], Engine]
 
 def _loader(module: str, function: str = "load") -> Loader:
     def load(path: Path, threads: int) -> Engine:
-        # A runtime is imported only when a file asks for it: each is an optional package.
+        # A runtime is imported only when a file needs it: each is an optional package.
         return getattr(import_module(f"deploy.engines.{module}"), function)(path, threads=threads)
 
     return load
@@ -40,7 +40,7 @@ def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = Non
     """Load the model file at ``path``.
 
     Args:
-        path: an ONNX file or an engine of TensorRT or TensorRT-RTX.
+        path: an ONNX file, or an engine of TensorRT or TensorRT-RTX.
         threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
         runtime: a key of ``ENGINES``; by default the file's ending decides (``.onnx``: ONNX Runtime).
 

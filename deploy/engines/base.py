@@ -1,4 +1,4 @@
-"""The contract every engine keeps: named inputs, named outputs, ``run``."""
+"""Define the contract that every engine keeps: named inputs, named outputs, ``run``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import numpy as np
 
 from deploy.errors import DeployError
 
-_PLACE = re.compile(r"Exception from |Check '.*' failed at |FrontEnd API |Loading input model|Model wasn't |.*:$|$")
-_LONGEST = 500
-_MOST_THREADS = 1024
+# OpenVINO begins its messages with the place in its own source.
+_SOURCE_LOCATION = re.compile(
+    r"Exception from |Check '.*' failed at |FrontEnd API |Loading input model|Model wasn't |.*:$|$"
+)
+_MAX_MESSAGE = 500
+_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Element type (a NumPy name such as ``float32``) and shape, ``None`` where a dimension is free."""
+    """The element type (a NumPy name such as ``float32``) and the shape of a tensor, None where a dimension is free."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -30,7 +33,7 @@ class TensorSpec:
         return f"{self.dtype}[{', '.join('any' if d is None else str(d) for d in self.shape)}]"
 
     def accepts(self, array: np.ndarray) -> bool:
-        """Whether ``array`` has this element type and fits this shape."""
+        """Return whether ``array`` has this element type and fits this shape."""
         return (
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.shape)
@@ -38,12 +41,12 @@ class TensorSpec:
         )
 
 
-class Closing(ABC):
-    """Something that holds what has to be given back; ``with`` does so."""
+class Closeable(ABC):
+    """An object that holds resources; a ``with`` statement releases them."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is held; closing twice is harmless."""
+        """Release what is held; closing twice is harmless."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,17 +57,17 @@ class Closing(ABC):
         self.close()
 
 
-class Engine(Closing):
-    """Something that runs a network.
+class Engine(Closeable):
+    """A network that is ready to run.
 
     Attributes:
-        name: what a table calls it, usually the file's name without its ending.
+        name: its name in tables, usually the file's name without its ending.
         runtime: which library runs it, a key of ``deploy.engines.ENGINES``.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``unknown`` where the file does not say.
-        inputs: the tensors ``run`` asks for, by name.
-        outputs: the tensors ``run`` gives, by name.
+        inputs: the tensors that ``run`` takes, by name.
+        outputs: the tensors that ``run`` returns, by name.
         path: the file it was loaded from, where there is one.
-        kernels: which kernels run, in words, where it is not what the runtime takes by itself; a record keeps it.
+        kernels: which kernels run, in words, where they are not the runtime's own choice; records keep it.
     """
 
     name: str
@@ -86,7 +89,7 @@ class Engine(Closing):
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run on feeds that were checked."""
+        """Run on checked feeds."""
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
         if set(feeds) != set(self.inputs):
@@ -109,13 +112,17 @@ class Engine(Closing):
 
 
 def check_threads(threads: int) -> None:
-    """Refuse what is no number of threads; a runtime tries to start a million."""
-    if not isinstance(threads, int) or not 0 <= threads <= _MOST_THREADS:
-        raise DeployError(f"threads is {threads!r}; give 0 (let the runtime choose) to {_MOST_THREADS}.")
+    """Refuse an invalid number of threads; a runtime would really try to start a million.
+
+    Raises:
+        DeployError: ``threads`` is no integer from 0 to 1024.
+    """
+    if not isinstance(threads, int) or not 0 <= threads <= _MAX_THREADS:
+        raise DeployError(f"threads is {threads!r}; give 0 (let the runtime choose) to {_MAX_THREADS}.")
 
 
 def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
-    """The precision a model file states in its metadata, or else in its name (``model.int8.onnx``)."""
+    """Return the precision that a model file states in its metadata, or else in its name (``model.int8.onnx``)."""
     stated = metadata.get("niwaki.precision")
     if stated is not None:
         return stated
@@ -123,7 +130,9 @@ def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says first, without its final full stop; OpenVINO says first where it was."""
+    """Return the first line of a library's message, without its final full stop and without source locations."""
     lines = str(error).strip().splitlines()
-    said = next((line for line in lines if not _PLACE.match(line)), lines[0] if lines else type(error).__name__)
-    return said.strip(".- ")[:_LONGEST]
+    said = next(
+        (line for line in lines if not _SOURCE_LOCATION.match(line)), lines[0] if lines else type(error).__name__
+    )
+    return said.strip(".- ")[:_MAX_MESSAGE]

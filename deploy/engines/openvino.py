@@ -1,4 +1,4 @@
-"""Engines that OpenVINO executes on the CPU."""
+"""Run ONNX files with OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class OpenVinoEngine(Engine):
         except ImportError as error:
             raise MissingDependency(
                 "The package openvino cannot be imported here; get it with `uv sync --extra openvino` or "
-                "`pip install 'niwaki[openvino]'`."
+                "`pip install 'niwaki-vision[openvino]'`."
             ) from error
         if not path.is_file():
             raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
-        scan(path)  # what is no ONNX OpenVINO tries in other formats, and complains about on standard error
+        scan(path)  # OpenVINO would try other formats on a file that is no ONNX, and complain on standard error
         check_threads(threads)
-        # Left alone OpenVINO computes in bf16 where the CPU has it, which is not what the file says.
+        # By default OpenVINO computes in bf16 where the CPU has it, whatever the file says.
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
@@ -48,7 +48,7 @@ class OpenVinoEngine(Engine):
             core = ov.Core()
             model = core.read_model(path)
             self.precision = precision_of(path, _metadata(model))
-            # Compiling gives an output the names of tensors inside as well, such as those before a cast.
+            # Compiling adds the names of inner tensors to an output, such as that of the tensor before a cast.
             names = [port.get_any_name() for port in model.outputs]
             compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
@@ -61,7 +61,7 @@ class OpenVinoEngine(Engine):
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # A request that is busy refuses a second run, so threads take turns.
+        # A busy request refuses a second run, so threads take turns.
         with self._lock:
             if self._request is None:
                 raise DeployError(f"{self.name} is closed; load it again before running it.")
@@ -77,7 +77,7 @@ class OpenVinoEngine(Engine):
 
 
 def load(path: Path, *, threads: int = 1) -> OpenVinoEngine:
-    """Load ``path`` with OpenVINO; see :class:`OpenVinoEngine`."""
+    """Load ``path`` with OpenVINO; see ``OpenVinoEngine``."""
     return OpenVinoEngine(path, threads=threads)
 
 

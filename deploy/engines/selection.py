@@ -1,4 +1,4 @@
-"""Which file of a bundle runs here, and by which runtime: a pure function of what is offered and what is there."""
+"""Select which file of a bundle runs on which runtime: a pure function of the candidates and the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 
-from deploy.engines.sidecar import unfit
+from deploy.engines.sidecar import incompatibility
 from deploy.engines.tensorrt.building import PRODUCTS, import_api
 from deploy.engines.tensorrt.cuda import Cuda
 from deploy.errors import DeployError, MissingDependency
@@ -24,15 +24,17 @@ _ONNX = ("onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "openvino")
 
 
 @dataclass(frozen=True)
-class Offer:
+class Candidate:
     """A file that could run.
 
     Attributes:
         file: its path in the bundle.
         precision: which model of the bundle it computes.
         engine: ``tensorrt`` or ``tensorrt_rtx``; None for an ONNX file, which many runtimes run.
-        version: the engine's version of that runtime; ``target`` is its compute capability, such as ``sm86``.
-        fault: why it may run on no machine; ``doubt``: why only who names its runtime gets it.
+        version: the version of that runtime that built the engine.
+        target: the compute capability that the engine was built for, such as ``sm86``.
+        fault: why it must not run on any machine.
+        caveat: why it runs only if its runtime is asked for by name.
     """
 
     file: str
@@ -41,12 +43,12 @@ class Offer:
     version: str = ""
     target: str = ""
     fault: str | None = None
-    doubt: str | None = None
+    caveat: str | None = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is here: the version of each runtime that can be imported, and the GPU's compute capability."""
+    """The version of each runtime that can be imported, and the compute capability of the GPU, if there is one."""
 
     runtimes: Mapping[str, str] = field(default_factory=dict)
     gpu: str | None = None
@@ -54,7 +56,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run a bundle, and why it stands where it stands in the order."""
+    """One way to run a bundle, and why it has its place in the order."""
 
     file: str
     runtime: str
@@ -64,14 +66,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ways to run a bundle here, the best first, and one clause for each file or runtime passed over."""
+    """The ways to run a bundle, the best first, and one clause for each file or runtime that was skipped."""
 
     choices: tuple[Choice, ...]
-    passed: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def rank(
-    offers: Sequence[Offer],
+    candidates: Sequence[Candidate],
     machine: Machine,
     *,
     default: str,
@@ -79,77 +81,83 @@ def rank(
     runtime: str | None = None,
     cpu: str = "onnxruntime",
 ) -> Ranking:
-    """Order the ways in which ``offers`` run on ``machine``.
+    """Order the ways in which ``candidates`` can run on ``machine``.
 
-    An engine that was built for the GPU here comes first (one of the wanted precision before others), then ONNX
-    Runtime's CUDA provider, then the CPU. ONNX Runtime's TensorRT provider builds while it loads, so it is never
-    chosen unasked.
+    An engine that was built for the machine's GPU comes first (one of the wanted precision before others), then ONNX
+    Runtime's CUDA provider, then the CPU. ONNX Runtime's TensorRT provider builds an engine while it loads, so it is
+    chosen only on request.
 
     Args:
+        candidates: the files.
+        machine: what is installed.
         default: the precision that the bundle prefers.
-        precision: the one precision that will do.
-        runtime: the one runtime that will do; whether it is installed is then left to its loader to say.
-        cpu: which runtime goes first on a CPU, ``onnxruntime`` or ``openvino``.
+        precision: the only precision allowed.
+        runtime: the only runtime allowed; its loader then says whether it is installed.
+        cpu: which runtime comes first on a CPU, ``onnxruntime`` or ``openvino``.
     """
     wanted = precision or default
     choices: list[Choice] = []
-    passed: list[str] = []
-    for offer in sorted(offers, key=lambda offer: (offer.engine is None, offer.precision != wanted)):
-        if offer.engine is not None:
-            why_not = _engine_fault(offer, machine, precision, runtime)
+    skipped: list[str] = []
+    for candidate in sorted(candidates, key=lambda one: (one.engine is None, one.precision != wanted)):
+        if candidate.engine is not None:
+            why_not = _engine_fault(candidate, machine, precision, runtime)
             if why_not is None:
                 reason = (
-                    f"{_NAMES[offer.engine]} was asked for" if runtime else f"it was built for the {machine.gpu} here"
+                    f"{_NAMES[candidate.engine]} was asked for"
+                    if runtime
+                    else f"it was built for the {machine.gpu} here"
                 )
-                choices.append(Choice(offer.file, offer.engine, offer.precision, reason))
-            elif runtime in (None, offer.engine) or (offer.fault and runtime in PRODUCTS):
-                passed.append(f"{offer.file} ({why_not})")
-        elif offer.precision == wanted and runtime is not None:
+                choices.append(Choice(candidate.file, candidate.engine, candidate.precision, reason))
+            elif runtime in (None, candidate.engine) or (candidate.fault and runtime in PRODUCTS):
+                skipped.append(f"{candidate.file} ({why_not})")
+        elif candidate.precision == wanted and runtime is not None:
             if runtime in _ONNX:
-                choices.append(Choice(offer.file, runtime, wanted, f"{_NAMES[runtime]} was asked for"))
-        elif offer.precision == wanted:
-            found, left = _onnx(offer, machine, cpu)
+                choices.append(Choice(candidate.file, runtime, wanted, f"{_NAMES[runtime]} was asked for"))
+        elif candidate.precision == wanted:
+            found, left = _onnx_choices(candidate, machine, cpu)
             choices += found
-            passed += left
-    return Ranking(tuple(choices), tuple(passed))
+            skipped += left
+    return Ranking(tuple(choices), tuple(skipped))
 
 
-def _engine_fault(offer: Offer, machine: Machine, precision: str | None, runtime: str | None) -> str | None:
-    assert offer.engine is not None
-    if offer.fault is not None:
-        return offer.fault
-    if precision not in (None, offer.precision):
-        return f"it is {offer.precision}, not {precision}"
+def _engine_fault(candidate: Candidate, machine: Machine, precision: str | None, runtime: str | None) -> str | None:
+    assert candidate.engine is not None
+    if candidate.fault is not None:
+        return candidate.fault
+    if precision not in (None, candidate.precision):
+        return f"it is {candidate.precision}, not {precision}"
     if runtime is not None:
-        return None if runtime == offer.engine else f"{runtime} was asked for"
-    if offer.doubt is not None:
-        return offer.doubt
-    if offer.engine not in machine.runtimes:
-        return f"the package {offer.engine} cannot be imported here"
+        return None if runtime == candidate.engine else f"{runtime} was asked for"
+    if candidate.caveat is not None:
+        return candidate.caveat
+    if candidate.engine not in machine.runtimes:
+        return f"the package {candidate.engine} cannot be imported here"
     if machine.gpu is None:
         return "no GPU can be used here"
-    here = machine.runtimes[offer.engine]
-    return unfit(offer.engine, offer.version, offer.target, version=here, target=machine.gpu)
+    here = machine.runtimes[candidate.engine]
+    return incompatibility(candidate.engine, candidate.version, candidate.target, version=here, target=machine.gpu)
 
 
-def _onnx(offer: Offer, machine: Machine, cpu: str) -> tuple[list[Choice], list[str]]:
+def _onnx_choices(candidate: Candidate, machine: Machine, cpu: str) -> tuple[list[Choice], list[str]]:
     choices: list[Choice] = []
-    passed: list[str] = []
+    skipped: list[str] = []
     if "onnxruntime_cuda" in machine.runtimes:
-        choices.append(Choice(offer.file, "onnxruntime_cuda", offer.precision, "ONNX Runtime has its CUDA provider"))
+        choices.append(
+            Choice(candidate.file, "onnxruntime_cuda", candidate.precision, "ONNX Runtime has its CUDA provider")
+        )
     first, second = (cpu, *(name for name in _CPU if name != cpu))
     for name in (first, second):
         if name not in machine.runtimes:
             if name == first:
-                passed.append(f"{_NAMES[name]} (the package {name} cannot be imported here)")
+                skipped.append(f"{_NAMES[name]} (the package {name} cannot be imported here)")
         else:
             reason = f"it is what the bundle prefers on a CPU ({first})" if name == first else "it is what is left"
-            choices.append(Choice(offer.file, name, offer.precision, reason))
-    return choices, passed
+            choices.append(Choice(candidate.file, name, candidate.precision, reason))
+    return choices, skipped
 
 
-def here(offers: Sequence[Offer]) -> Machine:
-    """Look for the runtimes and, where an engine is offered, for the GPU of this machine."""
+def detect_machine(candidates: Sequence[Candidate]) -> Machine:
+    """Find the runtimes installed here and, where an engine is among ``candidates``, the GPU."""
     runtimes: dict[str, str] = {}
     try:
         ort = import_module("onnxruntime")
@@ -159,9 +167,9 @@ def here(offers: Sequence[Offer]) -> Machine:
         providers = ort.get_available_providers()
         known = {"onnxruntime": "CPUExecutionProvider", "onnxruntime_cuda": "CUDAExecutionProvider"}
         runtimes |= {name: ort.__version__ for name, provider in known.items() if provider in providers}
-    if find_spec("openvino") is not None:  # importing it takes long, and the choice is rarely it
+    if find_spec("openvino") is not None:  # importing it takes long, and it is rarely chosen
         runtimes["openvino"] = ""
-    for name in sorted({offer.engine for offer in offers if offer.engine is not None and offer.fault is None}):
+    for name in sorted({one.engine for one in candidates if one.engine is not None and one.fault is None}):
         try:
             runtimes[name] = import_api(name).__version__
         except MissingDependency:
@@ -173,5 +181,5 @@ def _gpu() -> str | None:
     try:
         with Cuda() as device:
             return device.target
-    except DeployError:  # no bindings, no driver, no GPU: each time there is none that can be used
+    except DeployError:  # no bindings, no driver or no GPU
         return None

@@ -1,4 +1,4 @@
-"""What lies beside an engine and says what it is, and what is refused before the engine is loaded."""
+"""Describe an engine in a JSON file beside it, and refuse an engine that does not match before it is loaded."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from deploy.bench.records import explain
 from deploy.errors import DeployError
 from deploy.files import sha256, write_text
+from deploy.validation import explain
 
-# An RTX engine begins with a header of 64 bytes: this tag, at 16 the length of the file, at 24 the four parts
-# of the version, at 32 a bit for each generation in _MASK. Seen in 1.7.1, documented nowhere, so only a file that has
-# the tag is held to it.
+# An RTX engine begins with a header of 64 bytes: this tag, at 16 the length of the file, at 24 the four parts of the
+# version, at 32 a bit for each generation in _TARGET_BITS. Observed in 1.7.1 and documented nowhere, so only files
+# that have the tag are checked.
 _TAG = b"vtrt"
 _HEADER = 64
-_MASK = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16}
+_TARGET_BITS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16}
 
 
 class Sidecar(BaseModel):
     """The JSON beside an engine.
 
     Attributes:
-        engine: the engine's file name; ``engine_sha256`` and ``bytes`` are of that file.
-        source: the name of the ONNX file it was built from; ``source_sha256`` is of that file.
+        engine: the engine's file name; ``engine_sha256`` and ``bytes`` are its hash and size.
+        source: the name of the ONNX file it was built from; ``source_sha256`` is its hash.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``unknown``.
         profile: smallest, usual and largest batch.
-        runtime: ``tensorrt`` or ``tensorrt_rtx``; ``version`` is that package's.
+        runtime: ``tensorrt`` or ``tensorrt_rtx``; ``version`` is the version of that package.
         target: the compute capability it was built for, such as ``sm86``.
         flags: the builder flags that were on.
         build_seconds: how long the build took.
@@ -51,24 +51,24 @@ class Sidecar(BaseModel):
     build_seconds: float = Field(ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _ascends(self) -> Self:
+    def _check_profile(self) -> Self:
         if list(self.profile) != sorted(self.profile):
             raise ValueError(f"the profile {self.profile} does not ascend")
         return self
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the JSON that describes the engine at ``path`` lies."""
+    """Return the path of the JSON file that describes the engine at ``path``."""
     return path.with_name(path.name + ".json")
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Put ``sidecar`` beside the engine at ``path`` in one step."""
+    """Write ``sidecar`` beside the engine at ``path`` in one step."""
     write_text(sidecar_of(path), sidecar.model_dump_json(indent=2) + "\n")
 
 
-def described(path: Path) -> Sidecar:
-    """What the sidecar of the engine at ``path`` says, before the engine itself is read.
+def load_sidecar(path: Path) -> Sidecar:
+    """Read the sidecar of the engine at ``path``; the engine itself is not read.
 
     Raises:
         DeployError: the engine or its sidecar is missing, or the sidecar is damaged or describes another file.
@@ -90,14 +90,14 @@ def described(path: Path) -> Sidecar:
     return sidecar
 
 
-def read_sidecar(path: Path) -> Sidecar:
-    """Read what the sidecar of the engine at ``path`` says and hold the engine's file against it.
+def verify_engine(path: Path) -> Sidecar:
+    """Read the sidecar of the engine at ``path`` and check the engine's file against it.
 
     Raises:
         DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
-            describes, its own header says something else, or the ONNX file beside it has changed since.
+            describes, its own header contradicts it, or the ONNX file beside it has changed since.
     """
-    sidecar = described(path)
+    sidecar = load_sidecar(path)
     size = path.stat().st_size
     if size != sidecar.bytes:
         _refuse(path, f"it has {size} bytes instead of {sidecar.bytes}", "copy it again, or build it again")
@@ -110,21 +110,24 @@ def read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
-def check_here(path: Path, sidecar: Sidecar, *, runtime: str, version: str, target: str) -> None:
+def check_compatible(path: Path, sidecar: Sidecar, *, runtime: str, version: str, target: str) -> None:
     """Refuse an engine that this machine's runtime or GPU cannot run.
 
     Raises:
-        DeployError: the runtime, its version or the GPU's compute capability is another than the engine's.
+        DeployError: the runtime, its version or the GPU's compute capability is not the engine's.
     """
     if sidecar.runtime != runtime:
         _refuse(path, f"it is for {sidecar.runtime} and {runtime} was asked to run it")
-    fault = unfit(sidecar.runtime, sidecar.version, sidecar.target, version=version, target=target)
+    fault = incompatibility(sidecar.runtime, sidecar.version, sidecar.target, version=version, target=target)
     if fault is not None:
         _refuse(path, fault)
 
 
-def unfit(runtime: str, built_by: str, built_for: str, *, version: str, target: str) -> str | None:
-    """Why an engine of ``runtime`` does not run where ``version`` is installed and the GPU is ``target``, if so."""
+def incompatibility(runtime: str, built_by: str, built_for: str, *, version: str, target: str) -> str | None:
+    """Return why an engine of ``runtime`` cannot run where ``version`` is installed and the GPU is ``target``.
+
+    None means that it can.
+    """
     if built_by != version:
         return f"it was built by {runtime} {built_by} and {version} is installed"
     if built_for != target:
@@ -142,7 +145,7 @@ def _check_header(path: Path, sidecar: Sidecar) -> None:
     version = ".".join(map(str, head[24:28]))
     if version != sidecar.version:
         _refuse(path, f"its header says version {version} and its sidecar {sidecar.version}")
-    mask = _MASK.get(sidecar.target)
+    mask = _TARGET_BITS.get(sidecar.target)
     if mask is not None and not head[32] & mask:
         _refuse(path, f"its header does not name {sidecar.target}, which its sidecar does")
 

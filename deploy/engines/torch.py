@@ -1,6 +1,6 @@
-"""Engines that torch itself executes: the network as it is, compiled, or replayed from a CUDA graph.
+"""Run modules with torch itself: eagerly, compiled, or replayed from a CUDA graph.
 
-They wrap a module in memory, for a file that holds one is either ONNX or somebody's code. Importing this module
+An engine wraps a module in memory; no file is read, for a file with a module would hold code. Importing this module
 imports no torch; making an engine does.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, first_line
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnx.file import missing
+from deploy.onnx.file import missing_package
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,14 +25,14 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class TorchEngine(Engine):
-    """A copy of a module, in evaluation mode, behind the contract of every engine.
+    """A copy of a module in evaluation mode, behind the contract of every engine.
 
     Args:
-        module: from one tensor (N, ...) to one tensor or a tuple of them; it is left as it is.
+        module: from one tensor (N, ...) to one tensor or a tuple of them; it is not changed.
         example: (N, ...) float32; its shape without N is what the engine accepts.
-        mode: ``eager``; ``compiled`` by ``torch.compile``; ``cuda_graphs``: one captured graph a batch size.
+        mode: ``eager``, ``compiled`` (by ``torch.compile``) or ``cuda_graphs`` (one captured graph per batch size).
         precision: of weights and arithmetic: ``fp32``, ``fp16`` or ``bf16``. Inputs and outputs are float32.
-        device: where it runs, ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``.
         backend: the compiler behind ``compiled``.
         outputs: names of the outputs, in order.
 
@@ -57,7 +57,7 @@ class TorchEngine(Engine):
         try:
             import torch
         except ImportError as error:
-            raise missing("torch", "Running a module", "compress") from error
+            raise missing_package("torch", "Running a module", "compress") from error
         if precision not in _PRECISIONS:
             raise DeployError(f"The precision is {precision!r}; choose one of {', '.join(_PRECISIONS)}.")
         if mode not in ("eager", "compiled", "cuda_graphs"):
@@ -77,10 +77,10 @@ class TorchEngine(Engine):
         self._graphed = mode == "cuda_graphs"
         self._call: Callable[..., Any] | None = self._module
         if mode == "compiled":
-            # Batch sizes differ from run to run: one program for all of them.
+            # One program for all batch sizes, which differ from run to run.
             self._call = torch.compile(self._module, dynamic=True, backend=backend)
-        # Two rows: torch.compile takes a batch of one for a constant.
-        first = self._tuple(self._forward(torch.cat([example.detach().cpu().float()[:1]] * 2)))
+        # Two rows: torch.compile would take a batch of one for a constant.
+        first = self._as_tuple(self._forward(torch.cat([example.detach().cpu().float()[:1]] * 2)))
         if len(first) != len(outputs):
             raise DeployError(f"{self.name} gives {len(first)} tensors but {len(outputs)} names: {outputs}.")
         self.outputs = {
@@ -91,7 +91,7 @@ class TorchEngine(Engine):
         import torch
 
         with self._lock:
-            values = self._tuple(self._forward(torch.from_numpy(np.ascontiguousarray(feeds["image"]))))
+            values = self._as_tuple(self._forward(torch.from_numpy(np.ascontiguousarray(feeds["image"]))))
             # A captured graph writes to the same memory each time, and eager may give back its input.
             return {
                 name: np.array(value.float().cpu().numpy(), copy=True)
@@ -116,7 +116,7 @@ class TorchEngine(Engine):
                 raise DeployError(f"torch could not run {self.name} ({first_line(error)}).") from error
 
     def _replay(self, feed: Tensor) -> Any:
-        """Run the graph of this batch size, captured when it is first seen."""
+        """Run the graph of this batch size, capturing it on first use."""
         import torch
 
         if len(feed) not in self._graphs:
@@ -136,5 +136,5 @@ class TorchEngine(Engine):
         return result
 
     @staticmethod
-    def _tuple(values: Any) -> tuple[Tensor, ...]:
+    def _as_tuple(values: Any) -> tuple[Tensor, ...]:
         return tuple(values) if isinstance(values, tuple | list) else (values,)

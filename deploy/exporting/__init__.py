@@ -1,1 +1,1 @@
-"""From torch to ONNX."""
+"""Export torch modules to ONNX; this folder needs torch, which each function imports when it runs."""

@@ -1,64 +1,75 @@
-"""What of a detector or a segmenter goes into the ONNX file, and what stays for the bundle's own postprocessing."""
+"""Decide what of a network goes into its ONNX file and what the bundle's own postprocessing does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError
-from deploy.exporting.in_graph import decoded
+from deploy.exporting.in_graph import decode_in_graph
+from deploy.exporting.modes import evaluating
 from deploy.exporting.rcnn import rcnn_heads
 from deploy.processing.postprocess import (
-    Detection,
-    FcosDetection,
-    RetinaNetDetection,
-    Segmentation,
-    SsdDetection,
+    DetectionDecoder,
+    FcosDecoder,
+    RetinaNetDecoder,
+    SegmentationDecoder,
+    SsdDecoder,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def lowered(
-    model: nn.Module, task: str, example: Tensor, *, in_graph: bool = False
-) -> tuple[nn.Module, str | tuple[str, ...], Detection | Segmentation | None]:
-    """What of ``model`` goes into the ONNX file, the names of its outputs, and what the bundle does with those.
+@dataclass(frozen=True)
+class Lowered:
+    """A network prepared for export.
+
+    Attributes:
+        module: what goes into the file; it shares the network's weights.
+        output_name: the name of its output, or of each of its outputs: ``output_name`` of ``export_onnx``.
+        postprocessing: what the bundle does with those, for ``BundleSpec``; None for classification.
+    """
+
+    module: nn.Module
+    output_name: str | tuple[str, ...]
+    postprocessing: DetectionDecoder | SegmentationDecoder | None
+
+
+def lower(model: nn.Module, task: str, example: Tensor, *, in_graph: bool = False) -> Lowered:
+    """Split ``model`` into what goes into its ONNX file and what the bundle does.
 
     Args:
         model: a classifier, one of torchvision's detectors named below, or a segmenter.
         task: ``classification``, ``detection`` or ``segmentation``.
         example: (N, 3, H, W), preprocessed; for a detector its size is part of the decoding.
-        in_graph: the file itself decodes and suppresses boxes (SSD, RetinaNet, FCOS), or resizes and takes the largest
-            class of each pixel; for a classifier there is nothing to take in.
-
-    Returns:
-        The module (sharing the model's weights; the model itself for classification), ``output_name`` for
-        ``export_onnx``, and the ``postprocessing`` for ``write_bundle``: None for classification.
+        in_graph: whether the file itself decodes and suppresses boxes (SSD, RetinaNet, FCOS), or resizes the logits
+            and takes the likeliest class of each pixel; without effect on a classifier.
 
     Raises:
-        DeployError: the task is unknown, or the detector is none whose decoding the bundle, or the graph, knows.
+        DeployError: the task is unknown, or neither the bundle nor the graph can decode this detector.
     """
     if task == "classification":
-        return model, "logits", None
+        return Lowered(model, "logits", None)
     if task == "segmentation":
         segmenter, pixels = segmentation_logits(model, in_graph=in_graph)
-        return segmenter, "classes" if in_graph else "logits", pixels
+        return Lowered(segmenter, "classes" if in_graph else "logits", pixels)
     if task != "detection":
         raise DeployError(f"The task is {task!r}; lower a network for classification, detection or segmentation.")
     for name, split in _DETECTORS.items():
         if any(name == kind.__name__ for kind in type(model).__mro__):
-            heads, decoding = split(model, example)
+            heads, decoder = split(model, example)
             if in_graph:
-                heads, decoding = decoded(heads, decoding, example)
-            return heads, decoding.OUTPUTS, decoding
+                heads, decoder = decode_in_graph(heads, decoder, example)
+            return Lowered(heads, decoder.OUTPUTS, decoder)
     raise DeployError(
         f"{type(model).__name__} is no detector whose decoding the bundle knows; use torchvision's "
         f"{', '.join(_DETECTORS)}."
     )
 
 
-def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
+def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDecoder]:
     """Split a torchvision SSD or SSDlite: backbone and raw heads for the file, decoding for the bundle.
 
     Args:
@@ -67,7 +78,7 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
 
     Returns:
         A module from images (N, 3, H, W) to ``boxes`` and ``logits`` (export it with ``output_name=("boxes",
-        "logits")``), sharing the detector's weights, and the decoding of those.
+        "logits")``), sharing the detector's weights, and the decoder of its outputs.
 
     Raises:
         DeployError: the model is no torchvision SSD.
@@ -78,7 +89,7 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
     if not isinstance(model, SSD):
         raise DeployError(f"{type(model).__name__} is no torchvision SSD; use an SSD or SSDlite.")
 
-    class Heads(nn.Module):
+    class SsdHeads(nn.Module):
         one_size = "the bundle's decoding holds the anchors of one size"
 
         def __init__(self) -> None:
@@ -90,7 +101,7 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
             return found["bbox_regression"], found["cls_logits"]
 
     anchors: Any = model.anchor_generator
-    decoding = SsdDetection(
+    decoder = SsdDecoder(
         size=(example.shape[-2], example.shape[-1]),
         grids=_grids(model, example),
         scales=tuple(anchors.scales),
@@ -103,10 +114,10 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDetection]:
         overlap=model.nms_thresh,
         detections=model.detections_per_img,
     )
-    return Heads().train(model.training), decoding
+    return SsdHeads().train(model.training), decoder
 
 
-def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetection | FcosDetection]:
+def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDecoder | FcosDecoder]:
     """Split a torchvision RetinaNet or FCOS: backbone and raw heads for the file, decoding for the bundle.
 
     Args:
@@ -114,8 +125,8 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetect
         example: (N, 3, H, W), preprocessed; the size is part of the decoding.
 
     Returns:
-        A module from images (N, 3, H, W) to what the decoding's ``OUTPUTS`` names, sharing the detector's weights, and
-        the decoding of those.
+        A module from images (N, 3, H, W) to what the decoder's ``OUTPUTS`` names, sharing the detector's weights, and
+        the decoder.
 
     Raises:
         DeployError: the model is neither.
@@ -128,7 +139,7 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetect
         raise DeployError(f"{type(model).__name__} is no torchvision RetinaNet or FCOS; use one of these.")
     names = ("bbox_regression", "cls_logits", "bbox_ctrness")[: 3 if isinstance(model, FCOS) else 2]
 
-    class Heads(nn.Module):
+    class DenseHeads(nn.Module):
         one_size = "the bundle's decoding holds the anchors of one size"
 
         def __init__(self) -> None:
@@ -142,8 +153,8 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetect
             return tuple(found[name] for name in names)
 
     anchors: Any = model.anchor_generator
-    kind = FcosDetection if isinstance(model, FCOS) else RetinaNetDetection
-    decoding = kind(
+    kind = FcosDecoder if isinstance(model, FCOS) else RetinaNetDecoder
+    decoder = kind(
         size=(example.shape[-2], example.shape[-1]),
         grids=_grids(model, example),
         cells=tuple(tuple(map(tuple, cell.tolist())) for cell in anchors.cell_anchors),
@@ -153,19 +164,19 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDetect
         detections=model.detections_per_img,
         **({"weights": model.box_coder.weights} if isinstance(model, RetinaNet) else {}),
     )
-    return Heads().train(model.training), decoding
+    return DenseHeads().train(model.training), decoder
 
 
-def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Module, Segmentation]:
-    """A segmenter as a module from images to one tensor, and the bundle's postprocessing of it.
+def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Module, SegmentationDecoder]:
+    """Wrap a segmenter into a module from images to one tensor.
 
     Args:
         model: from (N, 3, H, W) to logits (N, classes, h, w), or to a dictionary that holds them as ``out``, as
             torchvision's do.
-        in_graph: the largest class of each pixel is taken inside: ``classes`` (N, H, W) come out.
+        in_graph: whether the module itself takes the likeliest class of each pixel and returns ``classes`` (N, H, W).
 
     Returns:
-        The module, sharing the model's weights, and the postprocessing.
+        The module, sharing the model's weights, and the decoder of its output.
     """
     from torch import nn
     from torch.nn import functional
@@ -183,26 +194,21 @@ def segmentation_logits(model: Any, *, in_graph: bool = False) -> tuple[nn.Modul
             size = images.shape[-2:]
             return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
-    return Segmenter().train(model.training), Segmentation(in_graph=in_graph)
+    return Segmenter().train(model.training), SegmentationDecoder(in_graph=in_graph)
 
 
 def _grids(model: Any, example: Tensor) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each feature map that the detector's backbone makes of ``example``."""
+    """Return (height, width) of each feature map that the detector's backbone makes of ``example``."""
     import torch
 
-    was = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            features = model.backbone(example[:1])
-    finally:
-        model.train(was)
+    with evaluating(model), torch.inference_mode():
+        features = model.backbone(example[:1])
     maps = [features] if isinstance(features, torch.Tensor) else features.values()
     return tuple((one.shape[-2], one.shape[-1]) for one in maps)
 
 
-_Split = Callable[[Any, "Tensor"], "tuple[nn.Module, Detection]"]
-# By the name of the class, for torchvision is imported by what runs alone.
+_Split = Callable[[Any, "Tensor"], "tuple[nn.Module, DetectionDecoder]"]
+# By the name of the class, so that torchvision is imported only by the function that runs.
 _DETECTORS: dict[str, _Split] = {
     "SSD": ssd_heads,
     "RetinaNet": dense_heads,

@@ -1,1 +1,1 @@
-"""ONNX files without torch: their bytes, their properties, their operator sets."""
+"""Read and write ONNX files without torch: their bytes, their metadata, their operator sets."""

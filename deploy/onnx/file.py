@@ -1,4 +1,4 @@
-"""Reading, marking and writing ONNX files; needs the package ``onnx``, so no part of the runtime path."""
+"""Read and write ONNX files with the package ``onnx``, which the runtime path does without."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PRECISION = "niwaki.precision"
 SOURCE = "niwaki.source_sha256"
 
 
-def missing(package: str, need: str, extra: str) -> MissingDependency:
-    """The error for an optional package that cannot be imported; ``need`` says what wants it."""
+def missing_package(package: str, need: str, extra: str) -> MissingDependency:
+    """Return the error for an optional package that cannot be imported; ``need`` names what requires it."""
     return MissingDependency(
         f"{need} needs the package {package}, which cannot be imported here; get it with "
-        f"`uv sync --extra {extra}` or `pip install 'niwaki[{extra}]'`."
+        f"`uv sync --extra {extra}` or `pip install 'niwaki-vision[{extra}]'`."
     )
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> onnx.ModelProto:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise missing("onnx", f"Reading {path.name}", "compress") from error
+        raise missing_package("onnx", f"Reading {path.name}", "compress") from error
     if not path.is_file():
         raise DeployError(f"There is no ONNX file at {path}; export the model first.")
     try:
@@ -51,7 +51,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write ``model`` with exactly ``metadata``, sorted, to ``path`` in one step, weights included."""
+    """Write ``model``, weights included, to ``path`` in one step, with ``metadata`` as its only properties, sorted."""
     import onnx
 
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
@@ -60,14 +60,14 @@ def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Pa
     return path
 
 
-def metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """The model's metadata properties."""
+def properties(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the model's metadata properties."""
     return {prop.key: prop.value for prop in model.metadata_props}
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the chatter of a library (prints, progress bars, warnings, log lines) off the terminal."""
+    """Keep a library's output (prints, progress bars, warnings, log lines) off the terminal."""
     before = logging.root.manager.disable
     sink = io.StringIO()
     with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():

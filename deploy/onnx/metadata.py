@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself in its properties: network, classes, preprocessing, weights."""
+"""Define what an ONNX file states in its properties: network, classes, preprocessing, weights."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deploy.bench.records import explain
 from deploy.errors import DeployError
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
+from deploy.validation import explain
 
 _PREFIX = "niwaki."
 _JSON = ("classes", "preprocessing")
 
 
-class About(BaseModel):
-    """Properties that every precision made from a file keeps; None where the file does not say.
+class Metadata(BaseModel):
+    """The properties of a file, kept by every precision made from it; None where the file states nothing.
 
     Attributes:
         model: the network's name.
         classes: their names, in the order of the network's outputs.
         preprocessing: how an image becomes its input.
         weights_sha256: of the file that the weights were read from, in hexadecimal.
-        precision: of the arithmetic; ``kept_fp32`` names, with commas, what was left in fp32.
+        precision: of the arithmetic.
+        kept_fp32: the names of the nodes left in fp32, separated by commas.
         source_sha256: of the ONNX file that this one was made from.
     """
 
@@ -40,21 +41,24 @@ class About(BaseModel):
     source_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     def properties(self) -> dict[str, str]:
-        """What ``export_onnx`` takes as ``metadata``: the same text for the same facts."""
-        said = self.model_dump(mode="json", exclude_none=True)
-        return {_PREFIX + k: json.dumps(v, sort_keys=True) if k in _JSON else v for k, v in said.items()}
+        """Return what ``export_onnx`` takes as ``metadata``; the same values always give the same text."""
+        stated = self.model_dump(mode="json", exclude_none=True)
+        return {_PREFIX + k: json.dumps(v, sort_keys=True) if k in _JSON else v for k, v in stated.items()}
 
     @classmethod
-    def of(cls, path: Path) -> Self:
+    def from_file(cls, path: Path) -> Self:
         """Read the properties of the ONNX file at ``path``, without the package onnx.
 
         Raises:
-            DeployError: the file is missing, is not ONNX, or a property of Niwaki's is not what it should be.
+            DeployError: the file is missing, is not ONNX, or one of Niwaki's properties is invalid.
         """
         path = Path(path)
-        said = {k.removeprefix(_PREFIX): v for k, v in scan(path).properties.items() if k.startswith(_PREFIX)}
+        stated = {k.removeprefix(_PREFIX): v for k, v in scan(path).properties.items() if k.startswith(_PREFIX)}
         try:
-            return cls.model_validate({k: json.loads(v) if k in _JSON else v for k, v in said.items()})
-        except (ValueError, RecursionError) as error:  # pydantic's is a ValueError; brackets or digits without end
+            return cls.model_validate({k: json.loads(v) if k in _JSON else v for k, v in stated.items()})
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # pydantic's error is a ValueError; endless brackets or digits raise these too
             fault = explain(error) if isinstance(error, ValidationError) else str(error)
             raise DeployError(f"{path} has properties that cannot be read ({fault}); export it again.") from error

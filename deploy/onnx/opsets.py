@@ -1,4 +1,4 @@
-"""Which ONNX operator sets each runtime reads, and the one that suits several."""
+"""List which ONNX operator sets each runtime reads, and choose the one that suits several."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from types import MappingProxyType
 from deploy.errors import DeployError
 
 DEFAULT = 18
-"""What the exporter translates to first; everything measured in the docs was exported with it."""
+"""The set that the exporter translates to first; everything measured in the docs was exported with it."""
 
-# What torch 2.15 writes: its translations are for 18, onnx's version converter takes them higher.
+# What torch 2.15 writes: its translations target 18, and onnx's version converter raises them.
 _WRITTEN = (18, 26)
 
 READS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
-        # ONNX Runtime 1.31 refuses 27 when it loads a file and warns under 7; its providers share the loader.
+        # ONNX Runtime 1.31 refuses to load 27 and warns below 7; its providers share the loader.
         "onnxruntime": (7, 26),
         "onnxruntime_cuda": (7, 26),
         "onnxruntime_tensorrt": (9, 24),
-        # OpenVINO 2026.4 looks at operators, never at the number: as far as it was tried.
+        # OpenVINO 2026.4 looks at the operators, never at the number; this is the range that was tried.
         "openvino": (7, 26),
-        # The parser's list of operators for TensorRT 10 names 9 to 24, NVIDIA's guide for 11 names 25: what both read.
+        # The parser's operator list for TensorRT 10 names 9 to 24, NVIDIA's guide for 11 up to 25: what both read.
         "tensorrt": (9, 24),
-        # TensorRT-RTX 1.7 has the same parser and looks at operators alone.
+        # TensorRT-RTX 1.7 has the same parser and looks only at the operators.
         "tensorrt_rtx": (9, 24),
     }
 )
-"""The lowest and the highest operator set that each runtime reads."""
+"""The lowest and highest operator set that each runtime reads."""
 
 
 def opset_for(runtimes: Sequence[str], asked: int | None = None) -> int:
-    """The highest operator set that all ``runtimes`` read; or the one ``asked`` for, if they do.
+    """Return the highest operator set that all ``runtimes`` read, or the one ``asked`` for if all of them read it.
 
-    With neither it is ``DEFAULT``.
+    With neither given, return ``DEFAULT``.
 
     Raises:
-        DeployError: there is no such runtime, or ``asked`` is one that a runtime or the exporter does not know.
+        DeployError: there is no such runtime, or a runtime or the exporter does not know ``asked``.
     """
     known = {"the exporter": _WRITTEN}
     for name in runtimes:

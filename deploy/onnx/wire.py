@@ -1,4 +1,4 @@
-"""Reading what matters before a build off an ONNX file's bytes, so that a device needs no package for it."""
+"""Read what matters before a build from an ONNX file's bytes, so that a device needs no package for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class WireNode:
-    """A quantising node: its name, its operator and the names of its inputs."""
+    """A QuantizeLinear or DequantizeLinear node: its name, its operator and the names of its inputs."""
 
     name: str
     op: str
@@ -27,10 +27,14 @@ class WireNode:
 
 @dataclass(frozen=True)
 class Wire:
-    """What was read: the file's properties, its Q and DQ nodes, its constants by name, and those kept ``outside`` it.
+    """The parts of an ONNX file that were read.
 
-    A constant is (element type, its first value that is not 0, read as eight-bit integers); types that ONNX has and
-    NumPy lacks are ``type <number>``.
+    Attributes:
+        properties: the file's metadata.
+        outside: the names of the constants that lie in another file.
+        quantisers: its QuantizeLinear and DequantizeLinear nodes.
+        constants: (element type, first value that is not 0, read as eight-bit integers) by name; a type that NumPy
+            lacks is called ``type <number>``.
     """
 
     properties: dict[str, str] = field(default_factory=dict)
@@ -65,10 +69,10 @@ def scan(path: Path) -> Wire:
 
 
 def check_tensorrt_qdq(path: Path) -> None:
-    """Refuse a quantised file that TensorRT would silently misread; a file without quantisers passes.
+    """Refuse a quantised file that TensorRT would silently misread; a file that is not quantised passes.
 
     Raises:
-        DeployError: a quantised tensor is not int8, or a zero-point is not 0 or no constant.
+        DeployError: a quantised tensor is not int8, or a zero-point is not 0 or not constant.
     """
     path = Path(path)
     wire = scan(path)
@@ -87,8 +91,8 @@ def check_tensorrt_qdq(path: Path) -> None:
             )
 
 
-def holds_fp16(data: bytes) -> bool:
-    """Whether the ONNX file ``data`` has constants in fp16; of bytes that are no ONNX file, no."""
+def has_fp16_constants(data: bytes) -> bool:
+    """Return whether the ONNX file ``data`` has fp16 constants; False for bytes that are no ONNX file."""
     try:
         for number, graph in fields(memoryview(data)):
             for part, tensor in fields(graph) if number == 7 else ():
@@ -109,17 +113,17 @@ def _graph(data: memoryview, wire: Wire) -> None:
 
 def _node(data: memoryview, wire: Wire) -> None:
     inputs: list[str] = []
-    words = {3: "", 4: ""}
-    first = ""
+    texts = {3: "", 4: ""}  # name, operator
+    output = ""
     for number, value in fields(data):
         if number == 1:
             inputs.append(text(value))
         elif number == 2:
-            first = first or text(value)
-        elif number in words:
-            words[number] = text(value)
-    if words[4] in _QUANTISERS:
-        wire.quantisers.append(WireNode(words[3] or first, words[4], tuple(inputs)))
+            output = output or text(value)
+        elif number in texts:
+            texts[number] = text(value)
+    if texts[4] in _QUANTISERS:
+        wire.quantisers.append(WireNode(texts[3] or output, texts[4], tuple(inputs)))
 
 
 def _constant(data: memoryview, wire: Wire) -> None:
@@ -135,7 +139,7 @@ def _constant(data: memoryview, wire: Wire) -> None:
             values = np.frombuffer(value, np.int8)
             first = int(next(iter(values[values != 0]), 0))
         elif number in (4, 5, 7, 10):  # the typed lists, packed or not
-            # A varint of a small negative number is one of 64 bits.
+            # A small negative number is a varint of 64 bits.
             whole = next(filter(None, varints(value)), 0) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
     if outside:
@@ -144,10 +148,10 @@ def _constant(data: memoryview, wire: Wire) -> None:
 
 
 def text(value: Any) -> str:
-    """A field's value as text.
+    """Return a field's value as text.
 
     Raises:
-        ValueError: it is a number, of which bytes() would make as many zeros, or is not UTF-8.
+        ValueError: it is not UTF-8, or a number, from which bytes() would make that many zeros.
     """
     if not isinstance(value, memoryview):
         raise ValueError("a number in place of a text")
@@ -155,7 +159,7 @@ def text(value: Any) -> str:
 
 
 def varints(data: memoryview) -> list[int]:
-    """The numbers of a packed list."""
+    """Return the numbers of a packed list."""
     found, at = [], 0
     while at < len(data):
         value, at = _varint(data, at)
@@ -164,10 +168,10 @@ def varints(data: memoryview) -> list[int]:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one message: a view for what has a length, a number for the rest.
+    """Yield (field number, value) for each field of a message; values are numbers, or views where they have a length.
 
     Raises:
-        ValueError, IndexError: the bytes are no such message.
+        ValueError, IndexError: the bytes are no protocol buffer message.
     """
     at, end = 0, len(data)
     while at < end:

@@ -1,1 +1,1 @@
-"""What comes before and after a network, in NumPy and Pillow alone."""
+"""Turn images into what a network reads, and its raw outputs into boxes and masks, without torch."""

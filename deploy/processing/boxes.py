@@ -1,4 +1,4 @@
-"""Boxes in NumPy: decoding, scores and suppression as torchvision computes them."""
+"""Decode, score and suppress boxes in NumPy as torchvision does."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# torchvision's bound on how much a side may be scaled: exp does not overflow.
-LARGEST_STEP = math.log(1000 / 16)
+# torchvision's bound on the logarithm of how much a side may be scaled, so that exp does not overflow.
+MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Shares along the last axis."""
+    """Return the softmax along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """The logistic function; far below 0 it is 0."""
+    """Return the logistic function; it underflows to 0 far below 0."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-logits))
 
 
-def moved(offsets: np.ndarray, centred: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Boxes (M, 4) as corners x1, y1, x2, y2, from offsets against reference boxes.
+def decode_boxes(offsets: np.ndarray, references: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Decode offsets against reference boxes to corners x1, y1, x2, y2, (M, 4).
 
     Args:
-        offsets: (M, 4): of the centre in the reference's sides, and the logarithm of the sides' ratios.
-        centred: (M, 4) reference boxes: x, y, width, height.
-        weights: the four factors that offsets were multiplied with in training.
+        offsets: (M, 4), the shift of the centre in sides of the reference, and the logarithms of the sides' ratios.
+        references: (M, 4), centre x, centre y, width, height.
+        weights: the four factors that offsets were multiplied by in training.
     """
     steps = offsets / np.asarray(weights, np.float32)
-    centres = steps[:, :2] * centred[:, 2:] + centred[:, :2]
-    halves = np.exp(np.minimum(steps[:, 2:], np.float32(LARGEST_STEP))) * centred[:, 2:] * np.float32(0.5)
+    centres = steps[:, :2] * references[:, 2:] + references[:, :2]
+    halves = np.exp(np.minimum(steps[:, 2:], np.float32(MAX_LOG_RATIO))) * references[:, 2:] * np.float32(0.5)
     return np.concatenate([centres - halves, centres + halves], axis=1)
 
 
-def centred(corners: np.ndarray) -> np.ndarray:
-    """Boxes (M, 4) as x, y, width, height, from corners."""
+def centres_and_sides(corners: np.ndarray) -> np.ndarray:
+    """Convert corners (M, 4) to centre x, centre y, width, height."""
     sides = corners[:, 2:] - corners[:, :2]
     return np.concatenate([corners[:, :2] + np.float32(0.5) * sides, sides], axis=1)
 
 
-def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Corners (M, 4) cut to an image of ``size``, (height, width)."""
+def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Clip corners (M, 4) to an image of ``size``, (height, width)."""
     height, width = size
     return boxes.clip(0, np.asarray([width, height, width, height], np.float32))
 
 
 def suppress(boxes: np.ndarray, overlap: float) -> np.ndarray:
-    """Non-maximum suppression: places in ``boxes`` (M, 4), likeliest first, of those that stay, in their order."""
+    """Run non-maximum suppression on corners (M, 4), likeliest first, and return the indices of those that stay."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     gone = np.zeros(len(boxes), bool)
     kept = []
@@ -61,17 +61,17 @@ def suppress(boxes: np.ndarray, overlap: float) -> np.ndarray:
         rest = boxes[k + 1 :]
         sides = np.minimum(boxes[k, 2:], rest[:, 2:]) - np.maximum(boxes[k, :2], rest[:, :2])
         common = sides.clip(0).prod(axis=1)
-        with np.errstate(invalid="ignore"):  # two empty boxes: 0 / 0, which is above nothing
+        with np.errstate(invalid="ignore"):  # two empty boxes give 0 / 0, which exceeds no bound
             shares = common / (areas[k] + areas[k + 1 :] - common)
-        # In double, like torchvision: which side of the bound a share falls on must not differ.
+        # In double precision like torchvision, so that each share falls on the same side of the bound.
         gone[k + 1 :] |= shares.astype(np.float64) > overlap
     return np.asarray(kept, np.int64)
 
 
-def best(
+def suppress_by_class(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, *, overlap: float, limit: int
 ) -> dict[str, np.ndarray]:
-    """What suppression within each label leaves: ``boxes``, ``scores`` and ``labels``, the likeliest ``limit``."""
+    """Suppress boxes within each class and return ``boxes``, ``scores`` and ``labels`` of the likeliest ``limit``."""
     kept = [np.empty(0, np.int64)]
     for label in np.unique(labels):
         (chosen,) = np.nonzero(labels == label)

@@ -1,4 +1,4 @@
-"""Detectors' raw outputs decoded in NumPy alone, each kind as torchvision decodes it."""
+"""Decode the raw outputs of detectors in NumPy alone, each kind as torchvision does."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from deploy.processing.boxes import best, centred, clipped, moved, sigmoid, softmax
+from deploy.processing.boxes import (
+    centres_and_sides,
+    clip_boxes,
+    decode_boxes,
+    sigmoid,
+    softmax,
+    suppress_by_class,
+)
 
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 Grid = tuple[_Side, _Side]
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 Factors = tuple[_Positive, _Positive, _Positive, _Positive]
-# torchvision's: a narrower box of a two-stage detector is none.
-_SMALLEST = 1e-2
+# torchvision's bound: a two-stage detector drops boxes with a shorter side, in pixels.
+_MIN_SIDE = 1e-2
 
 
-class Detection(BaseModel):
-    """What all decodings share; calling one takes the network's outputs in the order of ``OUTPUTS``.
+class DetectionDecoder(BaseModel):
+    """The base of all decoders; call one with the network's outputs in the order of ``OUTPUTS``.
 
     Attributes:
         size: (height, width) in pixels of the network's input.
-        score_threshold: boxes under it are dropped.
-        overlap: intersection over union above which the lower of two boxes of one class goes.
-        detections: boxes of an image at most.
+        score_threshold: boxes with a lower score are dropped.
+        overlap: the intersection over union above which the less likely of two boxes of one class is dropped.
+        detections: the largest number of boxes of an image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +50,7 @@ class Detection(BaseModel):
         """Decode a batch.
 
         Args:
-            outputs: the network's, each (N, ...), in the order of ``OUTPUTS``.
+            outputs: those of the network, each (N, ...), in the order of ``OUTPUTS``.
 
         Returns:
             For each image ``boxes`` (M, 4) in pixels of the input (x1, y1, x2, y2), ``scores`` (M,), likeliest
@@ -54,27 +61,27 @@ class Detection(BaseModel):
         return [self._image(one) for one in zip(*outputs, strict=True)]
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each output without the batch, for ``classes`` besides the background."""
+        """Return the shape of each output without the batch, for ``classes`` without the background."""
         raise NotImplementedError
 
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
 
-class SsdDetection(Detection):
-    """Decoding of a single-shot detector (Liu et al., 2016, arXiv:1512.02325).
+class SsdDecoder(DetectionDecoder):
+    """The decoder of a single-shot detector (Liu et al., 2016, arXiv:1512.02325).
 
-    Its network gives ``boxes`` (N, A, 4), offsets from A default boxes, and ``logits`` (N, A, 1 + classes), where
+    Its network returns ``boxes`` (N, A, 4), offsets from A default boxes, and ``logits`` (N, A, 1 + classes), where
     the first column is the background.
 
     Attributes:
-        kind: says in a manifest which postprocessing this is.
+        kind: the name of this postprocessing in a manifest.
         grids: (height, width) of each feature map.
         scales: of the default boxes as shares of the input, one more than there are maps.
-        aspect_ratios: for each map, besides 1.
-        steps: pixels between default boxes, one a map; empty where the grid itself says.
-        clip: whether default boxes are cut to the image's size.
-        weights: the four factors that offsets were multiplied with in training.
+        aspect_ratios: of the default boxes of each map, besides 1.
+        steps: pixels between default boxes, one per map; empty where they follow from the grids.
+        clip: whether default boxes are clipped to the image.
+        weights: the four factors that offsets were multiplied by in training.
         candidates: the best boxes of each class that go into suppression.
     """
 
@@ -91,14 +98,14 @@ class SsdDetection(Detection):
     detections: int = Field(default=200, ge=1)
 
     @model_validator(mode="after")
-    def _one_a_map(self) -> Self:
+    def _check_lengths(self) -> Self:
         maps = len(self.grids)
         if len(self.scales) <= maps or len(self.aspect_ratios) < maps or 0 < len(self.steps) < maps:
             raise ValueError(f"{maps} grids need {maps + 1} scales, {maps} aspect_ratios and {maps} steps or none")
         return self
 
     def default_boxes(self) -> np.ndarray:
-        """Centres and sides in pixels, float32 (A, 4): x, y, width, height."""
+        """Return the default boxes in pixels, float32 (A, 4): centre x, centre y, width, height."""
         height, width = self.size
         rows = []
         for k, (down, across) in enumerate(self.grids):
@@ -130,27 +137,29 @@ class SsdDetection(Detection):
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         offsets, logits = raw
         scores = softmax(logits)
-        corners = clipped(moved(offsets, self._default, self.weights), self.size)
+        corners = clip_boxes(decode_boxes(offsets, self._default, self.weights), self.size)
         places, labels = [], []
         for label in range(1, logits.shape[-1]):
             (chosen,) = np.nonzero(scores[:, label] > self.score_threshold)
             places.append(chosen[np.argsort(-scores[chosen, label], kind="stable")[: self.candidates]])
             labels.append(np.full(len(places[-1]), label, np.int64))
         place, column = np.concatenate(places), np.concatenate(labels)
-        return best(corners[place], scores[place, column], column - 1, overlap=self.overlap, limit=self.detections)
+        return suppress_by_class(
+            corners[place], scores[place, column], column - 1, overlap=self.overlap, limit=self.detections
+        )
 
 
-class RetinaNetDetection(Detection):
-    """Decoding of a RetinaNet (Lin et al., 2017, arXiv:1708.02002).
+class RetinaNetDecoder(DetectionDecoder):
+    """The decoder of a RetinaNet (Lin et al., 2017, arXiv:1708.02002).
 
-    Its network gives ``boxes`` (N, A, 4), offsets from A anchors, and ``logits`` (N, A, 1 + classes). The first
-    column stands for the background, which no training example has: it is left out.
+    Its network returns ``boxes`` (N, A, 4), offsets from A anchors, and ``logits`` (N, A, 1 + classes). The first
+    column stands for the background, which no training example has; it is ignored.
 
     Attributes:
-        kind: says in a manifest which postprocessing this is.
+        kind: the name of this postprocessing in a manifest.
         grids: (height, width) of each feature map.
-        cells: for each map the corners of its anchors around the origin, in pixels.
-        weights: the four factors that offsets were multiplied with in training.
+        cells: the corners of each map's anchors around the origin, in pixels.
+        weights: the four factors that offsets were multiplied by in training.
         candidates: the best boxes of each feature map that go into suppression.
     """
 
@@ -162,7 +171,7 @@ class RetinaNetDetection(Detection):
     detections: int = Field(default=300, ge=1)
 
     @model_validator(mode="after")
-    def _cells_a_map(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len(self.cells) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids need as many cells, not {len(self.cells)}")
         return self
@@ -173,15 +182,15 @@ class RetinaNetDetection(Detection):
 
     @cached_property
     def anchors(self) -> list[np.ndarray]:
-        """Centres and sides in pixels of every anchor, float32 (A, 4) a feature map."""
-        return [centred(level) for level in anchors_of(self.size, self.grids, self.cells)]
+        """The centre and sides in pixels of every anchor, float32 (A, 4) for each feature map."""
+        return [centres_and_sides(level) for level in tile_anchors(self.size, self.grids, self.cells)]
 
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         offsets, logits = raw
         return self._best(offsets, sigmoid(logits))
 
     def _corners(self, offsets: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-        return moved(offsets, anchors, self.weights)
+        return decode_boxes(offsets, anchors, self.weights)
 
     def _best(self, offsets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         boxes, values, labels = [], [], []
@@ -193,16 +202,19 @@ class RetinaNetDetection(Detection):
             (chosen,) = np.nonzero(flat > self.score_threshold)
             chosen = chosen[np.argsort(-flat[chosen], kind="stable")[: self.candidates]]
             place, label = np.divmod(chosen, scores.shape[-1] - 1)
-            boxes.append(clipped(self._corners(offsets[rows][place], anchors[place]), self.size))
+            boxes.append(clip_boxes(self._corners(offsets[rows][place], anchors[place]), self.size))
             values.append(flat[chosen])
             labels.append(label)
         parts = (np.concatenate(boxes), np.concatenate(values), np.concatenate(labels))
-        return best(*parts, overlap=self.overlap, limit=self.detections)
+        return suppress_by_class(*parts, overlap=self.overlap, limit=self.detections)
 
 
-class FcosDetection(RetinaNetDetection):
-    """Decoding of FCOS (Tian et al., 2019, arXiv:1904.01355): as RetinaNet's, but ``boxes`` are distances to the four
-    sides in the anchor's own, and a third output ``centreness`` (N, A, 1) weighs the scores."""
+class FcosDecoder(RetinaNetDecoder):
+    """The decoder of an FCOS (Tian et al., 2019, arXiv:1904.01355).
+
+    It works as RetinaNet's, but ``boxes`` are distances to the four sides in units of the anchor's sides, and a third
+    output ``centreness`` (N, A, 1) weights the scores.
+    """
 
     OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits", "centreness")
 
@@ -224,17 +236,17 @@ class FcosDetection(RetinaNetDetection):
         return np.concatenate([centres - offsets[:, :2] * sides, centres + offsets[:, 2:] * sides], axis=1)
 
 
-class RcnnDetection(Detection):
-    """Decoding of a two-stage detector (Ren et al., 2015, arXiv:1506.01497) after its box head.
+class RcnnDecoder(DetectionDecoder):
+    """The decoder of a two-stage detector (Ren et al., 2015, arXiv:1506.01497), after its box head.
 
-    Its network gives, for the K regions it proposes, ``boxes`` (N, K, (1 + classes) * 4), offsets for each class,
-    ``logits`` (N, K, 1 + classes), ``regions`` (N, K, 4) as corners in pixels, and ``kept`` (N, K): 0 where there are
-    fewer proposals than K.
+    Its network returns, for the K regions that it proposes, ``boxes`` (N, K, (1 + classes) * 4), offsets for each
+    class, ``logits`` (N, K, 1 + classes), ``regions`` (N, K, 4) as corners in pixels, and ``kept`` (N, K): 1 for each
+    region that exists, 0 where there are fewer than K.
 
     Attributes:
-        kind: says in a manifest which postprocessing this is.
+        kind: the name of this postprocessing in a manifest.
         regions: K.
-        weights: the four factors that offsets were multiplied with in training.
+        weights: the four factors that offsets were multiplied by in training.
     """
 
     OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits", "regions", "kept")
@@ -249,26 +261,28 @@ class RcnnDetection(Detection):
 
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         offsets, logits, regions, kept = raw
-        there = kept > 0.5
-        scores = softmax(logits[there])[:, 1:]
+        exists = kept > 0.5
+        scores = softmax(logits[exists])[:, 1:]
         columns = logits.shape[-1]
-        references = centred(np.repeat(regions[there], columns - 1, axis=0))
-        moves = offsets[there].reshape(-1, columns, 4)[:, 1:].reshape(-1, 4)
-        boxes = clipped(moved(moves, references, self.weights), self.size)
+        references = centres_and_sides(np.repeat(regions[exists], columns - 1, axis=0))
+        moves = offsets[exists].reshape(-1, columns, 4)[:, 1:].reshape(-1, 4)
+        boxes = clip_boxes(decode_boxes(moves, references, self.weights), self.size)
         labels = np.tile(np.arange(columns - 1), len(scores))
         sides = boxes[:, 2:] - boxes[:, :2]
-        (chosen,) = np.nonzero((scores.reshape(-1) > self.score_threshold) & (sides >= _SMALLEST).all(axis=1))
-        return best(
+        (chosen,) = np.nonzero((scores.reshape(-1) > self.score_threshold) & (sides >= _MIN_SIDE).all(axis=1))
+        return suppress_by_class(
             boxes[chosen], scores.reshape(-1)[chosen], labels[chosen], overlap=self.overlap, limit=self.detections
         )
 
 
-class FoundBoxes(Detection):
-    """The network itself decodes and suppresses: ``boxes`` (N, D, 4) in pixels, ``scores`` (N, D) and ``labels``
-    (N, D), likeliest first; a score of 0 fills up what is not there.
+class DecodedBoxes(DetectionDecoder):
+    """The decoder of a network that decodes and suppresses boxes itself.
+
+    It returns ``boxes`` (N, D, 4) in pixels, ``scores`` (N, D) and ``labels`` (N, D), likeliest first; rows that fill
+    the arrays up have a score of 0.
 
     Attributes:
-        kind: says in a manifest which postprocessing this is.
+        kind: the name of this postprocessing in a manifest.
     """
 
     OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "scores", "labels")
@@ -280,17 +294,20 @@ class FoundBoxes(Detection):
 
     def _image(self, raw: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         boxes, scores, labels = raw
-        there = scores > self.score_threshold
-        return {"boxes": boxes[there], "scores": scores[there], "labels": labels[there].astype(np.int64)}
+        chosen = scores > self.score_threshold
+        return {"boxes": boxes[chosen], "scores": scores[chosen], "labels": labels[chosen].astype(np.int64)}
 
 
-def anchors_of(size: Grid, grids: Sequence[Grid], cells: Sequence[Sequence[Box]]) -> list[np.ndarray]:
-    """The corners of every anchor, float32 (A, 4) a feature map: its cells at each place of the map.
+def tile_anchors(size: Grid, grids: Sequence[Grid], cells: Sequence[Sequence[Box]]) -> list[np.ndarray]:
+    """Place each feature map's cells at every position of the map.
 
     Args:
         size: (height, width) of the network's input.
         grids: (height, width) of each feature map.
-        cells: corners around the origin, for each map.
+        cells: the corners of each map's anchors around the origin.
+
+    Returns:
+        The corners of every anchor, float32 (A, 4) for each map.
     """
     found = []
     for (down, across), cell in zip(grids, cells, strict=True):

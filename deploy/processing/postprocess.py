@@ -1,4 +1,4 @@
-"""From a network's raw outputs to boxes or a class for every pixel, in NumPy alone."""
+"""Turn a network's raw outputs into boxes or a class for every pixel, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.processing.boxes import suppress
 from deploy.processing.detection import (
-    Detection,
-    FcosDetection,
-    FoundBoxes,
-    RcnnDetection,
-    RetinaNetDetection,
-    SsdDetection,
+    DecodedBoxes,
+    DetectionDecoder,
+    FcosDecoder,
+    RcnnDecoder,
+    RetinaNetDecoder,
+    SsdDecoder,
 )
 
 __all__ = [
-    "Detection", "FcosDetection", "FoundBoxes", "Postprocessing", "RcnnDetection", "RetinaNetDetection",
-    "Segmentation", "SsdDetection", "resize_bilinear", "suppress",
+    "DecodedBoxes", "DetectionDecoder", "FcosDecoder", "Postprocessing", "RcnnDecoder", "RetinaNetDecoder",
+    "SegmentationDecoder", "SsdDecoder", "resize_bilinear", "suppress",
 ]  # fmt: skip
 
+_MAX_LOGITS = 1 << 24  # resized at a time: 64 MB
 
-class Segmentation(BaseModel):
-    """A class for every pixel, from ``logits`` (N, classes, height, width).
+
+class SegmentationDecoder(BaseModel):
+    """The decoder of a segmenter: a class for every pixel, from ``logits`` (N, classes, height, width).
 
     Attributes:
-        kind: says in a manifest which postprocessing this is.
-        in_graph: the network itself resizes and takes the largest: it gives ``classes`` (N, height, width).
+        kind: the name of this postprocessing in a manifest.
+        in_graph: whether the network itself resizes and takes the likeliest class: it returns ``classes`` (N, height,
+            width).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,30 +40,30 @@ class Segmentation(BaseModel):
     in_graph: bool = False
 
     def __call__(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The classes (N, height, width) of ``size``, from logits of any size or from classes of the graph."""
+        """Return the classes (N, height, width) of ``size``, from logits of any size or from the graph's classes."""
         if self.in_graph:
             rows, columns = (
                 np.minimum(((np.arange(want) + 0.5) * have / want).astype(np.int64), have - 1)
                 for want, have in zip(size, values.shape[1:], strict=True)
             )
             return values[:, rows[:, None], columns]
-        # Logits of a whole photograph in its own size would take gigabytes: some rows at a time.
-        many = max(1, _NUMBERS // (len(values) * values.shape[1] * size[1]))
+        # The logits of a whole photograph at full size would take gigabytes: resize some rows at a time.
+        many = max(1, _MAX_LOGITS // (len(values) * values.shape[1] * size[1]))
         bands = [range(first, min(first + many, size[0])) for first in range(0, size[0], many)]
         return np.concatenate([resize_bilinear(values, size, band).argmax(axis=1) for band in bands], axis=1)
 
 
-# Of logits that are resized at a time: 64 MB.
-_NUMBERS = 1 << 24
-
 Postprocessing = Annotated[
-    SsdDetection | RetinaNetDetection | FcosDetection | RcnnDetection | FoundBoxes | Segmentation,
+    SsdDecoder | RetinaNetDecoder | FcosDecoder | RcnnDecoder | DecodedBoxes | SegmentationDecoder,
     Field(discriminator="kind"),
 ]
 
 
 def resize_bilinear(values: np.ndarray, size: tuple[int, int], rows: range | None = None) -> np.ndarray:
-    """Resize (N, C, H, W) to ``size`` as torch's bilinear interpolation without aligned corners does; only ``rows``."""
+    """Resize (N, C, H, W) to ``size``, or only to some of its ``rows``.
+
+    Equals torch's bilinear interpolation without aligned corners.
+    """
     for axis, want, part in ((2, size[0], rows), (3, size[1], None)):
         have = values.shape[axis]
         place = ((np.asarray(range(want) if part is None else part) + 0.5) * (have / want) - 0.5).clip(0, have - 1)

@@ -1,4 +1,4 @@
-"""From an image file to the array a network reads, the same at training-time evaluation and in a bundle."""
+"""Turn an image file into the array that a network reads, in a bundle just as in evaluation during training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Preprocessing(BaseModel):
     """How an image becomes a float32 array (C, H, W).
 
     Attributes:
-        size: (height, width) in pixels of what the network reads.
+        size: (height, width) in pixels of the array.
         mode: ``L`` for one grey channel, ``RGB`` for three.
-        mean: per channel, subtracted after scaling to 0..1.
-        std: per channel, divided by after the subtraction.
-        interpolation: the filter of the one resize.
-        resize: ``stretch`` to ``size``, or the ``shorter_side_center_crop`` that keeps the aspect ratio.
+        mean: of each channel, subtracted after scaling to 0..1.
+        std: of each channel, the divisor after the subtraction.
+        interpolation: the filter of the resize.
+        resize: ``stretch`` to ``size``, or ``shorter_side_center_crop``, which keeps the aspect ratio.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,14 +40,14 @@ class Preprocessing(BaseModel):
 
     @field_validator("size")
     @classmethod
-    def _positive(cls, value: tuple[int, int]) -> tuple[int, int]:
+    def _check_size(cls, value: tuple[int, int]) -> tuple[int, int]:
         if min(value) < 1 or max(value) > 4096:
             raise ValueError(f"size is {value}; both sides have to be between 1 and 4096 pixels")
         return value
 
     @field_validator("mean", "std")
     @classmethod
-    def _one_per_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+    def _check_channels(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         channels = _CHANNELS.get(info.data.get("mode", ""), 0)
         value = value or (0.0 if info.field_name == "mean" else 1.0,) * channels
         if channels and len(value) != channels:
@@ -59,17 +59,17 @@ class Preprocessing(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the arrays that come out."""
+        """The shape of the arrays, (C, H, W)."""
         return (_CHANNELS[self.mode], *self.size)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Turn ``image``, of any mode and size, into a float32 array (C, H, W).
 
         Raises:
-            DeployError: its pixels are of a mode without a fixed range (``I``, ``F``).
+            DeployError: its pixels have a mode without a fixed range (``I``, ``F``).
         """
         height, width = self.size
-        upright = _opaque(ImageOps.exif_transpose(_eight_bits(image))).convert(self.mode)
+        upright = _expand_palette(ImageOps.exif_transpose(_to_eight_bits(image))).convert(self.mode)
         pixels = np.asarray(
             upright.resize((width, height), Image.Resampling[self.interpolation.upper()], box=self._box(upright)),
             dtype=np.float32,
@@ -78,22 +78,22 @@ class Preprocessing(BaseModel):
         std = np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1))
 
-    def seen(self, image: Image.Image) -> tuple[float, float, float, float]:
-        """The part of the upright ``image`` that the network sees: (left, top, right, bottom) in its pixels."""
+    def visible_box(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """Return the part of the upright ``image`` that the network sees: (left, top, right, bottom) in pixels."""
         return self._box(ImageOps.exif_transpose(image))
 
     def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
-        """The part of ``image`` that is kept: (left, top, right, bottom) in source pixels.
+        """Return the part of ``image`` that is kept: (left, top, right, bottom) in source pixels.
 
-        Cropping the source and resizing once equals resizing the shorter side and cropping the centre,
-        without a second rounding of the pixels.
+        Cropping the source and resizing once equals resizing the shorter side and cropping the centre, but rounds to
+        whole pixels only once.
         """
         if self.resize == "stretch":
             return (0.0, 0.0, float(image.width), float(image.height))
         height, width = self.size
         scale = min(image.width / width, image.height / height)
         left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-        # Rounding may step a hair over the edge, which Pillow refuses.
+        # A rounding error may exceed the edge by a hair, which Pillow refuses.
         return (
             max(left, 0.0),
             max(top, 0.0),
@@ -102,13 +102,13 @@ class Preprocessing(BaseModel):
         )
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """A palette whose colours are transparent to degrees, of which Pillow would warn, spelt out; else ``image``."""
+def _expand_palette(image: Image.Image) -> Image.Image:
+    """Expand a palette with partly transparent colours, of which Pillow would warn; return other images as they are."""
     return image.convert("RGBA") if isinstance(image.info.get("transparency"), bytes) else image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled down to 8, which Pillow's own conversion would clip; pixels without a range are refused."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip; refuse pixels without a fixed range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         scaled = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         scaled.info.update(image.info)
@@ -124,18 +124,18 @@ def load(path: Path) -> Image.Image:
     """Read the whole image at ``path``.
 
     Raises:
-        DeployError: the file is missing, is no image Pillow knows, is cut short or is too large to be one.
+        DeployError: the file is missing, is no image that Pillow knows, is truncated or is implausibly large.
     """
     path = Path(path)
     if not path.is_file():
         raise DeployError(f"There is no image file at {path}; check the path.")
     try:
         with warnings.catch_warnings():
-            # What Pillow warns of (odd EXIF, many pixels) is either harmless here or an error below.
+            # Pillow's warnings (odd EXIF, many pixels) are harmless here or become errors below.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.load()
-                return _eight_bits(image)
+                return _to_eight_bits(image)
     except UnidentifiedImageError as error:
         raise DeployError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:

@@ -1,1 +1,1 @@
-"""Eight bits and half precision."""
+"""Quantise fp32 ONNX files to int8, and convert them to half precision."""

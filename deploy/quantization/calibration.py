@@ -1,4 +1,4 @@
-"""An fp32 file and the images it is calibrated with: what every other precision is made from."""
+"""Read an fp32 file and the images it is calibrated with, which every other precision is made from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 from deploy.errors import DeployError
 from deploy.files import sha256
-from deploy.onnx.file import PRECISION, SOURCE, metadata, read, write
+from deploy.onnx.file import PRECISION, SOURCE, properties, read, write
 
 if TYPE_CHECKING:
     import onnx
 
-SAMPLES = 300
+MAX_IMAGES = 300
 KEPT = "niwaki.kept_fp32"
-"""The property of a file that names, with commas, what was left in fp32."""
+"""The property of a file that names the nodes left in fp32, separated by commas."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An fp32 file, its one input's name, and single images (1, C, H, W) float32, at most ``SAMPLES``."""
+    """An fp32 file, the ``name`` of its only input, and at most ``MAX_IMAGES`` float32 images (1, C, H, W)."""
 
     path: Path
     model: onnx.ModelProto
@@ -32,11 +32,11 @@ class Calibrated:
 
     @classmethod
     def read(cls, src: Path, calibration: Sequence[np.ndarray], seed: int, precision: str) -> Calibrated:
-        """Read ``src``, from which ``precision`` will be made, and fit the arrays to it.
+        """Read ``src``, from which ``precision`` will be made, and check that the arrays fit it.
 
         Args:
             calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W).
-            seed: which images are drawn where there are more than ``SAMPLES``.
+            seed: of the draw where there are more than ``MAX_IMAGES`` images.
 
         Raises:
             DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
@@ -50,24 +50,28 @@ class Calibrated:
         return cls(src, model, _images(calibration, inputs[0], seed), inputs[0].name)
 
     def write(self, model: onnx.ModelProto, dst: Path, precision: str, kept: Sequence[str]) -> Path:
-        """Write what was made from the file, with the file's own metadata and where it comes from."""
-        props = {**metadata(self.model), PRECISION: precision, SOURCE: sha256(self.path)}
+        """Write ``model``, made from this file, with the file's own metadata and its hash."""
+        props = {**properties(self.model), PRECISION: precision, SOURCE: sha256(self.path)}
         if kept:
             props[KEPT] = ",".join(kept)
         return write(model, Path(dst), props)
 
 
 def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
-    """The model at ``src``; DeployError when it is anything but fp32, which ``precision`` is made from."""
+    """Read the fp32 model at ``src``, from which ``precision`` will be made.
+
+    Raises:
+        DeployError: it is missing, is not ONNX, or is not fp32.
+    """
     model = read(Path(src))
-    stated = metadata(model).get(PRECISION, "fp32")
+    stated = properties(model).get(PRECISION, "fp32")
     if stated != "fp32":
         raise DeployError(f"{src} is {stated}; make the {precision} file from the fp32 one.")
     return model
 
 
 def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed: int) -> list[np.ndarray]:
-    """Single images (1, C, H, W), at most ``SAMPLES``, drawn with ``seed`` and in their first order."""
+    """Return at most ``MAX_IMAGES`` single images (1, C, H, W), drawn with ``seed`` and kept in their order."""
     want = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)[1:]
     images: list[np.ndarray] = []
     for array in calibration:
@@ -84,7 +88,7 @@ def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed:
         images.extend(np.ascontiguousarray(batch[i : i + 1]) for i in range(len(batch)))
     if not images:
         raise DeployError("The calibration holds 0 images; give at least one, better a hundred.")
-    if len(images) <= SAMPLES:
+    if len(images) <= MAX_IMAGES:
         return images
-    drawn = np.random.default_rng(seed).choice(len(images), SAMPLES, replace=False)
+    drawn = np.random.default_rng(seed).choice(len(images), MAX_IMAGES, replace=False)
     return [images[i] for i in sorted(drawn.tolist())]

@@ -1,4 +1,4 @@
-"""Half precision: weights and arithmetic of an ONNX file in fp16 or bf16, its inputs and outputs still float32."""
+"""Convert an fp32 file to fp16 or bf16, weights and arithmetic; its inputs and outputs stay float32."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 
 from deploy.errors import DeployError
 from deploy.files import sha256
-from deploy.onnx.file import PRECISION, SOURCE, metadata, missing, quiet, write
+from deploy.onnx.file import PRECISION, SOURCE, missing_package, properties, quiet, write
 from deploy.quantization.calibration import Calibrated, read_fp32
-from deploy.quantization.ranges import LARGEST, ranges, wide_nodes
+from deploy.quantization.ranges import FP16_MAX, overflowing_nodes, tensor_ranges
 
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, FLOAT16 = 1, 10  # of onnx.TensorProto, which is imported only when it is needed
-_BF16_OPSET = 22  # the first in which convolutions and pooling take bfloat16
+FLOAT, FLOAT16 = 1, 10  # of onnx.TensorProto, which is imported only where it is needed
+_BF16_OPSET = 22  # the first whose convolutions and pooling accept bfloat16
 
 
 def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | None = None, *, seed: int = 0) -> Path:
-    """Write the fp16 variant of the fp32 file ``src`` to ``dst``; metadata is kept.
+    """Write the fp16 variant of the fp32 file ``src`` to ``dst``; its metadata is kept.
 
-    With ``calibration`` the layers that read or write what fp16 cannot hold stay in fp32: values above half its largest
-    number, or so small that rounding leaves less than 40 dB. They are found by running the images through the fp32
-    file; the property ``niwaki.kept_fp32`` names their nodes.
+    With ``calibration``, layers that read or write tensors which fp16 cannot hold stay in fp32: those with values above
+    half its largest number, or so small that rounding leaves less than 40 dB. They are found by running the images
+    through the fp32 file; the property ``niwaki.kept_fp32`` names their nodes.
 
     Args:
         src: an fp32 ONNX file.
         dst: where the fp16 file goes.
         calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W); without them everything becomes fp16.
-        seed: which images are drawn where there are more than ``deploy.quantization.calibration.SAMPLES``.
+        seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
 
     Raises:
         DeployError: ``src`` is missing, is not ONNX, is not fp32 or cannot be converted, or the calibration does not
@@ -42,12 +42,12 @@ def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | Non
     src = Path(src)
     if calibration is None:
         model = read_fp32(src, "fp16")
-        props = {**metadata(model), PRECISION: "fp16", SOURCE: sha256(src)}
-        return write(_halved(model, src, []), Path(dst), props)
+        props = {**properties(model), PRECISION: "fp16", SOURCE: sha256(src)}
+        return write(_convert_to_fp16(model, src, []), Path(dst), props)
     source = Calibrated.read(src, calibration, seed, "fp16")
     _name_nodes(source.model)
-    kept = wide_nodes(source.model, ranges(source.model, source.name, source.images))
-    half = _halved(source.model, src, kept)
+    kept = overflowing_nodes(source.model, tensor_ranges(source.model, source.name, source.images))
+    half = _convert_to_fp16(source.model, src, kept)
     return source.write(half, dst, "fp16", kept)
 
 
@@ -59,21 +59,21 @@ def bf16_from_fp32(src: Path, dst: Path) -> Path:
     Raises:
         DeployError, MissingDependency: as ``fp16_from_fp32``.
     """
-    import ml_dtypes  # comes with onnx
+    import ml_dtypes  # a dependency of onnx
     from onnx import TensorProto, numpy_helper, version_converter
 
     src = Path(src)
     model = read_fp32(src, "bf16")
-    props = {**metadata(model), PRECISION: "bf16", SOURCE: sha256(src)}
+    props = {**properties(model), PRECISION: "bf16", SOURCE: sha256(src)}
     opsets = {one.domain: one.version for one in model.opset_import}
     if opsets.get("", 0) < _BF16_OPSET:
         with quiet():
             model = version_converter.convert_version(model, _BF16_OPSET)
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    half = _halved(model, src, [])
+    half = _convert_to_fp16(model, src, [])
     for tensor in half.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            # From the fp32 weights: the range of fp16 must leave no trace.
+            # Taken from the fp32 weights, so that the range of fp16 leaves no trace.
             array = exact[tensor.name].astype(ml_dtypes.bfloat16)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for value in half.graph.value_info:
@@ -88,37 +88,37 @@ def bf16_from_fp32(src: Path, dst: Path) -> Path:
     return write(half, Path(dst), props)
 
 
-def _halved(model: onnx.ModelProto, src: Path, kept: Sequence[str]) -> onnx.ModelProto:
-    """The model in fp16 but for the nodes named in ``kept`` and those that the converter never changes."""
+def _convert_to_fp16(model: onnx.ModelProto, src: Path, kept: Sequence[str]) -> onnx.ModelProto:
+    """Convert the model to fp16, except the nodes named in ``kept`` and those that the converter never changes."""
     try:
         with quiet():
             from onnxconverter_common import float16
     except ImportError as error:
-        raise missing("onnxconverter-common", "Making a file of half precision", "compress") from error
+        raise missing_package("onnxconverter-common", "Making a file of half precision", "compress") from error
     _name_nodes(model)
-    # The converter takes a cast to float for one that it makes fp16 itself.
-    whole = float16.DEFAULT_OP_BLOCK_LIST
-    stay = {node.name for node in model.graph.node if node.op_type in whole or _casts_to(node, FLOAT)} | set(kept)
+    # The converter would treat a cast to float like any node and turn it into fp16.
+    blocked = float16.DEFAULT_OP_BLOCK_LIST
+    stay = {node.name for node in model.graph.node if node.op_type in blocked or _casts_to(node, FLOAT)} | set(kept)
     readers = {node.name for node in model.graph.node} - stay
-    _part_weights(model.graph, stay)
-    _fill_values(model.graph)
+    _unshare_weights(model.graph, stay)
+    _write_default_values(model.graph)
     with quiet():
         try:
             half = float16.convert_float_to_float16(
-                model, min_positive_val=0.0, max_finite_val=LARGEST, keep_io_types=True, node_block_list=sorted(stay)
+                model, min_positive_val=0.0, max_finite_val=FP16_MAX, keep_io_types=True, node_block_list=sorted(stay)
             )
         except (ValueError, TypeError) as error:
             raise DeployError(f"{src} cannot be made fp16 ({error}); ship its fp32 or int8 file instead.") from error
-    _skip_detours(half.graph)
+    _remove_cast_pairs(half.graph)
     _cast_outputs(half.graph, readers)
     return half
 
 
-def _skip_detours(graph: onnx.GraphProto) -> None:
-    """Let what is fp32 on both sides of a pair of casts pass without becoming fp16 in between.
+def _remove_cast_pairs(graph: onnx.GraphProto) -> None:
+    """Remove pairs of casts from fp32 to fp16 and back.
 
-    The converter leaves such pairs where several nodes read the tensor, and gives out fp16 where a kept node ends the
-    network; what overflows fp16 would be infinite there.
+    The converter leaves them where several nodes read a tensor, and before the output where a kept node ends the
+    network; a value that overflows fp16 would become infinite there.
     """
     maker = {name: node for node in graph.node for name in node.output}
     kinds = {value.name: value.type.tensor_type for value in graph.output}
@@ -142,7 +142,7 @@ def _skip_detours(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input} | set(kinds)
     for node in [n for n in graph.node if _casts_to(n, FLOAT16) and n.output[0] not in used]:
         graph.node.remove(node)
-    # Types are inferred again wherever the file is loaded; those of tensors that are gone would be wrong.
+    # Runtimes infer types again when they load the file; those of removed or renamed tensors would be wrong.
     values = [value for value in graph.value_info if value.name not in kinds and value.name not in renamed]
     del graph.value_info[:]
     graph.value_info.extend(values)
@@ -153,7 +153,7 @@ def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
 
 
 def _cast_outputs(graph: onnx.GraphProto, readers: set[str]) -> None:
-    """Give those of ``readers``, nodes in fp16, that read an output of the network, which is fp32, a cast of it."""
+    """Insert a cast wherever one of ``readers``, nodes in fp16, reads an output of the network, which is fp32."""
     from onnx import helper
 
     outputs = {value.name for value in graph.output if value.type.tensor_type.elem_type == FLOAT}
@@ -167,28 +167,28 @@ def _cast_outputs(graph: onnx.GraphProto, readers: set[str]) -> None:
                 graph.node.insert(index + 1, cast)
 
 
-def _part_weights(graph: onnx.GraphProto, kept: set[str]) -> None:
-    """Give the kept nodes weights of their own, which then stay fp32 instead of passing through fp16."""
+def _unshare_weights(graph: onnx.GraphProto, kept: set[str]) -> None:
+    """Copy weights that kept nodes share with others, so that they stay fp32 instead of passing through fp16."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    # The converter casts whatever has a value_info, weights too.
+    # The converter casts every tensor that has a value_info, even weights.
     values = [value for value in graph.value_info if value.name not in weights]
     del graph.value_info[:]
     graph.value_info.extend(values)
     shared = {name for node in graph.node if node.name not in kept for name in node.input} & set(weights)
-    parted: set[str] = set()
+    copied: set[str] = set()
     for node in graph.node:
         for k, name in enumerate(node.input):
             if node.name in kept and name in shared:
                 node.input[k] = f"{name}.fp32"
-                if name not in parted:
-                    parted.add(name)
+                if name not in copied:
+                    copied.add(name)
                     tensor = graph.initializer.add()
                     tensor.CopyFrom(weights[name])
                     tensor.name = f"{name}.fp32"
 
 
-def _fill_values(graph: onnx.GraphProto) -> None:
-    """Write out the float32 zero that ConstantOfShape gives by default: the converter changes only what is written."""
+def _write_default_values(graph: onnx.GraphProto) -> None:
+    """Write out ConstantOfShape's default value, a float32 zero: the converter changes only explicit values."""
     from onnx import helper
 
     for node in graph.node:
@@ -197,7 +197,7 @@ def _fill_values(graph: onnx.GraphProto) -> None:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Give each node a name of its own, for the converter knows nodes by name."""
+    """Give each node a unique name, by which the converter knows it."""
     seen: set[str] = set()
     for k, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:

@@ -1,4 +1,4 @@
-"""Eight bits: the int8 file for ONNX Runtime and OpenVINO; `qdq` derives the signed one for TensorRT."""
+"""Quantise an fp32 file to int8 for ONNX Runtime and OpenVINO; ``qdq`` derives the signed file for TensorRT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.onnx.file import missing, quiet
+from deploy.onnx.file import missing_package, quiet
 from deploy.quantization.calibration import Calibrated
 from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
 
@@ -31,13 +31,13 @@ __all__ = ["KINDS", "int8_from_fp32", "int8_with_accuracy_control", "operators",
 def int8_from_fp32(
     src: Path, dst: Path, calibration: Sequence[np.ndarray], *, seed: int = 0, keep_fp32: Sequence[str] = ()
 ) -> Path:
-    """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; metadata is kept.
+    """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; its metadata is kept.
 
     Args:
         src: an fp32 ONNX file with one input.
         dst: where the int8 file goes.
-        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), as the network will see them.
-        seed: which ``SAMPLES`` images are drawn where there are more.
+        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see.
+        seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
         keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
 
     Raises:
@@ -45,13 +45,13 @@ def int8_from_fp32(
         MissingDependency: NNCF is not installed.
     """
     source = Calibrated.read(src, calibration, seed, "int8")
-    nncf, options = _nncf(source.model, keep_fp32)
-    # Symmetric: ONNX Runtime is fast only while whole int8 chains fuse; docs/engines.md has what was measured.
-    # Another processor judges otherwise: deploy.quantization.search.fastest_int8 measures.
+    nncf, options = _import_nncf(source.model, keep_fp32)
+    # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
+    # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
     with quiet():
         try:
             quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
-        except Exception as error:  # NNCF and the runtime it calibrates with share no base class
+        except Exception as error:  # the errors of NNCF and of the runtime it calibrates with share no base class
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
     shift_activations(quantised.graph)
     quantise_biases(quantised.graph)
@@ -69,14 +69,17 @@ def int8_with_accuracy_control(
     seed: int = 0,
     keep_fp32: Sequence[str] = (),
 ) -> Path:
-    """Like ``int8_from_fp32``, but layers go back to fp32 until ``measure`` falls by no more than ``max_drop``.
+    """Quantise as ``int8_from_fp32``, but return layers to fp32 until ``measure`` drops by no more than ``max_drop``.
 
     Args:
-        measure: the quality of an engine, above 0 and the higher the better, such as its accuracy on validation data.
-        max_drop: how far below that of the fp32 file it may be.
+        src, dst, calibration, seed, keep_fp32: as for ``int8_from_fp32``.
+        measure: returns the quality of an engine, positive and the higher the better, such as its accuracy on
+            validation data.
+        max_drop: how far the quality may lie below that of the fp32 file.
 
     Raises:
-        DeployError: as there, ``max_drop`` is negative, or the fp32 file's quality is not above 0.
+        DeployError: as for ``int8_from_fp32``; or ``max_drop`` is negative, or the fp32 file's quality is not
+            positive.
         MissingDependency: NNCF is not installed.
     """
     if max_drop < 0:
@@ -84,9 +87,9 @@ def int8_with_accuracy_control(
     source = Calibrated.read(src, calibration, seed, "int8")
     with load_engine(source.path) as engine:
         dense = float(measure(engine))
-    if dense <= 0:  # NNCF divides by it
+    if dense <= 0:  # NNCF would divide by it
         raise DeployError(f"The quality of {src} is {dense}; measure something that is above 0 for a good network.")
-    nncf, options = _nncf(source.model, keep_fp32)
+    nncf, options = _import_nncf(source.model, keep_fp32)
 
     def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
         import onnx
@@ -119,7 +122,7 @@ def int8_with_accuracy_control(
 
 
 def operators(model: onnx.ModelProto, kind: str) -> list[str]:
-    """The names of the nodes of ``model`` that are of ``kind``, a key of ``KINDS``.
+    """Return the names of the nodes of ``model`` that are of ``kind``, a key of ``KINDS``.
 
     Raises:
         DeployError: there is no such kind.
@@ -146,14 +149,14 @@ KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = Map
     {"depthwise": _depthwise, "first": _first, "sums": _sums}
 )
 """Kinds of operators that are slower in int8 on some processors: depthwise and grouped convolutions, the first
-convolution, and what joins two branches."""
+convolution, and those that join two branches."""
 
 
 def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
-    """In a graph that suppresses boxes, the nodes after the last weights: 256 steps are too few for a box's edges."""
+    """Return the nodes after the last weights where a graph suppresses boxes: 256 steps are too few for their edges."""
     if not any(node.op_type == "NonMaxSuppression" for node in nodes):
         return []
-    feeds: set[str] = set()  # tensors that reach a weight
+    feeds: set[str] = set()  # tensors from which a weight can still be reached
     after = []
     for node in reversed(nodes):
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") or feeds & set(node.output):
@@ -163,21 +166,21 @@ def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
     return after
 
 
-def _nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """NNCF and the options that every quantisation here takes."""
-    asked = {name for kind in keep_fp32 for name in operators(model, kind) if name}
-    names = sorted(asked | set(_decoding(list(model.graph.node))))
+def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Import NNCF and return it with the options that every quantisation here uses."""
+    wanted = {name for kind in keep_fp32 for name in operators(model, kind) if name}
+    names = sorted(wanted | set(_decoding(list(model.graph.node))))
     try:
         with quiet(), _no_telemetry():
             import nncf
             from nncf.quantization import advanced_parameters as advanced
     except ImportError as error:
-        raise missing("nncf", "Making an int8 file", "compress") from error
+        raise missing_package("nncf", "Making an int8 file", "compress") from error
     return nncf, {
         "preset": nncf.QuantizationPreset.PERFORMANCE,
         "ignored_scope": nncf.IgnoredScope(names=names, validate=False) if names else None,
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
-            # Per channel activations keep ONNX Runtime from fusing depthwise convolutions at all.
+            # With activations per channel ONNX Runtime fuses no depthwise convolution.
             activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
         ),
     }
@@ -189,7 +192,7 @@ def _dataset(nncf: Any, source: Calibrated) -> Any:
 
 @contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """NNCF reports its use over the network unless this variable is set while it is imported."""
+    """Keep NNCF from reporting its use over the network: set the variable that it reads while it is imported."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"
     try:

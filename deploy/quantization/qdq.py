@@ -1,4 +1,4 @@
-"""Rewriting quantised files: one type of activations for ONNX Runtime, signed ones for TensorRT."""
+"""Rewrite quantised files: one type of activations for ONNX Runtime, signed ones for TensorRT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from deploy.errors import DeployError
 from deploy.files import sha256
-from deploy.onnx.file import SOURCE, metadata, read, write
+from deploy.onnx.file import SOURCE, properties, read, write
 
 if TYPE_CHECKING:
     import onnx
@@ -20,8 +20,8 @@ _RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 def shift_activations(graph: onnx.GraphProto) -> None:
     """Make int8 activations with zero-point 0 uint8 with zero-point 128: the same values, 128 higher.
 
-    ONNX Runtime fuses an operator only where what it reads and what it writes have one type. A rectifier's output is
-    uint8, so beside it every int8 activation keeps a convolution or a sum in fp32 (15 of 52 and all 10 of MobileNetV2).
+    ONNX Runtime fuses an operator only where its inputs and outputs have one type. The output of a ReLU is uint8, so an
+    int8 activation beside it keeps a convolution or a sum in fp32 (15 of 52 and all 10 in MobileNetV2).
     """
     from onnx import numpy_helper
 
@@ -42,9 +42,9 @@ def shift_activations(graph: onnx.GraphProto) -> None:
 
 
 def quantise_biases(graph: onnx.GraphProto) -> None:
-    """Store the float biases of quantised matrix products as int32 in steps of activation times weight.
+    """Store the float biases of quantised matrix products as int32, in steps of the activation's times the weight's.
 
-    ONNX Runtime does this by itself for convolutions; a Gemm with a float bias it leaves in fp32, weights and all.
+    ONNX Runtime does this itself for convolutions, but leaves a Gemm with a float bias in fp32, weights and all.
     """
     from onnx import helper, numpy_helper
 
@@ -79,7 +79,7 @@ def quantise_biases(graph: onnx.GraphProto) -> None:
 
 
 def store_raw(graph: onnx.GraphProto) -> None:
-    """Store the zero-points of weights as plain bytes, which the AMX rewrites can change where they lie."""
+    """Store the zero-points of weights as raw bytes, which ``amx_rewrite`` can change in place."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -90,7 +90,7 @@ def store_raw(graph: onnx.GraphProto) -> None:
 
 
 def _restore_biases(graph: onnx.GraphProto) -> None:
-    """The contrary: float biases again, which is how TensorRT takes them."""
+    """Undo ``quantise_biases``, for TensorRT takes biases in float."""
     from onnx import numpy_helper
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -107,9 +107,9 @@ def _restore_biases(graph: onnx.GraphProto) -> None:
 def signed_from_unsigned(src: Path, dst: Path) -> Path:
     """Write the variant of the int8 file ``src`` in which every quantised tensor is int8 with zero-point 0.
 
-    TensorRT knows no other; it reads uint8 as int8 without a word. A scale s with zero-point z over [lo, hi]
-    becomes s' = s * max(z - lo, hi - z) / 127, which covers the same range in coarser steps; uint8 with zero-point 128
-    becomes int8 as it is, 128 lower.
+    TensorRT knows no other kind; it silently reads uint8 as int8. A scale s with zero-point z over [lo, hi] becomes
+    s' = s * max(z - lo, hi - z) / 127, which covers the same range in coarser steps; uint8 with zero-point 128 becomes
+    int8 with the same scale, 128 lower.
 
     Raises:
         DeployError: ``src`` is missing, is not ONNX, is not quantised, or has scales that are not constants.
@@ -143,13 +143,13 @@ def signed_from_unsigned(src: Path, dst: Path) -> Path:
                 graph.initializer.append(numpy_helper.from_array(array, name))
         node.input[1], node.input[2] = signed[key]
     _drop_unused(graph)
-    return write(model, Path(dst), {**metadata(model), SOURCE: sha256(src)})
+    return write(model, Path(dst), {**properties(model), SOURCE: sha256(src)})
 
 
 def _parameters(
     node: onnx.NodeProto, constants: dict[str, np.ndarray], path: Path
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """(scale, zero-point, element type) of a Q or DQ node, all constants of the file."""
+    """Return (scale, zero-point, element type) of a QuantizeLinear or DequantizeLinear node; they must be constants."""
     where = node.name or node.output[0]
     if len(node.input) < 3 or not all(name in constants for name in node.input[1:3]):
         raise DeployError(
@@ -163,7 +163,7 @@ def _parameters(
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove the constants that nothing reads any more, and the types of tensors whose type has changed."""
+    """Remove constants that nothing reads any more, and the stated types of tensors whose type has changed."""
     import onnx
 
     eight = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)

@@ -1,4 +1,4 @@
-"""What half precision would lose in each tensor of a network, found by running images through the fp32 file."""
+"""Measure what fp16 would lose in each tensor of a network by running images through the fp32 file."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from deploy.onnx.file import quiet
 if TYPE_CHECKING:
     import onnx
 
-LARGEST = 65504.0
+FP16_MAX = 65504.0
 HEADROOM = 2.0
-LEAST_DB = 40.0
-IMAGES = 32
+MIN_SNR_DB = 40.0
+MAX_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class Range:
-    """One tensor over all images.
+class TensorRange:
+    """The range of one tensor over all images.
 
     Attributes:
         peak: its largest finite magnitude.
-        snr_db: signal to noise, in decibels, of rounding it to fp16; some 70 while its values are normal numbers of
-            fp16, less the deeper they lie among the subnormal ones, 0 where all of them vanish.
+        snr_db: the signal to noise ratio of rounding it to fp16, in decibels: about 70 where its values are normal
+            fp16 numbers, less the deeper they lie among the subnormal ones, and 0 where all of them vanish.
     """
 
     peak: float
@@ -36,16 +36,17 @@ class Range:
 
     @property
     def fits(self) -> bool:
-        """Whether fp16 holds it: twice the peak does not overflow, for other images may peak higher."""
-        return self.peak * HEADROOM <= LARGEST and self.snr_db >= LEAST_DB
+        """Whether fp16 holds it, even at twice the peak, for other images may peak higher."""
+        return self.peak * HEADROOM <= FP16_MAX and self.snr_db >= MIN_SNR_DB
 
 
-def ranges(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> dict[str, Range]:
-    """The range of every weight and every intermediate tensor of ``model`` that is float32.
+def tensor_ranges(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> dict[str, TensorRange]:
+    """Measure the range of every float32 weight and intermediate tensor of ``model``.
 
     Args:
-        model: an fp32 model with one input, ``name``.
-        images: float32 arrays (1, C, H, W); the first ``IMAGES`` are used.
+        model: an fp32 model.
+        name: of its only input.
+        images: float32 arrays (1, C, H, W); the first ``MAX_IMAGES`` are used.
 
     Raises:
         DeployError: ONNX Runtime cannot run the model.
@@ -59,37 +60,41 @@ def ranges(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> d
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 _add(found, node.output[0], numpy_helper.to_array(attribute.t))
-    for values in _intermediates(model, name, images[:IMAGES]):
+    for values in _intermediates(model, name, images[:MAX_IMAGES]):
         for key, value in values.items():
             _add(found, key, value)
     return {key: _range(*sums) for key, sums in found.items()}
 
 
-def wide_nodes(model: onnx.ModelProto, found: dict[str, Range]) -> list[str]:
-    """The names of the nodes that read or write a tensor that fp16 does not hold, in the order of the graph."""
+def overflowing_nodes(model: onnx.ModelProto, found: dict[str, TensorRange]) -> list[str]:
+    """Return the names of the nodes that read or write a tensor which fp16 cannot hold, in the order of the graph."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [
         node.name
         for node in model.graph.node
         if any(not found[key].fits for key in (*node.input, *node.output) if key in found and key not in weights)
-        or any(not _bears(node, k, found[key]) for k, key in enumerate(node.input) if key in weights and key in found)
+        or any(
+            not _tolerates_fp16(node, k, found[key])
+            for k, key in enumerate(node.input)
+            if key in weights and key in found
+        )
     ]
 
 
-def _bears(node: onnx.NodeProto, place: int, weight: Range) -> bool:
-    """Whether a node can do with a weight in fp16; of one that is only added, the small values do not matter."""
+def _tolerates_fp16(node: onnx.NodeProto, place: int, weight: TensorRange) -> bool:
+    """Return whether a node works with a weight in fp16; the small values of one that is only added do not matter."""
     added = node.op_type in ("Add", "Sub") or (node.op_type in ("Conv", "ConvTranspose", "Gemm") and place == 2)
-    return weight.peak <= LARGEST if added else weight.peak <= LARGEST and weight.snr_db >= LEAST_DB
+    return weight.peak <= FP16_MAX and (added or weight.snr_db >= MIN_SNR_DB)
 
 
 def _add(found: dict[str, list[float]], key: str, value: np.ndarray) -> None:
-    """Add the tensor to its sums: peak, energy, energy of what rounding changes."""
+    """Add a tensor to its sums: peak, energy, and the energy of the rounding error."""
     if value.dtype != np.float32:
         return
     exact = value[np.isfinite(value)].astype(np.float64)
     with np.errstate(over="ignore", under="ignore"):
         rounded = exact.astype(np.float16).astype(np.float64)
-    lost = np.where(np.isfinite(rounded), rounded - exact, 0.0)  # what overflows shows in the peak
+    lost = np.where(np.isfinite(rounded), rounded - exact, 0.0)  # overflow shows in the peak
     peak, energy, noise = found.setdefault(key, [0.0, 0.0, 0.0])
     found[key] = [
         max(peak, float(np.abs(exact).max(initial=0.0))),
@@ -98,13 +103,13 @@ def _add(found: dict[str, list[float]], key: str, value: np.ndarray) -> None:
     ]
 
 
-def _range(peak: float, energy: float, noise: float) -> Range:
+def _range(peak: float, energy: float, noise: float) -> TensorRange:
     # 200 dB stands for a tensor that rounding does not change at all.
-    return Range(peak, 200.0 if noise <= energy * 1e-20 else float(10 * np.log10(energy / noise)))
+    return TensorRange(peak, 200.0 if noise <= energy * 1e-20 else float(10 * np.log10(energy / noise)))
 
 
 def _intermediates(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """The outputs of all nodes, image by image, computed without any fusion."""
+    """Yield the outputs of all nodes, image by image, computed without any fusion."""
     import onnx
     import onnxruntime as ort
 

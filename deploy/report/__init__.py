@@ -1,4 +1,4 @@
-"""One self-contained page from the files of a run: nothing to fetch, nothing to execute."""
+"""Render the files of a run as one self-contained page: nothing to fetch, nothing to execute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from deploy.errors import DeployError
 from deploy.files import write_text
-from deploy.report.page import page
+from deploy.report.page import render_page
 from deploy.report.view import Results, read_recipe, rows
 
 __all__ = ["render", "write_report"]
@@ -18,17 +18,21 @@ FORMATS = {"ledger.json": "niwaki-ledger-1", "bench.json": "niwaki-bench-1"}
 
 
 def render(ledger: Mapping[str, Any], bench: Mapping[str, Any], recipe_yaml: str) -> str:
-    """The page as text; whatever the two files leave out is shown as an en dash or not at all."""
-    return page(Results(ledger, bench, read_recipe(recipe_yaml)), recipe_yaml)
+    """Return the page as text; whatever the two files leave out is shown as an en dash or not at all."""
+    return render_page(Results(ledger, bench, read_recipe(recipe_yaml)), recipe_yaml)
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run's folder, whole or not at all, and return its path."""
+    """Write ``report.html`` into a run's folder, whole or not at all, and return its path.
+
+    Raises:
+        DeployError: a file of the run cannot be read or has another format.
+    """
     run_dir = Path(run_dir)
     ledger, timed = _read(run_dir / "ledger.json"), run_dir / "bench.json"
-    # A run that stops after distilling has tested its networks and timed none.
-    over = any(stage.get("name") == "test" for stage in rows(ledger.get("stages")))
-    bench = {} if over and not timed.exists() else _read(timed)
+    # A run that stops after distilling has tested its networks but timed none.
+    tested = any(stage.get("name") == "test" for stage in rows(ledger.get("stages")))
+    bench = {} if tested and not timed.exists() else _read(timed)
     text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
     return write_text(run_dir / "report.html", text)
 
@@ -43,7 +47,7 @@ def _text(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:  # no JSON; brackets or digits without end
+    except (ValueError, RecursionError) as error:  # RecursionError: endless brackets
         raise DeployError(f"{path} is not JSON ({error}): delete it and run the recipe again with --resume.") from error
     expected = FORMATS[path.name]
     found = value.get("format") if isinstance(value, dict) else type(value).__name__

@@ -1,4 +1,4 @@
-"""What stands behind the outcome: widths, stages, proofs, and the engines that no figure is from."""
+"""Render the evidence behind the outcome: widths, stages, proofs, and the engines that were not timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from deploy.report.markup import (
     LEFT,
     NOWRAP,
     card,
+    details,
     esc,
     facts,
-    folded,
     pair,
     part,
     section,
@@ -23,7 +23,7 @@ from deploy.report.markup import (
 )
 from deploy.report.view import Facts, Results, mapping, rows
 
-# What the proof compares -> its name, and the largest relative error in float64 that is rounding alone.
+# What the proof compares -> its name, and the largest relative error that rounding in float64 explains.
 PROOFS = {
     "eval_forward": ("forward, evaluation", 1e-10),
     "train_forward": ("forward, training", 1e-8),
@@ -33,7 +33,7 @@ SHOWN_GROUPS = 24
 
 
 def widths(plan: Facts) -> str:
-    """Each group's channels, dense as an outline and kept as its filling."""
+    """Render each group's channels: the dense width as an outline, the kept width as its filling."""
     groups = [
         (esc(group.get("name")), before, after)
         for group in rows(plan.get("groups"))
@@ -45,7 +45,7 @@ def widths(plan: Facts) -> str:
     lines = [_group(name, before, after, widest) for name, before, after in groups]
     shown = f'<div class="widths">{"".join(lines[:SHOWN_GROUPS])}</div>'
     if rest := lines[SHOWN_GROUPS:]:
-        shown += folded(f"and {len(rest)} more", f'<div class="widths">{"".join(rest)}</div>')
+        shown += details(f"and {len(rest)} more", f'<div class="widths">{"".join(rest)}</div>')
     costs = [
         f"{what} {units.count(plan.get(f'{key}_before'))} → {units.count(plan.get(f'{key}_after'))}"
         for key, what in (("macs", "MACs"), ("params", "parameters"))
@@ -54,7 +54,7 @@ def widths(plan: Facts) -> str:
     lead = "Channels of each group of layers that must stay equal: outline dense, filling kept."
     kept = [(name, esc(why)) for name, why in mapping(plan.get("protected")).items()]
     count = f"{len(kept)} group{'' if len(kept) == 1 else 's'} left whole, and why"
-    whole = folded(count, facts(kept)) if kept else ""
+    whole = details(count, facts(kept)) if kept else ""
     in_all = f" In all: {'; '.join(costs)}." if costs else ""
     return section("Widths before and after", lead + in_all, card(shown), whole)
 
@@ -69,7 +69,7 @@ def _group(name: str, before: float, after: float, widest: float) -> str:
 
 
 def stages(records: Sequence[Facts]) -> str:
-    """The ledger: time, training FLOPs and metrics of each stage."""
+    """Render the ledger: time, training FLOPs and metrics of each stage."""
     if not records:
         return ""
     taken = [units.number(stage.get("seconds")) or 0.0 for stage in records]
@@ -97,14 +97,14 @@ def _stage(stage: Facts, share: float) -> str:
 
 
 def _title(name: str) -> str:
-    """A metric's name without its unit, which the value carries."""
+    """Return a metric's name without its unit, which is written after the value."""
     for unit in ("_ms", "_seconds", "_bytes"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
 
 def _metric(name: str, value: Any) -> str:
-    """A metric in its own unit, as its name tells it."""
+    """Format a metric in the unit that its name implies."""
     amount = units.number(value)
     if amount is None:
         return esc(value)
@@ -124,7 +124,7 @@ def _metric(name: str, value: Any) -> str:
 
 
 def proof(results: Results) -> str:
-    """Surgery changed nothing but the size, and the engines compute what the networks compute."""
+    """Render the proof that surgery changed only the size and that the engines compute what the networks compute."""
     shown = _surgery(mapping(results.plan().get("proof"))) + _parity(rows(results.bench.get("records")))
     return section("Proof", "", shown) if shown else ""
 
@@ -173,7 +173,7 @@ def _parity(records: Sequence[Facts]) -> str:
 
 
 def built(records: Sequence[Facts]) -> str:
-    """Engines for other devices, with the reason why no figure is theirs."""
+    """Render the engines for other devices, with the reason why they were not timed here."""
     if not records:
         return ""
     lines = [

@@ -1,4 +1,4 @@
-"""What came out of the run: the table of the four networks, the plot, and what each step bought."""
+"""Render the outcome of the run: the table of the four networks, the plot, and what each step gained."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from deploy.report import units
 from deploy.report.markup import card, esc, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
-from deploy.report.view import Column, Facts, Purchase, Results, interval, ratio, wilson
+from deploy.report.view import Column, Facts, Results, StepGain, interval, ratio, wilson
 
 
-def came_out(results: Results) -> str:
-    """The four networks side by side, in numbers and as a plot, and every engine that was timed."""
+def render_outcome(results: Results) -> str:
+    """Render the four networks side by side, in numbers and as a plot, and every engine that was timed."""
     images = results.test_images()
     metric = _capital(results.metric())
     lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
@@ -24,9 +24,9 @@ def came_out(results: Results) -> str:
     return section("What came out", lead, *parts)
 
 
-def bought(results: Results) -> str:
-    """Transfer, inheritance and distillation: accuracy without and with each; what was not measured is left out."""
-    lines = [(p, p.before, p.after) for p in results.purchases()]
+def render_step_gains(results: Results) -> str:
+    """Render the accuracy without and with transfer, inheritance and distillation, as far as it was measured."""
+    lines = [(p, p.before, p.after) for p in results.step_gains()]
     known = [(p, before, after) for p, before, after in lines if before is not None and after is not None]
     if not known:
         return ""
@@ -36,11 +36,11 @@ def bought(results: Results) -> str:
         f"Test {results.metric()} without the step (ring) and with it (dot). "
         "Both ends of a line have the same architecture."
     )
-    return section("What each step bought", lead, card("".join(_purchase(*line, low, span) for line in known)))
+    return section("What each step bought", lead, card("".join(_step_gain(*line, low, span) for line in known)))
 
 
 def _capital(text: str) -> str:
-    """For the start of a sentence; a name that holds a capital, such as mAP, is written as it is."""
+    """Capitalise text for the start of a sentence; a name that holds a capital, such as mAP, stays as it is."""
     return text.capitalize() if text.islower() else text
 
 
@@ -99,7 +99,7 @@ def _mark(column: Column, final: Column) -> str:
 
 
 def _speed_interval(column: Column) -> str:
-    """The interval of the ratio turned over: the longest time is the least speed-up."""
+    """Return the interval of the speed-up, the inverse of that of the ratio: the longest time is the least speed-up."""
     ends = interval(column.record)
     return f"{units.times(1 / ends[1])} to {units.times(1 / ends[0])}" if ends and all(ends) else ""
 
@@ -118,7 +118,7 @@ def _plot(results: Results) -> str:
     drawings = (
         f'<div class="plot large" role="img" aria-label="{esc(said)}">'
         f"{accuracy_latency(points, width=8.6, height=4.0, salt='large', metric=metric)}</div>"
-        # The same for a phone: a drawing made for a page would be scaled down until nobody can read it.
+        # A second drawing for phones: the one for a page would be scaled down until nobody can read it.
         f'<div class="plot small" aria-hidden="true">'
         f"{accuracy_latency(points, width=4.1, height=4.3, salt='small', metric=metric)}</div>"
     )
@@ -130,7 +130,7 @@ def _point(record: Facts, column: Column | None, images: int | None) -> Point | 
     name = str(record.get("name"))
     latency = units.number(record.get("median_ms"))
     accuracy = column.accuracy if column else units.number(record.get("accuracy"))
-    # Less than a picosecond or more than a week fits no axis.
+    # Less than a picosecond or more than a week fits on no axis.
     if latency is None or not 1e-9 <= latency <= 1e9 or accuracy is None or not 0 <= accuracy <= 1:
         return None
     p90 = units.number(record.get("p90_ms"))
@@ -165,15 +165,15 @@ def _engine(record: Facts) -> str:
     )
 
 
-def _purchase(purchase: Purchase, without: float, with_it: float, low: float, span: float) -> str:
-    """One line: the name, the track from ring to dot on the scale that all lines share, and the gain."""
-    flops = [units.count(model.get("training_flops")) for model in (purchase.without, purchase.with_it)]
+def _step_gain(step: StepGain, without: float, with_it: float, low: float, span: float) -> str:
+    """Render one step: its name, the track from ring to dot on the scale that all steps share, and the gain."""
+    flops = [units.count(model.get("training_flops")) for model in (step.without, step.with_it)]
     cost = "" if units.NONE in flops else small(f"training FLOPs {flops[0]} against {flops[1]}")
-    title = f"<div><b>{esc(purchase.name)}</b>{small(esc(purchase.meaning))}{cost}</div>"
+    title = f"<div><b>{esc(step.name)}</b>{small(esc(step.meaning))}{cost}</div>"
     gain = with_it - without
     before, after = (100 * (value - low) / span for value in (without, with_it))
     left, right = sorted((before, after))
-    # Two figures closer than their own width are written away from each other.
+    # Two figures that are closer than their own width are written on opposite sides.
     sides = (" left", " right") if before <= after else (" right", " left")
     sides = sides if right - left < 30 else ("", "")
     loss = " loss" if gain < 0 else ""
@@ -184,7 +184,7 @@ def _purchase(purchase: Purchase, without: float, with_it: float, low: float, sp
         f'<span class="at{sides[0]}" style="left:{before:.1f}%">{units.percent(without)}</span>'
         f'<span class="at{sides[1]}" style="left:{after:.1f}%">{units.percent(with_it)}</span>'
     )
-    noise, doubt = purchase.noise, ""
+    noise, doubt = step.noise, ""
     if noise is not None:
         doubt = f"{'within' if abs(gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
     end = f'<div class="gain">{units.points(gain)}{small(doubt)}</div>'

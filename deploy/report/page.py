@@ -1,4 +1,4 @@
-"""The page from top to bottom: who ran what, what was asked, and where it was measured."""
+"""Assemble the page from top to bottom: what was run, what was asked, and where it was measured."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from deploy.report import units
 from deploy.report.evidence import built, proof, stages, widths
-from deploy.report.markup import esc, facts, folded, pair, section
-from deploy.report.outcome import bought, came_out
+from deploy.report.markup import details, esc, facts, pair, section
+from deploy.report.outcome import render_outcome, render_step_gains
 from deploy.report.view import Facts, Results, mapping, ratio, rows
 
 TREE = (
@@ -26,13 +26,13 @@ FOOTER = (
 SHOWN_SETTINGS = 8
 
 
-def page(results: Results, recipe_yaml: str) -> str:
-    """The whole document."""
+def render_page(results: Results, recipe_yaml: str) -> str:
+    """Return the whole document."""
     parts = (
         _header(results),
         _asked(results, recipe_yaml),
-        came_out(results),
-        bought(results),
+        render_outcome(results),
+        render_step_gains(results),
         widths(results.plan()),
         stages(rows(results.ledger.get("stages"))),
         proof(results),
@@ -69,7 +69,7 @@ def _header(results: Results) -> str:
             f"the speed: {units.milliseconds(final.record.get('median_ms'))} median",
         ),
     )
-    # Nothing was timed where there is no record.
+    # Without records nothing was timed.
     measured = tiles if results.bench else tiles[:3]
     shown = "".join(f'<div class="tile"><b>{figure}</b><span>{said}</span></div>' for figure, said in measured)
     return (
@@ -92,18 +92,18 @@ def _asked(results: Results, recipe_yaml: str) -> str:
         shown = ", ".join(map(str, classes[:12])) + (", …" if len(classes) > 12 else "")
         lines.append(("Classes", f"{len(classes)}: {esc(shown)}"))
     lines += _recipe(results.recipe)
-    full = folded("The whole recipe, as resolved", f"<pre>{esc(recipe_yaml.strip())}</pre>")
+    full = details("The whole recipe, as resolved", f"<pre>{esc(recipe_yaml.strip())}</pre>")
     return section("What was asked", "", facts(lines), full if recipe_yaml.strip() else "")
 
 
 def _budget(value: Any) -> str:
-    """A share of the dense network reads as one; anything else is given as it was written."""
+    """Format a share of the dense network as per cent and any other bound as it was written."""
     share = units.number(value)
     return units.percent(share, 0) if share is not None and 0 < share <= 1 else esc(value)
 
 
 def _recipe(recipe: Facts) -> list[tuple[str, str]]:
-    """One line per section."""
+    """Return the settings of the recipe, one line per section."""
     single = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
     sections = [("recipe", single), *((key, value) for key, value in recipe.items() if key not in single)]
     lines = []
@@ -118,7 +118,7 @@ def _recipe(recipe: Facts) -> list[tuple[str, str]]:
 
 
 def _flat(settings: Facts) -> Iterable[tuple[str, Any]]:
-    """The settings of a section, those of a mapping within it under a dotted name, a list as one text."""
+    """Yield the settings of a section: those of a nested mapping under a dotted name, a list as one text."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}.{inner}", innermost) for inner, innermost in _flat(value))
@@ -127,7 +127,7 @@ def _flat(settings: Facts) -> Iterable[tuple[str, Any]]:
 
 
 def _short(value: Any) -> bool:
-    """Fit for a line: what is null or long is in the full text."""
+    """Return whether a value fits on a line; null and long ones appear only in the full text."""
     return isinstance(value, str | int | float) and 0 < len(str(value)) < 80
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against latency as an inline SVG, drawn with matplotlib in the colours of the page."""
+"""Draw accuracy against latency with matplotlib, as an inline SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-# Colours drawn with -> what the page makes of them, so that one drawing serves both themes.
+# Placeholder colours -> the page's variables that replace them, so that one drawing serves both themes.
 THEME = {
     "#010101": "var(--ink)",
     "#020202": "var(--muted)",
@@ -34,7 +34,7 @@ THEME = {
 }
 INK, MUTED, LINE, CARD, DENSE, PRUNED, STUDENT, FP16, INT8 = THEME
 
-# Record -> marker, colour, filled: told apart by shape and filling alone when printed in black.
+# Record -> marker, colour, filled: shape and filling tell records apart even when printed in black.
 LOOK = {
     "dense": ("o", DENSE, False),
     "pruned": ("v", PRUNED, False),
@@ -47,7 +47,7 @@ OTHER = ("P", MUTED, False)
 
 @dataclass(frozen=True)
 class Point:
-    """One measured engine: latency in milliseconds, accuracy as a share, with their spreads."""
+    """One measured engine: its latency in milliseconds and its accuracy as a share, with their spreads."""
 
     name: str
     label: str
@@ -59,7 +59,17 @@ class Point:
 
 
 def accuracy_latency(points: Sequence[Point], *, width: float, height: float, salt: str, metric: str) -> str:
-    """Draw `points`; `salt` keeps the ids of two drawings on one page apart."""
+    """Draw ``points``; ``salt`` keeps the ids of two drawings on one page apart.
+
+    Args:
+        points: the engines.
+        width, height: of the drawing, in inches.
+        salt: any text.
+        metric: the name of the accuracy axis.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -67,7 +77,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
     except ImportError as error:
         raise MissingDependency(
             f"the report draws its plot with matplotlib, which cannot be imported here ({error}): "
-            'pip install "niwaki[compress]".'
+            'pip install "niwaki-vision[compress]".'
         ) from error
     settings: Any = {
         "svg.fonttype": "none",
@@ -89,7 +99,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
         _frame(axes, points, floor, metric)
         for point in points:
             _mark(axes, point, floor)
-        canvas.draw()  # the layout has to be final before labels can be kept apart
+        canvas.draw()  # labels can be kept apart only in the final layout
         _label(figure, axes, points, floor, canvas.get_renderer())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -98,7 +108,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
 
 
 def _floor(points: Sequence[Point]) -> float | None:
-    """Where the axis ends when one network, cut and not yet trained again, would flatten all the others."""
+    """Return where the axis ends if the pruned network, not yet retrained, would squeeze all others together."""
     trained = [point.accuracy for point in points if point.name != "pruned"]
     cut = [point.accuracy for point in points if point.name == "pruned"]
     if len(trained) < 2 or not cut:
@@ -108,7 +118,7 @@ def _floor(points: Sequence[Point]) -> float | None:
 
 
 def _height(point: Point, floor: float | None) -> float:
-    """The height a point is drawn at, in percent."""
+    """Return the height at which a point is drawn, in per cent."""
     return 100 * (point.accuracy if floor is None else max(point.accuracy, floor))
 
 
@@ -123,7 +133,7 @@ def _frame(axes: Axes, points: Sequence[Point], floor: float | None, metric: str
         axes.set_xlim(min(latencies) / 1.6, max(latencies) * 1.6)
     else:
         axes.set_xlim(0, 1.18 * max(latencies))
-    bottom = low - margin if floor is None else low - 0.14 * (high - low)  # room for a mark that is cut off
+    bottom = low - margin if floor is None else low - 0.14 * (high - low)  # room for a mark at the edge
     axes.set_ylim(bottom, min(high + margin, 100 + margin / 2))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="y", color=LINE, linewidth=0.7)
@@ -154,33 +164,33 @@ def _mark(axes: Axes, point: Point, floor: float | None) -> None:
     )
 
 
-LEADER = 24  # points: a label further off than this is tied to its mark by a line
+LEADER = 24  # points: a label further away than this is tied to its mark by a line
 DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))
 
 
 def _label(figure: Figure, axes: Axes, points: Sequence[Point], floor: float | None, renderer: RendererBase) -> None:
-    """Write each name beside its mark, at the nearest place where it covers nothing else."""
+    """Write each name beside its mark, at the nearest place where it covers nothing."""
     from matplotlib.transforms import Bbox
 
     room, page = axes.get_window_extent(renderer), figure.get_window_extent(renderer)
-    inside = Bbox.from_extents(room.x0, room.y0, page.x1, page.y1)  # beyond the frame, but over neither axis
+    inside = Bbox.from_extents(room.x0, room.y0, page.x1, page.y1)  # may leave the frame, but covers neither axis
     marks = {point: tuple(axes.transData.transform((point.latency, _height(point, floor)))) for point in points}
     taken = [box for point in points for box in _obstacles(axes, point, marks[point], floor, figure.dpi / 72)]
 
     def cost(box: Bbox, own: tuple[float, float], way: tuple[float, float]) -> float:
-        """0 for a good place: what it covers, what it juts out, and what would be misread."""
+        """Return what is wrong with a place, 0 for a good one: overlap, overhang, and what would be misread."""
         covered = sum(_overlap(box, other) for other in taken)
         outside = max(0.0, box.width * box.height - _overlap(box, inside))
-        # A leader that runs over another mark says the wrong thing.
+        # A leader that crosses another mark is misread.
         path = [(own[0] + t * way[0], own[1] + t * way[1]) for t in (0.4, 0.6, 0.8)]
         crossed = sum(other.contains(*spot) for other in taken for spot in path) if max(map(abs, way)) > leader else 0
-        # So does a label that lies nearer to another mark than to its own.
+        # So is a label that lies nearer to another mark than to its own.
         astray = any(_gap(box, mark) < _gap(box, own) for mark in marks.values() if mark != own)
         return covered + 4 * outside + 200 * crossed + 1000 * astray
 
     scale = figure.dpi / 72
     leader = LEADER * scale
-    # The marks with the nearest neighbours choose first: they have the fewest places left.
+    # Marks with the nearest neighbours choose first, for they have the fewest places.
     for point in sorted(points, key=lambda p: min([abs(p.latency - q.latency) for q in points if q != p] or [0])):
         anchor = (point.latency, _height(point, floor))
         cut_off = floor is not None and point.accuracy < floor
@@ -216,7 +226,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point], floor: float | N
 
 
 def _put(note: Annotation, offset: tuple[float, float], renderer: RendererBase) -> Bbox:
-    """Move a label, aligned towards its mark, and return what it now covers."""
+    """Move a label, aligned towards its mark, and return the box that it now covers."""
     dx, dy = offset
     note.set_position(offset)
     note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
@@ -225,7 +235,7 @@ def _put(note: Annotation, offset: tuple[float, float], renderer: RendererBase) 
 
 
 def _obstacles(axes: Axes, point: Point, mark: tuple[float, ...], floor: float | None, scale: float) -> Iterator[Bbox]:
-    """The boxes of a mark and of its two spreads, in pixels."""
+    """Yield the boxes of a mark and of its two spreads, in pixels."""
     from matplotlib.transforms import Bbox
 
     x, y = mark
@@ -245,12 +255,12 @@ def _overlap(one: Bbox, other: Bbox) -> float:
 
 
 def _gap(box: Bbox, spot: tuple[float, float]) -> float:
-    """From a box to a spot outside it, 0 within."""
+    """Return the distance from a box to a spot outside it, 0 within."""
     return math.hypot(max(box.x0 - spot[0], 0.0, spot[0] - box.x1), max(box.y0 - spot[1], 0.0, spot[1] - box.y1))
 
 
 def _inline(svg: str) -> str:
-    """Only the `<svg>` element, scaled by the page, in the page's font and colours."""
+    """Return only the ``<svg>`` element, scaled by the page, in the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -258,7 +268,7 @@ def _inline(svg: str) -> str:
     svg = svg.replace('<style type="text/css">*{', '<style type="text/css">.plot *{')
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to a group, and a page may hold two drawings
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to groups, and ids would clash between two drawings
     for drawn, meant in THEME.items():
         svg = svg.replace(drawn, meant)
     return svg.strip()

@@ -1,4 +1,4 @@
-"""Numbers as a person writes them; a value that is missing or not a number is an en dash."""
+"""Format numbers for people; a value that is missing or not a number becomes an en dash."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _LARGEST = 1e30
 
 
 def number(value: Any) -> float | None:
-    """Return `value` as a float, or None for anything else: JSON holds nulls, NaN, text and numbers without end."""
+    """Return ``value`` as a float, or None for anything else: JSON may hold null, NaN, text and enormous numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if -_LARGEST <= value <= _LARGEST else None
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`digits` significant digits, and never the exponent of `%g`."""
+    """Format with ``digits`` significant digits, and never with an exponent as ``%g`` does."""
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, decimals)
-    # 9.996 rounds to 10.0: one decimal fewer than its first digit promised.
+    # 9.996 rounds to 10.0, which needs one decimal fewer.
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{decimals}f}".replace("-", MINUS)
 
 
 def count(value: Any) -> str:
-    """40800000 -> 40.8 M."""
+    """Format a count: 40800000 -> 40.8 M."""
     amount = number(value)
     if amount is None:
         return NONE
@@ -41,7 +41,7 @@ def count(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """1100000 -> 1.1 MB (decimal units, as a disk's label has them)."""
+    """Format bytes: 1100000 -> 1.1 MB (decimal units, as a disk's label has them)."""
     amount = number(value)
     if amount is None:
         return NONE
@@ -53,7 +53,7 @@ def size(value: Any) -> str:
 
 
 def milliseconds(value: Any) -> str:
-    """0.8312 -> 0.83 ms."""
+    """Format milliseconds: 0.8312 -> 0.83 ms."""
     amount = number(value)
     if amount is None:
         return NONE
@@ -61,7 +61,7 @@ def milliseconds(value: Any) -> str:
 
 
 def seconds(value: Any) -> str:
-    """75.2 -> 1 min 15 s."""
+    """Format seconds: 75.2 -> 1 min 15 s."""
     amount = number(value)
     if amount is None:
         return NONE
@@ -75,13 +75,13 @@ def seconds(value: Any) -> str:
 
 
 def percent(value: Any, decimals: int = 1) -> str:
-    """0.9731 -> 97.3 %."""
+    """Format a share: 0.9731 -> 97.3 %."""
     share = number(value)
     return NONE if share is None else f"{100 * share:.{decimals}f}{SPACE}%".replace("-", MINUS)
 
 
 def points(value: Any) -> str:
-    """-0.004 -> −0.4 points, always with its sign."""
+    """Format a difference of shares: -0.004 -> −0.4 points, always with its sign."""
     share = number(value)
     if share is None:
         return NONE
@@ -91,7 +91,7 @@ def points(value: Any) -> str:
 
 
 def times(value: Any) -> str:
-    """2.412 -> 2.4×, and 1.04 -> 1.04×: near one, the second decimal is the message."""
+    """Format a factor: 2.412 -> 2.4×, and 1.04 -> 1.04×: near 1 the second decimal matters."""
     ratio = number(value)
     if ratio is None:
         return NONE
@@ -99,12 +99,12 @@ def times(value: Any) -> str:
 
 
 def scientific(value: Any) -> str:
-    """4.2e-15 -> 4.2e−15."""
+    """Format with an exponent: 4.2e-15 -> 4.2e−15."""
     amount = number(value)
     return NONE if amount is None else f"{amount:.1e}".replace("-", MINUS) if amount else "0"
 
 
 def decibels(value: Any) -> str:
-    """120.04 -> 120.0 dB."""
+    """Format decibels: 120.04 -> 120.0 dB."""
     amount = number(value)
     return NONE if amount is None else f"{amount:.1f}{SPACE}dB".replace("-", MINUS)

@@ -1,4 +1,4 @@
-"""What the ledger and the record say, picked out for the page: no markup and no drawing here."""
+"""Pick out of the ledger and the records what the page shows; markup and drawing are elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.report.units import MINUS, count, milliseconds, number, percent, poi
 
 Facts = Mapping[str, Any]
 
-# Column -> (record, model the record runs, heading, what the column is).
+# (record, model that the record runs, heading, caption) of each column.
 COLUMNS = (
     ("dense", "teacher", "Dense", "the teacher, fp32"),
     ("pruned", "pruned", "Pruned", "cut, not yet trained again"),
@@ -19,8 +19,8 @@ COLUMNS = (
     ("int8", "student", "int8", "the student, quantised"),
 )
 
-# What was bought -> (role without it, role with it, what the two differ in).
-PURCHASES = (
+# (step, role without it, role with it, what the two differ in).
+STEPS = (
     ("Transfer", "twin", "teacher", "the dense network from scratch, against pretrained and fine-tuned"),
     (
         "Inheritance",
@@ -48,22 +48,22 @@ class Column:
 
     @property
     def accuracy(self) -> float | None:
-        """Measured with this engine when it was, else with the model it came from."""
+        """The accuracy of this engine where it was measured, else that of the model it came from."""
         if (measured := number(self.record.get("accuracy"))) is not None:
             return measured
-        # An engine of lower precision is another function than the model: the model's accuracy is not its own.
+        # An engine of lower precision computes another function: the model's accuracy is not its own.
         return number(self.model.get("test_accuracy")) if self.is_fp32 else None
 
     @property
     def file_bytes(self) -> float | None:
-        """The engine's file when there is one, else, for fp32, the model's."""
+        """The size of the engine's file where there is one, else, for fp32, of the model's."""
         if (engine := number(self.record.get("file_bytes"))) is not None:
             return engine
         return number(self.model.get("file_bytes")) if self.is_fp32 else None
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster than the dense network."""
+        """How many times faster it is than the dense network."""
         if (given := number(self.record.get("speedup"))) is not None:
             return given
         ratio = number(self.record.get("ratio_to_dense"))
@@ -71,8 +71,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Purchase:
-    """What one step bought: test accuracy without it and with it."""
+class StepGain:
+    """What one step gained: the test accuracy without it and with it."""
 
     name: str
     meaning: str
@@ -89,7 +89,7 @@ class Purchase:
 
     @property
     def noise(self) -> float | None:
-        """Half of the 95 % interval of a difference of two shares of this test set."""
+        """Half of the 95 % interval of the difference between two shares of this test set."""
         total = number(self.with_it.get("test_total"))
         if self.before is None or self.after is None or total is None or total <= 0:
             return None
@@ -100,7 +100,7 @@ class Purchase:
 
 @dataclass(frozen=True)
 class Results:
-    """Both files together, with every part that may be missing replaced by an empty one."""
+    """The files of a run together, with every part that may be missing replaced by an empty one."""
 
     ledger: Facts
     bench: Facts
@@ -119,7 +119,7 @@ class Results:
         return next((model for model in self.models() if role in (model.get("role"), model.get("name"))), {})
 
     def columns(self) -> list[Column]:
-        """The networks of the main table; without a record, as of a run that stops after distilling, no int8."""
+        """Return the networks of the main table; a run that stops after distilling has no records and no int8."""
         measured = {str(record.get("name")): record for record in self.records("measured")}
         models = {str(model.get("name")): model for model in self.models()}
         columns = []
@@ -129,10 +129,9 @@ class Results:
             columns.append(Column(name, heading, caption, model, record))
         return columns
 
-    def purchases(self) -> list[Purchase]:
+    def step_gains(self) -> list[StepGain]:
         return [
-            Purchase(name, meaning, self.role(without), self.role(with_it))
-            for name, without, with_it, meaning in PURCHASES
+            StepGain(name, meaning, self.role(without), self.role(with_it)) for name, without, with_it, meaning in STEPS
         ]
 
     def test_images(self) -> int | None:
@@ -140,15 +139,15 @@ class Results:
         return int(total) if total is not None and total >= 1 else None
 
     def metric(self) -> str:
-        """What a network is judged by: `accuracy`, `mAP`, `mIoU`."""
+        """Return what a network is judged by: ``accuracy``, ``mAP`` or ``mIoU``."""
         return str(self.ledger.get("metric") or "accuracy")
 
     def trials(self) -> int | None:
-        """Test images where each is right or wrong, which an interval of a share needs; None of other metrics."""
+        """Count the test images if each is right or wrong, as the interval of a share needs; else return None."""
         return self.test_images() if self.metric() == "accuracy" else None
 
     def final(self) -> Column:
-        """The network that goes out: what the recipe ships, where that was measured, else the distilled one."""
+        """Return the network that ships: what the recipe names, where that was measured, else the distilled one."""
         columns = {column.name: column for column in self.columns()}
         distilled, int8 = columns["distilled"], columns.get("int8")
         ship = mapping(self.recipe.get("deploy")).get("ship")
@@ -158,7 +157,7 @@ class Results:
         return int8 if int8 is not None and int8.record and ship != "fp32" else distilled
 
     def verdict(self) -> str:
-        """The run in one sentence, with its numbers."""
+        """Return the outcome of the run in one sentence, with its numbers."""
         dense, final = self.columns()[0], self.final()
         name = "The distilled network" if final.name == "distilled" else f"The distilled {final.heading} network"
         claims = [_accuracy_claim(final, dense, self.test_images(), self.metric()), _cost_claim(final, dense)]
@@ -171,9 +170,9 @@ class Results:
 
 
 def read_recipe(text: str) -> Facts:
-    """The recipe's keys; without PyYAML, or of a text that it refuses, none: the page shows the text anyway.
+    """Return the recipe's keys; none without PyYAML or where it refuses the text, which the page shows anyway.
 
-    Nor of a text with aliases, a few of which can stand for millions of values; a resolved recipe has none.
+    None either for a text with aliases, a few of which can expand to millions of values; a resolved recipe has none.
     """
     try:
         import yaml
@@ -183,30 +182,30 @@ def read_recipe(text: str) -> Facts:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             return {}
         found = mapping(yaml.safe_load(text))
-        str(found)  # refuses a number of thousands of digits, which the page could not show
+        str(found)  # refuses an integer of thousands of digits, which the page could not show
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found
 
 
 def rows(value: Any) -> list[Facts]:
-    """The mappings of a list; anything else is left out."""
+    """Return the mappings of a list; anything else is left out."""
     return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def mapping(value: Any) -> Facts:
-    """`value` when it is a mapping, else an empty one."""
+    """Return ``value`` where it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def ratio(value: Any, reference: Any) -> float | None:
-    """value / reference, where both are numbers and the reference is not zero."""
+    """Return value / reference where both are numbers and the reference is not zero."""
     top, bottom = number(value), number(reference)
     return None if top is None or not bottom else top / bottom
 
 
 def wilson(share: float, total: float) -> tuple[float, float]:
-    """The 95 % interval of a share of `total` trials (Wilson's, which stays within 0 and 1)."""
+    """Return the 95 % interval of a share of ``total`` trials (Wilson, 1927), which stays within 0 and 1."""
     z = 1.96
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -254,7 +253,7 @@ def _speed_claim(final: Column, dense: Column, settings: Facts) -> str:
 
 
 def interval(record: Facts) -> tuple[float, float] | None:
-    """The interval of the ratio to the dense network, when the record holds one."""
+    """Return the interval of the ratio to the dense network, where the record holds one."""
     ends = record.get("ratio_interval")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         return None

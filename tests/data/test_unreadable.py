@@ -16,8 +16,8 @@ from compress.data.images import ImageReader
 from compress.data.loader import Feed
 from compress.errors import DataError, ImageError
 from compress.recipe.data import DataRecipe
-from compress.recipe.schema import load_recipe
-from compress.run.ledger import Ledger, StageEntry
+from compress.recipe.loading import load_recipe
+from compress.run.ledger import Ledger
 from compress.run.prepare import _loaded, prepare
 from compress.run.progress import StageView
 from compress.run.stages import train as stages
@@ -186,8 +186,7 @@ def test_what_was_left_out_is_in_the_ledger(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
     work = prepare(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", False)
     for name, stage in (("pretrain", stages.pretrain), ("transfer", stages.transfer)):
-        outcome = stage(work, StageView(lambda done, total, text: None))
-        work.finish(StageEntry(name=name, title=name, seconds=1, training_flops=1.0, notes=outcome.notes))
+        work.finish(name, name, 1, stage(work, StageView(lambda done, total, text: None)))
     (entry,) = [s for s in Ledger.read(tmp_path / "out/ledger.json").stages if s.name == "transfer"]
     assert "1 unreadable image(s) were left out: train/bee/0.png." in entry.notes
 

@@ -96,17 +96,19 @@ def preprocessing():
 
 @pytest.fixture
 def bundle_dir(tmp_path, files, preprocessing) -> Path:
-    from deploy.bundle.bundle import write_bundle
+    from deploy.bundle.writing import BundleSpec, write_bundle
 
     return write_bundle(
         tmp_path / "bundle",
-        models={key: files[key] for key in ("fp32", "int8")},
-        default="int8",
-        preprocessing=preprocessing,
-        classes=CLASSES,
-        metrics={"accuracy": 0.9},
-        latency={"median_ms": 1.0},
-        provenance={"recipe": "test"},
+        BundleSpec(
+            models={key: files[key] for key in ("fp32", "int8")},
+            default="int8",
+            preprocessing=preprocessing,
+            classes=CLASSES,
+            metrics={"accuracy": 0.9},
+            latency={"median_ms": 1.0},
+            provenance={"recipe": "test"},
+        ),
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 import deploy
-from deploy.bundle.bundle import write_bundle
 from deploy.bundle.calibration_summary import Calibration, activation_ranges
 from deploy.bundle.manifest import MANIFEST, Weights
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.errors import DeployError
 
 
@@ -43,18 +43,17 @@ def test_a_bundle_says_where_it_comes_from(tmp_path, files, images, preprocessin
     digest = "ab" * 32
     folder = write_bundle(
         tmp_path / "b",
-        models={"int8": files["int8"]},
-        tensorrt={"int8": files["signed"]},
-        default="int8",
-        cpu_runtime="openvino",
-        preprocessing=preprocessing,
-        classes=tuple("abcde"),
-        metrics={},
-        latency={},
-        provenance={},
-        calibration=Calibration.of(list(images), 0, files["int8"]),
-        licence="BSD-3-Clause",
-        weights=Weights(source="resnet18.pth", sha256=digest),
+        BundleSpec(
+            models={"int8": files["int8"]},
+            tensorrt={"int8": files["signed"]},
+            default="int8",
+            cpu_runtime="openvino",
+            preprocessing=preprocessing,
+            classes=tuple("abcde"),
+            calibration=Calibration.of(list(images), 0, files["int8"]),
+            licence="BSD-3-Clause",
+            weights=Weights(source="resnet18.pth", sha256=digest),
+        ),
     )
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "model.int8.onnx", "model.int8.trt.onnx"]
     said = json.loads((folder / MANIFEST).read_text())
@@ -72,12 +71,11 @@ def test_a_file_for_tensorrt_needs_its_model(tmp_path, files, preprocessing):
     with pytest.raises(DeployError, match=r"tensorrt has \['int8'\], of which not all are among the models"):
         write_bundle(
             tmp_path / "b",
-            models={"fp32": files["fp32"]},
-            tensorrt={"int8": files["signed"]},
-            default="fp32",
-            preprocessing=preprocessing,
-            classes=tuple("abcde"),
-            metrics={},
-            latency={},
-            provenance={},
+            BundleSpec(
+                models={"fp32": files["fp32"]},
+                tensorrt={"int8": files["signed"]},
+                default="fp32",
+                preprocessing=preprocessing,
+                classes=tuple("abcde"),
+            ),
         )

@@ -11,8 +11,9 @@ from deploy.engines import load_engine
 from deploy.engines.base import TensorSpec
 from deploy.engines.tensorrt.building import engine_from_onnx
 from deploy.errors import DeployError
-from deploy.exporting.lowering import lowered, segmentation_logits
-from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.exporting.lowering import lower, segmentation_logits
+from deploy.exporting.parity import parity
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32
 from deploy.quantization.search import fastest_int8
@@ -129,9 +130,9 @@ def test_torchvisions_networks_of_one_size_are_refused(name, says, tmp_path):
 
     model = models.get_model(name, weights=None, **({} if "vit" in name else {"weights_backbone": None})).eval()
     example = torch.rand(2, 3, *((224, 224) if "vit" in name else (320, 320)))
-    module, outputs, _ = lowered(model, "classification" if "vit" in name else "detection", example)
+    lowered = lower(model, "classification" if "vit" in name else "detection", example)
     with pytest.raises(DeployError, match=says) as caught:
-        export_onnx(module, example, tmp_path / "m.onnx", output_name=outputs, dynamic_size=True)
+        export_onnx(lowered.module, example, tmp_path / "m.onnx", output_name=lowered.output_name, dynamic_size=True)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

@@ -8,12 +8,12 @@ from detectors import CLASSES, SIDE, made
 from PIL import Image
 
 import deploy
-from deploy.bundle.bundle import write_bundle
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.exporting.lowering import lowered
+from deploy.exporting.lowering import lower
 from deploy.exporting.torch_to_onnx import export_onnx
-from deploy.processing.postprocess import FoundBoxes
+from deploy.processing.postprocess import DecodedBoxes
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.int8 import int8_from_fp32
 
@@ -21,8 +21,10 @@ from deploy.quantization.int8 import int8_from_fp32
 @pytest.fixture(scope="module", params=["SSD", "RetinaNet", "FCOS"])
 def case(request, tmp_path_factory):
     model, example = made(request.param), torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    heads, _, numpys = lowered(model, "detection", example)
-    module, names, after = lowered(model, "detection", example, in_graph=True)
+    outside = lower(model, "detection", example)
+    heads, numpys = outside.module, outside.postprocessing
+    inside = lower(model, "detection", example, in_graph=True)
+    module, names, after = inside.module, inside.output_name, inside.postprocessing
     assert names == ("boxes", "scores", "labels")
     path = tmp_path_factory.mktemp(request.param) / "model.fp32.onnx"
     return heads, numpys, module, after, export_onnx(module, example, path, output_name=names)
@@ -69,8 +71,8 @@ def test_torchvisions_ssdlite_at_its_own_size_finds_what_numpy_finds():
     with torch.no_grad():
         model.head(list(model.backbone(image).values()))
     model.eval()
-    heads, _, numpys = lowered(model, "detection", image)
-    module, _, after = lowered(model, "detection", image, in_graph=True)
+    outside, inside = lower(model, "detection", image), lower(model, "detection", image, in_graph=True)
+    heads, numpys, module, after = outside.module, outside.postprocessing, inside.module, inside.postprocessing
     with torch.inference_mode():
         found = after(*(value.numpy() for value in module(image[:1])))[0]
     (want,) = wanted(heads, numpys, image[:1])
@@ -96,11 +98,11 @@ def test_suppression_and_both_limits_are_reached(case):
 def test_a_bundle_takes_the_boxes_as_they_are(case, tmp_path):
     heads, numpys, _, after, path = case
     options = {"task": "detection", "postprocessing": after, "preprocessing": Preprocessing(size=(SIDE, SIDE))}
-    rest = {"metrics": {}, "latency": {}, "provenance": {}, "classes": CLASSES}
-    folder = write_bundle(tmp_path / "b", models={"fp32": path}, default="fp32", **options, **rest)
+    rest = {"classes": CLASSES}
+    folder = write_bundle(tmp_path / "b", BundleSpec(models={"fp32": path}, default="fp32", **options, **rest))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
     with deploy.load(folder) as bundle:
-        assert isinstance(bundle.manifest.postprocessing, FoundBoxes)
+        assert isinstance(bundle.manifest.postprocessing, DecodedBoxes)
         (found,) = bundle.predict([image])
         prepared = torch.from_numpy(bundle.preprocessing(image)[None])
     (want,) = wanted(heads, numpys, prepared)
@@ -119,5 +121,5 @@ def test_int8_leaves_the_decoding_in_fp32(case, tmp_path):
 
 
 def test_a_faster_rcnn_keeps_its_last_decoding_outside():
-    with pytest.raises(DeployError, match="RcnnDetection stays outside the graph; leave in_graph out"):
-        lowered(made("FasterRCNN"), "detection", torch.zeros(1, 3, SIDE, SIDE), in_graph=True)
+    with pytest.raises(DeployError, match="RcnnDecoder stays outside the graph; leave in_graph out"):
+        lower(made("FasterRCNN"), "detection", torch.zeros(1, 3, SIDE, SIDE), in_graph=True)

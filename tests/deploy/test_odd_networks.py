@@ -9,10 +9,10 @@ from PIL import Image
 
 import deploy
 from compress.cli import app
-from deploy.bundle.bundle import write_bundle
+from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
-from deploy.processing.postprocess import FoundBoxes, Segmentation
+from deploy.processing.postprocess import DecodedBoxes, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 
 onnx = pytest.importorskip("onnx")
@@ -47,14 +47,13 @@ def bundle(tmp_path, **change):
     options = {"task": "classification", "postprocessing": None} | {k: change.pop(k) for k in (*change,) if k in REST}
     return write_bundle(
         tmp_path / "b",
-        models={"fp32": network(tmp_path / "x.onnx", **change)},
-        default="fp32",
-        preprocessing=PREPARED,
-        classes=[f"c{k}" for k in range(KNOWN)],
-        metrics={},
-        latency={},
-        provenance={},
-        **options,
+        BundleSpec(
+            models={"fp32": network(tmp_path / "x.onnx", **change)},
+            default="fp32",
+            preprocessing=PREPARED,
+            classes=[f"c{k}" for k in range(KNOWN)],
+            **options,
+        ),
     )
 
 
@@ -98,13 +97,13 @@ def test_what_is_no_prediction_is_refused_when_it_is_made(change, says, tmp_path
 @pytest.mark.parametrize(
     ("task", "after", "outputs", "says"),
     [
-        ("detection", FoundBoxes(size=(8, 8), detections=1), {"scores": [[np.inf]]}, "infinity in 'scores'"),
-        ("detection", FoundBoxes(size=(8, 8), detections=1), {"labels": [[7.0]]}, "do not exist"),
-        ("detection", FoundBoxes(size=(8, 8), detections=1), {"boxes": [[[0.0, 0.0]]]}, r"'boxes' as \[1, 1, 2\]"),
+        ("detection", DecodedBoxes(size=(8, 8), detections=1), {"scores": [[np.inf]]}, "infinity in 'scores'"),
+        ("detection", DecodedBoxes(size=(8, 8), detections=1), {"labels": [[7.0]]}, "do not exist"),
+        ("detection", DecodedBoxes(size=(8, 8), detections=1), {"boxes": [[[0.0, 0.0]]]}, r"'boxes' as \[1, 1, 2\]"),
         ("classification", None, {"logits": [[1.0, 2.0, 3.0, 4.0]]}, r"'logits' as \[1, 4\] for 1 images"),
-        ("segmentation", Segmentation(in_graph=True), {"classes": [[[3]]]}, "classes that do not exist"),
-        ("segmentation", Segmentation(), {"logits": np.zeros((1, KNOWN, 0, 4))}, r"'logits' as \[1, 3, 0, 4\]"),
-        ("segmentation", Segmentation(), {"logits": np.full((1, KNOWN, 2, 2), np.inf)}, "infinity in 'logits'"),
+        ("segmentation", SegmentationDecoder(in_graph=True), {"classes": [[[3]]]}, "classes that do not exist"),
+        ("segmentation", SegmentationDecoder(), {"logits": np.zeros((1, KNOWN, 0, 4))}, r"'logits' as \[1, 3, 0, 4\]"),
+        ("segmentation", SegmentationDecoder(), {"logits": np.full((1, KNOWN, 2, 2), np.inf)}, "infinity in 'logits'"),
     ],
 )
 def test_boxes_and_masks_of_nothing_are_refused(task, after, outputs, says, tmp_path, monkeypatch):
@@ -125,7 +124,7 @@ def test_threads_are_a_number_of_them(threads, tmp_path):
 
 def test_a_picture_of_which_less_than_a_pixel_is_seen_has_a_mask_of_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("deploy.bundle.bundle._check_fit", lambda *_: None)
-    with deploy.load(bundle(tmp_path, task="segmentation", postprocessing=Segmentation())) as loaded:
+    with deploy.load(bundle(tmp_path, task="segmentation", postprocessing=SegmentationDecoder())) as loaded:
         monkeypatch.setattr(loaded, "run", lambda _: {"logits": np.zeros((1, KNOWN, 2, 2), np.float32)})
         loaded.preprocessing = Preprocessing(size=(1, 64), mode="L", resize="shorter_side_center_crop")
         assert (loaded.predict([Image.new("L", (4, 4))])[0]["mask"] == 255).all()
@@ -155,9 +154,9 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
         load_engine(path, runtime=runtime)
     with pytest.raises(DeployError, match="keeps 'w' in another file, which no hash covers"):
         write_bundle(
-            tmp_path / "b", models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"],
-            metrics={}, latency={}, provenance={},
-        )  # fmt: skip
+            tmp_path / "b",
+            BundleSpec(models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -188,14 +187,14 @@ def scalar():
 
 @pytest.mark.parametrize("said", ["[" * 5000, "1" * 5000, "{"])
 def test_properties_without_end_are_one_sentence(said, tmp_path):
-    from deploy.onnx.metadata import About
+    from deploy.onnx.metadata import Metadata
 
     path = network(tmp_path / "x.onnx")
     model = onnx.load(path)
     helper.set_model_props(model, {"niwaki.classes": said})
     onnx.save(model, path)
     with pytest.raises(DeployError, match="properties that cannot be read"):
-        About.of(path)
+        Metadata.from_file(path)
 
 
 def test_doctor_says_of_a_file_that_calls_itself_something_else(tmp_path, monkeypatch, capsys):
@@ -204,9 +203,9 @@ def test_doctor_says_of_a_file_that_calls_itself_something_else(tmp_path, monkey
     helper.set_model_props(model, {"niwaki.precision": "int4"})
     onnx.save(model, path)
     folder = write_bundle(
-        tmp_path / "b", models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"],
-        metrics={}, latency={}, provenance={},
-    )  # fmt: skip
+        tmp_path / "b",
+        BundleSpec(models={"fp32": path}, default="fp32", preprocessing=PREPARED, classes=["a", "b", "c"]),
+    )
     monkeypatch.setattr(sys, "argv", ["niwaki", "doctor", str(folder), "--json"])
     with pytest.raises(SystemExit) as ended:
         app.main()

@@ -8,7 +8,8 @@ import torch
 
 from deploy.engines import ENGINES, load_engine
 from deploy.errors import DeployError
-from deploy.exporting.torch_to_onnx import export_onnx, parity
+from deploy.exporting.parity import parity
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.opsets import DEFAULT, READS, opset_for
 
 

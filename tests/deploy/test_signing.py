@@ -8,7 +8,7 @@ import pytest
 
 import deploy
 from deploy.bundle.manifest import MANIFEST
-from deploy.bundle.signing import SIGNATURE
+from deploy.bundle.signed import SIGNATURE
 from deploy.errors import DeployError, MissingDependency
 
 ed25519 = pytest.importorskip(
@@ -185,7 +185,7 @@ def test_a_damaged_bundle_is_not_signed(bundle_dir, keys):
 
 
 def test_an_engine_is_not_covered_so_only_who_names_it_gets_it(bundle_dir, keys):
-    """Its refusal is the table's in test_choosing; here, that a trusted key reaches it."""
+    """Its refusal is the table's in test_selection; here, that a trusted key reaches it."""
     engines = bundle_dir / "engines"
     engines.mkdir()
     sha = json.loads((bundle_dir / MANIFEST).read_text())["models"]["int8"]["sha256"]
@@ -230,6 +230,6 @@ def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):
 
 def test_without_cryptography_it_says_how_to_get_it(bundle_dir, keys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'niwaki\[signing\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'niwaki-vision\[signing\]'"):
         deploy.load(bundle_dir, trusted_key=keys / "mine.pub")
     deploy.load(bundle_dir).close()

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from compress import prune
-from compress.prune.planning import KeptSlot, Plan, architecture_hash, named_tensors, plan_from_kept
+from compress.prune.architecture import architecture_hash, named_tensors
+from compress.prune.planning import KeptSlot, Plan, plan_from_kept
 
 CHANNELS = 3
 

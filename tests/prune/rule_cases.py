@@ -344,7 +344,8 @@ def fractional(y):
 
 add("fractional_max_pool2d", space(2, fractional))
 add("constant_pad_nd", space(2, lambda y: F.pad(y, (1, 2))), *constant(lambda y: F.pad(y, (1, 1), value=1.0)))
-add("constant_pad_nd", between(lambda y: F.pad(y, (0, 0, 0, 0, 1, 1)), read=8, free=0, held="padded channels"))
+add("constant_pad_nd", between(lambda y: F.pad(y, (0, 0, 0, 0, 1, 1)), read=8))
+add("constant_pad_nd", between(lambda y: F.pad(y, (0, 0, 0, 0, -1, 1)), read=6, free=0, held="padded channels"))
 
 
 def flat(run, **settings):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -77,20 +77,66 @@ def below(run):
     return whole
 
 
-def between(run, wide=6, read=None, x=None, free=True, make=conv, held="", straight=None, preserving=None, **layers):
-    """run(y) or run(net, y) between a layer `a` with `wide` channels and a layer `b` that reads what comes out."""
+@dataclass(frozen=True)
+class Ends:
+    """The layers before and after what a case is about, and what is expected of their channels.
+
+    Args:
+        wide: channels that the first layers make.
+        read: channels that the last layer reads; by default as many.
+        x: makes the batch.
+        make: makes a layer from its channels in and out.
+        free: how many channels are free; None for all of them.
+        held: part of the reason why those of `a` stay.
+        straight: whether each channel made is the one read at its place; by default where nothing else is said.
+        preserving: as in `Case`.
+        names: the layers whose outputs are a pair's.
+    """
+
+    wide: int = 6
+    read: int | None = None
+    x: Callable[[], torch.Tensor] | None = None
+    make: Callable[[int, int], nn.Module] = conv
+    free: int | dict[str, int | list[int]] | None = None
+    held: str = ""
+    straight: bool | None = None
+    preserving: bool | None = None
+    names: str = "ac"
+
+    @classmethod
+    def split(cls, settings):
+        """The ends that keyword arguments name, and the rest of these: layers by name, each a function that makes one."""
+        own = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in settings.items() if k in own}), {
+            k: v for k, v in settings.items() if k not in own
+        }
+
+    def batch(self):
+        return image(batch=8, side=4) if self.x is None else self.x()
+
+    def last(self):
+        return self.make(self.read or self.wide, 5)
+
+    def case(self, net, free, straight, names):
+        """The case of a network whose layers `names` make what `b` reads."""
+        straight = straight if self.straight is None else self.straight
+        slots = (*((f"{name}.weight", 0) for name in names), ("b.weight", 1)) if straight else ()
+        return Case(net, free, {"a.weight:0": self.held} if self.held else {}, slots, self.preserving)
+
+
+def between(run, **settings):
+    """run(y) or run(net, y) between a layer `a` and a layer `b` that reads what comes out; settings are of `Ends`."""
+    ends, layers = Ends.split(settings)
 
     def net():
         own = {name: layer() for name, layer in layers.items()}
-        first = make(3, wide)
+        first = ends.make(3, ends.wide)
         forward = (lambda m, x: m.b(run(m, m.a(x)))) if layers else (lambda m, x: m.b(run(m.a(x))))
-        given = image(batch=8, side=4) if x is None else x()
-        return Net(forward, a=first, b=make(read or wide, 5), **own), given
+        given = ends.batch()
+        return Net(forward, a=first, b=ends.last(), **own), given
 
-    size = wide if free is True else free
-    straight = (free is True and read is None) if straight is None else straight
-    ends = (("a.weight", 0), ("b.weight", 1)) if straight else ()
-    return Case(net, {"a": size} if size else {}, {"a.weight:0": held} if held else {}, ends, preserving)
+    size = ends.wide if ends.free is None else ends.free
+    return ends.case(net, {"a": size} if size else {}, ends.free is None and ends.read is None, "a")
 
 
 def constant(run, normed=True, **settings):
@@ -102,22 +148,21 @@ def constant(run, normed=True, **settings):
     return found
 
 
-def pair(run, free=None, held="", x=None, wide=6, names="ac", read=None, make=conv, straight=None, **layers):
-    """run(y, z, ...) of the outputs of several layers, read by `b`."""
+def pair(run, **settings):
+    """run(y, z, ...) of the outputs of several layers, read by `b`; settings are of `Ends`, `free` by group."""
+    ends, layers = Ends.split(settings)
 
     def net():
         own = {name: layer() for name, layer in layers.items()}
-        firsts = {name: make(3, wide) for name in names}
+        firsts = {name: ends.make(3, ends.wide) for name in ends.names}
 
         def forward(m, x):
-            values = [getattr(m, name)(x) for name in names]
+            values = [getattr(m, name)(x) for name in ends.names]
             return m.b(run(m, *values) if layers else run(*values))
 
-        return Net(forward, **firsts, b=make(read or wide, 5), **own), image(batch=8, side=4) if x is None else x()
+        return Net(forward, **firsts, b=ends.last(), **own), ends.batch()
 
-    straight = free is None if straight is None else straight
-    ends = (*((f"{name}.weight", 0) for name in names), ("b.weight", 1)) if straight else ()
-    return Case(net, {"a": wide} if free is None else free, {"a.weight:0": held} if held else {}, ends)
+    return ends.case(net, {"a": ends.wide} if ends.free is None else ends.free, ends.free is None, ends.names)
 
 
 def whole(run, x=None, free=None, held=None, macs=None, heads="whole", **named):
@@ -166,8 +211,8 @@ def _layers(change):
 
 
 def _renamed(tracer, layer):
-    start, size = tracer.found.count, layer.labels.size
-    tracer.found.count += size
+    start, size = tracer.observed.count, layer.labels.size
+    tracer.observed.count += size
     return Layer(np.arange(start, start + size, dtype=np.int64).reshape(layer.labels.shape), layer.zero)
 
 
@@ -190,12 +235,12 @@ def ruled(op, rule):
     """Puts another rule in the table for a while."""
     before = RULES[op]
     RULES[op] = rule
-    dispatch.route.cache_clear()
+    dispatch.operator.cache_clear()
     try:
         yield
     finally:
         RULES[op] = before
-        dispatch.route.cache_clear()
+        dispatch.operator.cache_clear()
 
 
 @dataclass
@@ -252,7 +297,7 @@ class Ear:
 
 def hand_made(op, *args, flows, out, **kwargs):
     """The rule of an operator that runs nowhere here, on meta tensors whose flows are given."""
-    tracer = dispatch.Watch({}, dispatch.Found(), "whole")
+    tracer = dispatch.LabelDispatch({}, dispatch.Observations(), "whole")
     for tensor, flow in flows:
         tracer.flows[id(tensor)] = flow
     return tracer, RULES[op](tracer, Call(op, args, kwargs, out))

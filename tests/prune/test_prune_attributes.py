@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from compress.errors import PlanError
-from compress.prune.planning import architecture_hash
+from compress.prune.architecture import architecture_hash
 from compress.prune.proof import check
 from compress.prune.surgery import apply, validate
 

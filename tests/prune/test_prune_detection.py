@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
+from zoo_parts import zoo
 
 import compress
 from compress import prune
@@ -34,7 +35,7 @@ FROZEN = {name for name in detection.__dict__ if name.endswith("resnet50_fpn")} 
 FROZEN |= {"fasterrcnn_mobilenet_v3_large_320_fpn"}
 FAST = {"fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"}
 NAMES = torchvision.models.list_models(module=detection)
-DETECTORS = [pytest.param(name, marks=() if name in FAST else pytest.mark.zoo) for name in NAMES]
+DETECTORS = [pytest.param(name, marks=() if name in FAST else zoo(name)) for name in NAMES]
 
 
 def built(name, frozen):

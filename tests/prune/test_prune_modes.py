@@ -23,7 +23,7 @@ def heard(net, *inputs):
 def passes(net, *inputs):
     tracing = _Tracing(net, inputs or (image(),), None, "whole")
     tracing.trace()
-    return len(tracing.found.passes)
+    return len(tracing.observed.passes)
 
 
 def ask_outside(module):

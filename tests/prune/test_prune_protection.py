@@ -44,11 +44,28 @@ def test_a_pad_with_a_value_is_a_constant():
     assert not trace.preserving[trace.slots["a.weight", 0]].any()
 
 
-def test_a_pad_of_channels_is_protected():
+def test_channels_between_padded_ones_are_free():
     net = Net(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 1))), a=conv(3, 6), b=conv(8, 5))
     trace = proved(net)
-    assert sizes(trace) == {}
-    assert "constant_pad_nd" in trace.protected["a.weight:0"]
+    assert sizes(trace) == {"a": 6}
+    assert trace.protected["b.weight:1"] == "padded channels"
+
+
+def test_a_shortcut_that_pads_frees_the_channels_that_it_carries():
+    """The first stage's channels go on in the middle of the second stage's, whose outer ones stay."""
+
+    def run(m, x):
+        x = F.relu(m.bn(m.stem(x)))
+        y = m.up(F.relu(m.a(x)))
+        return m.head(F.relu(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 3, 3))).mean((2, 3)))
+
+    net = Net(
+        run, stem=conv(3, 6), bn=nn.BatchNorm2d(6), a=nn.Conv2d(6, 7, 3, 2, 1), up=conv(7, 12), head=nn.Linear(12, 4)
+    )
+    trace = proved(net, image(8, 16))
+    assert sizes(trace) == {"stem": 6, "a": 7}
+    held = trace.protected_units[trace.slots["up.weight", 0]]
+    assert held.tolist() == [True] * 3 + [False] * 6 + [True] * 3
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -50,7 +50,7 @@ def test_whatever_is_drawn_the_cut_equals_the_mask():
     assert sum(o.counted for o in outcomes) >= 0.5 * len(outcomes), "the costs of most networks can be counted"
 
 
-@pytest.mark.zoo
+@pytest.mark.zoo(part="light")
 def test_of_500_networks_none_is_a_counter_example_and_19_of_20_lose_a_channel():
     outcomes = examined(500)
     assert len(outcomes) == 500

@@ -10,9 +10,11 @@ from prune_nets import CHANNELS, Net, by_hand, conv, image
 from torch import nn
 
 from compress.errors import PlanError
-from compress.prune.planning import KeptSlot, architecture_hash, named_tensors
+from compress.prune.architecture import architecture_hash, named_tensors
+from compress.prune.determinism import FEWEST_VALUES, Repeatable, TooFewValuesError
+from compress.prune.planning import KeptSlot
 from compress.prune.proof import check
-from compress.prune.reference import FEWEST_VALUES, KeptStatistics, Repeatable, TooFewValuesError
+from compress.prune.reference import KeptStatistics
 from compress.prune.surgery import apply, mask, mask_
 
 KEPT = (0, 2, 3, 6)  # of 8

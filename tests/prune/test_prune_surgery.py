@@ -10,7 +10,7 @@ from torch import nn
 from compress import prune
 from compress.errors import PlanError
 from compress.models.cifar_resnet import cifar_resnet
-from compress.prune import surgery
+from compress.prune import cut
 from compress.prune.planning import KeptSlot
 
 
@@ -47,8 +47,8 @@ def untouched(net, monkeypatch):
     """Sees that no tensor is cut and none of the network's changes."""
     before = {n: t.clone() for n, t in net.state_dict().items()}
     cuts = []
-    real = surgery._sliced
-    monkeypatch.setattr(surgery, "_sliced", lambda *a: cuts.append(a) or real(*a))
+    real = cut.sliced
+    monkeypatch.setattr(cut, "sliced", lambda *a: cuts.append(a) or real(*a))
     yield
     assert not cuts
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())

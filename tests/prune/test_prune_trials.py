@@ -42,7 +42,8 @@ FIXED = {
     "numbers by size": (lambda y: y[:, torch.arange(0, y.shape[1], 2)], 8, "by their numbers"),
     "a shift in time": (lambda y: shifted(y, 4), 16, "fixed size"),
     "groups": (lambda y: F.conv2d(y, torch.ones(16, 1, 1, 1, device=y.device, dtype=y.dtype), groups=16), 16, ""),
-    "a pad": (lambda y: F.pad(y, (0, 0, 0, 0, 0, 2)), 18, "padded channels"),
+    "a crop": (lambda y: F.pad(y, (0, 0, 0, 0, 0, -2)), 14, "padded channels"),
+    "a pad to a width": (lambda y: F.pad(y, (0, 0, 0, 0, 0, 18 - y.shape[1])), 18, "fixed size"),
 }
 
 

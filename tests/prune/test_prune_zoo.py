@@ -1,20 +1,25 @@
 """torchvision's classifiers and segmenters, half of each free group gone: exact, small and still trainable.
 
-Plain pytest takes a sample of them, `-m zoo` all the others; detectors have tests of their own.
+Plain pytest takes a sample of them, `-m zoo` all the others, `-m 'zoo(part=3)'` a seventh of the large ones; detectors
+have tests of their own.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torchvision
 import zoo_cases
+from filelock import FileLock
 from prune_nets import draw, image
 from torch import nn
-from zoo_cases import CLASSES, NAMES, ROOT, SAMPLE, TASKS, Case, prune_zoo
+from zoo_cases import CLASSES, NAMES, SAMPLE, TASKS, Case, prune_zoo
+from zoo_parts import DAYS, LIGHT, PARTS, rows, zoo
 
 from compress import cost, prune
 from compress.prune.rules import tensors
 
-EVERY = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.zoo) for name in NAMES]
+EVERY = [pytest.param(name, marks=() if name in SAMPLE else zoo(name)) for name in NAMES]
 # Peak of `check`, which holds a network of full size and its gradients in float64, in GB.
 NEEDS = {"vit_l_16": 8, "vit_l_32": 8, "vit_h_14": 14, "regnet_y_128gf": 14}
 # Layers that give the classes, and how many outputs they make in training; one each where nothing is said.
@@ -23,12 +28,15 @@ HEADS |= {name: (2, 2) for name in NAMES if name.startswith(("fcn", "deeplabv3")
 
 
 @pytest.fixture(scope="module", params=EVERY)
-def case(request):
-    zoo_cases.give_back()
-    free = zoo_cases.free_gigabytes()
-    if free < NEEDS.get(request.param, 0):
-        pytest.skip(f"needs {NEEDS[request.param]} GB of free memory, there are {free:.1f}")
-    return Case(request.param)
+def case(request, tmp_path_factory):
+    # Processes that test side by side hold one large network at a time.
+    lock = FileLock(tmp_path_factory.getbasetemp().parent / "large") if request.param in NEEDS else nullcontext()
+    with lock:
+        zoo_cases.give_back()
+        free = zoo_cases.free_gigabytes()
+        if free < NEEDS.get(request.param, 0):
+            pytest.skip(f"needs {NEEDS[request.param]} GB of free memory, there are {free:.1f}")
+        yield Case(request.param)
 
 
 def test_half_of_each_free_group_goes_and_the_body_is_small(case):
@@ -128,9 +136,16 @@ def test_shufflenet_keeps_its_shuffles_and_is_never_cut_wrongly():
 
 def page():
     """Rows of docs/zoo.md by model, each a dictionary by column."""
-    lines = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    return {row[0]: dict(zip(prune_zoo.HEAD, row, strict=True)) for row in rows if row[0] not in ("model", "---")}
+    return {row[0]: dict(zip(prune_zoo.HEAD, row, strict=True)) for row in rows()}
+
+
+def test_every_network_is_in_one_part_and_the_sevenths_are_alike():
+    size = {name: float(row["parameters"].removesuffix(" M")) for name, row in page().items()}
+    assert {name for name, part in PARTS.items() if part == "light"} == {n for n in size if size[n] < LIGHT}
+    days = {day: [size[n] for n, part in PARTS.items() if part == day] for day in range(DAYS)}
+    assert sum(map(len, days.values())) + sum(part == "light" for part in PARTS.values()) == len(TASKS)
+    sums = [sum(found) for found in days.values()]
+    assert max(sums) <= 1.1 * min(sums)
 
 
 def test_the_page_has_every_network_and_none_keeps_too_much():

@@ -266,7 +266,7 @@ def test_without_matplotlib_the_way_out_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependency, match=r"pip install \"niwaki\[compress\]\""):
+    with pytest.raises(MissingDependency, match=r"pip install \"niwaki-vision\[compress\]\""):
         render(sample.ledger(), sample.bench(), "")
 
 

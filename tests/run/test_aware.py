@@ -1,11 +1,9 @@
 """A tiny run that trains for int8: the stage, what it leaves, and what the int8 file is made from."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import niwaki
 
 pytestmark = pytest.mark.slow
 
@@ -26,16 +24,7 @@ def test_the_int8_file_comes_from_what_was_trained_for_it(tmp_path):
     from deploy.onnx.wire import scan
 
     arguments = [part for value in SETS for part in ("--set", value)]
-    command = [sys.executable, "-c", "from compress.cli.app import main; main()", "run", ROOT / "recipes/digits.yaml"]
-    done = subprocess.run(
-        [*map(str, command), "--out", "out", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=580,
-    )
+    done = niwaki("run", ROOT / "recipes/digits.yaml", "--out", "out", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     stages = {stage.name: stage for stage in Ledger.read(out / "ledger.json").stages}

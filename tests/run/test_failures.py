@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -84,43 +86,49 @@ def fails(how, workers):
     return {"target": {**RECIPE["target"], "arguments": {"fails": how}}, "transfer": {**TRAIN, "workers": workers}}
 
 
-# What happens -> (how, what the recipe changes, exit code, what is said, the step that the checkpoint is of)
+class Failure(NamedTuple):
+    """How something fails, what the recipe changes, exit code, what is said, the step that the checkpoint is of."""
+
+    happens: Callable[[pytest.MonkeyPatch], None] | None
+    change: dict
+    code: int
+    said: str
+    step: int | None
+
+
 FAILURES = {
-    "a full disk": (full_disk, {}, 3, "cannot be written (No space left on device); free some space", 3),
-    "a loss that is no number": (no_number, {}, 1, "The loss is nan at step 4 of 16; lower lr (0.05).", 3),
-    "a worker that dies": (None, fails("dies", 1), 1, "A data worker died", None),
-    "an image damaged meanwhile": (None, fails("breaks", 0), 2, "cannot be read (image file is truncated)", 1),
+    "a full disk": Failure(full_disk, {}, 3, "cannot be written (No space left on device); free some space", 3),
+    "a loss that is no number": Failure(no_number, {}, 1, "The loss is nan at step 4 of 16; lower lr (0.05).", 3),
+    "a worker that dies": Failure(None, fails("dies", 1), 1, "A data worker died", None),
+    "an image damaged meanwhile": Failure(None, fails("breaks", 0), 2, "cannot be read (image file is truncated)", 1),
 }
 
 
-@pytest.mark.parametrize(("happens", "change", "code", "said", "step"), FAILURES.values(), ids=FAILURES)
-def test_a_failure_is_one_sentence_and_the_checkpoint_before_stays(
-    tmp_path, monkeypatch, capsys, happens, change, code, said, step
-):
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_a_failure_is_one_sentence_and_the_checkpoint_before_stays(tmp_path, monkeypatch, capsys, failure):
     monkeypatch.chdir(tmp_path)
     for module in (files, images):
         monkeypatch.setattr(module, "CACHE_BYTES", 0)
     monkeypatch.setattr(checkpoint.Checkpoints.__init__, "__defaults__", (0.0,))
     # How often it is looked whether the workers live, seconds.
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
-    if happens:
-        happens(monkeypatch)
-    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | change))
-    monkeypatch.setattr(
-        sys, "argv", ["niwaki", "run", "recipe.yaml", "--out", "out", "--quiet", "--trust", "test_failures"]
-    )
+    if failure.happens:
+        failure.happens(monkeypatch)
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | failure.change))
+    command = ["niwaki", "run", "recipe.yaml", "--out", "out", "--quiet", "--trust", "test_failures"]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
         app.main()
     shown = capsys.readouterr()
-    assert (ended.value.code, shown.out) == (code, "")
+    assert (ended.value.code, shown.out) == (failure.code, "")
     assert shown.err.startswith("niwaki: ")
     assert shown.err.count("\n") == 1
-    assert said in shown.err
+    assert failure.said in shown.err
     with safe_open(STATE, "pt") as held:
         about = json.loads(held.metadata()["niwaki"])
         assert all(torch.isfinite(held.get_tensor(n)).all() for n in held.keys() if n.startswith("model."))  # noqa: SIM118
     # How far a worker is ahead of the step that is taken is its own affair.
-    assert about["step"] == step or step is None
+    assert about["step"] == failure.step or failure.step is None
     assert not list(STATE.parent.glob(".*.tmp"))
     assert json.loads(Path("out/ledger.json").read_text())["stages"] == []
 

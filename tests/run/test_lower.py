@@ -9,7 +9,7 @@ from torch import nn
 
 from compress import data
 from compress.data import ImageReader
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 from compress.run.stages import export
 from compress.run.workspace import Workspace
 from compress.train import TASKS

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compress.run.stages import measure
+from compress.run import latency
 from compress.run.stages.bundle import preferred
 
 
@@ -48,11 +48,11 @@ def test_both_are_timed_on_the_shipped_file(monkeypatch, tmp_path):
         assert [engine.name for engine in engines] == ["onnxruntime", "openvino"]
         return [type("Row", (), {"ratio_to_dense": share}) for share in (1.0, 0.6)]
 
-    monkeypatch.setattr(measure, "load_engine", load)
-    monkeypatch.setattr(measure.deploy, "benchmark", benchmark)
+    monkeypatch.setattr(latency, "load_engine", load)
+    monkeypatch.setattr(latency.deploy, "benchmark", benchmark)
     image = np.zeros((1, 1, 4, 4), np.float32)
     path = tmp_path / "student.int8.onnx"
-    assert measure.openvino_share(path, image, 2, 7) == 0.6
+    assert latency.openvino_share(path, image, 2, 7) == 0.6
     assert asked == [(path, "onnxruntime", 2), (path, "openvino", 2)]
-    monkeypatch.setattr(measure, "find_spec", lambda name: None)
-    assert measure.openvino_share(path, image, 2, 7) is None
+    monkeypatch.setattr(latency, "find_spec", lambda name: None)
+    assert latency.openvino_share(path, image, 2, 7) is None

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
+from processes import niwaki
 
 pytestmark = pytest.mark.slow
 
@@ -20,20 +22,14 @@ TINY = (
     "deploy.rtx_targets=[]", "deploy.rounds=5", "deploy.precisions=[fp32]", "deploy.ship=fp32", "twin=false",
 )  # fmt: skip
 ARGUMENTS = [str(ROOT / "recipes/digits.yaml"), "--out", "out", *(part for v in TINY for part in ("--set", v))]
-NIWAKI = [sys.executable, "-c", "from compress.cli.app import main; main()", "run"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STAGES = ("pretrain", "transfer", "prune", "distill", "finetuned", "scratch", "export", "test", "bench", "bundle")
-
-
-def started(command, cwd):
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     home = tmp_path_factory.mktemp("alone")
-    process = started([*NIWAKI, *ARGUMENTS], home)
+    process = niwaki("run", *ARGUMENTS, cwd=home)
     assert process.returncode == 0, process.stderr
     return home / "out"
 
@@ -41,7 +37,10 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     home = tmp_path_factory.mktemp("two")
-    process = started([*TORCHRUN, "compress.run", *ARGUMENTS, "--json"], home)
+    command = [*TORCHRUN, "compress.run", *ARGUMENTS, "--json"]
+    process = subprocess.run(
+        command, cwd=home, env=processes.ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False
+    )
     assert process.returncode == 0, process.stderr
     return home / "out", process
 
@@ -72,10 +71,8 @@ def test_two_processes_do_the_same_steps_as_one(alone, two):
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_resume_goes_on(tmp_path, two):
-    command = [*NIWAKI, *ARGUMENTS, "--devices", "2"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = ["run", *ARGUMENTS, "--devices", "2"]
+    process = processes.started(*command, cwd=tmp_path)
     log, deadline = tmp_path / "out/log.jsonl", time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         if log.is_file() and '"name": "transfer"' in log.read_text(encoding="utf-8"):
@@ -86,7 +83,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_resume_goes_on(tmp_path, two):
     assert process.returncode == 1, error
     assert "Traceback" not in shown + error
     assert error.count("\n") <= 1
-    again = started([*command, "--resume"], tmp_path)
+    again = niwaki(*command, "--resume", cwd=tmp_path, timeout=400)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") >= 2
     student = [(o / "student/model.safetensors").read_bytes() for o in (tmp_path / "out", two[0])]
@@ -118,7 +115,7 @@ def rank_of(parent, rank):
 def test_an_error_is_one_sentence_of_one_process_and_its_exit_code(tmp_path, given, code, said):
     (tmp_path / "holds").mkdir()
     (tmp_path / "holds/file").touch()
-    process = started([*NIWAKI, *ARGUMENTS, *given, "--devices", "2"], tmp_path)
+    process = niwaki("run", *ARGUMENTS, *given, "--devices", "2", cwd=tmp_path)
     assert process.returncode == code, process.stderr
     assert process.stderr.startswith("niwaki: ")
     assert process.stderr.count("\n") == 1
@@ -126,8 +123,7 @@ def test_an_error_is_one_sentence_of_one_process_and_its_exit_code(tmp_path, giv
 
 
 def test_devices_under_a_launcher_is_refused(tmp_path):
-    command = [*NIWAKI, *ARGUMENTS, "--devices", "2"]
-    environment = {**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    environment = processes.ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": "0"}
+    process = niwaki("run", *ARGUMENTS, "--devices", "2", cwd=tmp_path, env=environment)
     assert process.returncode == 2
     assert "torchrun says itself" in process.stderr

@@ -9,7 +9,7 @@ import yaml
 
 from compress.cli import app
 from compress.errors import RecipeError
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "recipes/digits.yaml"
@@ -57,12 +57,8 @@ FAULTS = {
     "unknown kind": (put("target", "kind", "video"), "target", "video"),
     "neither length": (drop("transfer", "epochs"), "transfer", "exactly one of epochs and training_flops"),
     "both lengths": (put("distill", "training_flops", 1e9), "distill", "exactly one of epochs and training_flops"),
-    "neither budget": (put("prune", "budget", {}), "prune.budget", "exactly one of macs and latency"),
-    "both budgets": (
-        put("prune", "budget", {"macs": 0.5, "latency": 0.5}),
-        "prune.budget",
-        "exactly one of macs and latency",
-    ),
+    "neither budget": (put("prune", "budget", {}), "prune.budget", "at least one of macs, params"),
+    "both budgets": (put("prune", "budget", {"macs": 0.5, "latency": 0.5}), "prune.budget", "stands alone"),
     "budget over one": (put("prune", "budget", "macs", 1.5), "prune.budget.macs", "less than or equal to 1"),
     "budget of zero": (put("prune", "budget", "macs", 0), "prune.budget.macs", "greater than 0"),
     "no number": (put("transfer", "lr", float("nan")), "transfer.lr", "nan"),

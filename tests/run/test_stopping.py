@@ -9,7 +9,7 @@ from rich.console import Console
 from test_run import digest, run
 
 from compress.errors import RecipeError
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 from compress.run.preflight import going_on
 from compress.run.summary import summary, table
 from deploy.report import write_report

@@ -1,11 +1,9 @@
 """Two processes on the CPU train as one does."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,20 +20,24 @@ def free_port():
 
 def started(out, kind, ranks):
     """Starts `ranks` processes as torchrun would, and gives the weights of each."""
+    together(CHILD, out, kind, ranks)
+    return [load_file(f"{out}.{rank}.safetensors") for rank in range(ranks)]
+
+
+def together(script, out, kind, ranks):
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     children = [
-        subprocess.Popen(
-            [sys.executable, CHILD, out, kind],
-            env={**os.environ, **(where if ranks > 1 else {}), **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+        processes.started(
+            out,
+            kind,
+            script=script,
+            cwd=out.parent,
+            env=processes.ENVIRONMENT | (where if ranks > 1 else {}) | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
         )
         for rank in range(ranks)
     ]
-    for child in children:
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == 0, said.decode()[-2000:]
-    return [load_file(f"{out}.{rank}.safetensors") for rank in range(ranks)]
+    for child in map(processes.finished, children):
+        assert child.returncode == 0, child.stderr[-2000:]
 
 
 @pytest.mark.slow
@@ -73,17 +75,5 @@ def test_a_loss_that_one_process_finds_infinite_stops_all(tmp_path):
 
 def outcomes(folder, kind):
     """What each of two processes wrote of itself."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, RANKS, folder / kind, kind],
-            env={**os.environ, **where, **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for child in children:
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == 0, said.decode()[-2000:]
+    together(RANKS, folder / kind, kind, 2)
     return [Path(f"{folder / kind}.{rank}").read_text(encoding="utf-8") for rank in range(2)]

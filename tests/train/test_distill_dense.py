@@ -74,7 +74,7 @@ class Labelled:
 
 
 class Images:
-    """Prepared inputs alone: what a lesson looks at before it is given."""
+    """Prepared inputs alone: what the setup looks at before training."""
 
     def __len__(self):
         return 4
@@ -98,7 +98,7 @@ def dense_case(monkeypatch, task, model, **weights):
     plan = prune.plan(trace, prune.score(trace, teacher, "random", seed=3), ratio=0.5, scope="group")
     student = prune.apply(teacher, plan)
     recipe = DistillRecipe(**{"epochs": 1, "head_classes": 0, "head_boxes": 0, "pixels": 0, "labels": 0.0, **weights})
-    found = distill.lesson(recipe, data, student, teacher, plan, seed=0, fabric=make_fabric("cpu"))
+    found = distill.set_up(recipe, data, student, teacher, plan, seed=0, fabric=make_fabric("cpu"))
     boxes = [{"boxes": torch.tensor([[4.0, 4, 20, 24]]), "labels": torch.tensor([1])}] * 2
     targets = boxes if task.name == "detection" else torch.full((2, 32, 32), 255).index_fill(1, torch.arange(9), 1)
     return found, student, teacher, plan, Batch(images, targets, torch.arange(2))
@@ -106,7 +106,7 @@ def dense_case(monkeypatch, task, model, **weights):
 
 @pytest.mark.parametrize("kind", ["ssd", "retinanet"])
 def test_dense_heads_are_compared_in_the_training_pass_itself(monkeypatch, kind):
-    settings = {"head_classes": 1.0, "head_boxes": 2.0, "sure": 0.01, "temperature": 2.0}
+    settings = {"head_classes": 1.0, "head_boxes": 2.0, "box_confidence": 0.01, "temperature": 2.0}
     found, student, teacher, _, batch = dense_case(monkeypatch, Boxed(), detector(kind), **settings)
     passes = []
     student.backbone.register_forward_hook(lambda *_: passes.append(1))
@@ -125,7 +125,7 @@ def test_dense_heads_are_compared_in_the_training_pass_itself(monkeypatch, kind)
 
 
 def test_an_rpn_is_a_head_too(monkeypatch):
-    settings = {"head_classes": 1.0, "head_boxes": 1.0, "sure": 0.1}
+    settings = {"head_classes": 1.0, "head_boxes": 1.0, "box_confidence": 0.1}
     found, student, teacher, _, batch = dense_case(monkeypatch, Boxed(), detector("faster_rcnn"), **settings)
     loss = found.loss(student.train(), batch)
     own, other = (net.rpn.head(list(net.backbone(batch.images).values())) for net in (student, teacher))

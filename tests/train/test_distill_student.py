@@ -66,8 +66,8 @@ class Case:
     def _count(self, *_):
         self.calls += 1
 
-    def lesson(self, recipe, **kw):
-        return distill.lesson(
+    def set_up(self, recipe, **kw):
+        return distill.set_up(
             recipe, self.data, self.student, self.teacher, self.plan, seed=5, fabric=self.fabric, **kw
         )
 
@@ -75,7 +75,7 @@ class Case:
         return self.data.splits["train"].batch(torch.arange(4))
 
     def loss(self, recipe, **kw):
-        found = self.lesson(recipe, **kw)
+        found = self.set_up(recipe, **kw)
         return float(found.loss(self.student, self.batch()).detach())
 
 
@@ -129,7 +129,7 @@ def test_the_classifier_is_copied_and_frozen_if_asked(freeze):
 def test_a_projected_classifier_starts_as_the_cut_network_and_folds_into_the_plain_one(case):
     images, before = case.batch().images, copy.deepcopy(case.student).eval()
     architecture = {n: tuple(t.shape) for n, t in before.state_dict().items()}
-    case.lesson(asked(reuse_classifier="projected"))
+    case.set_up(asked(reuse_classifier="projected"))
     student = case.student.eval()
     torch.testing.assert_close(student(images), before(images))
     learned = {n for n, p in student.named_parameters() if n.startswith("fc.") and p.requires_grad}
@@ -148,7 +148,7 @@ def test_a_projected_classifier_starts_as_the_cut_network_and_folds_into_the_pla
 
 def test_the_projection_learns_and_the_teachers_weight_does_not(case):
     recipe = asked(reuse_classifier="projected", logits=1.0, class_means=1.0, epochs=2)
-    found = case.lesson(recipe)
+    found = case.set_up(recipe)
     start = distill.projection(case.student).detach().clone()
     work = Trainable(case.student, case.data, 1.0, 5, found.loss, found.helpers)
     fit(work, recipe, case.fabric, lambda *_: None)
@@ -202,7 +202,7 @@ def test_the_loss_is_the_weighted_sum(case):
 
 def test_hints_compare_the_channels_that_the_plan_leaves(case):
     case.student.eval()
-    found = case.lesson(asked(labels=0.0, hints=1.0, hint_layers=("layer1", "layer3.0")))
+    found = case.set_up(asked(labels=0.0, hints=1.0, hint_layers=("layer1", "layer3.0")))
     assert found.helpers is None
     images = case.batch().images
     expected = []
@@ -222,7 +222,7 @@ def test_hints_compare_the_channels_that_the_plan_leaves(case):
 
 def test_hints_by_projection_reach_all_of_the_teachers_channels_and_learn(case):
     recipe = asked(labels=0.0, hints=1.0, hint_layers=("layer2",), hint_match="projection", epochs=2)
-    found = case.lesson(recipe)
+    found = case.set_up(recipe)
     (own,), image = found.helpers.children(), case.data.example(2)
     assert own.weight.shape == (16, 8)
     # Forward and both gradients of 8 x 16 weights at 4 x 4 places, and the teacher's pass.
@@ -235,7 +235,7 @@ def test_hints_by_projection_reach_all_of_the_teachers_channels_and_learn(case):
 
 
 def test_the_teacher_learns_nothing(case):
-    found = case.lesson(asked(logits=1.0, class_means=1.0, hints=1.0, hint_layers=("layer1",)))
+    found = case.set_up(asked(logits=1.0, class_means=1.0, hints=1.0, hint_layers=("layer1",)))
     before = {n: t.clone() for n, t in case.teacher.state_dict().items()}
     case.student.train()
     found.loss(case.student, case.batch()).backward()
@@ -245,7 +245,7 @@ def test_the_teacher_learns_nothing(case):
 
 
 def test_a_loss_of_weight_0_costs_no_pass_of_the_teacher_and_no_hook(case):
-    found = case.lesson(asked())
+    found = case.set_up(asked())
     own = cost.training_flops(case.student, case.data.example(2))
     assert (found.flops_per_image, found.flops_once, found.helpers) == (own, 0, None)
     found.loss(case.student, case.batch())
@@ -255,7 +255,7 @@ def test_a_loss_of_weight_0_costs_no_pass_of_the_teacher_and_no_hook(case):
 
 
 def test_mixed_images_are_taught_by_their_shares(case):
-    found = case.lesson(asked(labels=0.0, class_means=1.0))
+    found = case.set_up(asked(labels=0.0, class_means=1.0))
     whole = case.batch()
     soft = F.one_hot(whole.targets, 4).float()
     mixed = Batch(whole.images, whole.targets, whole.index, soft=soft)
@@ -277,7 +277,7 @@ def test_float64_stays_float64(case):
 
 def test_an_unknown_layer_is_refused_with_its_neighbours(case):
     with pytest.raises(RecipeError, match=r"hint_layers: CifarResNet has no layer 'layr2'; near it are .*layer2"):
-        case.lesson(asked(hints=1.0, hint_layers=("layr2",)))
+        case.set_up(asked(hints=1.0, hint_layers=("layr2",)))
     assert case.calls == 0
 
 
@@ -299,7 +299,7 @@ def test_a_loss_of_another_task_is_refused(case):
         ({"attention_layers": ("layer1",)}, "attention needs a weight above 0"),
         ({"hints": 1.0, "hint_layers": ("a", "a")}, "hint_layers names something twice"),
         ({"reuse_classifier": "folded"}, "reuse_classifier"),
-        ({"sure": 1.0}, "sure"),
+        ({"box_confidence": 1.0}, "box_confidence"),
     ],
 )
 def test_a_bad_key_is_refused(wrong, said):
@@ -323,15 +323,15 @@ def test_teacher_passes_are_counted_and_stored_ones_once(case, tmp_path):
     assert distill.forward_flops(case.teacher, "classification", image) == a_pass
     recipe = asked(logits=1.0, class_means=1.0)
     own = cost.training_flops(case.student, image)
-    live = case.lesson(recipe)
+    live = case.set_up(recipe)
     assert (live.flops_per_image, live.flops_once) == (own + a_pass, 12 * a_pass)
-    stored = case.lesson(recipe, folder=tmp_path)
+    stored = case.set_up(recipe, folder=tmp_path)
     assert (stored.flops_per_image, stored.flops_once) == (own, 24 * a_pass)
 
 
 def test_stored_answers_are_the_teachers_and_cost_no_pass(case, tmp_path):
     recipe = asked(logits=1.0, class_means=1.0, hints=0.5, hint_layers=("layer1",), epochs=4)
-    live, stored = case.lesson(recipe), case.lesson(recipe, folder=tmp_path)
+    live, stored = case.set_up(recipe), case.set_up(recipe, folder=tmp_path)
     case.student.eval()
     seen = case.data.splits["train"].batch(torch.tensor([7, 0, 3, 11]))
     torch.testing.assert_close(live.loss(case.student, seen), stored.loss(case.student, seen))
@@ -344,7 +344,7 @@ def test_stored_answers_are_the_teachers_and_cost_no_pass(case, tmp_path):
 def test_augmented_variants_are_stored_each(case, tmp_path):
     recipe = asked(logits=1.0, augment="affine", augment_variants=2, epochs=5)
     split = case.data.splits["train"]
-    live, stored = case.lesson(recipe), case.lesson(recipe, folder=tmp_path)
+    live, stored = case.set_up(recipe), case.set_up(recipe, folder=tmp_path)
     assert len(list(tmp_path.glob("*/*.safetensors"))) == 2
     case.student.eval()
     losses = []
@@ -361,16 +361,16 @@ def test_augmented_variants_are_stored_each(case, tmp_path):
 
 def test_a_resumed_run_takes_up_what_is_stored_and_mends_what_is_damaged(case, tmp_path):
     recipe = asked(logits=1.0, augment="affine", augment_variants=2)
-    case.lesson(recipe, folder=tmp_path)
+    case.set_up(recipe, folder=tmp_path)
     files = sorted(tmp_path.glob("*/*.safetensors"))
     before = [f.read_bytes() for f in files]
     case.calls = 0
-    case.lesson(recipe, folder=tmp_path)
+    case.set_up(recipe, folder=tmp_path)
     looks = case.calls
     files[0].write_bytes(before[0][:50])
     files[1].unlink()
     case.calls = 0
-    case.lesson(recipe, folder=tmp_path)
+    case.set_up(recipe, folder=tmp_path)
     assert case.calls == looks + 2
     assert [f.read_bytes() for f in files] == before
 
@@ -378,8 +378,8 @@ def test_a_resumed_run_takes_up_what_is_stored_and_mends_what_is_damaged(case, t
 @pytest.mark.parametrize("change", ["weights", "seed", "images", "variants"])
 def test_other_weights_data_or_augmentation_are_other_answers_and_the_old_go(case, tmp_path, change):
     recipe = asked(logits=1.0, augment="affine", augment_variants=2)
-    lesson = partial(distill.lesson, plan=case.plan, fabric=case.fabric, folder=tmp_path)
-    lesson(recipe, case.data, case.student, case.teacher, seed=1)
+    set_up = partial(distill.set_up, plan=case.plan, fabric=case.fabric, folder=tmp_path)
+    set_up(recipe, case.data, case.student, case.teacher, seed=1)
     (first,) = tmp_path.iterdir()
     if change == "weights":
         case.teacher.fc.bias.data[0] += 1
@@ -387,17 +387,17 @@ def test_other_weights_data_or_augmentation_are_other_answers_and_the_old_go(cas
         case.data.splits["train"].inputs(0, 12)[3] += 1
     elif change == "variants":
         recipe = recipe.model_copy(update={"augment_variants": 3})
-    lesson(recipe, case.data, case.student, case.teacher, seed=2 if change == "seed" else 1)
+    set_up(recipe, case.data, case.student, case.teacher, seed=2 if change == "seed" else 1)
     (second,) = tmp_path.iterdir()
     assert first != second
 
 
 def test_answers_that_change_every_epoch_or_are_too_large_are_not_stored(case, tmp_path):
-    live = case.lesson(asked(logits=1.0)).flops_per_image
+    live = case.set_up(asked(logits=1.0)).flops_per_image
     for change in ({"augment": "affine"}, {"mixup": 0.2}, {"teacher_cache_mb": 0}):
-        assert case.lesson(asked(logits=1.0, **change), folder=tmp_path).flops_per_image == live
+        assert case.set_up(asked(logits=1.0, **change), folder=tmp_path).flops_per_image == live
     many = {"augment": "affine", "augment_variants": 10_000, "teacher_cache_mb": 1}
-    found = case.lesson(asked(attention=1.0, attention_layers=("conv1",), **many), folder=tmp_path)
+    found = case.set_up(asked(attention=1.0, attention_layers=("conv1",), **many), folder=tmp_path)
     assert found.flops_per_image == live
     assert "would take 31 MB, more than distill.teacher_cache_mb allows (1)" in found.notes[0]
     assert not list(tmp_path.iterdir())

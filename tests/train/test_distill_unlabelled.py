@@ -8,10 +8,11 @@ from test_equal_flops import BATCH, forward, tiny, training
 
 from compress import distill
 from compress.data.images import ImageData, Split
-from compress.recipe.schema import load_recipe
+from compress.recipe.loading import load_recipe
 from compress.run.prepare import prepare
 from compress.run.progress import StageView
-from compress.run.stages import train as stages
+from compress.run.stages import distill as distill_stage
+from compress.run.stages import prune, train
 
 __all__ = ["tiny"]
 
@@ -23,13 +24,13 @@ def test_the_teacher_says_what_unlabelled_images_show():
     data = ImageData(case.data.classes, {**case.data.splits, distill.UNLABELLED: more})
     case.teacher.train().requires_grad_(True)
     found, flops = distill.with_answers(data, case.teacher, torch.device("cpu"))
-    train, before = found.splits["train"], case.data.splits["train"]
-    assert len(train) == 21
-    assert torch.equal(train.inputs(0, 12), before.inputs(0, 12))
-    assert torch.equal(train.inputs(12, 21), more.inputs(0, 9))
-    assert torch.equal(train.labels[:12], before.labels)
+    joined, before = found.splits["train"], case.data.splits["train"]
+    assert len(joined) == 21
+    assert torch.equal(joined.inputs(0, 12), before.inputs(0, 12))
+    assert torch.equal(joined.inputs(12, 21), more.inputs(0, 9))
+    assert torch.equal(joined.labels[:12], before.labels)
     with torch.no_grad():
-        assert torch.equal(train.labels[12:], case.teacher(more.inputs(0, 9)).argmax(1))
+        assert torch.equal(joined.labels[12:], case.teacher(more.inputs(0, 9)).argmax(1))
     assert flops == 9 * distill.forward_flops(case.teacher, "classification", more.inputs(0, 1)) > 0
     assert found.splits["val"] is case.data.splits["val"]
     assert not case.teacher.training and not any(p.requires_grad for p in case.teacher.parameters())
@@ -45,26 +46,29 @@ def test_data_without_unlabelled_images_stay_as_they_are():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Transfer, cut, distilling and fine-tuning on 50 labelled digits and 150 without a label."""
-    train = {"batch_size": BATCH, "augment": "affine", "evaluations": 1}
+    common = {"batch_size": BATCH, "augment": "affine", "evaluations": 1}
     recipe = {
         "name": "unlabelled",
         "model": {"factory": "test_equal_flops:tiny"},
         "target": {"kind": "handwritten_digits", "train_per_class": 5, "unlabelled": 150},
         "preprocessing": {"size": [8, 8], "mode": "L", "mean": [0.3], "std": [0.4], "resize": "stretch"},
-        "transfer": {**train, "epochs": 2},
+        "transfer": {**common, "epochs": 2},
         "prune": {"budget": {"macs": 0.6}},
-        "distill": {**train, "epochs": 2},
+        "distill": {**common, "epochs": 2},
         "deploy": None,
     }
     folder = tmp_path_factory.mktemp("unlabelled")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     work = prepare(load_recipe(folder / "recipe.yaml", trusted=["test_equal_flops"]), folder / "out", False)
     view, found = StageView(lambda done, total, text: None), {}
-    cut = lambda work, view: stages.cut(work, view, lambda network: 1.0)  # noqa: E731 - a stage of one line
     for name, stage in (
-        ("transfer", stages.transfer), ("prune", cut), ("distill", stages.distil), ("finetuned", stages.finetuned),
-    ):  # fmt: skip
+        ("transfer", train.transfer),
+        ("prune", prune.cut),
+        ("distill", distill_stage.distil),
+        ("finetuned", distill_stage.finetuned),
+    ):
         found[name] = stage(work, view)
+        work.finish(name, name, 0, found[name])
     return work, found
 
 

@@ -3,11 +3,10 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,13 +15,12 @@ CHILD = Path(__file__).with_name("kill_child.py")
 
 
 def start(folder):
-    return subprocess.Popen([sys.executable, CHILD, folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return processes.started(folder, cwd=folder, script=CHILD)
 
 
 def finished(folder):
-    child = start(folder)
-    _, said = child.communicate(timeout=300)
-    assert child.returncode == 0, said.decode()
+    child = processes.finished(start(folder))
+    assert child.returncode == 0, child.stderr
     return load_file(folder / "weights.safetensors")
 
 
@@ -43,7 +41,7 @@ def killed(folder, after):
     return at_work
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.zoo)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.zoo(part="light"))])
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_and_resumed_it_is_the_run_in_one_piece(tmp_path, kills):
     whole = tmp_path / "whole"

@@ -106,6 +106,6 @@ def test_tensorboard_shows_each_step_once(data, tmp_path):
 def test_tensorboard_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     check_tensorboard(False)
-    with pytest.raises(MissingError, match=r"pip install 'niwaki\[tensorboard\]'") as refused:
+    with pytest.raises(MissingError, match=r"pip install 'niwaki-vision\[tensorboard\]'") as refused:
         Log(tmp_path, "short", tensorboard=True)
     assert refused.value.exit_code == 3

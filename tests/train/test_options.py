@@ -24,8 +24,8 @@ from compress.train import Trainable, checkpoint, fit, loop, make_fabric
 from compress.train.checkpoint import Checkpoints
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.log import Log
-from compress.train.loop import Average
 from compress.train.schedule import cosine, make_optimizer
+from compress.train.state import MovingAverage
 from compress.train.tasks import TASKS
 
 RECIPE = TrainRecipe(epochs=2, batch_size=16, lr=0.05)
@@ -55,16 +55,16 @@ def groups():
 def test_the_average_is_the_one_by_hand():
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    average = Average(layer, 0.5)
+    average = MovingAverage(layer, 0.5)
     layer.weight.data.fill_(11.0)
     average.update(layer)  # decay (1 + 1) / (10 + 1)
-    assert average.state["weight"].item() == pytest.approx(11 * 9 / 11)
+    assert average.weights["weight"].item() == pytest.approx(11 * 9 / 11)
     for _ in range(20):
         average.update(layer)
     layer.weight.data.fill_(0.0)
-    before = average.state["weight"].item()
+    before = average.weights["weight"].item()
     average.update(layer)  # decay 0.5 from here on
-    assert average.state["weight"].item() == pytest.approx(before / 2)
+    assert average.weights["weight"].item() == pytest.approx(before / 2)
 
 
 def test_with_an_average_other_weights_are_kept(data, fabric):

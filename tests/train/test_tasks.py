@@ -151,10 +151,11 @@ def test_a_detector_predicts_class_indices_without_the_background_in_input_pixel
 
 
 def test_what_an_engine_gives_is_read_as_what_torch_predicts():
-    from deploy.exporting.lowering import lowered
+    from deploy.exporting.lowering import lower
 
     model, images = ssdlite().eval(), torch.rand(2, 3, 64, 96)
-    module, names, after = lowered(model, "detection", images)
+    lowered = lower(model, "detection", images)
+    module, names, after = lowered.module, lowered.output_name, lowered.postprocessing
     with torch.no_grad():
         raw = {name: value.numpy() for name, value in zip(names, module.eval()(images), strict=True)}
         expected = TASKS["detection"].predict(model, images)

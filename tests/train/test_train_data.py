@@ -13,7 +13,7 @@ from compress.data.augment import AUGMENTATIONS
 from compress.data.loader import Feed
 from compress.data.seeds import hash_seed
 from compress.errors import NiwakiError
-from compress.recipe.schema import FolderData, HandwrittenDigits, RenderedDigits
+from compress.recipe.data import FolderData, HandwrittenDigits, RenderedDigits
 from deploy.errors import DeployError
 from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing

@@ -1,1 +1,1 @@
-"""Data sets as people have them: one file for each kind of `target`."""
+"""Data sets as people have them: one file for each format."""

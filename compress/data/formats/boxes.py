@@ -1,4 +1,4 @@
-"""Images with boxes, from whatever format said so; what is left out is counted."""
+"""Images with boxes, from any annotation format; what is left out is counted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Scene:
-    """What an annotation says of one image.
+    """What an annotation says about one image.
 
     Args:
         path: the image.
-        where: what to call the annotation in an error.
+        where: the annotation's name in an error message.
         size: (width, height) as the annotation gives it; None where it gives none.
         boxes: (x1, y1, x2, y2) in pixels.
-        labels: a class index each.
+        labels: one class index a box.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Scene:
 
 @dataclass
 class LeftOut:
-    """Objects that no target holds, by reason: where each one is."""
+    """Objects that are in no target, by reason."""
 
     flat: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class LeftOut:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after EXIF's orientation."""
+    """(width, height) once EXIF's orientation is applied."""
     turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
 
@@ -70,7 +70,7 @@ def with_boxes(
     unreadable: Unreadable,
     left_out: LeftOut,
 ) -> ImageData:
-    """Detection data; every image is decoded once and its boxes are held against it.
+    """Make detection data; decode every image once and check its boxes against it.
 
     Raises:
         DataError: a box or a size does not fit its image, a split has no image or training no box, too many images
@@ -87,7 +87,7 @@ def with_boxes(
 
 
 def fitting(scene: Scene, size: tuple[int, int], left_out: LeftOut) -> Boxes:
-    """The boxes of a scene, cut at the image's edges, without those that have no area."""
+    """The boxes of a scene, clipped to the image, without those that have no area."""
     if scene.size is not None and scene.size != size:
         raise DataError(
             f"{scene.where} says {scene.size[0]}x{scene.size[1]} pixels, the upright {scene.path} has "

@@ -1,4 +1,4 @@
-"""Boxes in COCO's layout: one folder of images and one JSON file a split."""
+"""Boxes in COCO's layout: a folder of images and a JSON file for each split."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from compress.data.formats.boxes import LeftOut, Scene, with_boxes
 from compress.data.images import ImageData, ImageReader
 from compress.errors import DataError
 from compress.recipe.data import CocoData, CocoSplit
+from compress.validation import explain
 
 
 class _Image(TypedDict):
@@ -44,12 +45,13 @@ _FILE = TypeAdapter(_File)
 
 
 def coco_boxes(recipe: CocoData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads COCO's JSON: categories become classes in the order of their ids, x, y, width, height become corners.
+    """Read COCO's JSON; categories become classes in the order of their ids.
 
-    Crowd regions are left out. Images without an object stay: they say what is no object.
+    Crowd regions are left out. Images without an object stay: they show what is not an object.
 
     Raises:
-        DataError: a file is missing, no COCO JSON, refers to what it does not hold; splits differ in categories.
+        DataError: a file is missing, is not COCO JSON or refers to what it does not hold; or splits differ in their
+            categories.
     """
     root, left_out = Path(recipe.path), LeftOut()
     categories, train = _read(root, recipe.train, left_out)
@@ -114,6 +116,4 @@ def _parsed(path: Path) -> _File:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check path and the splits in the recipe.") from None
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise DataError(f"{path} is no COCO annotation ({where}: {fault['msg']}); mend it.") from None
+        raise DataError(f"{path} is no COCO annotation ({explain(error, whole='the file')}); mend it.") from None

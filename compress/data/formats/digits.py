@@ -36,7 +36,7 @@ class PixelImages:
 
 
 def rendered_digits(recipe: RenderedDigits, reader: ImageReader, seed: int) -> ImageData:
-    """Digits drawn from the fonts that matplotlib ships, warped, inked unevenly and scanned at 8x8."""
+    """Draw digits from the fonts that matplotlib ships, warp them, ink them unevenly and scan them at 8x8."""
     validation = max(200, recipe.images // 10)
     return ImageData(
         CLASSES,
@@ -60,7 +60,7 @@ def _rendered_split(count: int, reader: ImageReader, seed: int) -> Split:
 
 
 def _scan(glyphs: Tensor, generator: torch.Generator) -> Tensor:
-    """Warps (N, 1, 64, 64) glyphs and samples them at 8x8 in 17 grey levels, as scikit-learn's digits are."""
+    """Warp (N, 1, 64, 64) glyphs and sample them at 8x8 in 17 grey levels, like scikit-learn's digits."""
     n = len(glyphs)
     drawn = warp(glyphs, generator, turn=0.22, scale=0.12, shear=0.3, shift=0.12)
     # A smooth random displacement bends the strokes.
@@ -89,12 +89,12 @@ def _glyphs() -> Tensor:
 
 
 def _draw(digit: str, face: Path) -> Tensor:
-    """One glyph stretched over the canvas, as the handwritten ones fill theirs."""
+    """Draw one glyph and stretch it over the canvas, as the handwritten ones fill theirs."""
     font = ImageFont.truetype(str(face), 4 * CANVAS)
     box = font.getbbox(digit)
     glyph = Image.new("L", (int(box[2] - box[0]), int(box[3] - box[1])))
     ImageDraw.Draw(glyph).text((-box[0], -box[1]), digit, fill=255, font=font)
-    # Nearer to the canvas's shape than the font's, but a 1 stays slim.
+    # Closer to the shape of the canvas than the font is, but a 1 stays slim.
     width = round((CANVAS * 0.72 * glyph.width / glyph.height * 1.5) ** 0.5 * (CANVAS * 0.72) ** 0.5)
     width = min(width, CANVAS - 16)
     canvas = Image.new("L", (CANVAS, CANVAS))
@@ -103,7 +103,7 @@ def _draw(digit: str, face: Path) -> Tensor:
 
 
 def handwritten_digits(recipe: HandwrittenDigits, reader: ImageReader, seed: int) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits; which images are in which split depends on nothing but them."""
+    """Read scikit-learn's 1,797 handwritten digits; the splits are the same for every seed."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()

@@ -1,4 +1,4 @@
-"""ImageFolder trees: one folder a split, one folder a class."""
+"""ImageFolder trees: a folder for each split, and in it a folder for each class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compress.recipe.data import FolderData
 
 
 def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads `path/train/CLASS/IMAGE` and the like; every image is decoded once, so that damage shows now.
+    """Read ``path/train/CLASS/IMAGE`` and the like; decode every image once, so that damage is found now.
 
     Raises:
         DataError: a folder is missing, a class has no image, splits differ in classes, too many images are unreadable.

@@ -1,14 +1,14 @@
-"""Data of the user's own code: `module:function`.
+"""Data from the user's own code: ``module:function``.
 
-The function is called with the recipe's `arguments` and gives a mapping with `train`, `val` and `test`. Each is a
-sequence (`len`, and an index from 0) of pairs (image, target) that gives the same pair for an index each time:
+The function is called with the recipe's ``arguments`` and returns a mapping with ``train``, ``val`` and ``test``. Each
+is a sequence (``len``, and an index from 0) of pairs (image, target) that returns the same pair for an index each time:
 
-- image: a `PIL.Image.Image`; it is turned into RGB.
+- image: a ``PIL.Image.Image``; it is turned into RGB.
 - target: an integer, the class (classification); or a numpy array (H, W) of whole numbers, the class of each pixel and
-  255 for none (segmentation); or `compress.data.Boxes` (detection). One kind in all splits.
+  255 for none (segmentation); or ``compress.data.Boxes`` (detection). One kind in all splits.
 
-Names of the classes are the recipe's `classes`, or else the training sequence's attribute `classes`, or else, for
-integers, 0 to the largest one. Or the function gives a whole `compress.data.ImageData`, whose reader becomes the run's.
+The classes' names are the recipe's ``classes``, else the training sequence's attribute ``classes``, else, for integers,
+0 to the largest one. The function may also return a whole ``compress.data.ImageData``, whose reader becomes the run's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TASKS: dict[type, TaskName] = {int: "classification", np.ndarray: "segmentation
 
 
 class ItemImages(Decoded[Image.Image]):
-    """The images of a sequence's pairs, at the places that could be read."""
+    """The images of a sequence's pairs, at the indices that could be read."""
 
     def __init__(self, items: Any, places: list[int], name: str) -> None:
         super().__init__()
@@ -68,10 +68,11 @@ class ItemMasks(Decoded[np.ndarray]):
 
 
 def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> ImageData:
-    """Calls the user's function and holds what it gives against the contract above.
+    """Call the user's function and check what it returns against the contract above.
 
     Raises:
-        DataError: it cannot be imported, refuses its arguments or gives something else; too many images are unreadable.
+        DataError: it cannot be imported, refuses its arguments or returns something else, or too many images are
+            unreadable.
     """
     given = _called(recipe)
     if isinstance(given, ImageData):
@@ -114,11 +115,11 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
 
 
 def pair(items: Any, place: int, name: str) -> tuple[Image.Image, Any]:
-    """One image as RGB and its target as int, array or Boxes.
+    """Read one image as RGB, and its target as int, array or Boxes.
 
     Raises:
         ImageError: the sequence cannot read it.
-        DataError: it is no such pair.
+        DataError: it is not such a pair.
     """
     try:
         image, target = items[place]
@@ -161,7 +162,7 @@ def _called(recipe: FunctionData) -> Any:
 
 
 def _adopted(given: ImageData, reader: ImageReader, recipe: FunctionData) -> ImageData:
-    """The data set with the run's reader; its targets are of the kind and the classes that it says."""
+    """Check that the targets are of the data set's task and classes, and give it the run's reader."""
     if not all(name in given.splits and len(given.splits[name]) for name in SPLITS):
         raise DataError(f"{recipe.function} gave ImageData without images in train, val and test; give all three.")
     kinds: dict[str, type] = {"classification": torch.Tensor, "segmentation": np.ndarray, "detection": Boxes}
@@ -186,7 +187,7 @@ def _adopted(given: ImageData, reader: ImageReader, recipe: FunctionData) -> Ima
 
 
 def _read(items: Any, name: str, unreadable: Unreadable) -> tuple[list[int], list[Any]]:
-    """The places that can be read, and their targets; masks stay behind as empty ones, they are asked for again."""
+    """The indices that can be read, and their targets; a mask is left empty, since it is read again on demand."""
     try:
         count = len(items)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Images with a mask of class indices each: two folders a split, matched by stem."""
+"""Images with masks of class indices: two folders for each split, matched by stem."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INDEX_MODES = {"1", "L", "P", "I;16", "I"}
 
 
 class Codes:
-    """How a file's labels become class indices: 0 to classes - 1 as they are, the ignored one IGNORED.
+    """Turn a file's labels into class indices: 0 to classes - 1 stay as they are, the ignored one becomes IGNORED.
 
     Raises:
         DataError: too many classes for a byte, or the ignored label is a class's.
@@ -33,7 +33,7 @@ class Codes:
         self.classes, self.ignored = tuple(classes), ignored
 
     def __call__(self, mask: np.ndarray, name: object) -> np.ndarray:
-        """The mask (H, W) as uint8; raises DataError where it holds another label."""
+        """Convert a mask (H, W) to uint8; raise DataError where it holds another label."""
         wrong = (mask != self.ignored) & ((mask < 0) | (mask >= len(self.classes)))
         if wrong.any():
             raise DataError(
@@ -44,7 +44,7 @@ class Codes:
 
 
 class FileMasks(Decoded[np.ndarray]):
-    """Masks as uint8 (H, W), from files."""
+    """Masks from files, uint8 (H, W) each."""
 
     def __init__(self, paths: Sequence[Path], codes: Codes) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class FileMasks(Decoded[np.ndarray]):
 
 
 def image_masks(recipe: MasksData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads images and masks of the same stems; a palette's or a grey value's index is the class.
+    """Read images and masks of the same stems; the palette index or grey value of a pixel is its class.
 
     Raises:
         DataError: a folder or a partner is missing, a mask has another size or an unknown label, too many files are
@@ -94,7 +94,7 @@ def load_mask(path: Path) -> np.ndarray:
 
     Raises:
         ImageError: the file is missing or damaged.
-        DataError: it is an image in colours.
+        DataError: it is a colour image.
     """
     try:
         with Image.open(path) as image:
@@ -109,7 +109,7 @@ def load_mask(path: Path) -> np.ndarray:
 
 
 def held_against(mask: np.ndarray, size: tuple[int, int], name: object) -> None:
-    """Raises DataError when a mask (H, W) has not its image's (width, height)."""
+    """Raise DataError unless a mask (H, W) has its image's (width, height)."""
     if mask.shape != (size[1], size[0]):
         raise DataError(
             f"{name} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[0]}x{size[1]} when upright; "
@@ -118,7 +118,7 @@ def held_against(mask: np.ndarray, size: tuple[int, int], name: object) -> None:
 
 
 def unseen(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """A note on the classes without a training pixel; raises DataError when fewer than two have any."""
+    """Note the classes without a training pixel; raise DataError when fewer than two have any."""
     absent = [name for k, name in enumerate(classes) if not counts[k]]
     if len(absent) >= len(classes) - 1:
         raise DataError(

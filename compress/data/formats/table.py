@@ -1,4 +1,4 @@
-"""CSV files of paths and class names, one file a split."""
+"""CSV files of paths and class names, one for each split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compress.recipe.data import CsvData
 
 
 def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads a column of image paths, relative to the file, and one of class names.
+    """Read a column of image paths, relative to the CSV file, and one of class names.
 
-    Classes are the training file's labels, sorted as numbers where all are whole numbers, else as text.
+    The classes are the training file's labels, sorted as numbers if all are whole numbers, else as text.
 
     Raises:
-        DataError: a file is missing or no CSV, lacks a column or holds an unknown label, or too many images are
+        DataError: a file is missing or not CSV, lacks a column or holds an unknown label, or too many images are
             unreadable.
     """
     root = Path(recipe.path)
@@ -55,7 +55,7 @@ def _sorted(labels: set[str]) -> tuple[str, ...]:
 
 
 def _rows(path: Path, recipe: CsvData) -> list[tuple[Path, str]]:
-    """Path and label of each row; blank rows are nothing."""
+    """Path and label of each row; blank rows are skipped."""
     if not path.is_file():
         raise DataError(f"There is no CSV file {path}; check path and the names of the splits in the recipe.")
     wanted = (recipe.image_column, recipe.label_column)

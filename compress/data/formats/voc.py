@@ -1,4 +1,4 @@
-"""Boxes in Pascal VOC's layout: one XML file an image, one list of names a split."""
+"""Boxes in Pascal VOC's layout: an XML file for each image, a list of names for each split."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _Object:
 
 
 def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
-    """Reads lists of names, `ANNOTATIONS/NAME.xml` and `IMAGES/NAME.*`.
+    """Read lists of names, ``ANNOTATIONS/NAME.xml`` and ``IMAGES/NAME.*``.
 
     VOC counts pixels from 1 and both ends of a box are inside it (Everingham et al., the PASCAL VOC challenge, 2010),
-    so x1 and y1 are one less here. Objects marked difficult are left out of every split: VOC's own evaluation neither
-    counts nor forgives them, here a detection of one counts as wrong.
+    so x1 and y1 are one less here. Objects marked difficult are left out of every split: VOC's own evaluation ignores
+    them, here a detection of one counts as wrong.
 
     Raises:
         DataError: a list, an annotation or an image is missing or damaged, or a class is unknown.
@@ -66,14 +66,14 @@ def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
 
 
 def _lists(root: Path, asked: str | None) -> Path:
-    """VOC's own place of the lists, or one above it."""
+    """The folder of the lists: the one asked for, or VOC's own, or the one above it."""
     if asked is None:
         asked = "ImageSets/Main" if (root / "ImageSets/Main").is_dir() else "ImageSets"
     return existing(root / asked, "path and lists")
 
 
 def _listed(path: Path) -> list[str]:
-    """The names in a list, once each and in its order."""
+    """The names in a list, each once, in its order."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,7 +100,7 @@ def _parsed(path: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
 
 
 def _refuse_doctype(raw: bytes, path: Path) -> None:
-    """An annotation needs no document type, which is where entities that grow without end are declared."""
+    """Refuse a document type: an annotation needs none, and it may declare entities that expand without end."""
 
     def refuse(*_: object) -> None:
         raise DataError(f"{path} declares a document type, which may hold entities; remove the DOCTYPE line.")
@@ -112,7 +112,7 @@ def _refuse_doctype(raw: bytes, path: Path) -> None:
 
 def _object(item: ElementTree.Element) -> _Object:
     x1, y1, x2, y2 = (float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-    # No area by its own numbers is no area, although both ends count.
+    # A box without area by its own numbers stays one, although both ends count.
     box = (x1, y1, x2, y2) if x1 >= x2 or y1 >= y2 else (x1 - 1, y1 - 1, x2, y2)
     return _Object(_text(item, "name"), box, _text(item, "difficult", "0") not in ("0", ""))
 

@@ -1,4 +1,4 @@
-"""What a rule is: the call that it sees, what it may tell the tracer, and the steps that many rules share."""
+"""What a rule is: the call that it is given, what it may tell the tracer, and the steps that many rules share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from compress.prune.labels import Flow, Labels, Layer, Slot
 
 Role = str
-"""`producer` (its rows make the channel), `consumer` (its columns read it) or `statistic` (a variance)."""
+"""``producer`` (its rows make the channel), ``consumer`` (its columns read it) or ``statistic`` (a variance)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,10 @@ class Labeller(Protocol):
     """What a rule may do: the tracer's side of the table."""
 
     heads: str
-    """What goes of an attention: `whole` heads, or the same `dims` in every head."""
+    """What goes of an attention: ``whole`` heads, or the same ``dims`` in every head."""
 
     def flow(self, tensor: Any) -> Flow: ...
+    def fresh(self, size: int) -> Labels: ...
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None: ...
     def tie(self, tensor: torch.Tensor, dim: int, labels: Labels, role: Role) -> bool: ...
     def value(self, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None: ...
@@ -53,7 +54,7 @@ Rule = Callable[[Labeller, Call], Any]
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in a nest of tuples, lists, dictionaries and dataclasses."""
+    """All tensors in nested tuples, lists, dictionaries and dataclasses."""
     if isinstance(values, torch.Tensor):
         return [values]
     if isinstance(values, list | tuple):
@@ -85,7 +86,7 @@ def plain(flow: Flow, dim: int) -> Layer | None:
 
 
 def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
-    """The layer with the labels along `dims` said to be equal: those channels live or die together."""
+    """The layer with its labels along ``dims`` made equal: those channels live or die together."""
     dims = [d for d in dims if layer.over(d)]
     if not dims:
         return layer
@@ -98,7 +99,7 @@ def collapse(tracer: Labeller, layer: Layer, dims: Sequence[int]) -> Layer:
 def channel(tracer: Labeller, flow: Flow, dim: int, across: Container[int] = ()) -> tuple[Layer | None, list[Layer]]:
     """The layer along one dimension, and the layers that do not touch it.
 
-    The layer is made the same wherever else it changes, but for the dimensions in `across`.
+    The layer is made the same wherever else it changes, but for the dimensions in ``across``.
     """
     own: Layer | None = None
     others = []
@@ -161,7 +162,7 @@ def meet(
 
 
 def _unblocked(tracer: Labeller, layer: Layer, sides: Sequence[tuple[list[Layer], Any, Flow]], own: int) -> Layer:
-    """An operand with a size but no channels along a dimension cannot lose any there: nor can what meets it."""
+    """An operand with a size but no channels along a dimension cannot lose any there; nor can what meets it."""
     for k, (layers, shape, flow) in enumerate(sides):
         if k == own or flow.uniform:
             continue

@@ -39,9 +39,9 @@ def reshaped(tracer: Labeller, call: Call, flow: Flow, old: tuple[int, ...], new
 
 
 def restride(tracer: Labeller, call: Call) -> Flow:
-    """The same tensor with its strides named anew, as pooling to one pixel does; any other use is not followed."""
+    """The same tensor with new strides, as pooling to one pixel makes it; any other use is not followed."""
     flow, shape, strides = tracer.flow(call.args[0]), tuple(call.args[1]), tuple(call.args[2])
-    # What it was before is no longer there to be seen: its labels are.
+    # The tensor's old shape is gone; its labels still have it.
     pixel = shape[2:] == (1, 1) and strides[:2] == (shape[1], 1) and call.arg(3, "storage_offset") in (None, 0)
     same = all(len(x.labels.shape) == 4 and x.labels.shape[1] == shape[1] and x.dims == (1,) for x in flow.layers)
     return flow if pixel and same else tracer.unknown(call)
@@ -119,7 +119,7 @@ def _put(shape: tuple[int, ...], d: int) -> tuple[int, ...]:
 
 
 def joined(tracer: Labeller, parts: list[tuple[Flow, tuple[int, ...]]], d: int, ndim: int) -> Flow:
-    """Parts side by side along dimension `d`."""
+    """Parts side by side along dimension ``d``."""
     along = [[layer for layer in flow.layers if layer.over(d)] for flow, _ in parts]
     across = [
         (Flow(tuple(x for x in flow.layers if not x.over(d)), flow.origin, flow.uniform), (*s[:d], 1, *s[d + 1 :]))
@@ -160,7 +160,7 @@ def split(tracer: Labeller, call: Call) -> list[Flow]:
 
 
 def picked(tracer: Labeller, flow: Flow, moved: list[Labels]) -> Flow:
-    """Some of the channels; where it is a single one, nothing tells any more which one it is."""
+    """Some of the channels; of a single one nothing tells any more which it is."""
     for layer, labels in zip(flow.layers, moved, strict=True):
         if labels.size == 1:
             tracer.protect(layer.labels, "one channel is picked by its number")
@@ -221,7 +221,7 @@ def index_select(tracer: Labeller, call: Call) -> Flow:
 
 
 def _numbered(tracer: Labeller, layer: Layer, dims: list[int]) -> None:
-    """Which channel has a number depends on those before it, in a way that an index made by the code hides."""
+    """A channel's number depends on the channels before it, which an index made by the code hides."""
     if any(layer.over(d) for d in dims):
         tracer.protect(layer.labels, "channels are picked by their numbers")
 
@@ -249,7 +249,7 @@ def index(tracer: Labeller, call: Call) -> Flow:
             else:
                 if any(i is mask for mask in masks):
                     return tracer.unknown(call, "an index by a mask")
-                # Any place of a dimension without channels has the same label.
+                # Every position of a dimension without channels has the same label.
                 values.append(np.zeros(tuple(i.shape), dtype=np.int64))
         _numbered(tracer, layer, [d for d, i in enumerate(where) if i is not None])
         moved.append(shrink(layer.labels[tuple(values)]))
@@ -283,7 +283,7 @@ def squeeze(tracer: Labeller, call: Call) -> Flow:
 
 
 def squeeze_in_place(tracer: Labeller, call: Call) -> Flow:
-    """A dimension of size 1 comes or goes; which one is known where it is named, for the old shape is gone."""
+    """A dimension of size 1 comes or goes; it has to be named, since the old shape is gone."""
     flow, now, at = tracer.flow(call.args[0]), call.out.dim(), call.arg(1, "dim")
     moved = []
     for layer in flow.layers:

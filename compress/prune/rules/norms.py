@@ -1,4 +1,4 @@
-"""Norms: one scale and shift a channel. Those that average over channels alter what is left when one goes."""
+"""Norms: one scale and shift for each channel. Those that average over channels change the others when one goes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.prune.rules.base import Call, Labeller, Rule, collapse, meet, name
 def affine(
     tracer: Labeller, x: torch.Tensor, flow: Flow, parameters: list[torch.Tensor | None], dim: int, zero: bool
 ) -> Flow:
-    """y = x * w + b with w and b laid along the dimensions from `dim` on: masked with both, a channel is zero."""
+    """y = x * w + b with w and b laid along the dimensions from ``dim`` on: masked with both, a channel is zero."""
     given = [tensor for tensor in parameters if tensor is not None]
     operands = [
         (flow.with_zero(zero), tuple(x.shape)),
@@ -41,7 +41,7 @@ def _laid(flow: Flow, ndim: int, dim: int) -> Flow:
 def batch_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
     """y[c] = (x[c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]: all of one channel."""
     x, weight, bias = call.args[:3]
-    # One overload keeps no statistics: other arguments stand in their places.
+    # One overload has no running statistics: other arguments are in their places.
     mean, variance = (t if isinstance(t, torch.Tensor) else None for t in call.args[3:5])
     flow = tracer.flow(x)
     layer = plain(flow, 1)
@@ -71,13 +71,13 @@ def _zero(tracer: Labeller, normed: bool, weight: torch.Tensor | None, bias: tor
 
 
 def _own(tracer: Labeller, layer: Layer, made: Sequence[torch.Tensor | None], variance: torch.Tensor | None) -> bool:
-    """Ties parameters that are a norm's own, as they mostly are, to the channels of one layer."""
+    """Tie a norm's parameters, if nothing else uses them, to the channels of one layer."""
     made_too = all(t is None or tracer.tie(t, 0, layer.vector, "producer") for t in made)
     return made_too and (variance is None or tracer.tie(variance, 0, layer.vector, "statistic"))
 
 
 def layer_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
-    """y = (x - mean(x)) / std(x) * w + b over the last dimensions, kept channels only counting once some are gone."""
+    """y = (x - mean(x)) / std(x) * w + b over the last dimensions; once channels are gone, only the kept ones count."""
     x, shape = call.args[0], call.args[1]
     weight = call.args[2]
     bias = call.args[3] if call.name == "aten.native_layer_norm" else None
@@ -136,7 +136,7 @@ def weight_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
         if layer.dims != (d,):
             tracer.protect(layer.labels, "a norm over the weight's other dimensions")
         else:
-            # Of a v masked to zero the direction is 0 / 0; g alone makes the channel.
+            # If v were masked to zero its direction would be 0 / 0; g alone makes the channel.
             tracer.role(layer.slot, "statistic")
         kept.append(layer)
     ndim = call.args[0].dim()

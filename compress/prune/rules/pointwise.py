@@ -11,7 +11,7 @@ from compress.prune.rules.base import Call, Labeller, Rule, meet, named, tensors
 
 
 def pointwise(zero: Callable[[list[bool]], bool]) -> Rule:
-    """y[i] = f(a[i], b[i], ...): channels that meet are equal; `zero` tells whether zeros stay zero."""
+    """y[i] = f(a[i], b[i], ...): channels that meet are equal; ``zero`` tells whether zeros stay zero."""
 
     def rule(tracer: Labeller, call: Call) -> Flow:
         operands = tensors(call.args)
@@ -37,7 +37,7 @@ def pointwise(zero: Callable[[list[bool]], bool]) -> Rule:
 
 
 def _spread(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A shape with 1 where one value was expanded: there it meets any channel."""
+    """The shape, with 1 where one value was expanded: there it meets any channel."""
     return tuple(1 if step == 0 else n for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -57,11 +57,11 @@ first_zero = pointwise(lambda zeros: zeros[0])  # 0 / b = 0
 rest_zero = pointwise(lambda zeros: all(zeros[1:]))  # where(c, 0, 0) = 0
 adds_product = pointwise(lambda zeros: zeros[0] and (zeros[1] or zeros[-1]))  # 0 + v * 0 * c = 0
 adds_quotient = pointwise(lambda zeros: zeros[0] and zeros[1])  # 0 + v * 0 / c = 0
-second_zero = pointwise(lambda zeros: zeros[1])  # drawn with the chance 0 = 0
+second_zero = pointwise(lambda zeros: zeros[1])  # drawn with probability 0 = 0
 
 
 def without_zero(tracer: Labeller, value: object, what: str = "value") -> None:
-    """Holds channels whose zeros would not be numbers, or have no gradient: 1 / 0, log 0, the slope of sqrt at 0."""
+    """Protect channels whose zeros would be infinite, or have no gradient: 1 / 0, log 0, the slope of sqrt at 0."""
     for tensor in tensors(value):
         for layer in tracer.flow(tensor).layers:
             if layer.slot is not None:
@@ -84,7 +84,7 @@ def root(tracer: Labeller, call: Call) -> Flow:
 
 
 def divide(tracer: Labeller, call: Call) -> Flow:
-    """y = a / b, and what is left of it: 0 / b = 0."""
+    """y = a / b, and its remainder: 0 / b = 0."""
     without_zero(tracer, call.args[1])
     return (first_zero if tensors(call.args[:1]) else loses_zero)(tracer, call)
 
@@ -96,7 +96,7 @@ def add_quotient(tracer: Labeller, call: Call) -> Flow:
 
 
 def draw(tracer: Labeller, call: Call) -> Flow:
-    """y = 1 with the chance p, else 0: of p = 0 zero; whatever x is where p is given beside it."""
+    """y = 1 with probability p, else 0: zero where p = 0, whatever x is if p is given beside it."""
     if len(call.args) > 1 and tensors(call.args[1]):
         return second_zero(tracer, call)
     chance = call.arg(1, "p", 0.5 if call.name == "aten.bernoulli_" else 0)

@@ -11,7 +11,7 @@ from compress.prune.labels import Flow, Labels, Layer, placed
 from compress.prune.rules.base import Call, Labeller, Rule, channel, collapse, meet, named, plain
 
 Side = tuple[Layer | None, Flow]
-"""The layer along what is summed over, one label a channel, and the flow that it comes from."""
+"""The layer along the dimension that is summed over, one label a channel, and its flow."""
 
 Kernel = tuple[Layer | None, Layer | None, Flow]
 """The layers along a weight's rows and columns, and its flow."""
@@ -36,7 +36,7 @@ def contract(tracer: Labeller, call: Call, left: Side, right: Side) -> None:
 
 
 def convolution(tracer: Labeller, call: Call) -> Flow:
-    """y[o] = sum_i w[o, i] x[i]: x's channels are w's columns, y's are w's rows; see `_grouped` for groups."""
+    """y[o] = sum_i w[o, i] x[i]: x's channels are w's columns, y's are w's rows; see ``_grouped`` for groups."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     flow = tracer.flow(x)
@@ -108,10 +108,10 @@ def _spend(tracer: Labeller, macs: int, *layers: Layer | None) -> None:
 
 
 def _spend_batched(tracer: Labeller, macs: int, layers: list[Layer], front: range) -> None:
-    """Channels along the dimensions in front are counted together: h heads of i x j products, not h i x h j."""
+    """Channels along the leading dimensions are counted together: h heads of i x j products, not h i x h j."""
     apart = [layer for layer in layers if not any(d in front for d in layer.dims)]
     ahead = [layer for layer in layers if layer not in apart]
-    # What only tells heads apart says nothing more where something else has heads.
+    # Labels that only tell heads apart add nothing where other labels have heads.
     ahead = [layer for layer in ahead if any(d not in front for d in layer.dims)] or ahead[:1]
     factors: list[Labels] = [layer.labels.reshape(-1) for layer in apart]
     if ahead:
@@ -196,7 +196,7 @@ def matmul(tracer: Labeller, call: Call) -> Flow:
 def batched(
     tracer: Labeller, call: Call, left: tuple[Flow, tuple[int, ...]], right: tuple[Flow, tuple[int, ...]], ndim: int
 ) -> Flow:
-    """y[.., i, j] = sum_k a[.., i, k] b[.., k, j]; what both have in front is matched element by element."""
+    """y[.., i, j] = sum_k a[.., i, k] b[.., k, j]; leading dimensions are matched element by element."""
     (flow_a, shape_a), (flow_b, shape_b) = left, right
     k, front = ndim - 1, range(ndim - 2)
     # Where whole heads go, what is summed over may differ from head to head.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.prune.labels import Flow, Layer
+import numpy as np
+
+from compress.prune.labels import Flow, Layer, placed
 from compress.prune.rules.base import Call, Labeller, Rule, collapse, named, protect_flow, tensors
 
 
@@ -35,11 +37,23 @@ def sample(n: int) -> Rule:
 
 
 def pad(tracer: Labeller, call: Call) -> Flow:
-    """Constant padding of dimensions without channels; padded channels have a size that the code fixes."""
+    """y = x between constants: added channels have a number that the code fixes and stay, those between may go."""
     x, flow, widths = call.args[0], tracer.flow(call.args[0]), call.args[1]
-    padded = [x.dim() - 1 - k // 2 for k, width in enumerate(widths) if width]
-    if any(layer.over(d) for layer in flow.layers for d in padded):
-        return tracer.unknown(call, "padded channels")
+    moved = []
+    for layer in flow.layers:
+        labels = layer.labels
+        for k, d in enumerate(range(x.dim() - 1, x.dim() - 1 - len(widths) // 2, -1)):
+            left, right = int(widths[2 * k]), int(widths[2 * k + 1])
+            if not layer.over(d) or not (left or right):
+                continue
+            if len(layer.dims) > 1 or left < 0 or right < 0:
+                return tracer.unknown(call, "padded channels")
+            made = [tracer.fresh(width) for width in (left, right)]
+            for new in made:
+                tracer.protect(new, "padded channels")
+            labels = placed(np.concatenate([made[0], labels.reshape(-1), made[1]]), x.dim(), d)
+        moved.append(labels)
+    flow = flow.moved(moved)
     return flow if not call.arg(2, "value", 0) else flow.with_zero(False)
 
 
@@ -56,8 +70,8 @@ def _dims(call: Call) -> list[int]:
 def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool) -> Any:
     """y = x reduced over some dimensions.
 
-    A layer that changes along others too is a set of heads, which go whole. `counts` says whether a sum divides by
-    how many it sums, so that channels reduced over have to stay.
+    A layer that changes along other dimensions too is a set of heads, which go whole. ``counts``: the result depends on
+    how many elements are reduced, so that channels reduced over have to stay.
     """
     flow, out = tracer.flow(call.args[0]), tensors(call.out)[0]
     dims, ndim = _dims(call), call.args[0].dim()

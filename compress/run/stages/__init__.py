@@ -1,1 +1,117 @@
-"""The stages of a run."""
+"""The stages of a run, in order: one tuple, which nothing else in the tree repeats."""
+
+from __future__ import annotations
+
+from compress.artifact import WEIGHTS
+from compress.recipe.schema import Recipe
+from compress.run.stages import bundle, distill, export, measure, prune, qat, train
+from compress.run.stages.base import Stage
+from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
+from compress.run.workspace import saved_in
+
+__all__ = ["STAGES", "Stage"]
+
+
+def _network(name: str) -> tuple[str, str]:
+    """Return the files of a saved network."""
+    return f"{saved_in(name)}/model.json", f"{saved_in(name)}/{WEIGHTS}"
+
+
+def _onnx(recipe: Recipe) -> tuple[str, ...]:
+    return PARITY, *(variant.onnx for variant in variants_of(recipe))
+
+
+def _always(recipe: Recipe) -> bool:
+    return True
+
+
+def _deploys(recipe: Recipe) -> bool:
+    return recipe.deploy is not None
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "pretrain",
+        "Pretrain on the source domain",
+        train.pretrain,
+        lambda recipe: (train.PRETRAINED,),
+        "all",
+        lambda recipe: recipe.source is not None,
+    ),
+    Stage(
+        "transfer",
+        "Fine-tune on the target: the teacher",
+        train.transfer,
+        lambda recipe: _network("teacher"),
+        "all",
+        _always,
+    ),
+    Stage(
+        "twin",
+        "Train the teacher's twin from scratch",
+        train.twin,
+        lambda recipe: _network("twin"),
+        "all",
+        lambda recipe: recipe.twin,
+    ),
+    Stage(
+        "prune",
+        "Prune whole channels and prove the cut",
+        prune.cut,
+        lambda recipe: _network("pruned"),
+        "all",
+        _always,
+    ),
+    Stage(
+        "distill",
+        "Distil the student from the teacher",
+        distill.distil,
+        lambda recipe: _network("student"),
+        "all",
+        _always,
+    ),
+    Stage(
+        "finetuned",
+        "Fine-tune it without a teacher",
+        distill.finetuned,
+        lambda recipe: _network("finetuned"),
+        "all",
+        lambda recipe: "finetuned" in recipe.distill.compare,
+    ),
+    Stage(
+        "scratch",
+        "Train the small network from scratch",
+        distill.scratch,
+        lambda recipe: _network("scratch"),
+        "all",
+        lambda recipe: "scratch" in recipe.distill.compare,
+    ),
+    Stage(
+        AWARE,
+        "Fine-tune the student for int8",
+        qat.train_for_int8,
+        lambda recipe: _network(AWARE),
+        "all",
+        lambda recipe: recipe.deploy is not None and recipe.deploy.qat is not None,
+    ),
+    Stage("export", "Lower to ONNX and check parity", export.export, _onnx, "first", _deploys),
+    Stage(
+        "build",
+        "Build TensorRT-RTX engines",
+        export.build,
+        lambda recipe: (ENGINES,),
+        "first",
+        lambda recipe: recipe.deploy is not None and bool(recipe.deploy.rtx_targets),
+    ),
+    Stage("test", "Measure accuracy on the test split", measure.test, lambda recipe: (), "first", _always),
+    Stage(
+        "bench",
+        "Measure latency, interleaved",
+        measure.bench,
+        lambda recipe: ("bench.json",),
+        "first",
+        _deploys,
+    ),
+    Stage("bundle", "Pack the bundle", bundle.bundle, lambda recipe: ("bundle/manifest.json",), "first", _deploys),
+)
+"""Every stage, in the order in which a run goes through those that its recipe wants."""

@@ -11,10 +11,10 @@ from torchvision.models import get_model_weights
 
 from compress.artifact import WEIGHTS
 from compress.recipe.schema import Recipe
+from compress.run.calibration import calibration_images
+from compress.run.latency import OPENVINO_SHARE
+from compress.run.ledger import Outcome
 from compress.run.progress import StageView
-from compress.run.stages.export import calibration
-from compress.run.stages.measure import OPENVINO_SHARE
-from compress.run.stages.train import Outcome
 from compress.run.variants import lowered_of, variants_of
 from compress.run.workspace import Workspace
 from deploy.bench.records import Bench
@@ -28,50 +28,55 @@ MARGIN = 0.95
 
 
 def bundle(work: Workspace, view: StageView) -> Outcome:
-    """Packs what a product needs, and a few test images to try it on."""
-    from deploy.bundle.bundle import write_bundle
+    """Pack what a product needs, and a few test images to try it on."""
+    from deploy.bundle.writing import BundleSpec, write_bundle
 
     recipe, out = work.recipe, work.out
     bench = Bench.from_file(out / "bench.json")
     variants = {v.precision: v for v in variants_of(recipe) if v.model == "student"}
     records = {r.name: r for r in bench.records}
     int8, signed = out / "deploy/student.int8.onnx", out / "deploy/student.int8.trt.onnx"
-    measured = next((stage.metrics for stage in work.ledger.stages if stage.name == "bench"), {})
-    runtime, reason = preferred(measured.get(OPENVINO_SHARE))
+    runtime, reason = preferred(work.ledger.figure(OPENVINO_SHARE))
     write_bundle(
         out / "bundle",
-        models={p: out / v.onnx for p, v in variants.items()},
-        default=work.deploy.ship,
-        preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
-        classes=work.target.classes,
-        task=work.target.task,
-        postprocessing=lowered_of(work, work.load("student"))[2],
-        metrics={
-            "test_images": work.ledger.test_images,
-            "metric": work.ledger.metric,
-            "test_accuracy": {p: records[v.name].accuracy for p, v in variants.items()},
-        },
-        latency={
-            "machine": bench.machine,
-            "settings": bench.settings,
-            "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
-            "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
-        },
-        provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
-        cpu_runtime=runtime,
-        tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
-        calibration=Calibration.of(calibration(work), recipe.seed, int8) if "int8" in variants else None,
-        licence=recipe.model.licence,
-        weights=_weights(recipe),
+        BundleSpec(
+            models={p: out / v.onnx for p, v in variants.items()},
+            default=work.deploy.ship,
+            preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
+            classes=work.target.classes,
+            task=work.target.task,
+            postprocessing=lowered_of(work, work.load("student")).postprocessing,
+            metrics={
+                "test_images": work.ledger.test_images,
+                "metric": work.ledger.metric,
+                "test_accuracy": {p: records[v.name].accuracy for p, v in variants.items()},
+            },
+            latency={
+                "machine": bench.machine,
+                "settings": bench.settings,
+                "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
+                "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
+            },
+            provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
+            cpu_runtime=runtime,
+            tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
+            calibration=Calibration.of(calibration_images(work), recipe.seed, int8) if "int8" in variants else None,
+            licence=recipe.model.licence,
+            weights=_weights(recipe),
+        ),
     )
     _write_samples(work)
     size = sum(f.stat().st_size for f in (out / "bundle").iterdir())
     view.notes.append(f"{size / 1e6:.2f} MB, ships {work.deploy.ship}")
-    return Outcome({"bytes": float(size)}, None, (f"cpu_runtime is {runtime}: {reason}",))
+    return Outcome(metrics={"bytes": float(size)}, notes=(f"cpu_runtime is {runtime}: {reason}",))
 
 
 def preferred(share: float | None) -> tuple[Literal["onnxruntime", "openvino"], str]:
-    """Which runtime goes first on a CPU, and why, from OpenVINO's time of ONNX Runtime's for the shipped file."""
+    """Choose which runtime goes first on a CPU, and say why.
+
+    Args:
+        share: OpenVINO's time of ONNX Runtime's for the shipped file; None where it was not measured.
+    """
     if share is None:
         return "onnxruntime", "OpenVINO was not measured"
     said = f"OpenVINO takes {share:.2f} of ONNX Runtime's time"
@@ -81,7 +86,7 @@ def preferred(share: float | None) -> tuple[Literal["onnxruntime", "openvino"], 
 
 
 def _weights(recipe: Recipe) -> Weights:
-    """Where the weights came from, without this machine's folders."""
+    """Return where the weights came from, without this machine's folders."""
     named = recipe.model.weights
     if named is None:
         return Weights(source="random" if recipe.source is None else f"pretrained on {recipe.source.data.kind}")
@@ -94,7 +99,7 @@ def _weights(recipe: Recipe) -> Weights:
 
 
 def _write_samples(work: Workspace) -> None:
-    """The first test image of each class, or the first few where an image holds many, to try the bundle on."""
+    """Write the first test image of each class, or the first few where an image holds many, to try the bundle on."""
     folder = work.out / "samples"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -9,36 +9,37 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import deploy
 from compress.artifact import WEIGHTS
 from compress.files import write_text
+from compress.run.calibration import calibration_images
+from compress.run.evaluation import accuracy_of, accuracy_of_file
+from compress.run.ledger import Outcome
 from compress.run.progress import StageView
-from compress.run.stages.measure import measured
-from compress.run.stages.train import Outcome
 from compress.run.variants import AWARE, ENGINES, PARITY, Variant, exporting, lowered_of, variants_of
 from compress.run.workspace import Workspace
-from compress.train import TASKS
 from deploy.engines import load_engine
 from deploy.errors import DeployError, MissingDependency
-from deploy.exporting.torch_to_onnx import INPUTS, export_onnx, parity
+from deploy.exporting.parity import INPUTS, parity
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.files import sha256
-from deploy.onnx.metadata import About
+from deploy.onnx.metadata import Metadata
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
-from deploy.quantization.search import fastest_int8, lint_qdq
+from deploy.quantization.lint import lint_qdq
+from deploy.quantization.search import fastest_int8
 
 BATCHES = (1, 2, 7)
 FP32_PARITY = 1e-4
 
 
 def export(work: Workspace, view: StageView) -> Outcome:
-    """Writes every ONNX file and compares each with torch on real images at several batch sizes."""
+    """Write every ONNX file and compare each with torch on real images at several batch sizes."""
     recipe, out = work.recipe, work.out
     variants, settings = variants_of(recipe), exporting(work.deploy)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -48,12 +49,12 @@ def export(work: Workspace, view: StageView) -> Outcome:
         view.advance(done, len(variants), f"{variant.model} {variant.precision}")
         path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
         trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
-        module, names, _ = lowered_of(work, work.load(trained))
+        lowered = lowered_of(work, work.load(trained))
         about = _about(work, trained).properties()
         if variant.precision == "fp32":
-            export_onnx(module, work.example, path, output_name=names, metadata=about, **settings)
+            export_onnx(lowered.module, work.example, path, output_name=lowered.output_name, metadata=about, **settings)
         elif variant.precision == "fp16":
-            fp16_from_fp32(fp32, path, calibration(work), seed=recipe.seed)
+            fp16_from_fp32(fp32, path, calibration_images(work), seed=recipe.seed)
             if kept := scan(path).properties.get(KEPT):
                 named = kept.split(",")
                 more = f" and {len(named) - 5} more" if len(named) > 5 else ""
@@ -61,13 +62,15 @@ def export(work: Workspace, view: StageView) -> Outcome:
         else:
             if trained == AWARE:
                 fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
-                export_onnx(module, work.example, fp32, output_name=names, metadata=about, **settings)
+                export_onnx(
+                    lowered.module, work.example, fp32, output_name=lowered.output_name, metadata=about, **settings
+                )
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
         with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
-        found[variant.name] = _parity(work, variant, module, path, notes)
+        found[variant.name] = _parity(work, variant, lowered.module, path, notes)
         if variant.model == "student":
-            metrics[f"val_accuracy_{variant.name}"] = _quality(work, path)
+            metrics[f"val_accuracy_{variant.name}"] = accuracy_of_file(work, path, "val")
     view.advance(len(variants), len(variants), "")
     real = {n: [row for row in rows if row["inputs"] == "real"] for n, rows in found.items()}
     worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in real.items() if rows}
@@ -83,11 +86,11 @@ def export(work: Workspace, view: StageView) -> Outcome:
     if "int8" in snr:
         view.notes.append(f"int8 at {snr['int8']:.1f} dB")
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
-    return Outcome(metrics, None, tuple(notes))
+    return Outcome(metrics=metrics, notes=tuple(notes))
 
 
 def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The file against torch, on validation images and on the same ones scaled to be hard on an engine.
+    """Compare the file with torch, on validation images and on the same ones scaled to be hard on an engine.
 
     int8 is calibrated for real images, so it is held to those. What suppresses boxes or takes the largest class in the
     graph answers in steps: there the raw network is exported as well and compared, and the other precisions have the
@@ -98,8 +101,8 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
         if work.deploy.in_graph and work.target.task != "classification":
             if variant.precision != "fp32":
                 return []
-            module, names, _ = lowered_of(work, work.load(variant.model), in_graph=False)
-            settings = exporting(work.deploy)
+            raw = lowered_of(work, work.load(variant.model), in_graph=False)
+            module, names, settings = raw.module, raw.output_name, exporting(work.deploy)
             path = export_onnx(module, work.example, Path(folder) / path.name, output_name=names, **settings)
         with load_engine(path, threads=work.deploy.threads) as engine:
             rows = parity(module, engine, images, BATCHES)
@@ -120,9 +123,9 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
     return rows
 
 
-def _about(work: Workspace, model: str) -> About:
-    """What the file says of itself: any copy of it can be told, and held against the run that made it."""
-    return About(
+def _about(work: Workspace, model: str) -> Metadata:
+    """Return what the file says of itself, so that any copy of it can be held against the run that made it."""
+    return Metadata(
         model=model,
         classes=tuple(work.target.classes),
         preprocessing=Preprocessing(**work.recipe.preprocessing.model_dump()),
@@ -131,8 +134,8 @@ def _about(work: Workspace, model: str) -> About:
 
 
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
-    """Writes the int8 file that is fastest here, and the signed one; its share of the time of fp32."""
-    recipe, images = work.recipe, calibration(work)
+    """Write the int8 file that is fastest here, and the signed one; return its time as a share of fp32's."""
+    recipe, images = work.recipe, calibration_images(work)
     choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=work.deploy.threads)
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
@@ -142,7 +145,7 @@ def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
             fp32,
             path,
             images,
-            lambda engine: _of_engine(work, engine),
+            lambda engine: accuracy_of(work, engine, "val"),
             max_drop=drop,
             seed=recipe.seed,
             keep_fp32=choice.kept,
@@ -160,18 +163,8 @@ def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     return choice.ratio
 
 
-def _quality(work: Workspace, path: Path) -> float:
-    """What the task is selected by, of a file on validation data."""
-    with load_engine(path, threads=torch.get_num_threads()) as engine:
-        return _of_engine(work, engine)
-
-
-def _of_engine(work: Workspace, engine: deploy.Engine) -> float:
-    return measured(work, engine, "val")[TASKS[work.target.task].selects]
-
-
 def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> None:
-    """Refuses a precision in which real images overflow."""
+    """Raise DeployError for a precision in which real images overflow."""
     (name,) = tuple(engine.inputs)
     outputs = engine.run({name: work.target.splits["val"].inputs(0, 16).numpy()})
     if not all(np.isfinite(output).all() for output in outputs.values()):
@@ -181,16 +174,8 @@ def _check_finite(work: Workspace, engine: deploy.Engine, variant: Variant) -> N
         )
 
 
-def calibration(work: Workspace) -> list[np.ndarray]:
-    """Training images, drawn with the run's seed, as the network sees them: float32 (C, H, W)."""
-    split = work.target.splits["train"]
-    count = min(work.deploy.calibration_images, len(split))
-    chosen = np.random.default_rng(work.recipe.seed).permutation(len(split))[:count]
-    return [split.gather(torch.tensor([int(i)]))[0].numpy() for i in sorted(chosen)]
-
-
 def build(work: Workspace, view: StageView) -> Outcome:
-    """Builds TensorRT-RTX engines ahead of time, or says in one line why it does not."""
+    """Build TensorRT-RTX engines ahead of time, or note in one line why there are none."""
     from deploy.engines.tensorrt.building import engine_from_onnx
 
     sources = {
@@ -216,4 +201,4 @@ def build(work: Workspace, view: StageView) -> Outcome:
         built.append({"target": target, "precision": precision, "file": engine.name, "bytes": size})
     write_text(work.out / ENGINES, json.dumps(built, indent=1) + "\n")
     view.notes.append(f"{len(built)} engines" if built else notes[0] if notes else "nothing to build")
-    return Outcome({"engines": float(len(built))}, None, notes)
+    return Outcome(metrics={"engines": float(len(built))}, notes=notes)

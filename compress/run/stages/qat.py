@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from compress import artifact
+from compress.run.calibration import calibration_images
+from compress.run.ledger import Outcome
 from compress.run.progress import StageView
-from compress.run.stages import train
-from compress.run.stages.export import calibration
-from compress.run.stages.train import Outcome
+from compress.run.training import DistillJob, distil_student, on_validation
 from compress.run.variants import AWARE
 from compress.run.workspace import Workspace
 from compress.train.fake_quantize import rounded
 from compress.train.ranks import once
 
 
-def aware(work: Workspace, view: StageView) -> Outcome:
-    """Distils the student some more with rounded weights and activations; the int8 file is made from what comes out."""
+def train_for_int8(work: Workspace, view: StageView) -> Outcome:
+    """Distil the student further with rounded weights and activations; the int8 file is made from the result."""
     settings = work.deploy.qat
     assert settings is not None
     # Statistics stay what they are: the file that is quantised has them folded into the weights.
@@ -25,13 +25,13 @@ def aware(work: Workspace, view: StageView) -> Outcome:
         update["reuse_classifier"] = False  # the student's own has learned since
     recipe = work.recipe.distill.model_copy(update=update)
     student = work.load("student")
-    networks, seed = (work.load("teacher"), student), work.recipe.seed + 5
-    plan = artifact.describe(work.folder("pruned")).plan
-    assert plan is not None
-    images = [torch.from_numpy(image)[None] for image in calibration(work)]
+    job = DistillJob(AWARE, recipe, work.load("teacher"), student, work.plan(), work.recipe.seed + 5)
+    images = [torch.from_numpy(image)[None] for image in calibration_images(work)]
     with rounded(student, images):
-        result, flops, notes = train.taught(work, AWARE, recipe, networks, plan, seed, view.advance)
+        result = distil_student(work, job, view.advance)
     student.requires_grad_(True)
     once(lambda: str(artifact.save(student, work.folder(AWARE), artifact.describe(work.folder("student")))))
-    view.notes.append(train.on_validation(work, result))
-    return Outcome({"val_accuracy": result.val_accuracy}, flops, notes)
+    view.notes.append(on_validation(work, result.fit))
+    return Outcome(
+        metrics={"val_accuracy": result.fit.val_accuracy}, training_flops=result.training_flops, notes=result.notes
+    )

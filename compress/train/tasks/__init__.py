@@ -1,4 +1,4 @@
-"""What differs between classification, segmentation and detection while a network is trained: one dict by name."""
+"""What differs between classification, segmentation and detection in training: one dict by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every task has to offer while a network is trained, pruned and measured."""
+"""What every task provides while a network is trained, pruned and measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compress.data.images import Batch
 
 
 class TaskMetrics(Protocol):
-    """Adds up over batches and ranks; `compute` gives shares of 1 by name, and `loss` where there is one."""
+    """Accumulates over batches and ranks; ``compute`` returns shares of 1 by name, and ``loss`` where there is one."""
 
     def update(self, predictions: Any, targets: Any) -> None: ...
     def compute(self) -> dict[str, float]: ...
@@ -24,8 +24,8 @@ class Task(Protocol):
     """One kind of work.
 
     Attributes:
-        name: as in `ImageData.task`.
-        selects: the metric that chooses checkpoints; higher is better.
+        name: as in ``ImageData.task``.
+        selects: the metric that selects the best weights; higher is better.
         title: that metric in words.
     """
 
@@ -34,18 +34,18 @@ class Task(Protocol):
     title: str
 
     def outputs(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """What the network's outputs stand for: the classes, after the background for a detector."""
+        """What the network's outputs stand for: the classes, for a detector the background first."""
         ...
 
     def take_prepared(self, model: nn.Module, size: Sequence[int]) -> None:
-        """Makes a network take prepared images of (height, width) as they are; nothing of its weights changes."""
+        """Make a network take prepared images of (height, width) unchanged; its weights stay as they are."""
         ...
 
     def check(self, model: nn.Module, example: Tensor) -> None:
-        """Tries a network that nobody needs any more on prepared images (N, C, H, W).
+        """Try a network, which may be spoiled, on prepared images (N, C, H, W).
 
         Raises:
-            ModelError: it is not for this task.
+            ModelError: it does not suit this task.
         """
         ...
 
@@ -54,18 +54,18 @@ class Task(Protocol):
         ...
 
     def predict(self, model: nn.Module, images: Tensor) -> Any:
-        """What the network says of images (N, C, H, W), in eval mode, as the metrics take it."""
+        """Predict for images (N, C, H, W) in eval mode, in the form that the metrics take."""
         ...
 
     def read(self, outputs: Mapping[str, np.ndarray], postprocessing: Any) -> Any:
-        """What an engine's outputs say, as the metrics take it.
+        """Turn an engine's outputs into predictions, in the form that the metrics take.
 
         Args:
-            outputs: of one run, by name.
-            postprocessing: the bundle's own; None where there is none.
+            outputs: the outputs of one run, by name.
+            postprocessing: the bundle's; None if it has none.
         """
         ...
 
     def metrics(self, classes: Sequence[str]) -> TaskMetrics:
-        """Empty metrics for these classes."""
+        """Make empty metrics for these classes."""
         ...

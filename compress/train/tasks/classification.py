@@ -20,7 +20,7 @@ class ClassMetrics(Metric):
     """Top-1, top-5 (from six classes on), macro-F1 and mean cross-entropy.
 
     Args:
-        classes: how many.
+        classes: number of classes.
     """
 
     full_state_update = False
@@ -33,7 +33,7 @@ class ClassMetrics(Metric):
         self.losses, self.images = SumMetric(nan_strategy="disable"), SumMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Adds logits (N, classes) against class indices (N,)."""
+        """Add logits (N, classes) and class indices (N,)."""
         logits = predictions.float()
         self.top1.update(logits, targets)
         if self.top5 is not None:
@@ -44,7 +44,7 @@ class ClassMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         images = round(float(self.images.compute()))
-        # The metrics are float32; counts of right answers are exact.
+        # The metrics are float32; the number of correct images is exact.
         found = {"top1": round(float(self.top1.compute()) * images) / max(1, images)}
         if self.top5 is not None:
             found["top5"] = round(float(self.top5.compute()) * images) / max(1, images)
@@ -63,7 +63,7 @@ class Classification:
         return tuple(classes)
 
     def take_prepared(self, model: nn.Module, size: Sequence[int]) -> None:
-        """Classifiers do."""
+        """Do nothing: classifiers take them."""
 
     def check(self, model: nn.Module, example: Tensor) -> None:
         try:
@@ -84,7 +84,7 @@ class Classification:
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy with label smoothing; what an auxiliary head (GoogLeNet, Inception) says counts 0.3."""
+        """Cross-entropy with label smoothing; auxiliary heads (GoogLeNet, Inception) have a weight of 0.3."""
         main, *others = _heads(model(batch.images))
         extra = [self._entropy(logits, batch, smoothing) for logits in others]
         return self._entropy(main, batch, smoothing) + 0.3 * sum(extra, torch.zeros((), device=main.device))
@@ -105,5 +105,5 @@ class Classification:
 
 
 def _heads(answer: Any) -> list[Any]:
-    """What each head says: the classifier first, then the auxiliary ones that there are."""
+    """The output of each head: the classifier's first, then those of auxiliary heads."""
     return [one for one in answer if one is not None] if isinstance(answer, tuple | list) else [answer]

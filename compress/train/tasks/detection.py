@@ -20,7 +20,7 @@ class BoxMetrics(Metric):
     """COCO's mean average precision over IoU 0.50 to 0.95, at 0.50, at 0.75, and that of each class.
 
     Args:
-        classes: their names.
+        classes: the classes' names.
     """
 
     full_state_update = False
@@ -29,16 +29,16 @@ class BoxMetrics(Metric):
         super().__init__()
         self.classes = tuple(classes)
         self.precision = MeanAveragePrecision(class_metrics=True)
-        # More boxes than 100 an image are no mistake here; torchmetrics would say so each time.
+        # More than 100 boxes an image are no mistake here; torchmetrics would warn each time.
         self.precision.warn_on_many_detections = False
 
     def update(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> None:
-        """Adds images: `boxes` (n, 4), `scores` (n,), `labels` (n,) against `boxes` and `labels`."""
+        """Add images: predicted ``boxes`` (n, 4), ``scores``, ``labels`` (n,), and true ``boxes`` and ``labels``."""
         self.precision.update(list(predictions), list(targets))
 
     def compute(self) -> dict[str, float]:
         found = self.precision.compute()
-        # torchmetrics says -1 of what occurs nowhere.
+        # torchmetrics returns -1 for what occurs nowhere.
         shares = {"map": found["map"], "map50": found["map_50"], "map75": found["map_75"]}
         each = dict(zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=False))
         shares |= {f"map_{self.classes[k]}": value for k, value in each.items() if 0 <= k < len(self.classes)}
@@ -66,7 +66,7 @@ class Detection:
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """The sum of the detector's own losses; they know no label smoothing."""
+        """The sum of the detector's own losses, which have no label smoothing."""
         targets = [{**target, "labels": target["labels"] + 1} for target in batch.targets]
         return torch.stack(list(model(list(batch.images), targets).values())).sum()
 

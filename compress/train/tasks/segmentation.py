@@ -18,10 +18,10 @@ from compress.errors import ModelError
 
 
 class PixelMetrics(Metric):
-    """Mean intersection over union, that of each class that occurs, pixel accuracy and mean cross-entropy.
+    """Mean intersection over union, the same of each class that occurs, pixel accuracy and mean cross-entropy.
 
     Args:
-        classes: their names.
+        classes: the classes' names.
     """
 
     full_state_update = False
@@ -33,7 +33,7 @@ class PixelMetrics(Metric):
         self.losses, self.pixels = SumMetric(nan_strategy="disable"), SumMetric()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Adds logits (N, classes, H, W), or classes (N, H, W) as whole numbers, against masks (N, H, W)."""
+        """Add logits (N, classes, H, W), or integer classes (N, H, W), and masks (N, H, W)."""
         if not predictions.is_floating_point():
             self.confusion.update(predictions, targets)
             return
@@ -45,7 +45,7 @@ class PixelMetrics(Metric):
     def compute(self) -> dict[str, float]:
         found = self.confusion.compute().double()
         right, union = found.diag(), found.sum(0) + found.sum(1) - found.diag()
-        # A class that neither the masks nor the network name has no IoU.
+        # A class that is neither in the masks nor predicted has no IoU.
         occurs = union > 0
         shares = right / union.clamp_min(1)
         each = {f"iou_{name}": float(s) for name, s, o in zip(self.classes, shares, occurs, strict=True) if o}
@@ -54,13 +54,13 @@ class PixelMetrics(Metric):
             "miou": float(shares[occurs].mean()) if bool(occurs.any()) else 0.0,
             "pixel_accuracy": float(right.sum() / found.sum().clamp_min(1)),
             **each,
-            # Classes alone have no loss.
+            # There is no loss without logits.
             **({"loss": float(self.losses.compute()) / pixels} if pixels else {}),
         }
 
 
 class Segmentation:
-    """A class for each pixel, from logits (N, classes, H, W), alone or as `out` beside `aux`."""
+    """A class for each pixel, from logits (N, classes, H, W), alone or as ``out`` beside ``aux``."""
 
     name = "segmentation"
     selects = "miou"
@@ -70,7 +70,7 @@ class Segmentation:
         return tuple(classes)
 
     def take_prepared(self, model: nn.Module, size: Sequence[int]) -> None:
-        """Segmenters do."""
+        """Do nothing: segmenters take them."""
 
     def check(self, model: nn.Module, example: Tensor) -> None:
         with torch.no_grad():
@@ -83,7 +83,7 @@ class Segmentation:
             )
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy over the pixels that have a class; what an auxiliary head (`aux`) says counts 0.5."""
+        """Cross-entropy over the pixels that have a class; an auxiliary head (``aux``) has a weight of 0.5."""
         answer = model(batch.images)
         if isinstance(answer, Tensor):
             return self._entropy(answer, batch, smoothing)
@@ -94,7 +94,7 @@ class Segmentation:
     def _entropy(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
         logits = _resized(logits, batch.targets.shape[-2:])
         total = F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
-        # Where no pixel has a class a mean would be 0 / 0.
+        # Without any labelled pixel a mean would be 0 / 0.
         return total / (batch.targets != IGNORED).sum().clamp_min(1)
 
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:

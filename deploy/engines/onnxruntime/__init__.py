@@ -1,1 +1,1 @@
-"""ONNX Runtime as an engine."""
+"""Run ONNX files with ONNX Runtime."""

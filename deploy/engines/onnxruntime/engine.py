@@ -1,4 +1,4 @@
-"""Engines that ONNX Runtime executes: on the CPU, and by CUDA or TensorRT where it was built with them."""
+"""Run ONNX files with ONNX Runtime: on the CPU, and with CUDA or TensorRT where it was built with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
-from deploy.engines.onnxruntime.amx_rewrite import has_amx, on_blocks, shifted
+from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnx.wire import check_tensorrt_qdq, holds_fp16
+from deploy.onnx.wire import check_tensorrt_qdq, has_fp16_constants
 
 _PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeEngine(Engine):
-    """An ONNX file on one of ONNX Runtime's providers, every graph optimisation on.
+    """An ONNX file on one of ONNX Runtime's providers, with every graph optimisation on.
 
     Args:
         path: an ONNX file.
@@ -67,28 +67,15 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 4  # what goes wrong is raised
-        data = path.read_bytes() if runtime == "onnxruntime" else b""
-        better = data
-        done: list[str] = []
-        if has_amx():
-            for change, says in ((shifted, "long int8 convolutions by AMX"), (on_blocks, "the first on 2 x 2 pixels")):
-                if (changed := change(better)) is not None:
-                    better, done = changed, [*done, says]
-        # ONNX Runtime 1.31 makes of a transpose and a product in fp16 what it has no kernel for, and ends the process.
-        left_out = ["MatmulTransposeFusion"] if holds_fp16(data) else []
-        if left_out:
-            done.append("no MatmulTransposeFusion, which fp16 does not survive")
-        self.kernels = ", ".join(done) or None
-        model = better if better is not data else str(path)
-        del data, better
+        options.log_severity_level = 4  # errors are raised anyway
+        model, disabled, self.kernels = _rewrite(path) if runtime == "onnxruntime" else (str(path), [], None)
         try:
-            session = ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=left_out)
+            session = ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=disabled)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
             ) from error
-        # A provider that finds no GPU hands the network to the CPU with no more than a line in the log.
+        # A provider that finds no GPU leaves the network to the CPU with no more than a line in the log.
         if session.get_providers()[0] != provider:
             raise MissingDependency(
                 f"ONNX Runtime's {provider} cannot start here (no usable GPU or CUDA library); "
@@ -117,18 +104,42 @@ class OnnxRuntimeEngine(Engine):
 
 
 def load(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
-    """Load ``path`` with ONNX Runtime on the CPU; see :class:`OnnxRuntimeEngine`."""
+    """Load ``path`` with ONNX Runtime on the CPU; see ``OnnxRuntimeEngine``."""
     return OnnxRuntimeEngine(path, threads=threads)
 
 
 def load_cuda(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
-    """Load ``path`` with ONNX Runtime's CUDA provider; see :class:`OnnxRuntimeEngine`."""
+    """Load ``path`` with ONNX Runtime's CUDA provider; see ``OnnxRuntimeEngine``."""
     return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_cuda")
 
 
 def load_tensorrt(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
-    """Load ``path`` with ONNX Runtime's TensorRT provider; see :class:`OnnxRuntimeEngine`."""
+    """Load ``path`` with ONNX Runtime's TensorRT provider; see ``OnnxRuntimeEngine``."""
     return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt")
+
+
+def _rewrite(path: Path) -> tuple[str | bytes, list[str], str | None]:
+    """Prepare a file for the CPU provider.
+
+    Returns:
+        The path, or the bytes of a faster file that computes the same; the names of the optimisers to disable; and
+        what was done, in words.
+    """
+    data = faster = path.read_bytes()
+    done: list[str] = []
+    if has_amx():
+        for rewrite, effect in (
+            (shift_weights, "long int8 convolutions by AMX"),
+            (space_to_depth, "the first on 2 x 2 pixels"),
+        ):
+            if (changed := rewrite(faster)) is not None:
+                faster, done = changed, [*done, effect]
+    disabled: list[str] = []
+    if has_fp16_constants(data):
+        # ONNX Runtime 1.31 fuses a transpose and an fp16 product into a node that it has no kernel for, and aborts.
+        disabled.append("MatmulTransposeFusion")
+        done.append("no MatmulTransposeFusion, which fp16 does not survive")
+    return faster if faster is not data else str(path), disabled, ", ".join(done) or None
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: engines built and run."""
+"""Build and run engines of TensorRT and TensorRT-RTX."""

@@ -1,8 +1,8 @@
-"""Building engines with TensorRT 10 or 11 and TensorRT-RTX, which share one API but for a few names.
+"""Build engines with TensorRT 10 or 11 and TensorRT-RTX, which share one API but for a few names.
 
-Every function takes the API object, so one module serves all three: the packages ``tensorrt`` and ``tensorrt_rtx``.
-All are used strongly typed, since two of the three know nothing else: the ONNX file's own types decide the
-arithmetic. TensorRT-RTX builds for a GPU that need not be in this machine; TensorRT for the one that is.
+Every function takes the API object (the package ``tensorrt`` or ``tensorrt_rtx``), so one module serves all three.
+Networks are strongly typed, for two of the three know nothing else: the ONNX file's own types decide the arithmetic.
+TensorRT-RTX can build for a GPU that this machine lacks; TensorRT builds only for the one it has.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,23 @@ def engine_from_onnx(
     api: Any = None,
     cuda: Any = None,
 ) -> Path:
-    """Build an engine for the GPU generation ``target`` and put a JSON sidecar beside it.
+    """Build an engine for the GPU generation ``target`` and write a JSON sidecar beside it.
 
     Args:
-        onnx_path: the ONNX file; its own types decide the arithmetic, for every runtime here is strongly typed.
+        onnx_path: the ONNX file; its own types decide the arithmetic.
         out_dir: the folder of the engine, whose name tells source, precision, profile, runtime and target.
-        target: a compute capability such as ``sm86``; by default the GPU of this machine.
-        precision: what the file is thought to be (``fp32``, ``fp16``, ``int8``); by default what it says.
+        target: a compute capability such as ``sm86``; by default that of this machine's GPU.
+        precision: what the file is expected to be (``fp32``, ``fp16``, ``int8``); by default what it states.
         profile: smallest, usual and largest batch.
-        runtime: ``tensorrt_rtx`` or ``tensorrt``, which builds for the GPU of this machine alone.
-        workspace_mib: the most device memory that a layer may use while it works; by default all there is.
-        timing_cache: a file of kernel timings, read where it exists and written after; only ``tensorrt`` times.
+        runtime: ``tensorrt_rtx``, or ``tensorrt``, which builds only for this machine's GPU.
+        workspace_mib: the most device memory that a layer may use as scratch space; by default all there is.
+        timing_cache: a file of kernel timings, read where it exists and written afterwards; only ``tensorrt`` times.
         api: the API object; by default the package ``runtime`` is imported.
-        cuda: ``cuda.bindings.runtime`` or what has its functions; by default it is imported where it is needed.
+        cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
         DeployError: the file, target, precision, profile or memory cannot be used, or the builder refuses.
-        MissingDependency: the runtime is not installed, or the GPU that it has to build on is not there.
+        MissingDependency: the runtime is not installed, or the GPU that it has to build on is missing.
     """
     onnx_path = Path(onnx_path)
     stated = precision_of(onnx_path, scan(onnx_path).properties)
@@ -67,28 +68,49 @@ def engine_from_onnx(
         raise DeployError(f"workspace_mib is {workspace_mib}; give 1 or more, or leave it out.")
     check_tensorrt_qdq(onnx_path)
     trt = import_api(runtime) if api is None else api
-    target = _target(trt, runtime, target, cuda)
-    log = logger(trt)
+    request = _Request(onnx_path, stated, _target(trt, runtime, target, cuda), profile, workspace_mib, timing_cache)
     started = time.perf_counter()
-    plan, flags = _build(trt, log, onnx_path, target, profile, workspace_mib, timing_cache)
+    plan, flags = _build(trt, request)
     seconds = time.perf_counter() - started
-    source = sha256(onnx_path)
-    stem = onnx_path.name.removesuffix(".onnx").split(".")[0]
-    batches = "-".join(map(str, profile))
-    path = Path(out_dir) / f"{stem}-{source[:12]}.{stated}.b{batches}.{runtime}-{trt.__version__}.{target}.engine"
+    return _write_engine(
+        Path(out_dir), request, plan, runtime=runtime, version=trt.__version__, flags=flags, seconds=seconds
+    )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be built; the fields are the arguments of ``engine_from_onnx``, checked."""
+
+    onnx_path: Path
+    precision: str
+    target: str
+    profile: tuple[int, int, int]
+    workspace_mib: int | None
+    timing_cache: Path | None
+
+
+def _write_engine(
+    folder: Path, request: _Request, plan: bytes, *, runtime: str, version: str, flags: list[str], seconds: float
+) -> Path:
+    """Write the serialised engine ``plan`` and its sidecar; return the engine's path."""
+    source = sha256(request.onnx_path)
+    stem = request.onnx_path.name.removesuffix(".onnx").split(".")[0]
+    batches = "-".join(map(str, request.profile))
+    name = f"{stem}-{source[:12]}.{request.precision}.b{batches}.{runtime}-{version}.{request.target}.engine"
+    path = folder / name
     with replacing(path) as temporary:
         temporary.write_bytes(plan)
     sidecar = Sidecar(
         engine=path.name,
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         bytes=len(plan),
-        source=onnx_path.name,
+        source=request.onnx_path.name,
         source_sha256=source,
-        precision=stated,
-        profile=profile,
+        precision=request.precision,
+        profile=request.profile,
         runtime=runtime,  # type: ignore[arg-type]  # pydantic refuses any other
-        version=trt.__version__,
-        target=target,
+        version=version,
+        target=request.target,
         flags=tuple(flags),
         build_seconds=round(seconds, 3),
     )
@@ -97,33 +119,33 @@ def engine_from_onnx(
 
 
 def import_api(runtime: str) -> Any:
-    """The package ``runtime``.
+    """Import the package ``runtime``, which is the API object.
 
     Raises:
         DeployError: there is no such runtime.
-        MissingDependency: it is not installed, or its libraries are not.
+        MissingDependency: it or one of its libraries is not installed.
     """
     if runtime not in PRODUCTS:
         raise DeployError(f"There is no builder {runtime!r}; choose one of {', '.join(sorted(PRODUCTS))}.")
     try:
         return import_module(runtime)
-    except (ImportError, OSError) as error:  # a missing library is an OSError of the loader
+    except (ImportError, OSError) as error:  # the loader raises OSError for a missing library
         extra = _EXTRAS[runtime]
         raise MissingDependency(
             f"The package {runtime} cannot be imported here; get it with `uv sync --extra {extra}` or "
-            f"`pip install 'niwaki[{extra}]'`."
+            f"`pip install 'niwaki-vision[{extra}]'`."
         ) from error
 
 
 def targets(trt: Any) -> list[str]:
-    """The compute capabilities that the API object builds for without such a GPU; none for TensorRT."""
+    """Return the compute capabilities that can be built for without such a GPU; none for TensorRT."""
     known = getattr(trt, "ComputeCapability", None)
     names = [] if known is None else known.__members__
     return sorted((name.lower() for name in names if re.fullmatch(r"SM\d+", name)), key=lambda name: int(name[2:]))
 
 
-def logger(trt: Any) -> Any:
-    """A logger that keeps what went wrong, for an error's sentence, instead of printing it (``errors``)."""
+def make_logger(trt: Any) -> Any:
+    """Return a logger that keeps errors in its list ``errors``, for our own messages, instead of printing them."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -137,13 +159,13 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def reason(log: Any) -> str:
-    """The last thing the logger was told went wrong."""
+def last_error(log: Any) -> str:
+    """Return the last error that the logger received."""
     return log.errors[-1].strip() if log.errors else "without saying why"
 
 
 def _target(trt: Any, runtime: str, target: str | None, cuda: Any) -> str:
-    """The compute capability to build for; TensorRT has no choice but the GPU here."""
+    """Return the compute capability to build for; with TensorRT it can only be that of the GPU here."""
     known = targets(trt)
     product = f"{PRODUCTS.get(runtime, runtime)} {trt.__version__}"
     if target is not None and known and target not in known:
@@ -167,43 +189,36 @@ def _target(trt: Any, runtime: str, target: str | None, cuda: Any) -> str:
     return here
 
 
-def _build(
-    trt: Any,
-    log: Any,
-    onnx_path: Path,
-    target: str,
-    profile: tuple[int, int, int],
-    workspace_mib: int | None,
-    timing_cache: Path | None,
-) -> tuple[bytes, list[str]]:
-    """The serialised engine and the names of the builder flags that were on."""
+def _build(trt: Any, request: _Request) -> tuple[bytes, list[str]]:
+    """Return the serialised engine and the names of the builder flags that were on."""
+    log, path = make_logger(trt), request.onnx_path
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx_path)):
+    if not parser.parse_from_file(str(path)):
         reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise DeployError(f"{_product(trt)} cannot read {onnx_path.name} ({reasons}).")
+        raise DeployError(f"{_product(trt)} cannot read {path.name} ({reasons}).")
     config = builder.create_builder_config()
     if targets(trt):
-        # Never left to the default: it is the GPU of this machine, which may have none.
+        # Never left to the default, which is the GPU of this machine: there may be none.
         config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.__members__[target.upper()], 0)
-    # Layers keep their names and shapes in the engine: the inspector and the layer times need them.
+        config.set_compute_capability(trt.ComputeCapability.__members__[request.target.upper()], 0)
+    # Keeps the layers' names and shapes in the engine, which the inspector and the layer times need.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    cache = None
-    if timing_cache is not None and not targets(trt):
-        cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
+    if request.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
+    cache, cache_path = None, request.timing_cache
+    if cache_path is not None and not targets(trt):
+        cache = config.create_timing_cache(cache_path.read_bytes() if cache_path.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, False):
-            raise DeployError(f"{timing_cache} holds timings of another GPU or version; delete it.")
-    _add_profile(builder, network, config, onnx_path, profile)
+            raise DeployError(f"{cache_path} holds timings of another GPU or version; delete it.")
+    _add_profile(builder, network, config, path, request.profile)
     flags = sorted(name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise DeployError(f"{_product(trt)} refuses to build {onnx_path.name} for {target} ({reason(log)}).")
-    if cache is not None and timing_cache is not None:
-        with replacing(timing_cache) as temporary:
+        raise DeployError(f"{_product(trt)} refuses to build {path.name} for {request.target} ({last_error(log)}).")
+    if cache is not None and cache_path is not None:
+        with replacing(cache_path) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(plan), flags
 

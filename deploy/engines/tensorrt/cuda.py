@@ -1,4 +1,4 @@
-"""The little of CUDA that an engine needs: one stream, memory, copies; through NVIDIA's own Python bindings."""
+"""Wrap the few CUDA calls that an engine needs (a stream, memory, copies), through NVIDIA's Python bindings."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from deploy.engines.base import Closing
+from deploy.engines.base import Closeable
 from deploy.errors import DeployError, MissingDependency
 
 
-class Cuda(Closing):
-    """One stream on the current GPU and the device memory that was taken through it.
+class Cuda(Closeable):
+    """One stream on the current GPU, and the device memory allocated through it.
 
     Args:
-        api: the module ``cuda.bindings.runtime``, or what has its functions; by default it is imported.
+        api: ``cuda.bindings.runtime`` or an object with its functions; by default it is imported.
 
     Raises:
-        MissingDependency: the bindings are not installed, or there is no GPU that they can use.
+        MissingDependency: the bindings are not installed, or find no usable GPU.
     """
 
     def __init__(self, api: Any = None) -> None:
@@ -48,28 +48,28 @@ class Cuda(Closing):
         return f"sm{major}{minor}"
 
     def allocate(self, size: int) -> int:
-        """The address of ``size`` bytes of device memory (one at least: an address is wanted even for nothing)."""
+        """Allocate ``size`` bytes of device memory, at least one, and return their address."""
         (address,) = self._call("cudaMalloc", max(size, 1))
         self._blocks[int(address)] = size
         return int(address)
 
     def free(self, address: int) -> None:
-        """Give memory from ``allocate`` back."""
+        """Free memory from ``allocate``."""
         if self._blocks.pop(address, None) is not None:
             self._call("cudaFree", address)
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy a contiguous array to the device, in the stream's order; it has to live until ``wait``."""
+        """Enqueue a copy of a contiguous array to the device; the array must live until ``synchronize``."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def download(self, address: int, array: np.ndarray) -> None:
-        """Copy from the device into a contiguous array, in the stream's order; it is filled after ``wait``."""
+        """Enqueue a copy from the device into a contiguous array, which is filled after ``synchronize``."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
-    def wait(self) -> None:
-        """Return when everything in the stream is done."""
+    def synchronize(self) -> None:
+        """Wait until everything in the stream is done."""
         self._call("cudaStreamSynchronize", self._stream)
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ def _bindings() -> Any:
     except ImportError as error:
         raise MissingDependency(
             "Running a TensorRT engine needs the package cuda-bindings, which cannot be imported here; get it with "
-            "`pip install 'niwaki[tensorrt]'` or `pip install 'niwaki[tensorrt-rtx]'`."
+            "`pip install 'niwaki-vision[tensorrt]'` or `pip install 'niwaki-vision[tensorrt-rtx]'`."
         ) from error
 
 

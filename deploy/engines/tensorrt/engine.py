@@ -1,4 +1,4 @@
-"""Running engines of TensorRT 10 and 11 and of TensorRT-RTX on the GPU of this machine."""
+"""Run engines of TensorRT 10 and 11 and of TensorRT-RTX on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads
-from deploy.engines.sidecar import check_here, read_sidecar
-from deploy.engines.tensorrt.building import PRODUCTS, import_api, logger, reason
+from deploy.engines.sidecar import check_compatible, verify_engine
+from deploy.engines.tensorrt.building import PRODUCTS, import_api, last_error, make_logger
 from deploy.engines.tensorrt.cuda import Cuda
 from deploy.errors import DeployError
 
@@ -28,22 +28,22 @@ _DTYPES = {
 
 
 class TensorRtEngine(Engine):
-    """An engine file on the current GPU; threads take turns, each run is one pass through one CUDA stream.
+    """An engine file on the current GPU; threads take turns, and each run is one pass through one CUDA stream.
 
     Args:
-        path: the engine; it and its sidecar are held against each other before anything is loaded.
-        threads: has no meaning on a GPU; negative ones are refused like everywhere.
+        path: the engine; it is checked against its sidecar before anything is loaded.
+        threads: has no effect on a GPU; invalid values are refused as everywhere.
         api: the API object; by default the package that the sidecar names is imported.
-        cuda: ``cuda.bindings.runtime`` or what has its functions; by default it is imported.
+        cuda: ``cuda.bindings.runtime`` or an object with its functions; by default it is imported.
 
     Raises:
-        DeployError: the engine is stale, foreign, truncated or altered, or the runtime cannot load it.
+        DeployError: the engine is outdated, foreign, truncated or altered, or the runtime cannot load it.
         MissingDependency: the runtime, the CUDA bindings or a GPU is missing.
     """
 
     def __init__(self, path: Path, *, threads: int = 1, api: Any = None, cuda: Any = None) -> None:
         check_threads(threads)
-        sidecar = read_sidecar(path)
+        sidecar = verify_engine(path)
         self.name = path.name.removesuffix(".engine")
         self.path = path
         self.runtime = sidecar.runtime
@@ -56,25 +56,25 @@ class TensorRtEngine(Engine):
         try:
             trt = import_api(sidecar.runtime) if api is None else api
             here, version = self._device.target, trt.__version__
-            check_here(path, sidecar, runtime=sidecar.runtime, version=version, target=here)
+            check_compatible(path, sidecar, runtime=sidecar.runtime, version=version, target=here)
             self._open(trt, path)
         except DeployError:
             self.close()
             raise
 
     def _open(self, trt: Any, path: Path) -> None:
-        self._trt, self._log = trt, logger(trt)
+        self._trt, self._log = trt, make_logger(trt)
         product = f"{PRODUCTS[self.runtime]} {trt.__version__}"
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        # A refusal is a None and a line in the log, never an exception.
+        # TensorRT refuses by returning None and writing a line to the log, never by an exception.
         if self._engine is None:
             raise DeployError(
-                f"{product} cannot load {path.name} ({reason(self._log)}); build it again on this machine."
+                f"{product} cannot load {path.name} ({last_error(self._log)}); build it again on this machine."
             )
         context = self._engine.create_execution_context()
         if context is None:
-            raise DeployError(f"{product} has no memory to run {path.name} in ({reason(self._log)}); free some.")
+            raise DeployError(f"{product} has no memory to run {path.name} in ({last_error(self._log)}); free some.")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         given = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self.inputs = {name: self._spec(name) for name in names if name in given}
@@ -83,23 +83,23 @@ class TensorRtEngine(Engine):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._lock:
-            return self._pass(self._opened(), feeds)
+            return self._execute(self._open_context(), feeds)
 
     def layers(self) -> list[dict[str, Any]]:
-        """What the engine inspector tells of each layer, in order: names, shapes, types, chosen kernels.
+        """Return what the engine inspector tells of each layer, in order: names, shapes, types, chosen kernels.
 
         Raises:
             DeployError: the engine is closed.
         """
         with self._lock:
-            self._opened()
+            self._open_context()
             inspector = self._engine.create_engine_inspector()
             text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        # Without details in the engine a layer is its bare name.
+        # In an engine without details a layer is a bare name.
         return [one if isinstance(one, dict) else {"Name": one} for one in json.loads(text)["Layers"]]
 
     def layer_times(self, feeds: Mapping[str, np.ndarray], *, runs: int = 10) -> dict[str, float]:
-        """The median milliseconds of each layer over ``runs`` runs on ``feeds``, in the order they ran.
+        """Return the median milliseconds of each layer over ``runs`` runs on ``feeds``, in the order of execution.
 
         Raises:
             DeployError: the feeds do not fit, ``runs`` is under 1, or the engine is closed.
@@ -109,14 +109,14 @@ class TensorRtEngine(Engine):
         self._check(feeds)
         profiler = _profiler(self._trt)
         with self._lock:
-            self._opened()
-            # A context of its own: one that is profiled waits after every layer from then on.
+            self._open_context()
+            # A context of its own, for a profiled one waits after every layer from then on.
             context = self._engine.create_execution_context()
             if context is None:
-                raise DeployError(f"{self.name} has no memory for a profiled run ({reason(self._log)}); free some.")
+                raise DeployError(f"{self.name} has no memory for a profiled run ({last_error(self._log)}); free some.")
             context.profiler = profiler
             for _ in range(runs):
-                self._pass(context, feeds)
+                self._execute(context, feeds)
         return {name: float(np.median(times)) for name, times in profiler.times.items()}
 
     def close(self) -> None:
@@ -125,13 +125,13 @@ class TensorRtEngine(Engine):
             self._memory.clear()
             self._device.close()
 
-    def _opened(self) -> Any:
+    def _open_context(self) -> Any:
         if self._context is None:
             raise DeployError(f"{self.name} is closed; load it again before running it.")
         return self._context
 
-    def _pass(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Put copies in, the network and copies out into the stream, and wait for them."""
+    def _execute(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Enqueue the copies in, the network and the copies out, and wait for them."""
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
         for name, array in arrays.items():
             least, _, most = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
@@ -141,24 +141,24 @@ class TensorRtEngine(Engine):
                     f"{array.shape[0]}; split the batch, or build with another profile."
                 )
             if not context.set_input_shape(name, array.shape):
-                raise DeployError(f"{self.name} refuses {list(array.shape)} for {name!r} ({reason(self._log)}).")
-            self._device.upload(self._place(name, array.nbytes), array)
+                raise DeployError(f"{self.name} refuses {list(array.shape)} for {name!r} ({last_error(self._log)}).")
+            self._device.upload(self._address(name, array.nbytes), array)
         results = {
             name: np.empty(tuple(context.get_tensor_shape(name)), self.outputs[name].dtype) for name in self.outputs
         }
         for name, array in results.items():
-            self._place(name, array.nbytes)
+            self._address(name, array.nbytes)
         for name, (address, _) in self._memory.items():
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(self._device.stream):
-            raise DeployError(f"{PRODUCTS[self.runtime]} could not run {self.name} ({reason(self._log)}).")
+            raise DeployError(f"{PRODUCTS[self.runtime]} could not run {self.name} ({last_error(self._log)}).")
         for name, array in results.items():
             self._device.download(self._memory[name][0], array)
-        self._device.wait()
+        self._device.synchronize()
         return results
 
-    def _place(self, name: str, size: int) -> int:
-        """The device address for ``size`` bytes of tensor ``name``; memory only grows."""
+    def _address(self, name: str, size: int) -> int:
+        """Return the device address of ``size`` bytes for tensor ``name``; its memory only grows."""
         address, capacity = self._memory.get(name, (0, -1))
         if capacity < size:
             if capacity >= 0:
@@ -178,7 +178,7 @@ class TensorRtEngine(Engine):
 
 
 def load(path: Path, *, threads: int = 1) -> TensorRtEngine:
-    """Load the engine at ``path``; see :class:`TensorRtEngine`."""
+    """Load the engine at ``path``; see ``TensorRtEngine``."""
     return TensorRtEngine(path, threads=threads)
 
 

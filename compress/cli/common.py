@@ -1,0 +1,46 @@
+"""What several commands share: the options of all, what they need to be there, and how they speak."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.errors import MissingError
+from compress.terminal import Terminal, plain
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+def need(command: str, packages: tuple[str, ...]) -> None:
+    """Raise MissingError, with the way to get them, where packages of the training side are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingError(
+            f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
+            "pip install 'niwaki-vision[compress]'."
+        )
+
+
+def search_here() -> None:
+    """Make a user's own ``module:function`` importable: an installed command does not search the current folder."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # Last: a torch.py that lies about must not become torch.
+        sys.path.append(here)
+
+
+def launched(name: str, otherwise: int) -> int:
+    """Return the number that a launcher left in the environment under ``name``, or ``otherwise``."""
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else otherwise
+
+
+def say(sentence: str) -> None:
+    """Print one sentence to standard error, with what a terminal would obey spelt out."""
+    Terminal(stderr=True).print(f"niwaki: {plain(sentence)}", soft_wrap=True, markup=False)

@@ -1,0 +1,166 @@
+"""Reading a recipe: YAML without surprises, overrides from the command line, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from compress.errors import RecipeError
+from compress.recipe.data import KINDS
+from compress.recipe.schema import Recipe
+from compress.trust import check_trusted
+from compress.validation import message
+
+_LARGEST, _MOST_VALUES, _SHOWN = 1_000_000, 100_000, 120
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.key=value`` overrides.
+
+    Args:
+        path: the file.
+        overrides: keys and values that take the place of the file's.
+        trusted: modules of the user's own whose functions the recipe may name.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a value of the wrong type or range, or a function of the
+            user's own that is not trusted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise RecipeError(f"{path} has {size:,} bytes, more than any recipe; see recipes/digits.yaml.")
+    try:
+        raw = parsed(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
+    for override in overrides:
+        _set(raw, override)
+    try:
+        recipe = Recipe.model_validate(_expanded(raw, path))
+    except ValidationError as error:
+        raise RecipeError(_sentence(path, error)) from None
+    for key, function in recipe.functions().items():
+        check_trusted(function, trusted, f"in {path}, {key}", RecipeError)
+    return recipe
+
+
+def parsed(text: str) -> Any:
+    """Parse a YAML text without tags, in which no key stands twice and no alias stands for very much.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or not of this kind.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _weight(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _weight(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Count the values that a node stands for, its aliases written out; refuse a key that stands twice on the way."""
+    if id(node) in known:
+        weight = known[id(node)]
+        if weight is None:
+            raise yaml.YAMLError("an alias holds itself; write the value out")
+        return weight
+    known[id(node)] = None
+    inside: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"the key '{_short(key.value)}' stands twice, line {key.start_mark.line + 1}")
+            seen.add((key.tag, str(key.value)))
+            inside += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = list(node.value)
+    weight = 1 + sum(_weight(one, known) for one in inside)
+    if weight > _MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+    known[id(node)] = weight
+    return weight
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``KEY=VALUE`` in place; raise RecipeError where it is none."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {_short(override)} is not KEY=VALUE, such as prune.budget.macs=0.4.")
+    *parents, last = key.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {_short(override)}: '{_short(parent)}' is a value, not a group of keys.")
+    try:
+        place[last] = parsed(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RecipeError(f"--set {_short(override)}: {_short(repr(text))} is not a YAML value.") from None
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    """Replace ``${NAME}`` by the environment's value in every string."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RecipeError(f"{path} uses ${{{name}}}, which is not set; export {name}=/the/folder first.")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, value)
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    """Say the first fault in one sentence: file, key, value, way out."""
+    fault = error.errors()[0]
+    unknown = fault["type"] == "extra_forbidden"
+    keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
+    where = _short(".".join(keys)) or "the recipe"
+    if unknown:
+        return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
+    if fault["type"] == "missing":
+        return f"{path}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
+    said = message(fault)
+    said = said[0].lower() + said[1:]
+    given = fault.get("input")
+    try:
+        shown = "" if isinstance(given, dict) else f" (given: {_short(repr(given))})"
+    except ValueError:  # Python writes no number of thousands of digits
+        shown = ""
+    return f"{path}: {where}: {said}{shown}; change it (docs/recipes.md says what it may hold)."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return a fault's location without the tags of unions, which stand beside the keys that the user wrote."""
+    members = {"str", "float", "constrained-float", "constrained-str", "CocoSplit", "MaskSplit"}
+    keys: list[str] = []
+    for before, part in zip(("", *location), map(str, location), strict=False):
+        kind = before in ("target", "data") and part in KINDS
+        if not kind and part not in members and "[" not in part:
+            keys.append(part)
+    return keys

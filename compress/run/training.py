@@ -1,0 +1,114 @@
+"""How the stages of a run train a network: on labels alone, or from its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from compress import distill
+from compress.prune import Plan
+from compress.recipe.schema import DistillRecipe, TrainRecipe
+from compress.run.progress import Advance
+from compress.run.workspace import Workspace
+from compress.train import TASKS, Fit, Trainable, fit
+from compress.train.checkpoint import Checkpoints
+from compress.train.log import Log
+from compress.train.ranks import check_same
+
+TEACHER_OUTPUTS = "checkpoints/answers"
+"""Where the teacher's outputs are stored in the run folder."""
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """One training of a student by its teacher.
+
+    Args:
+        name: of the training in this run: its checkpoint and its curves bear it.
+        recipe: how long, and with which losses.
+        teacher: the full-size network.
+        student: the cut network, trained in place.
+        plan: teacher to student.
+        seed: of everything drawn.
+    """
+
+    name: str
+    recipe: DistillRecipe
+    teacher: nn.Module
+    student: nn.Module
+    plan: Plan
+    seed: int
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What distilling came to.
+
+    Args:
+        fit: the training itself.
+        training_flops: of the training and of the teacher's passes before it.
+        notes: what a user should know, a sentence each.
+    """
+
+    fit: Fit
+    training_flops: float
+    notes: tuple[str, ...]
+
+
+def train(
+    work: Workspace, advance: Advance, name: str, task: Trainable, recipe: TrainRecipe, budget: float | None = None
+) -> Fit:
+    """Train under a name of this run: go on where a killed process left off, and leave the curves in ``logs/``.
+
+    Args:
+        work: the run.
+        advance: told of every step.
+        name: of the training.
+        task: the network and its data.
+        recipe: how it is trained.
+        budget: training FLOPs in place of what the recipe says; None for the recipe's.
+    """
+    found = fit(
+        task,
+        recipe,
+        work.fabric,
+        advance,
+        budget=budget,
+        checkpoints=Checkpoints(work.training_state(name)),
+        log=Log(work.out / "logs", name, tensorboard=work.recipe.tensorboard),
+    )
+    check_same(task.model, name)
+    return found
+
+
+def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distilled:
+    """Train a student under the losses of the job's recipe; both networks come back on the CPU."""
+    recipe, student = job.recipe, job.student
+    data, answered = distill.with_answers(work.target, job.teacher, work.fabric.device)
+    setup = distill.set_up(
+        recipe,
+        data,
+        student,
+        job.teacher,
+        job.plan,
+        seed=job.seed,
+        fabric=work.fabric,
+        folder=work.out / TEACHER_OUTPUTS,
+        progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
+    )
+    before = setup.flops_once + answered
+    task = Trainable(student, data, setup.flops_per_image, job.seed, setup.loss, setup.helpers)
+    budget = None if recipe.training_flops is None else recipe.training_flops - before
+    result = train(work, advance, job.name, task, recipe, budget)
+    distill.fold_classifier(student)
+    # What follows traces and proves on the CPU.
+    job.teacher.cpu()
+    more = len(data.splits["train"]) - len(work.target.splits["train"])
+    said = (f"{more} images without labels were learned from too, as the teacher classes them.",) if more else ()
+    return Distilled(result, result.training_flops + before, (*said, *setup.notes, *result.notes))
+
+
+def on_validation(work: Workspace, result: Fit) -> str:
+    """Say what a training reached on validation data, such as ``97.5 % accuracy on validation``."""
+    return f"{100 * result.val_accuracy:.1f} % {TASKS[work.target.task].title} on validation"

@@ -1,0 +1,26 @@
+"""A pydantic error in one clause: where the first fault lies, and what is wrong there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def explain(error: ValidationError, *, under: str = "", whole: str = "the text") -> str:
+    """Say the first fault as ``where: what``.
+
+    Args:
+        error: what validating raised.
+        under: the key under which the validated part stands.
+        whole: what to name where the fault is of everything and not of one key.
+    """
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(filter(None, (under, *map(str, fault["loc"])))) or whole
+    return f"{where}: {message(fault)}"
+
+
+def message(fault: Mapping[str, Any]) -> str:
+    """Return what one fault says, without the words that pydantic puts before a sentence of ours."""
+    return fault["msg"].removeprefix("Value error, ")

@@ -1,0 +1,92 @@
+"""Find what of a bundle can run, its models and the engines built from them, and load the best of them here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.bundle.manifest import Manifest
+from deploy.engines import ENGINES, load_engine
+from deploy.engines.base import Engine
+from deploy.engines.selection import Candidate, detect_machine, rank
+from deploy.engines.sidecar import load_sidecar
+from deploy.errors import DeployError, MissingDependency
+
+# The manifest does not name the engines in this folder, for they are built after it. Each is bound to the bundle by
+# its sidecar, which holds the hash of an ONNX file that the manifest names.
+ENGINES_FOLDER = "engines"
+_UNSIGNED = "the bundle's signature does not cover it: name its runtime to use it all the same"
+
+
+def load_best(
+    folder: Path, manifest: Manifest, precision: str | None, runtime: str | None, threads: int, *, signed: bool
+) -> tuple[Engine, str]:
+    """Load what runs the verified bundle at ``folder`` best on this machine.
+
+    Returns:
+        The engine, and why it was chosen.
+
+    Raises:
+        DeployError: nothing of the bundle runs as asked, or what should run is damaged.
+        MissingDependency: the runtime asked for, or every one, is not installed or finds no GPU.
+    """
+    if precision is not None and precision not in manifest.models:
+        raise DeployError(f"{folder} has no {precision} model; it has {', '.join(sorted(manifest.models))}.")
+    if runtime is not None and runtime not in ENGINES:
+        raise DeployError(f"There is no runtime {runtime!r}; choose one of {', '.join(sorted(ENGINES))}.")
+    found = find_candidates(folder, manifest, signed=signed)
+    ranking = rank(
+        found,
+        detect_machine(found),
+        default=manifest.default,
+        precision=precision,
+        runtime=runtime,
+        cpu=manifest.cpu_runtime,
+    )
+    skipped = list(ranking.skipped)
+    for index, choice in enumerate(ranking.choices):
+        try:
+            engine = load_engine(folder / choice.file, threads=threads, runtime=choice.runtime)
+        except MissingDependency as error:
+            # A provider finds out only when it starts that there is no GPU.
+            if index + 1 == len(ranking.choices):
+                raise
+            skipped.append(f"{choice.runtime} ({str(error).rstrip('.')})")
+            continue
+        why = f"{choice.file} by {choice.runtime}, since {choice.reason}"
+        return engine, why + (f"; passed over: {', '.join(skipped)}" if skipped else "")
+    over = f" (passed over: {', '.join(skipped)})" if skipped else ""
+    if runtime is not None:
+        raise DeployError(f"{folder} holds no engine for {runtime}{over}; make one with `niwaki build {folder}`.")
+    raise MissingDependency(f"No runtime here runs {folder}{over}; get one with `pip install onnxruntime`.")
+
+
+def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[Candidate]:
+    """Return the models of the bundle at ``folder`` and the engines that lie in it.
+
+    An engine that fits none of the bundle's models is returned with its fault. Where the bundle was checked against
+    a signature (``signed``), engines carry a caveat and are used only on request, for the signature does not cover
+    them.
+    """
+    found = [Candidate(item.file, precision) for precision, item in manifest.models.items()]
+    models = {item.sha256: precision for precision, item in manifest.models.items()}
+    models |= {item.sha256: precision for precision, item in manifest.tensorrt.items()}
+    for path in sorted((folder / ENGINES_FOLDER).glob("*.engine")):
+        name = f"{ENGINES_FOLDER}/{path.name}"
+        try:
+            sidecar = load_sidecar(path)
+        except DeployError as error:
+            found.append(Candidate(name, "unknown", "tensorrt", fault=str(error)))
+            continue
+        fits = sidecar.source_sha256 in models
+        found.append(
+            Candidate(
+                name,
+                models.get(sidecar.source_sha256, sidecar.precision),
+                sidecar.runtime,
+                sidecar.version,
+                sidecar.target,
+                fault=None if fits else "it was built from none of the bundle's models: build it again",
+                caveat=_UNSIGNED if signed else None,
+            )
+        )
+    return found

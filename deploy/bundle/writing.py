@@ -1,0 +1,158 @@
+"""Write a bundle to a folder, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from deploy.bundle.calibration_summary import Calibration
+from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, Task, Weights
+from deploy.environment import versions_info
+from deploy.errors import DeployError
+from deploy.files import apply_umask, sha256
+from deploy.onnx.metadata import Metadata
+from deploy.onnx.wire import scan
+from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
+from deploy.processing.preprocess import Preprocessing
+from deploy.validation import explain
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """The parts of a bundle that is to be written.
+
+    Attributes:
+        models: the ONNX file of each precision; copied as ``model.<precision>.onnx``.
+        default: the precision that is loaded when none is named.
+        preprocessing: how an image becomes the network's input.
+        classes: their names, in the order of the network's outputs.
+        task: ``classification``, ``detection`` or ``segmentation``.
+        postprocessing: from the network's raw outputs to boxes or classes of pixels; None for classification.
+        metrics: what was measured of its quality; JSON values.
+        latency: what was measured of its speed; JSON values.
+        provenance: where it comes from; JSON values.
+        tensorrt: the ONNX file that TensorRT builds from, by precision, where it differs from that in ``models``.
+        cpu_runtime: which runtime comes first on a CPU.
+        calibration: what the int8 model was calibrated with.
+        licence: of the weights, an SPDX expression or words.
+        weights: what training started from.
+    """
+
+    models: Mapping[str, Path]
+    default: str
+    preprocessing: Preprocessing
+    classes: Sequence[str]
+    task: Task = "classification"
+    postprocessing: DetectionDecoder | SegmentationDecoder | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tensorrt: Mapping[str, Path] = field(default_factory=dict)
+    cpu_runtime: CpuRuntime = "onnxruntime"
+    calibration: Calibration | None = None
+    licence: str | None = None
+    weights: Weights | None = None
+
+
+def write_bundle(folder: str | Path, spec: BundleSpec) -> Path:
+    """Write a bundle of ``spec`` to ``folder``; an older bundle there is replaced.
+
+    Raises:
+        DeployError: a model file is missing or states other classes or another preprocessing, the parts do not fit
+            together, or ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeployError(f"{folder} exists and is not a bundle; choose another folder or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise DeployError(f"Cannot write {folder} ({error.strerror}); choose a folder you may write to.") from error
+    new = temporary / "new"
+    new.mkdir()
+    try:
+        models = {precision: _copy(source, new, precision) for precision, source in spec.models.items()}
+        tensorrt = {precision: _copy(source, new, precision, ".trt") for precision, source in spec.tensorrt.items()}
+        for source in (*spec.models.values(), *spec.tensorrt.values()):
+            _check_metadata(Path(source), spec)
+        (new / MANIFEST).write_text(_manifest_text(folder, spec, models, tensorrt), encoding="utf-8")
+        _put_in_place(new, folder, temporary / "old")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _manifest_text(
+    folder: Path, spec: BundleSpec, models: dict[str, BundledFile], tensorrt: dict[str, BundledFile]
+) -> str:
+    try:
+        manifest = Manifest(
+            task=spec.task,
+            default=spec.default,
+            models=models,
+            tensorrt=tensorrt,
+            cpu_runtime=spec.cpu_runtime,
+            preprocessing=spec.preprocessing,
+            postprocessing=cast("Postprocessing | None", spec.postprocessing),
+            classes=tuple(spec.classes),
+            metrics=dict(spec.metrics),
+            latency=dict(spec.latency),
+            calibration=spec.calibration,
+            licence=spec.licence,
+            weights=spec.weights,
+            provenance=dict(spec.provenance),
+            versions=versions_info(),
+        )
+        return json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    except ValidationError as error:
+        raise DeployError(f"The bundle {folder} cannot be written ({explain(error)}).") from error
+    except ValueError as error:
+        raise DeployError(f"The bundle {folder} cannot be written ({error}); give JSON values.") from error
+
+
+def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> BundledFile:
+    if not Path(source).is_file():
+        raise DeployError(f"There is no {precision} model at {source}; export it first.")
+    if not re.fullmatch(r"[a-z0-9]+", precision):
+        raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
+    if outside := scan(Path(source)).outside:
+        raise DeployError(f"{source} keeps {outside[0]!r} in another file, which no hash covers; save it as one file.")
+    target = folder / f"model.{precision}{suffix}.onnx"
+    shutil.copyfile(source, target)
+    return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
+
+
+def _check_metadata(source: Path, spec: BundleSpec) -> None:
+    """Refuse a model file that states other classes or another preprocessing than the bundle."""
+    stated = Metadata.from_file(source)
+    for name, own, given in (
+        ("classes", stated.classes, tuple(spec.classes)),
+        ("preprocessing", stated.preprocessing, spec.preprocessing),
+    ):
+        if own is not None and own != given:
+            raise DeployError(
+                f"{source} says of itself {name} {own}, and the bundle {given}; give the bundle what the file was "
+                "exported with."
+            )
+
+
+def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
+    """Rename ``new`` to ``folder``; an older bundle is moved aside first, for a full folder cannot be replaced."""
+    apply_umask(new)
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
