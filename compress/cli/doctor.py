@@ -229,7 +229,9 @@ def _kernels() -> Iterable[Check]:
     ):
         there = bool(info.get(part))
         if there and torch is None:
-            yield Check(title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"')
+            yield Check(
+                title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"'
+            )
             continue
         if there:
             works, says = _loads(part)
