@@ -18,7 +18,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 MOST_PROCESSES = 8
 """Each takes about a gigabyte of memory."""
-COSTLY = ("network", "slow")
+COSTS = {"heavy": 1, "network": 10, "slow": 10, "zoo": 10}
+"""Seconds, about, that a test with the marker takes."""
 BY_PARAMETER = ("test_prune_zoo.py", "test_prune_detection.py")
 """What the tests of these share belongs to one parameter, so that a file need not stay in one process."""
 
@@ -62,14 +63,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None])
     return ByFile(config, log)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Costly files go first, so that no process is left with one when the others are done."""
+    """What has no costly marker is quick; costly files go first, so that no process is left alone with one."""
+    weight: dict[Path, int] = {}
+    for item in items:
+        costs = max((cost for mark, cost in COSTS.items() if item.get_closest_marker(mark)), default=0)
+        weight[item.path] = weight.get(item.path, 0) + costs
+        if not costs:
+            item.add_marker("quick")
     if hasattr(config, "workerinput"):
-        weight: dict[Path, int] = {}
-        for item in items:
-            costly = any(item.get_closest_marker(mark) is not None for mark in COSTLY)
-            weight[item.path] = weight.get(item.path, 0) + costly
         items.sort(key=lambda item: -weight[item.path])
 
 

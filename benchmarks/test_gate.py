@@ -65,11 +65,11 @@ def test_gate_against_the_baseline(run_folder, engines, image, benchmark):
     result = deploy.gate(
         measured.model_copy(update={"records": records}),
         Bench.from_file(baseline()),
-        latency_tolerance=0.3,
+        latency_tolerance=0.4,
         accuracy_tolerance=0.02,
     )
     benchmark.extra_info["ratio_to_dense"] = {record.name: record.ratio_to_dense for record in records}
     benchmark(engines["int8"].run, image)
     assert result.passed, [line for line in result.lines if not line.ok]
-    int8 = next(record for record in records if record.name == "int8")
-    assert int8.ratio_interval[1] < 1, "the int8 student is not faster than the fp32 teacher"
+    slower = [r.name for r in records if r.name in ("distilled", "int8") and r.ratio_interval[1] >= 1]
+    assert not slower, "the student is not faster than its teacher"

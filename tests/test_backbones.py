@@ -12,6 +12,8 @@ from compress.models import factory
 from compress.models.detection import raw_heads
 from compress.models.weights import load_backbone
 
+pytestmark = pytest.mark.heavy
+
 SSDLITE = {"size": [64, 96], "scales": [0.1, 0.2, 0.4, 0.8], "finest": 8}
 FACTORIES = {
     "mobilenet_v2_ssdlite": SSDLITE,

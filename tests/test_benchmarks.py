@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[1]
 A_BENCHMARK = "def test_it(benchmark, timed, say):\n    say(f'timed: {timed}')\n    benchmark(lambda: None)\n"
 

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from compress.cli import doctor
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def checks():

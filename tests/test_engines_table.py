@@ -7,6 +7,8 @@ import pytest
 from benchmarks import engines_table
 from benchmarks.engines_rows import STAGES
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.slow
 def test_the_smallest_row(tmp_path, capsys):

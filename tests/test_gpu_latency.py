@@ -15,6 +15,8 @@ from benchmarks.gpu import contenders, latency, networks
 from benchmarks.gpu.contenders import Contender, Skip
 from benchmarks.gpu.networks import Network
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 EAGER = Contender("torch eager", "fp32")

@@ -15,6 +15,8 @@ from compress.models import factory as models
 from compress.models import torchvision as zoo
 from compress.models.detection import example_input, raw_heads
 
+pytestmark = pytest.mark.heavy
+
 SAMPLE = (
     "resnet18",
     "googlenet",

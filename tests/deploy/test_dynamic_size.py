@@ -18,6 +18,8 @@ from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32
 from deploy.quantization.search import fastest_int8
 
+pytestmark = pytest.mark.heavy
+
 SIZES = ((16, 16), (24, 40))
 
 

@@ -17,6 +17,8 @@ from deploy.engines.torch import TorchEngine
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnx.file import quiet
 
+pytestmark = pytest.mark.heavy
+
 
 def present(runtime):
     if runtime in ("onnxruntime_cuda", "onnxruntime_tensorrt"):

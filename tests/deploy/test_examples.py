@@ -14,6 +14,8 @@ from PIL import Image
 
 import deploy
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -21,6 +21,8 @@ from deploy.quantization.calibration import Calibrated
 from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
 from deploy.quantization.ranges import overflowing_nodes, tensor_ranges
 
+pytestmark = pytest.mark.heavy
+
 RTX = [
     pytest.mark.tensorrt,
     pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"),

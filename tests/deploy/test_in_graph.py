@@ -17,6 +17,8 @@ from deploy.processing.postprocess import DecodedBoxes
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.int8 import int8_from_fp32
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module", params=["SSD", "RetinaNet", "FCOS"])
 def case(request, tmp_path_factory):

@@ -23,6 +23,8 @@ from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 from deploy.quantization.lint import lint_qdq
 from deploy.quantization.qdq import shift_activations
 
+pytestmark = pytest.mark.heavy
+
 
 def snr(model, path, images):
     with load_engine(path) as engine:

@@ -16,6 +16,8 @@ from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control,
 from deploy.quantization.lint import LintFinding, lint_qdq
 from deploy.quantization.search import Int8Choice, fastest_int8
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def depthwise(tmp_path_factory):

@@ -17,6 +17,8 @@ from deploy.processing.postprocess import DecodedBoxes
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.half import fp16_from_fp32
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module", params=["RetinaNet", "FCOS", "FasterRCNN"])
 def case(request, tmp_path_factory):

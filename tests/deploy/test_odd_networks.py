@@ -15,6 +15,8 @@ from deploy.errors import DeployError
 from deploy.processing.postprocess import DecodedBoxes, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 
+pytestmark = pytest.mark.heavy
+
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 

@@ -17,6 +17,8 @@ from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = ("ant", "bee, striped", "[c]", "déjà", "e")
 PREPARED = Preprocessing(size=(16, 16), mode="L", mean=(0.45,), std=(0.225,))
 ABOUT = Metadata(model="student", classes=CLASSES, preprocessing=PREPARED, weights_sha256="0f" * 32)

@@ -12,6 +12,8 @@ from deploy.exporting.parity import parity
 from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.opsets import DEFAULT, READS, opset_for
 
+pytestmark = pytest.mark.heavy
+
 
 def test_every_runtime_that_there_is_has_its_row():
     assert set(READS) == set(ENGINES)

@@ -25,6 +25,8 @@ from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.processing.postprocess import SegmentationDecoder, SsdDecoder, resize_bilinear, suppress
 from deploy.processing.preprocess import Preprocessing
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = ("red", "white", "platelet")
 
 

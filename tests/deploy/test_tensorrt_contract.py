@@ -17,6 +17,8 @@ from deploy.engines.tensorrt.building import engine_from_onnx, import_api
 from deploy.engines.tensorrt.engine import TensorRtEngine
 from deploy.errors import DeployError, MissingDependency
 
+pytestmark = pytest.mark.heavy
+
 FACTS = tensorrt_facts.read()
 
 

@@ -12,6 +12,8 @@ from deploy.errors import DeployError
 from deploy.exporting.parity import INPUTS, parity
 from deploy.exporting.torch_to_onnx import export_onnx
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
 def test_the_file_computes_what_the_model_computes(network, request, images, tmp_path):

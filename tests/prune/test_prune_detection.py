@@ -22,6 +22,8 @@ from compress.models.detection import _pooled, _regions, example_input, raw_head
 from compress.prune.reference import KeptStatistics
 from compress.prune.rules import tensors
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = 5
 KEYPOINTS = 17
 

@@ -19,6 +19,8 @@ from torch import nn
 
 from compress import prune
 
+pytestmark = pytest.mark.heavy
+
 
 @st.composite
 def specs(choose):

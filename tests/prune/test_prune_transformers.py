@@ -10,6 +10,8 @@ from torchvision.models import swin_transformer as swin
 
 from compress import prune
 
+pytestmark = pytest.mark.heavy
+
 # name -> (network, side); small ones of each family, whose image and width may have one size
 FAMILIES = {
     "vit": (lambda: models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=7), 32),

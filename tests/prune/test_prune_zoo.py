@@ -19,6 +19,8 @@ from zoo_parts import DAYS, LIGHT, PARTS, rows, zoo
 from compress import cost, prune
 from compress.prune.rules import tensors
 
+pytestmark = pytest.mark.heavy
+
 EVERY = [pytest.param(name, marks=() if name in SAMPLE else zoo(name)) for name in NAMES]
 # Peak of `check`, which holds a network of full size and its gradients in float64, in GB.
 NEEDS = {"vit_l_16": 8, "vit_l_32": 8, "vit_h_14": 14, "regnet_y_128gf": 14}

@@ -21,6 +21,8 @@ from compress.data import files, images
 from compress.train import checkpoint
 from compress.train.tasks import TASKS
 
+pytestmark = pytest.mark.heavy
+
 STATE = Path("out/checkpoints/transfer.training.safetensors")
 TRAIN = {"epochs": 4, "batch_size": 8, "augment": "flip", "evaluations": 2}
 RECIPE = {

@@ -20,6 +20,8 @@ from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.int8 import int8_from_fp32
 from deploy.quantization.search import Int8Choice
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,5 +1,6 @@
 """The tuple of stages: what still stands of a resumed run, and a stage and a command that somebody adds."""
 
+import pytest
 import typer
 
 from compress.cli import app
@@ -10,6 +11,8 @@ from compress.run.runner import _standing
 from compress.run.stages import STAGES
 from compress.run.stages.base import Stage
 from compress.run.workspace import Workspace
+
+pytestmark = pytest.mark.heavy
 
 
 def workspace(out, ledger):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.heavy
+
 CHILD = Path(__file__).with_name("ddp_child.py")
 RANKS = Path(__file__).with_name("ranks_child.py")
 

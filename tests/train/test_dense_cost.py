@@ -1,11 +1,14 @@
 """Detectors and segmenters: MACs by hand, and training at three forward passes."""
 
+import pytest
 import torch
 from torch import nn
 
 from compress import cost
 from compress.models import factory as models
 from compress.models.detection import raw_heads
+
+pytestmark = pytest.mark.heavy
 
 DETECTOR = {"size": [64, 96], "scales": [0.1, 0.2, 0.4, 0.8], "finest": 8}
 

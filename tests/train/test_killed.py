@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.heavy
+
 CHILD = Path(__file__).with_name("kill_child.py")
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from compress.errors import NiwakiError
 from compress.train.fake_quantize import round_input, round_weight, rounded
 
+pytestmark = pytest.mark.heavy
+
 
 def network(seed=0):
     torch.manual_seed(seed)
