@@ -24,7 +24,9 @@ def run_table(
     table: Annotated[str, typer.Argument(help="A YAML file of this folder, without its ending.")],
     size: Annotated[str, typer.Option(help="smoke (seconds), small (minutes on a CPU) or full.")] = "small",
     method: Annotated[list[str] | None, typer.Option(help="A row; may be given again. All when left out.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; may be given again. The size's when left out.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="A seed; may be given again. The size's when left out.")
+    ] = None,
     terms: Annotated[str, typer.Option(help="published epochs, or equal training FLOPs for every row.")] = "published",
     minutes: Annotated[float | None, typer.Option(help="End of this slice; the same command goes on.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of the JSON lines.")] = RESULTS,

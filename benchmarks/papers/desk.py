@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from benchmarks.papers.mnist import Digits
 from compress.cost import training_flops
 from compress.files import replacing
-from compress.sparse.masks import Masks
+from compress.sparse.masks import Keep
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -96,7 +96,7 @@ class Desk:
         model: nn.Module,
         schedule: Schedule,
         *,
-        masks: Masks | None = None,
+        keep: Keep | None = None,
         optimizer: Optimizer | None = None,
         follower: Follower | None = None,
         after_epoch: Callable[[int], None] | None = None,
@@ -106,7 +106,7 @@ class Desk:
         Args:
             model: changed.
             schedule: epochs and rates; SGD unless `optimizer` is given.
-            masks: what the network is held to.
+            keep: what the network is to keep, such as `masks.hold`.
             optimizer: one of the procedure's own.
             follower: whose state goes into the checkpoint too.
             after_epoch: told the number of epochs done.
@@ -123,7 +123,7 @@ class Desk:
         if done.is_file():
             self.seconds += run.restore(done)[1]
             return
-        handle = masks.hold(model, optimizer) if masks is not None else None
+        handle = keep(model, optimizer) if keep is not None else None
         epoch, spent = run.restore(run.path) if run.path.is_file() else (0, 0.0)
         saved = started = time.monotonic()
         while epoch < schedule.epochs:

@@ -64,7 +64,9 @@ def read_idx(content: bytes, name: str) -> Tensor:
     start = 4 + 4 * content[3]
     sizes = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) != start + prod(sizes):
-        raise DataError(f"{name} holds {len(content) - start} values, not the {prod(sizes)} of its header; fetch it again.")
+        raise DataError(
+            f"{name} holds {len(content) - start} values, not the {prod(sizes)} of its header; fetch it again."
+        )
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).reshape(sizes)
 
 

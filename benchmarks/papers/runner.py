@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.papers.desk import Desk, OutOfTimeError, Schedule
 from benchmarks.papers.mnist import Digits, read_mnist
-from benchmarks.papers.procedures import PROCEDURES, Job
+from benchmarks.papers.procedures import PROCEDURES, Job, Outcome
 from benchmarks.papers.settings import HERE, Method, PaperTable, Size, Training, digest, read_table
 from compress.errors import RecipeError
 from compress.models.factory import build
@@ -104,19 +104,35 @@ class Cell:
     def key(self) -> str:
         """Differs when anything differs that the result hangs on."""
         method = self.method.model_dump(mode="json", exclude={"published", "within"}, exclude_unset=True)
-        return digest([self._ground(), method, self.asked.terms, self.table.equal_epochs])
+        of = self.method.options.get("of")
+        before = [replace(self, name=of).key] if of is not None else []
+        return digest([self._ground(), method, self.asked.terms, self.table.equal_epochs, *before])
 
     def work(self, data: Digits, deadline: float, say: Callable[[str], None]) -> dict[str, Any]:
         """Do the cell from where it stands; a line of the results."""
         base, initial, base_desk = self._base(data, deadline, say)
         dense = base_desk.accuracy(base)
-        folder = self.asked.work / f"{self.asked.table}-{self.name}-{self.seed}-{self.key}"
-        desk = Desk(folder, data, self.seed, deadline, say)
-        torch.manual_seed(self.seed)
-        schedule = self._scheduled(self.method.train or self.table.base, self._factor())
-        outcome = PROCEDURES[self.method.procedure](Job(desk, base, initial, schedule, self.method.options))
+
+        def outcome_of(name: str) -> tuple[Outcome, Desk]:
+            cell = replace(self, name=name)
+            desk = Desk(cell.folder, data, self.seed, deadline, say)
+            extra: list[Desk] = []
+
+            def other(of: str) -> Outcome:
+                found, spent = outcome_of(of)
+                extra.append(spent)
+                return found
+
+            torch.manual_seed(self.seed)
+            job = Job(desk, base, initial, cell.schedule(), cell.method.options, other)
+            outcome = PROCEDURES[cell.method.procedure](job)
+            desk.flops += sum(spent.flops for spent in extra)
+            desk.seconds += sum(spent.seconds for spent in extra)
+            return outcome, desk
+
+        outcome, desk = outcome_of(self.name)
         broken = outcome.masks.broken(outcome.model)
-        if broken:
+        if broken and not outcome.dense:
             raise AssertionError(f"{self.name}: {broken[0]} has weights where its mask says zero")
         return {
             "table": self.asked.table,
@@ -128,8 +144,8 @@ class Cell:
             "base": dense,
             "before": outcome.before,
             "accuracy": desk.accuracy(outcome.model),
-            "ratio": outcome.masks.ratio,
-            "nonzeros": outcome.masks.nonzeros,
+            "ratio": 1.0 if outcome.dense else outcome.masks.ratio,
+            "nonzeros": outcome.masks.total if outcome.dense else outcome.masks.nonzeros,
             "density": outcome.masks.density(),
             "training_flops": desk.flops,
             "base_training_flops": base_desk.flops,
@@ -138,9 +154,7 @@ class Cell:
             "environment": environment(),
         }
 
-    def _base(
-        self, data: Digits, deadline: float, say: Callable[[str], None]
-    ) -> tuple[nn.Module, nn.Module, Desk]:
+    def _base(self, data: Digits, deadline: float, say: Callable[[str], None]) -> tuple[nn.Module, nn.Module, Desk]:
         """The dense network of the seed, which all rows share, and how it was drawn."""
         torch.manual_seed(self.seed)
         model = build(self.table.network, {}, 10)
@@ -156,13 +170,18 @@ class Cell:
         base = self.table.base.model_dump(mode="json", exclude_unset=True)
         return [self.table.network, self.table.batch_size, base, self.size.epochs, self.size.images, self.seed]
 
-    def _factor(self) -> float:
-        """What to multiply epochs by."""
-        if self.asked.terms == "published" or self.method.train is None:
-            return self.size.epochs
-        phases = int(self.method.options.get("phases", 1))
-        own = phases * sum(count for _, count in self.method.train.steps)
-        return self.size.epochs * self.table.equal_epochs / own
+    @property
+    def folder(self) -> Path:
+        """Of the cell's phases and checkpoint."""
+        return self.asked.work / f"{self.asked.table}-{self.name}-{self.seed}-{self.key}"
+
+    def schedule(self) -> Schedule:
+        """The method's, with epochs for the size and the terms."""
+        training, factor = self.method.train, self.size.epochs
+        if self.asked.terms == "equal":
+            own = self.method.phases * sum(count for _, count in training.steps)
+            factor *= self.table.equal_epochs / own
+        return self._scheduled(training, factor)
 
     def _scheduled(self, training: Training, factor: float) -> Schedule:
         steps = tuple((rate, max(1, round(count * factor))) for rate, count in training.steps)

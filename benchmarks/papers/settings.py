@@ -37,11 +37,12 @@ class Published(BaseModel):
 
 
 class Method(BaseModel):
-    """One row: a procedure of `benchmarks.papers.procedures`, its numbers, its schedule."""
+    """One row: a procedure of `benchmarks.papers.procedures`, its schedule, how often that is run, its numbers."""
 
     model_config = _FROZEN
     procedure: str
-    train: Training | None = None
+    train: Training
+    phases: int = 1
     options: dict[str, Any] = {}
     published: Published | None = None
     within: float | None = None

@@ -59,9 +59,9 @@ class GSM(Optimizer):
         weight_decay: float = 5e-4,
     ) -> None:
         for name, value, good in (
-            ("lr", lr, 0 <= lr),
+            ("lr", lr, lr >= 0),
             ("momentum", momentum, 0 <= momentum < 1),
-            ("weight_decay", weight_decay, 0 <= weight_decay),
+            ("weight_decay", weight_decay, weight_decay >= 0),
         ):
             if not good:
                 raise ValueError(f"GSM was given {name}={value}; momentum lies in [0, 1), the others at 0 or above.")
@@ -69,7 +69,9 @@ class GSM(Optimizer):
         thin = [p for group in self.param_groups for p in group["params"] if thinned(p)]
         total = sum(p.numel() for p in thin)
         if not thin or not 0 < keep <= total:
-            raise ModelError(f"GSM was to keep {keep} of the network's {total} weights; keep one at least, and no more.")
+            raise ModelError(
+                f"GSM was to keep {keep} of the network's {total} weights; keep one at least, and no more."
+            )
         if any(isinstance(p, DTensor) for p in thin) or len({p.device for p in thin}) > 1:
             raise ModelError("GSM ranks all weights of a network at once; give it whole tensors of one device.")
         if len({group["keep"] for group in self.param_groups}) > 1:

@@ -24,7 +24,7 @@ def largest(model: nn.Module, keep: int, layers: Layers = "all", patterns: Itera
     flat = torch.cat([w.detach().abs().flatten().float() for w in weights.values()])
     if not 0 <= keep <= len(flat):
         raise ModelError(f"There are {len(flat)} weights, of which {keep} cannot be kept; ask for 0 to {len(flat)}.")
-    return _split(weights, _top(flat, keep))
+    return _split(weights, largest_first(flat, keep))
 
 
 def largest_per_layer(model: nn.Module, density: float | Mapping[str, float], layers: Layers = "all") -> Masks:
@@ -39,15 +39,20 @@ def largest_per_layer(model: nn.Module, density: float | Mapping[str, float], la
     Raises:
         ModelError: a share outside 0 to 1, or no layer chosen.
     """
-    shares = _shares(weights_of(model, layers), density)
+    shares = shares_of(weights_of(model, layers), density)
     weights = {name: w for name, w in weights_of(model, layers).items() if name in shares}
-    return Masks({n: _top(w.detach().abs().flatten(), round(shares[n] * w.numel())).view_as(w) for n, w in weights.items()})
+    return Masks(
+        {
+            n: largest_first(w.detach().abs().flatten(), round(shares[n] * w.numel())).view_as(w)
+            for n, w in weights.items()
+        }
+    )
 
 
 def by_deviation(model: nn.Module, quality: float | Mapping[str, float], layers: Layers = "all") -> Masks:
     """Keep what is at least `quality` standard deviations of its layer's weights (Han et al., NeurIPS 2015)."""
     weights = weights_of(model, layers)
-    qualities = _by_pattern(weights, quality)
+    qualities = by_pattern(weights, quality)
     return Masks({n: weights[n].detach().abs() >= q * weights[n].detach().std() for n, q in qualities.items()})
 
 
@@ -56,9 +61,11 @@ def at_random(model: nn.Module, density: float | Mapping[str, float], seed: int,
     generator = torch.Generator().manual_seed(seed)
     weights = weights_of(model, layers)
     kept = {}
-    for name, share in _shares(weights, density).items():
+    for name, share in shares_of(weights, density).items():
         w = weights[name]
-        kept[name] = _top(torch.rand(w.numel(), generator=generator), round(share * w.numel())).view_as(w).to(w.device)
+        kept[name] = (
+            largest_first(torch.rand(w.numel(), generator=generator), round(share * w.numel())).view_as(w).to(w.device)
+        )
     return Masks(kept)
 
 
@@ -114,19 +121,22 @@ def prune_and_retrain(
     """
     masks: Masks | None = None
     for number, quality in enumerate(rounds):
-        masks = by_deviation(model, quality, layers) if masks is None else _narrowed(masks, by_deviation(model, quality, layers))
+        found = by_deviation(model, quality, layers)
+        masks = found if masks is None else narrowed(masks, found)
         masks.apply_(model)
-        train(model, masks, f"round {number}")
+        train(model, masks.hold, f"round {number}")
     if masks is None:
         raise ModelError("Pruning was given no round; give one quality at least.")
     return masks
 
 
-def _narrowed(before: Masks, now: Masks) -> Masks:
-    return Masks({name: mask & now.kept[name] if name in now.kept else mask for name, mask in before.kept.items()})
+def narrowed(before: Masks, now: Masks) -> Masks:
+    """Keep what both keep; a parameter that only one of them names is as that one has it."""
+    both = {**now.kept, **before.kept}
+    return Masks({name: mask & now.kept[name] if name in now.kept else mask for name, mask in both.items()})
 
 
-def _top(values: Tensor, keep: int) -> Tensor:
+def largest_first(values: Tensor, keep: int) -> Tensor:
     """Booleans, True for exactly the `keep` largest; of equal ones the first."""
     chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     chosen[values.sort(descending=True, stable=True).indices[:keep]] = True
@@ -147,15 +157,17 @@ def _groups(size: Tensor, n: int, m: int) -> Tensor:
     return kept.view(last.shape).movedim(-1, 1)
 
 
-def _by_pattern(weights: Mapping[str, Tensor], values: float | Mapping[str, float]) -> dict[str, float]:
+def by_pattern(weights: Mapping[str, Tensor], values: float | Mapping[str, float]) -> dict[str, float]:
+    """A number for each weight: the same, or that of the first pattern that fits its name; others have none."""
     if not isinstance(values, Mapping):
         return dict.fromkeys(weights, float(values))
     found = {n: next((float(v) for p, v in values.items() if fnmatchcase(n, p)), None) for n in weights}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _shares(weights: Mapping[str, Tensor], density: float | Mapping[str, float]) -> dict[str, float]:
-    shares = _by_pattern(weights, density)
+def shares_of(weights: Mapping[str, Tensor], density: float | Mapping[str, float]) -> dict[str, float]:
+    """Like `by_pattern`, held to 0 to 1. Raises ModelError for another number."""
+    shares = by_pattern(weights, density)
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ModelError(f"{share} of '{name}' cannot stay; give a share from 0 to 1.")

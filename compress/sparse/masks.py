@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -239,15 +238,36 @@ def weights_of(model: nn.Module, layers: Layers = "all", patterns: Iterable[str]
     return found
 
 
-@contextmanager
-def held(masks: Masks, model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Hold a network to masks while the block runs."""
-    handle = masks.hold(model, optimizer)
-    try:
-        yield
-    finally:
-        handle.remove()
+class Handle(Protocol):
+    """What ends something that was registered."""
+
+    def remove(self) -> None: ...
 
 
-Train = Callable[[nn.Module, "Masks | None", str], None]
-"""How a procedure of this folder trains: it is handed the network, what to hold it to, and the phase's name."""
+Keep = Callable[[nn.Module, Optimizer], Handle]
+"""What a network is to keep while an optimizer steps: `masks.hold`, `masks.freeze`, or several `together`."""
+
+Train = Callable[[nn.Module, "Keep | None", str], None]
+"""How a procedure of this folder trains: it is handed the network, what to keep, and the name of the phase.
+
+It makes an optimizer, calls `keep(model, optimizer)` before the first step and `remove()` on what that gives after the
+last; the network holds the result.
+"""
+
+
+def together(*keeps: Keep) -> Keep:
+    """Several things to keep as one, registered in their order."""
+
+    def register(model: nn.Module, optimizer: Optimizer) -> Handle:
+        return _Handles([keep(model, optimizer) for keep in keeps])
+
+    return register
+
+
+@dataclass(frozen=True)
+class _Handles:
+    handles: list[Handle]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()

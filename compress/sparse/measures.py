@@ -115,7 +115,9 @@ def approximation(
             actual = float(loss(model)) - float(before.detach())
             p.copy_(own)
         wrong = abs(predicted - actual)
-        found[name] = Approximation(predicted, actual, wrong / abs(actual) if actual else (0.0 if not wrong else float("inf")))
+        found[name] = Approximation(
+            predicted, actual, wrong / abs(actual) if actual else (0.0 if not wrong else float("inf"))
+        )
     return found
 
 
