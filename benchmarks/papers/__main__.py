@@ -8,15 +8,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.papers.runner import RESULTS, WORK, Asked, run
+from benchmarks.papers.runner import RESULTS, WORK, Asked, read_lines, run
 from compress.errors import NiwakiError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-
-
-@app.callback()
-def main() -> None:
-    """The papers' tables, run again."""
 
 
 @app.command("run")
@@ -38,6 +33,25 @@ def run_table(
     asked = Asked(table, size, tuple(method or ()), tuple(seed or ()), terms, minutes, results, work)
     try:
         run(asked, lambda text: print(text, flush=True))
+    except NiwakiError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+@app.command("report")
+def report_table(
+    table: Annotated[str, typer.Argument(help="A YAML file of this folder, without its ending.")],
+    results: Annotated[Path, typer.Option(help="Folder of the JSON lines.")] = RESULTS,
+    plots: Annotated[Path | None, typer.Option(help="Folder to draw into.")] = None,
+) -> None:
+    """Print the table in Markdown, and draw it."""
+    from benchmarks.papers import report
+
+    try:
+        lines = read_lines(results / f"{table}.jsonl")
+        print(report.markdown(table, lines))
+        for path in report.plots(table, lines, plots) if plots is not None else ():
+            print(path)
     except NiwakiError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from None

@@ -189,8 +189,16 @@ class Cell:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results; none when there is no file."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+    """The lines of a file of results; none when there is no file.
+
+    Raises:
+        RecipeError: a line is damaged.
+    """
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RecipeError(f"{file} has a damaged line ({error}); remove it, and its cell is run again.") from None
 
 
 def append(file: Path, line: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class GSM(Optimizer):
         return int(self.param_groups[0]["keep"])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns the closure's loss.
 
         Raises:
@@ -111,7 +111,7 @@ class GSM(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, [p.grad for p in parameters])
+        torch._foreach_add_(buffers, [p.grad for p in parameters if p.grad is not None])
         if decay:
             torch._foreach_add_(buffers, parameters, alpha=decay)
         torch._foreach_add_(parameters, buffers, alpha=-group["lr"])

@@ -227,10 +227,11 @@ def weights_of(model: nn.Module, layers: Layers = "all", patterns: Iterable[str]
     found: dict[str, nn.Parameter] = {}
     for path, module in bare(model).named_modules():
         if isinstance(module, _KINDS[layers]):
-            name = f"{path}.weight" if path else "weight"
-            new = not any(module.weight is seen for seen in found.values())
-            if new and any(fnmatchcase(name, pattern) for pattern in patterns):
-                found[name] = module.weight
+            name, weight = f"{path}.weight" if path else "weight", module.weight
+            if not isinstance(weight, nn.Parameter) or any(weight is seen for seen in found.values()):
+                continue
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                found[name] = weight
     if not found:
         raise ModelError(
             f"The network has no weight of {layers} layers named {', '.join(patterns)}; name others to prune."
