@@ -1,4 +1,4 @@
-"""`python -m benchmarks.papers run TABLE --size SIZE`: the papers' tables, run again."""
+"""``python -m benchmarks.papers run TABLE --size SIZE``: the papers' tables, run again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.papers.runner import RESULTS, WORK, Asked, read_lines, run
+from benchmarks.papers.runner import RESULTS, Asked, read_lines, run
 from compress.errors import NiwakiError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -25,12 +25,11 @@ def run_table(
     terms: Annotated[str, typer.Option(help="published epochs, or equal training FLOPs for every row.")] = "published",
     minutes: Annotated[float | None, typer.Option(help="End of this slice; the same command goes on.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of the JSON lines.")] = RESULTS,
-    work: Annotated[Path, typer.Option(help="Folder of phases and checkpoints.")] = WORK,
 ) -> None:
     """Run the cells that are not done yet."""
     if terms not in ("published", "equal"):
         raise typer.BadParameter(f"{terms} is neither published nor equal", param_hint="--terms")
-    asked = Asked(table, size, tuple(method or ()), tuple(seed or ()), terms, minutes, results, work)
+    asked = Asked(table, size, tuple(method or ()), tuple(seed or ()), terms, minutes, results)
     try:
         run(asked, lambda text: print(text, flush=True))
     except NiwakiError as error:

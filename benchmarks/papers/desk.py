@@ -78,7 +78,7 @@ class Desk:
         folder: the cell's own, for phases and checkpoint.
         data: on the device of the training.
         seed: of this cell; the order of images is drawn from it, the phase and the epoch.
-        deadline: `time.monotonic()` at which the slice ends.
+        deadline: ``time.monotonic()`` at which the slice ends.
         say: told one line now and then.
     """
 
@@ -101,12 +101,12 @@ class Desk:
         follower: Follower | None = None,
         after_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        """Train by the schedule, from the checkpoint if there is one; `model` holds the result.
+        """Train by the schedule, from the checkpoint if there is one; ``model`` holds the result.
 
         Args:
             model: changed.
-            schedule: epochs and rates; SGD unless `optimizer` is given.
-            keep: what the network is to keep, such as `masks.hold`.
+            schedule: epochs and rates; SGD unless ``optimizer`` is given.
+            keep: what the network is to keep, such as ``masks.hold``.
             optimizer: one of the procedure's own.
             follower: whose state goes into the checkpoint too.
             after_epoch: told the number of epochs done.

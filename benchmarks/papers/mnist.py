@@ -37,7 +37,7 @@ def read_mnist(folder: Path | None = None, images: int | None = None) -> Digits:
     """Read MNIST.
 
     Args:
-        folder: what holds the four files, packed or not; None takes `mnist` under NIWAKI_DATA.
+        folder: what holds the four files, packed or not; None takes ``mnist`` under NIWAKI_DATA.
         images: only the first so many of training and test.
 
     Raises:

@@ -27,7 +27,7 @@ class Outcome:
     """A network and what was seen on the way.
 
     Attributes:
-        model: obeys `masks`, unless the method ends dense.
+        model: obeys ``masks``, unless the method ends dense.
         masks: what stayed.
         before: accuracy before the cut, where the cut is the last thing that happens, or before a light retraining.
         details: more figures, plain data.
@@ -66,7 +66,7 @@ class Job:
         return round(sum(p.numel() for p in weights_of(self.base).values()) / float(self.options["ratio"]))
 
     def train(self, model: nn.Module, keep: Keep | None, phase: str) -> None:
-        """Train by the schedule of the method, as procedures of `compress.sparse` ask for it."""
+        """Train by the schedule of the method, as procedures of ``compress.sparse`` ask for it."""
         self.desk.train(model, self.schedule, keep=keep)
 
 
@@ -105,7 +105,7 @@ def one_shot(job: Job) -> Outcome:
 
 
 def random(job: Job) -> Outcome:
-    """As many weights of each layer as `one_shot` keeps, at random places, then retrained."""
+    """As many weights of each layer as ``one_shot`` keeps, at random places, then retrained."""
     model = copy.deepcopy(job.base)
     return _retrained(job, model, at_random(model, largest(model, job.keep()).density(), job.desk.seed))
 

@@ -22,7 +22,7 @@ from benchmarks.papers.settings import HERE, Method, PaperTable, Size, Training,
 from compress.errors import RecipeError
 from compress.models.factory import build
 from compress.sparse.masks import bare
-from deploy.bench.records import machine_info
+from deploy.environment import machine_info
 
 RESULTS = HERE / "results"
 WORK = Path("runs/papers")
@@ -34,10 +34,10 @@ class Asked:
 
     Attributes:
         table: name of a YAML file.
-        size: `smoke`, `small` or `full`.
+        size: ``smoke``, ``small`` or ``full``.
         methods: rows; none for all.
         seeds: none for the size's.
-        terms: `published` epochs, or `equal` training FLOPs for every row.
+        terms: ``published`` epochs, or ``equal`` training FLOPs for every row.
         minutes: end of the slice; none for no end.
         results: folder of the JSON lines.
         work: folder of phases and checkpoints.

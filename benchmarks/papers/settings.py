@@ -37,7 +37,7 @@ class Published(BaseModel):
 
 
 class Method(BaseModel):
-    """One row: a procedure of `benchmarks.papers.procedures`, its schedule, how often that is run, its numbers."""
+    """One row: a procedure of ``benchmarks.papers.procedures``, its schedule, how often that is run, its numbers."""
 
     model_config = _FROZEN
     procedure: str
@@ -71,7 +71,7 @@ class PaperTable(BaseModel):
 
 
 def read_table(name: str) -> PaperTable:
-    """Read `NAME.yaml` from this folder.
+    """Read ``NAME.yaml`` from this folder.
 
     Raises:
         RecipeError: there is none, or it has a wrong key or value.

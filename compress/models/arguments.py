@@ -45,7 +45,7 @@ class CifarResNetArguments(Arguments):
 
 
 class LeNetArguments(Arguments):
-    """Arguments of `compress.models.lenet.lenet300` and `lenet5`."""
+    """Arguments of ``compress.models.lenet.lenet300`` and ``lenet5``."""
 
     in_channels: Annotated[int, Field(ge=1, le=1024)] = 1
 

@@ -5,8 +5,8 @@ optimizer = sparse.GSM(model.named_parameters(), lr=0.03, keep=sparse.keep_for_b
 masks = sparse.largest(model, optimizer.keep)    # cut; nothing is trained after it
 masks.apply_(model)
 
-Zeros here and there make a file small. They do not make a dense runtime fast: for that, cut channels (`compress.prune`)
-or take `two_of_four` on hardware that has it.
+Zeros here and there make a file small. They do not make a dense runtime fast: for that, cut channels
+(``compress.prune``) or take ``two_of_four`` on hardware that has it.
 """
 
 from compress.sparse.dns import DynamicSurgery

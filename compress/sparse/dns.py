@@ -21,9 +21,9 @@ class DynamicSurgery:
     """Masks that follow the weights: the network computes with w * mask, the gradient of that moves all of w.
 
     Every layer has one threshold, fixed at the start: t = max(mean + c std, 0) of its |w|. After a step the masks are
-    taken anew with probability (1 + gamma * iteration) ** -power, for each layer by itself, until `stop`. While
+    taken anew with probability (1 + gamma * iteration) ** -power, for each layer by itself, until ``stop``. While
     attached, the network's parameters are the masked ones, and the dense ones are kept here; during a step of the
-    optimizer they change places. Several processes draw the same numbers from `seed`.
+    optimizer they change places. Several processes draw the same numbers from ``seed``.
 
     Args:
         model: a trained network; changed at once.
@@ -99,7 +99,7 @@ class DynamicSurgery:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on where ``state_dict`` was taken.
 
         Raises:
             ArtifactError: it is of another network.

@@ -14,7 +14,7 @@ def dense_sparse_dense(model: nn.Module, train: Train, sparsity: float = 0.3, la
 
     Args:
         model: trained; dense again in the end.
-        train: called for `sparse`, holding masks, then for `dense`, at a tenth of the first learning rate.
+        train: called for ``sparse``, holding masks, then for ``dense``, at a tenth of the first learning rate.
         sparsity: share of each layer that is zero in between; the paper takes 0.25 to 0.5.
         layers: which kinds.
 
@@ -22,7 +22,7 @@ def dense_sparse_dense(model: nn.Module, train: Train, sparsity: float = 0.3, la
         The masks of the phase in between.
 
     Raises:
-        TrainingError: `train` did not keep the masks.
+        TrainingError: ``train`` did not keep the masks.
     """
     masks = largest_per_layer(model, 1 - sparsity, layers)
     masks.apply_(model)

@@ -30,16 +30,18 @@ class GSM(Optimizer):
     """SGD whose loss gradient reaches the Q weights of the whole network that it says most of.
 
     Biases and norms (any tensor that has not 2 or 4 dimensions) learn from every gradient and do not decay. Weights of
-    all groups compete with each other; `lr`, `momentum` and `weight_decay` are the group's.
+    all groups compete with each other; ``lr``, ``momentum`` and ``weight_decay`` are the group's.
 
-    Several processes: data parallelism has summed the gradients when `step` runs, so every rank ranks the same numbers
-    and finds the same Q. The ranking comes after the sum, therefore it saves no traffic; a communication hook that
-    compresses gradients works, for what it hands out is again the same on all ranks. Sharded parameters are refused.
+    Several processes: data parallelism has summed the gradients when ``step`` runs, so every rank ranks the same
+    numbers and finds the same Q. The ranking comes after the sum, therefore it saves no traffic; a communication hook
+    that compresses gradients works, for what it hands out is again the same on all ranks. Sharded parameters are
+    refused.
 
-    `step` works in place on the gradients: afterwards `.grad` is B * dL/dW, from which `active` tells what learned.
+    ``step`` works in place on the gradients: afterwards ``.grad`` is B * dL/dW, from which ``active`` tells what
+    learned.
 
     Args:
-        params: tensors, named tensors or groups, as for any optimizer; `model.named_parameters()` gives names.
+        params: tensors, named tensors or groups, as for any optimizer; ``model.named_parameters()`` gives names.
         lr: alpha.
         keep: Q, how many weights learn at each step.
         momentum: beta.
@@ -47,7 +49,7 @@ class GSM(Optimizer):
 
     Raises:
         ValueError: a number out of its range.
-        ModelError: no tensor to thin, tensors on several devices or sharded, `keep` beyond the number of weights.
+        ModelError: no tensor to thin, tensors on several devices or sharded, ``keep`` beyond the number of weights.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ def repaired(weights: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         weights: [O, I], or [O, I + 1] with the bias last.
-        hessian: symmetric positive definite, of the width of `weights`.
+        hessian: symmetric positive definite, of the width of ``weights``.
         kept: booleans [O, I]; a bias always stays.
     """
     stays = kept

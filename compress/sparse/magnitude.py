@@ -13,12 +13,12 @@ from compress.sparse.masks import Layers, Masks, Train, weights_of
 
 
 def largest(model: nn.Module, keep: int, layers: Layers = "all", patterns: Iterable[str] = ("*",)) -> Masks:
-    """Keep the `keep` largest |w| of all chosen layers together, exactly so many.
+    """Keep the ``keep`` largest |w| of all chosen layers together, exactly so many.
 
-    What "Rethinking the Value of Network Pruning" (Liu et al., 2019) does with `layers="conv"`, and how GSM ends.
+    What "Rethinking the Value of Network Pruning" (Liu et al., 2019) does with ``layers="conv"``, and how GSM ends.
 
     Raises:
-        ModelError: `keep` is below 0 or beyond the number of weights.
+        ModelError: ``keep`` is below 0 or beyond the number of weights.
     """
     weights = weights_of(model, layers, patterns)
     flat = torch.cat([w.detach().abs().flatten().float() for w in weights.values()])
@@ -50,14 +50,14 @@ def largest_per_layer(model: nn.Module, density: float | Mapping[str, float], la
 
 
 def by_deviation(model: nn.Module, quality: float | Mapping[str, float], layers: Layers = "all") -> Masks:
-    """Keep what is at least `quality` standard deviations of its layer's weights (Han et al., NeurIPS 2015)."""
+    """Keep what is at least ``quality`` standard deviations of its layer's weights (Han et al., NeurIPS 2015)."""
     weights = weights_of(model, layers)
     qualities = by_pattern(weights, quality)
     return Masks({n: weights[n].detach().abs() >= q * weights[n].detach().std() for n, q in qualities.items()})
 
 
 def at_random(model: nn.Module, density: float | Mapping[str, float], seed: int, layers: Layers = "all") -> Masks:
-    """Keep as many of each layer as `density` says, at places drawn from `seed` alone; what the others must beat."""
+    """Keep as many of each layer as ``density`` says, at places drawn from ``seed`` alone; what others must beat."""
     generator = torch.Generator().manual_seed(seed)
     weights = weights_of(model, layers)
     kept = {}
@@ -97,7 +97,7 @@ def two_of_four(model: nn.Module, names: Iterable[str] | None = None, n: int = 2
 
 
 def gradual_density(step: int, begin: int, end: int, final: float) -> float:
-    """Share that stays at a step: 1 until `begin`, `final` from `end` on, a cubic between (Zhu and Gupta, 2017)."""
+    """Share that stays at a step: 1 until ``begin``, ``final`` from ``end`` on, cubic between (Zhu and Gupta, 2017)."""
     if step <= begin:
         return 1.0
     if step >= end:
@@ -137,7 +137,7 @@ def narrowed(before: Masks, now: Masks) -> Masks:
 
 
 def largest_first(values: Tensor, keep: int) -> Tensor:
-    """Booleans, True for exactly the `keep` largest; of equal ones the first."""
+    """Booleans, True for exactly the ``keep`` largest; of equal ones the first."""
     chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     chosen[values.sort(descending=True, stable=True).indices[:keep]] = True
     return chosen
@@ -166,7 +166,7 @@ def by_pattern(weights: Mapping[str, Tensor], values: float | Mapping[str, float
 
 
 def shares_of(weights: Mapping[str, Tensor], density: float | Mapping[str, float]) -> dict[str, float]:
-    """Like `by_pattern`, held to 0 to 1. Raises ModelError for another number."""
+    """Like ``by_pattern``, held to 0 to 1. Raises ModelError for another number."""
     shares = by_pattern(weights, density)
     for name, share in shares.items():
         if not 0 <= share <= 1:

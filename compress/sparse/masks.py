@@ -112,10 +112,10 @@ class Masks:
         return [name for name, p, mask in self.parameters(model) if bool((p.detach()[~mask] != 0).any())]
 
     def hold(self, model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
-        """Zero the weights now, and after every step of `optimizer`, with what its state holds for them.
+        """Zero the weights now, and after every step of ``optimizer``, with what its state holds for them.
 
         Momentum and running averages of a dropped weight are zeroed too, so that it starts from nothing when it is
-        released by the handle's `remove()`. The network itself is not changed: no parametrization, no buffer, the
+        released by the handle's ``remove()``. The network itself is not changed: no parametrization, no buffer, the
         same state dict. Under data parallelism every rank does the same to the same weights.
         """
         self.apply_(model)
@@ -152,7 +152,7 @@ class Masks:
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
-        """Read what `save` wrote; the whole file is checked before anything is used.
+        """Read what ``save`` wrote; the whole file is checked before anything is used.
 
         Raises:
             ArtifactError: the file is missing, damaged or holds something else.
@@ -214,8 +214,8 @@ def weights_of(model: nn.Module, layers: Layers = "all", patterns: Iterable[str]
 
     Args:
         model: a network.
-        layers: `all`, `conv` or `linear`.
-        patterns: names of parameters, `*` for any letters; a weight counts when one of them fits.
+        layers: ``all``, ``conv`` or ``linear``.
+        patterns: names of parameters, ``*`` for any letters; a weight counts when one of them fits.
 
     Returns:
         Name -> parameter, in the network's order; a weight that two layers share counts once.
@@ -246,13 +246,13 @@ class Handle(Protocol):
 
 
 Keep = Callable[[nn.Module, Optimizer], Handle]
-"""What a network is to keep while an optimizer steps: `masks.hold`, `masks.freeze`, or several `together`."""
+"""What a network is to keep while an optimizer steps: ``masks.hold``, ``masks.freeze``, or several ``together``."""
 
 Train = Callable[[nn.Module, "Keep | None", str], None]
 """How a procedure of this folder trains: it is handed the network, what to keep, and the name of the phase.
 
-It makes an optimizer, calls `keep(model, optimizer)` before the first step and `remove()` on what that gives after the
-last; the network holds the result.
+It makes an optimizer, calls ``keep(model, optimizer)`` before the first step and ``remove()`` on what that gives after
+the last; the network holds the result.
 """
 
 

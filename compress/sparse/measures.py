@@ -17,7 +17,7 @@ ALIVE = 0.01
 
 @dataclass(frozen=True)
 class Readiness:
-    """How ready a network is to lose all but its `keep` largest weights.
+    """How ready a network is to lose all but its ``keep`` largest weights.
 
     Attributes:
         keep: Q.
@@ -36,7 +36,7 @@ def readiness(parameters: Iterable[Tensor], keep: int) -> Readiness:
     """Look at all weights together, as the cut will.
 
     Raises:
-        ModelError: `keep` is not between 1 and the number of weights.
+        ModelError: ``keep`` is not between 1 and the number of weights.
     """
     size = torch.cat([p.detach().abs().flatten().double() for p in parameters]).sort(descending=True).values
     if not 1 <= keep <= len(size):

@@ -33,8 +33,8 @@ def prune_allocate_calibrate(
 
     Args:
         model: trained on the source.
-        source: trains on the source data; phase `allocate`.
-        target: trains on the target data; phase `calibrate`.
+        source: trains on the source data; phase ``allocate``.
+        target: trains on the target data; phase ``calibrate``.
         density: share of all weights that holds the source, the largest |w| of the network.
         strength: lambda of lambda |w - w_S|^2 while allocating.
         head: patterns of parameters that are the target's own, such as a new classifier: they learn whole.
@@ -55,7 +55,7 @@ def prune_allocate_calibrate(
 
 
 def pull_to(start: Mapping[str, Tensor], strength: float) -> Keep:
-    """Add the gradient of strength * |w - start|^2 before each step, to the parameters that `start` names."""
+    """Add the gradient of strength * |w - start|^2 before each step, to the parameters that ``start`` names."""
 
     def register(model: nn.Module, optimizer: Optimizer) -> Handle:
         pairs = [(p, start[name].to(p.device)) for name, p in bare(model).named_parameters() if name in start]

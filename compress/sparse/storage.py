@@ -30,7 +30,7 @@ LARGEST = 1 << 31
 
 
 def save_sparse(model: nn.Module, path: str | Path, masks: Masks) -> int:
-    """Write the state of a network that obeys `masks`; returns the bytes of the file.
+    """Write the state of a network that obeys ``masks``; returns the bytes of the file.
 
     Raises:
         ModelError: a weight that the masks drop is not zero.
@@ -43,7 +43,7 @@ def save_sparse(model: nn.Module, path: str | Path, masks: Masks) -> int:
 
 
 def sparse_bytes(model: nn.Module, masks: Masks) -> int:
-    """What `save_sparse` would write."""
+    """What ``save_sparse`` would write."""
     return len(save(*_packed(model, masks)))
 
 

@@ -19,12 +19,12 @@ def find_ticket(
     rounds: int,
     layers: Layers = "all",
 ) -> Masks:
-    """Train, cut the smallest of what is left of each layer, go back to `state`; again and again.
+    """Train, cut the smallest of what is left of each layer, go back to ``state``; again and again.
 
     Args:
         model: rewound and masked in the end, ready to be trained once more.
         state: where it goes back to: as it was drawn, or, for rewinding, after some steps of training.
-        train: trains it, keeping what it is given, for phases `round 0`, `round 1`, ...
+        train: trains it, keeping what it is given, for phases ``round 0``, ``round 1``, ...
         rates: share of a layer's survivors that goes each round; LeNet-300 has 0.2, its classifier 0.1.
         rounds: how often.
         layers: which kinds.
