@@ -27,6 +27,7 @@ from compress.sparse.measures import Approximation, Reactivation, Readiness, app
 from compress.sparse.pacnet import calibrating, prune_allocate_calibrate, pull_to
 from compress.sparse.storage import keep_for_bytes, load_sparse, save_sparse, sparse_bytes
 from compress.sparse.tickets import fewer, find_ticket, rewind
+from compress.sparse.unit_gsm import UnitGSM, plan_of_largest
 
 __all__ = [
     "GSM",
@@ -37,6 +38,7 @@ __all__ = [
     "Reactivation",
     "Readiness",
     "Train",
+    "UnitGSM",
     "active",
     "approximation",
     "at_random",
@@ -51,6 +53,7 @@ __all__ = [
     "largest_per_layer",
     "layers_dropped",
     "load_sparse",
+    "plan_of_largest",
     "prune_allocate_calibrate",
     "prune_and_retrain",
     "prune_layers",
