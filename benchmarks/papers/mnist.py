@@ -32,6 +32,11 @@ class Digits(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
 
+    def normalised(self, mean: float, std: float) -> Digits:
+        """The same with the mean taken away and divided by the deviation."""
+        scaled = {"train_images": (self.train_images - mean) / std, "test_images": (self.test_images - mean) / std}
+        return self._replace(**scaled)
+
 
 def read_mnist(folder: Path | None = None, images: int | None = None) -> Digits:
     """Read MNIST.

@@ -69,7 +69,7 @@ def run(asked: Asked, say: Callable[[str], None] = print, data: Digits | None = 
     deadline = time.monotonic() + 60 * asked.minutes if asked.minutes is not None else math.inf
     file = asked.results / f"{asked.table}.jsonl"
     done = {(line["method"], line["seed"], line["settings"]) for line in read_lines(file)}
-    data = data or read_mnist(images=size.images)
+    data = (data or read_mnist(images=size.images)).normalised(table.mean, table.std)
     cells = [(m, s) for s in asked.seeds or size.seeds for m in asked.methods or tuple(table.methods)]
     for name, seed in cells:
         cell = Cell(table, asked, size, name, seed)
@@ -168,7 +168,8 @@ class Cell:
 
     def _ground(self) -> list[Any]:
         base = self.table.base.model_dump(mode="json", exclude_unset=True)
-        return [self.table.network, self.table.batch_size, base, self.size.epochs, self.size.images, self.seed]
+        pixels = [self.table.mean, self.table.std, self.size.images]
+        return [self.table.network, self.table.batch_size, base, self.size.epochs, pixels, self.seed]
 
     @property
     def folder(self) -> Path:

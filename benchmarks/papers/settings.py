@@ -58,11 +58,13 @@ class Size(BaseModel):
 
 
 class PaperTable(BaseModel):
-    """One YAML file."""
+    """One YAML file; the mean and deviation of pixels are what is taken from the images and what they are divided by."""
 
     model_config = _FROZEN
     title: str
     network: str
+    mean: float
+    std: float
     batch_size: int
     base: Training
     equal_epochs: int
