@@ -19,6 +19,7 @@ from compress.sparse.lobs import prune_layers
 from compress.sparse.magnitude import at_random, gradual_density, largest, prune_and_retrain
 from compress.sparse.masks import Handle, Keep, Masks, weights_of
 from compress.sparse.measures import Reactivation, approximation, readiness
+from compress.sparse.storage import keep_for_bytes
 from compress.sparse.tickets import find_ticket, rewind
 
 
@@ -62,7 +63,9 @@ class Job:
     other: Callable[[str], Outcome]
 
     def keep(self) -> int:
-        """Q of a ratio."""
+        """Q of a ratio, or of a limit on the bytes of the sparse file."""
+        if "bytes" in self.options:
+            return keep_for_bytes(self.base, int(self.options["bytes"]))
         return round(sum(p.numel() for p in weights_of(self.base).values()) / float(self.options["ratio"]))
 
     def train(self, model: nn.Module, keep: Keep | None, phase: str) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from benchmarks.papers.settings import Published, read_table
 
-HEAD = ("method", "published", "ours: dense", "before the cut", "after", "at", "seeds", "training", "held")
+HEAD = ("method", "published", "ours: dense", "before the cut", "after", "at", "file", "seeds", "training", "held")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
 STYLES = ("-", "--", ":", "-.")
 
@@ -52,6 +52,7 @@ def _row(name: str, about: Any, lines: list[dict[str, Any]]) -> str:
         _figure(before) if before else "",
         f"**{_figure(accuracies)}**",
         f"{mean(line['ratio'] for line in lines):.1f}x",
+        _file([line["bytes"] for line in lines]),
         ", ".join(str(line["seed"]) for line in lines),
         f"{flops / 1e12:.1f} TFLOP",
         _held(about, mean(accuracies)),
@@ -66,6 +67,11 @@ def _last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _figure(values: Sequence[float]) -> str:
     half = interval(values)
     return f"{mean(values):.2f}" + (f" ± {half:.2f}" if half is not None else "")
+
+
+def _file(sizes: Sequence[int | None]) -> str:
+    known = [size for size in sizes if size is not None]
+    return f"{mean(known) / 1000:.1f} kB" if known else "dense"
 
 
 def _published(said: Published | None) -> str:

@@ -22,6 +22,7 @@ from benchmarks.papers.settings import HERE, Method, PaperTable, Size, Training,
 from compress.errors import RecipeError
 from compress.models.factory import build
 from compress.sparse.masks import bare
+from compress.sparse.storage import sparse_bytes
 from deploy.environment import machine_info
 
 RESULTS = HERE / "results"
@@ -146,6 +147,7 @@ class Cell:
             "accuracy": desk.accuracy(outcome.model),
             "ratio": 1.0 if outcome.dense else outcome.masks.ratio,
             "nonzeros": outcome.masks.total if outcome.dense else outcome.masks.nonzeros,
+            "bytes": None if outcome.dense else sparse_bytes(outcome.model, outcome.masks),
             "density": outcome.masks.density(),
             "training_flops": desk.flops,
             "base_training_flops": base_desk.flops,

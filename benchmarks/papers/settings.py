@@ -58,7 +58,7 @@ class Size(BaseModel):
 
 
 class PaperTable(BaseModel):
-    """One YAML file; the mean and deviation of pixels are what is taken from the images and what they are divided by."""
+    """One YAML file; ``mean`` is taken from the pixels, ``std`` divides them."""
 
     model_config = _FROZEN
     title: str

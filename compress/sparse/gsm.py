@@ -11,12 +11,12 @@ the Q largest weights stay and the rest, which is next to nothing by then, goes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from compress.errors import ModelError, TrainingError
@@ -74,7 +74,7 @@ class GSM(Optimizer):
             raise ModelError(
                 f"GSM was to keep {keep} of the network's {total} weights; keep one at least, and no more."
             )
-        if any(isinstance(p, DTensor) for p in thin) or len({p.device for p in thin}) > 1:
+        if any(_sharded(p) for p in thin) or len({p.device for p in thin}) > 1:
             raise ModelError("GSM ranks all weights of a network at once; give it whole tensors of one device.")
         if len({group["keep"] for group in self.param_groups}) > 1:
             raise ModelError("GSM keeps one number of weights in all its groups; give `keep` once.")
@@ -117,6 +117,12 @@ class GSM(Optimizer):
         if decay:
             torch._foreach_add_(buffers, parameters, alpha=decay)
         torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+
+
+def _sharded(parameter: Tensor) -> bool:
+    """Whether a tensor is spread over ranks; whoever has one has loaded that part of torch, which takes long."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(parameter, module.DTensor)
 
 
 def thinned(parameter: Tensor) -> bool:

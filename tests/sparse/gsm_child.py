@@ -7,10 +7,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from sparse_nets import batch, two_layers
+from torch.distributed import init_device_mesh
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from compress import sparse
+from compress.errors import ModelError
 
 
 def train(rank, compressed):
@@ -39,6 +42,12 @@ def main(out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    sharded = distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    try:
+        sparse.GSM([torch.nn.Parameter(sharded)], lr=0.1, keep=1)
+        raise AssertionError("a sharded tensor was taken")
+    except ModelError as error:
+        assert "whole tensors" in str(error)
     for kind in ("plain", "compressed"):
         save_file(train(rank, kind == "compressed"), f"{out}.{kind}.{rank}.safetensors")
     dist.destroy_process_group()

@@ -58,6 +58,8 @@ def test_every_row_gives_a_line_with_what_a_table_needs(whole):
             assert line["nonzeros"] == pytest.approx(
                 sum(d * n for d, n in zip(line["density"].values(), (235200, 30000, 1000), strict=True)), abs=0.5
             )
+    assert 20_000 < lines["gsm-bytes"]["bytes"] <= 40_000
+    assert lines["dsd"]["bytes"] is None
     for name in ("gsm", "magnitude", "gradual", "random", "ticket-magnitude", "ticket-gsm"):
         assert lines[name]["nonzeros"] == 4437, name
     assert lines["random"]["density"] == lines["magnitude"]["density"]
