@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.papers.desk import Desk, Schedule
+from compress.cost import macs
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
 from compress.sparse.gsm import GSM, active, parameters_by_name
@@ -78,7 +79,11 @@ def gsm(job: Job) -> Outcome:
     model, keep, back = copy.deepcopy(job.base), job.keep(), Reactivation()
     schedule = job.schedule
     optimizer = GSM(model.named_parameters(), schedule.steps[0][0], keep, schedule.momentum, schedule.weight_decay)
-    job.desk.train(model, schedule, optimizer=optimizer, after_epoch=lambda _: back.look(active(optimizer)))
+
+    def look(_: int) -> None:
+        back.look(active(optimizer))
+
+    job.desk.train(model, schedule, optimizer=optimizer, follower=back, after_epoch=look)
     before = job.desk.accuracy(model)
     ready = readiness(parameters_by_name(model).values(), keep)
     masks = largest(model, keep)
@@ -154,6 +159,7 @@ def surgeon(job: Job) -> Outcome:
     model = copy.deepcopy(job.base)
     images = job.desk.data.train_images[: int(job.options["images"])]
     masks = prune_layers(model, images.split(1000), job.options["density"], damping=float(job.options["damping"]))
+    job.desk.flops += 2 * len(images) * macs(model, images[:1])
     return _retrained(job, model, masks)
 
 

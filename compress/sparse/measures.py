@@ -70,6 +70,16 @@ class Reactivation:
             self.shares.append(back / max(1, sum(int((~old).sum()) for old in self._before)))
         self._before = now
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was seen so far, for a training that goes on later."""
+        shares = torch.tensor(self.shares, dtype=torch.float64)
+        return {"shares": shares, **{f"before.{k}": mask for k, mask in enumerate(self._before)}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.shares = state["shares"].tolist()
+        self._before = [state[f"before.{k}"].bool() for k in range(len(state) - 1)]
+
 
 @dataclass(frozen=True)
 class Approximation:

@@ -232,6 +232,9 @@ def test_reactivation_is_the_share_of_passive_weights_that_came_back():
     seen = sparse.Reactivation()
     for active in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]):
         seen.look([torch.tensor(active, dtype=torch.bool)])
+        resumed = sparse.Reactivation()
+        resumed.load_state_dict(seen.state_dict())
+        seen = resumed
     assert seen.shares == [1 / 3, 0.0, 1.0]
 
 

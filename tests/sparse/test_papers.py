@@ -91,7 +91,7 @@ def test_slices_end_where_one_piece_does(tmp_path, digits, whole, method):
     assert slices > 2
     (line,) = lines_of(sliced)
     straight = whole[1][method]
-    for key in ("accuracy", "before", "density", "training_flops", "settings"):
+    for key in ("accuracy", "before", "density", "training_flops", "settings", "details"):
         assert line[key] == straight[key], key
 
 
