@@ -1,12 +1,10 @@
 """Global sparse momentum: the update by hand, state, ranks, and what it is for."""
 
 import itertools
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import torch.nn.functional as F
@@ -262,19 +260,13 @@ def test_two_ranks_find_the_same_masks_and_end_with_the_same_weights(tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    where = processes.ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     children = [
-        subprocess.Popen(
-            [sys.executable, CHILD, tmp_path / "out"],
-            env={**os.environ, **where, "RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        processes.started(tmp_path / "out", script=CHILD, cwd=tmp_path, env=where | {"RANK": str(rank)})
         for rank in range(2)
     ]
-    for child in children:
-        _, said = child.communicate(timeout=300)
-        assert child.returncode == 0, said.decode()[-2000:]
+    for child in map(processes.finished, children):
+        assert child.returncode == 0, child.stderr[-2000:]
     for kind in ("plain", "compressed"):
         first, second = (load_file(tmp_path / f"out.{kind}.{rank}.safetensors") for rank in range(2))
         for name, tensor in first.items():
