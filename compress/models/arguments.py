@@ -44,6 +44,12 @@ class CifarResNetArguments(Arguments):
     in_channels: Annotated[int, Field(ge=1, le=1024)] = 3
 
 
+class LeNetArguments(Arguments):
+    """Arguments of ``compress.models.lenet.lenet300`` and ``lenet5``."""
+
+    in_channels: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
 class SsdliteArguments(Arguments):
     """Arguments of ``compress.models.mobilenet.mobilenet_v2_ssdlite``."""
 

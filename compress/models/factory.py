@@ -23,6 +23,7 @@ from compress.models.arguments import (
     Arguments,
     CifarResNetArguments,
     DeepLabArguments,
+    LeNetArguments,
     LrasppArguments,
     SsdliteArguments,
     TorchvisionArguments,
@@ -42,6 +43,8 @@ class Own(NamedTuple):
 OWN: Mapping[str, Own] = MappingProxyType(
     {
         "cifar_resnet": Own("compress.models.cifar_resnet", CifarResNetArguments),
+        "lenet300": Own("compress.models.lenet", LeNetArguments),
+        "lenet5": Own("compress.models.lenet", LeNetArguments),
         "mobilenet_v2_ssdlite": Own("compress.models.mobilenet", SsdliteArguments),
         "mobilenet_v2_lraspp": Own("compress.models.mobilenet", LrasppArguments),
         "mobilenet_v2_deeplabv3": Own("compress.models.mobilenet", DeepLabArguments),

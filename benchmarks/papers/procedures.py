@@ -1,0 +1,239 @@
+"""What each row of a table does with a trained network: one function a method, told in the order it happens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.papers.desk import Desk, Schedule
+from compress.cost import macs
+from compress.sparse.dns import DynamicSurgery
+from compress.sparse.dsd import dense_sparse_dense
+from compress.sparse.gsm import GSM, active, parameters_by_name
+from compress.sparse.lobs import prune_layers
+from compress.sparse.magnitude import at_random, gradual_density, largest, prune_and_retrain
+from compress.sparse.masks import Handle, Keep, Masks, weights_of
+from compress.sparse.measures import Reactivation, approximation, readiness
+from compress.sparse.storage import keep_for_bytes
+from compress.sparse.tickets import find_ticket, rewind
+
+
+@dataclass
+class Outcome:
+    """A network and what was seen on the way.
+
+    Attributes:
+        model: obeys ``masks``, unless the method ends dense.
+        masks: what stayed.
+        before: accuracy before the cut, where the cut is the last thing that happens, or before a light retraining.
+        details: more figures, plain data.
+        dense: the method ends with a dense network.
+    """
+
+    model: nn.Module
+    masks: Masks
+    before: float | None
+    details: dict[str, Any]
+    dense: bool = False
+
+
+@dataclass
+class Job:
+    """What a procedure works with.
+
+    Attributes:
+        desk: trains and measures.
+        base: the trained dense network; copied before it is changed.
+        initial: the network as it was drawn, before any training.
+        schedule: of the method, its epochs already scaled.
+        options: the method's numbers.
+        other: another row's outcome, of the same seed.
+    """
+
+    desk: Desk
+    base: nn.Module
+    initial: nn.Module
+    schedule: Schedule
+    options: dict[str, Any]
+    other: Callable[[str], Outcome]
+
+    def keep(self) -> int:
+        """Q of a ratio, or of a limit on the bytes of the sparse file."""
+        if "bytes" in self.options:
+            return keep_for_bytes(self.base, int(self.options["bytes"]))
+        return round(sum(p.numel() for p in weights_of(self.base).values()) / float(self.options["ratio"]))
+
+    def train(self, model: nn.Module, keep: Keep | None, phase: str) -> None:
+        """Train by the schedule of the method, as procedures of ``compress.sparse`` ask for it."""
+        self.desk.train(model, self.schedule, keep=keep)
+
+
+def gsm(job: Job) -> Outcome:
+    """Global sparse momentum from the trained network; the cut is the end, nothing is trained after it."""
+    model, keep, back = copy.deepcopy(job.base), job.keep(), Reactivation()
+    schedule = job.schedule
+    optimizer = GSM(model.named_parameters(), schedule.steps[0][0], keep, schedule.momentum, schedule.weight_decay)
+
+    def look(_: int) -> None:
+        back.look(active(optimizer))
+
+    job.desk.train(model, schedule, optimizer=optimizer, follower=back, after_epoch=look)
+    before = job.desk.accuracy(model)
+    ready = readiness(parameters_by_name(model).values(), keep)
+    masks = largest(model, keep)
+    costs = approximation(model, masks, lambda network: _train_loss(job, network))
+    masks.apply_(model)
+    details = {
+        "survivors": ready.survivors,
+        "gap": ready.gap,
+        "energy": ready.energy,
+        "reactivated": back.shares,
+        "approximation": {name: vars(cost) for name, cost in costs.items()},
+    }
+    return Outcome(model, masks, before, details)
+
+
+def han(job: Job) -> Outcome:
+    """Cut by deviation, retrain, cut again."""
+    model = copy.deepcopy(job.base)
+    masks = prune_and_retrain(model, job.train, job.options["rounds"])
+    return Outcome(model, masks, None, {})
+
+
+def one_shot(job: Job) -> Outcome:
+    """The largest weights of the network, at once, then retrained."""
+    model = copy.deepcopy(job.base)
+    return _retrained(job, model, largest(model, job.keep(), job.options.get("layers", "all")))
+
+
+def random(job: Job) -> Outcome:
+    """As many weights of each layer as ``one_shot`` keeps, at random places, then retrained."""
+    model = copy.deepcopy(job.base)
+    return _retrained(job, model, at_random(model, largest(model, job.keep()).density(), job.desk.seed))
+
+
+def gradual(job: Job) -> Outcome:
+    """Cut a little more after every epoch of the first two thirds, by the size of weights over the network."""
+    model = copy.deepcopy(job.base)
+    total = sum(p.numel() for p in weights_of(model).values())
+    final, end = job.keep() / total, max(1, 2 * job.schedule.epochs // 3)
+    thinning = Thinning(model, lambda epoch: round(total * gradual_density(epoch, 0, end, final)))
+    job.desk.train(model, job.schedule, keep=thinning.register, follower=thinning, after_epoch=thinning.thin)
+    masks = largest(model, job.keep())
+    masks.apply_(model)
+    return Outcome(model, masks, None, {})
+
+
+class Thinning:
+    """Masks that become thinner, held after every step; what went may not come back, for it is zero."""
+
+    def __init__(self, model: nn.Module, keep: Callable[[int], int]) -> None:
+        self.model, self.keep = model, keep
+        self.masks = largest(model, keep(0))
+
+    def register(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Handle:
+        def after(*_: Any) -> None:
+            self.masks.apply_(model)
+
+        return optimizer.register_step_post_hook(after)
+
+    def thin(self, epoch: int) -> None:
+        self.masks = largest(self.model, self.keep(epoch))
+        self.masks.apply_(self.model)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return dict(self.masks.kept)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.masks = Masks(state)
+
+
+def surgeon(job: Job) -> Outcome:
+    """Layer by layer, mended by a second-order correction, then a light retraining."""
+    model = copy.deepcopy(job.base)
+    images = job.desk.data.train_images[: int(job.options["images"])]
+    masks = prune_layers(model, images.split(1000), job.options["density"], damping=float(job.options["damping"]))
+    job.desk.flops += 2 * len(images) * macs(model, images[:1])
+    return _retrained(job, model, masks)
+
+
+def surgery(job: Job) -> Outcome:
+    """Dynamic network surgery: masks follow the weights while the network trains."""
+    model, options = copy.deepcopy(job.base), job.options
+    optimizer = job.schedule.optimizer(model)
+    steps = job.schedule.epochs * -(-len(job.desk.data.train_labels) // job.schedule.batch_size)
+    following = DynamicSurgery(
+        model,
+        optimizer,
+        options["c"],
+        gamma=float(options["gamma"]),
+        power=float(options["power"]),
+        stop=round(float(options["stop"]) * steps),
+        seed=job.desk.seed,
+    )
+    job.desk.train(model, job.schedule, optimizer=optimizer, follower=following)
+    return Outcome(model, following.finish(), None, {"thresholds": following.thresholds})
+
+
+def dsd(job: Job) -> Outcome:
+    """Dense, sparse, dense; ends dense, at the accuracy that matters."""
+    model = copy.deepcopy(job.base)
+
+    def train(network: nn.Module, keep: Keep | None, phase: str) -> None:
+        rates = tuple((rate * (1 if phase == "sparse" else 0.1), n) for rate, n in job.schedule.steps)
+        job.desk.train(network, _with(job.schedule, rates), keep=keep)
+
+    masks = dense_sparse_dense(model, train, float(job.options["sparsity"]))
+    return Outcome(model, masks, None, {}, dense=True)
+
+
+def ticket(job: Job) -> Outcome:
+    """The masks of a row, or those of the trained network's largest weights, trained from the weights as drawn."""
+    model, of = copy.deepcopy(job.initial), job.options.get("of")
+    masks = job.other(of).masks if of is not None else largest(job.base, job.keep())
+    rewind(model, job.initial.state_dict(), masks)
+    return _retrained(job, model, masks)
+
+
+def rounds_of_tickets(job: Job) -> Outcome:
+    """Train, cut a share of each layer, go back; the last ticket is trained to the end."""
+    model = copy.deepcopy(job.initial)
+    masks = find_ticket(model, job.initial.state_dict(), job.train, job.options["rates"], int(job.options["rounds"]))
+    return _retrained(job, model, masks)
+
+
+def _retrained(job: Job, model: nn.Module, masks: Masks) -> Outcome:
+    masks.apply_(model)
+    before = job.desk.accuracy(model)
+    job.desk.train(model, job.schedule, keep=masks.hold)
+    return Outcome(model, masks, before, {})
+
+
+def _with(schedule: Schedule, steps: tuple[tuple[float, int], ...]) -> Schedule:
+    return Schedule(steps, schedule.momentum, schedule.weight_decay, schedule.nesterov, schedule.batch_size)
+
+
+def _train_loss(job: Job, model: nn.Module) -> torch.Tensor:
+    data = job.desk.data
+    return F.cross_entropy(model(data.train_images[:2048]), data.train_labels[:2048])
+
+
+PROCEDURES: dict[str, Callable[[Job], Outcome]] = {
+    "gsm": gsm,
+    "han": han,
+    "one_shot": one_shot,
+    "random": random,
+    "gradual": gradual,
+    "surgeon": surgeon,
+    "surgery": surgery,
+    "dsd": dsd,
+    "ticket": ticket,
+    "rounds_of_tickets": rounds_of_tickets,
+}
+"""Name in the YAML -> function."""

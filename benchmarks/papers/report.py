@@ -1,0 +1,133 @@
+"""The JSON lines of a table as Markdown, and as plots that read in black and white."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from benchmarks.papers.settings import Published, read_table
+
+HEAD = ("method", "published", "ours: dense", "before the cut", "after", "at", "file", "seeds", "training", "held")
+HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
+STYLES = ("-", "--", ":", "-.")
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean by Student's t; none of fewer than two values."""
+    if len(values) < 2:
+        return None
+    return float(student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5)
+
+
+def markdown(name: str, lines: Sequence[dict[str, Any]]) -> str:
+    """Render a table: a row for each method and terms, means over seeds with 95 % intervals.
+
+    Rows that were not run are there too, open. Smoke runs are left out, for they measure nothing.
+    """
+    table = read_table(name)
+    rows = ["| " + " | ".join(HEAD) + " |", "| --- " * len(HEAD) + "|"]
+    for method, about in table.methods.items():
+        found = [line for line in lines if line["method"] == method and line["size"] != "smoke"]
+        for terms in ("published", "equal"):
+            some = _last_of_each_seed([line for line in found if line["terms"] == terms])
+            if some:
+                rows.append(_row(method if terms == "published" else f"{method}, equal FLOPs", about, some))
+        if not found:
+            rows.append(f"| {method} | {_published(about.published)} |" + " open |" + " |" * (len(HEAD) - 3))
+    return "\n".join([f"### {table.title}", "", *rows])
+
+
+def _row(name: str, about: Any, lines: list[dict[str, Any]]) -> str:
+    accuracies = [line["accuracy"] for line in lines]
+    before = [line["before"] for line in lines if line["before"] is not None]
+    flops = mean(line["training_flops"] for line in lines)
+    cells = (
+        name,
+        _published(about.published),
+        _figure([line["base"] for line in lines]),
+        _figure(before) if before else "",
+        f"**{_figure(accuracies)}**",
+        f"{mean(line['ratio'] for line in lines):.1f}x",
+        _file([line["bytes"] for line in lines]),
+        ", ".join(str(line["seed"]) for line in lines),
+        f"{flops / 1e12:.1f} TFLOP",
+        _held(about, mean(accuracies)),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for _, line in sorted({line["seed"]: line for line in lines}.items())]
+
+
+def _figure(values: Sequence[float]) -> str:
+    half = interval(values)
+    return f"{mean(values):.2f}" + (f" ± {half:.2f}" if half is not None else "")
+
+
+def _file(sizes: Sequence[int | None]) -> str:
+    known = [size for size in sizes if size is not None]
+    return f"{mean(known) / 1000:.1f} kB" if known else "dense"
+
+
+def _published(said: Published | None) -> str:
+    if said is None:
+        return "–"
+    base = f"{said.base:.2f} → " if said.base is not None else ""
+    return f"{base}{said.accuracy:.2f}" + (f" at {said.ratio:g}x" if said.ratio is not None else "")
+
+
+def _held(about: Any, accuracy: float) -> str:
+    if about.published is None or about.within is None:
+        return ""
+    off = accuracy - about.published.accuracy
+    return f"{'yes' if abs(off) <= about.within else 'no'}, {off:+.2f} (± {about.within:g})"
+
+
+def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw density per layer of each method, and how many passive weights came back in each epoch of GSM."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    some = [line for line in lines if line["size"] != "smoke" and line["terms"] == "published" and line["seed"] == 0]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    if some:
+        figure, axes = pyplot.subplots(figsize=(7, 3.2))
+        layers = list(some[0]["density"])
+        for k, line in enumerate(some):
+            places = [i + (k + 0.5) / (len(some) + 1) for i in range(len(layers))]
+            axes.bar(
+                places,
+                [100 * line["density"].get(layer, 1.0) for layer in layers],
+                1 / (len(some) + 1),
+                label=line["method"],
+                color="white",
+                edgecolor="black",
+                hatch=HATCHES[k % len(HATCHES)],
+            )
+        axes.set(yscale="log", ylabel="weights that stay, %", xticks=[i + 0.5 for i in range(len(layers))])
+        axes.set_xticklabels(layers)
+        axes.legend(fontsize=7, ncols=2)
+        paths.append(folder / f"{name}-density.png")
+        figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
+        pyplot.close(figure)
+    back = [line for line in some if "reactivated" in line["details"]]
+    if back:
+        figure, axes = pyplot.subplots(figsize=(7, 2.6))
+        for k, line in enumerate(back):
+            shares = [max(1e-4, 100 * share) for share in line["details"]["reactivated"]]
+            style = STYLES[k % len(STYLES)]
+            axes.plot(range(2, len(shares) + 2), shares, style, color="black", label=line["method"])
+        axes.set(xlabel="epoch", ylabel="passive weights\nthat came back, %", yscale="log")
+        axes.legend()
+        paths.append(folder / f"{name}-reactivated.png")
+        figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
+        pyplot.close(figure)
+    return paths

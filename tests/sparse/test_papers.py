@@ -1,0 +1,199 @@
+"""The runner of the papers' tables: mechanics at size smoke, on digits made up here."""
+
+import gzip
+import struct
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.papers import mnist, report
+from benchmarks.papers.__main__ import app
+from benchmarks.papers.procedures import PROCEDURES
+from benchmarks.papers.runner import Asked, Cell, read_lines, run
+from benchmarks.papers.settings import HERE, read_table
+from compress.errors import DataError, RecipeError
+from compress.models.factory import build
+from compress.sparse import weights_of
+
+TABLES = sorted(path.stem for path in HERE.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A class is a bright bar; noise elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 10
+    images = 0.3 * torch.rand(300, 1, 28, 28, generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, 2 * label + 3 : 2 * label + 5] += 0.7
+    return mnist.Digits(images[:200], labels[:200], images[200:], labels[200:])
+
+
+def asked(tmp_path, table="lenet300", **more):
+    return Asked(table, "smoke", results=tmp_path / "results", work=tmp_path / "work", **more)
+
+
+def lines_of(asked):
+    return read_lines(asked.results / f"{asked.table}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits):
+    """All rows of LeNet-300 at size smoke."""
+    what = asked(tmp_path_factory.mktemp("whole"))
+    assert run(what, lambda _: None, digits)
+    return what, {line["method"]: line for line in lines_of(what)}
+
+
+def test_every_row_gives_a_line_with_what_a_table_needs(whole):
+    _, lines = whole
+    assert list(lines) == list(read_table("lenet300").methods)
+    for line in lines.values():
+        assert line["environment"]["torch"] == torch.__version__
+        assert line["training_flops"] > 0
+        assert 0 <= line["accuracy"] <= 100
+        if line["method"] != "dsd":
+            assert line["nonzeros"] == pytest.approx(
+                sum(d * n for d, n in zip(line["density"].values(), (235200, 30000, 1000), strict=True)), abs=0.5
+            )
+    assert 20_000 < lines["gsm-bytes"]["bytes"] <= 40_000
+    assert lines["dsd"]["bytes"] is None
+    for name in ("gsm", "magnitude", "gradual", "random", "ticket-magnitude", "ticket-gsm"):
+        assert lines[name]["nonzeros"] == 4437, name
+    assert lines["random"]["density"] == lines["magnitude"]["density"]
+    assert lines["ticket-gsm"]["density"] == lines["gsm"]["density"]
+    assert lines["dsd"]["ratio"] == 1
+    assert lines["gsm"]["details"]["survivors"] >= 4437
+
+
+def test_a_ticket_pays_for_the_masks_it_was_given(whole):
+    _, lines = whole
+    paid = lines["ticket-gsm"]["training_flops"] - lines["ticket-magnitude"]["training_flops"]
+    assert paid == lines["gsm"]["training_flops"]
+
+
+def test_what_is_done_is_not_done_again(whole, digits):
+    what, _ = whole
+    said = []
+    assert run(what, said.append, digits)
+    assert all("done before" in text for text in said)
+    assert len(lines_of(what)) == len(said)
+
+
+@pytest.mark.parametrize("method", ["gsm", "dns", "gradual", "dsd"])
+def test_slices_end_where_one_piece_does(tmp_path, digits, whole, method):
+    sliced = asked(tmp_path, methods=(method,), minutes=0.0)
+    slices = 1
+    while not run(sliced, lambda _: None, digits):
+        slices += 1
+    assert slices > 2
+    (line,) = lines_of(sliced)
+    straight = whole[1][method]
+    for key in ("accuracy", "before", "density", "training_flops", "settings", "details"):
+        assert line[key] == straight[key], key
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_reads_and_names_procedures_that_are(table):
+    for name, method in read_table(table).methods.items():
+        assert method.procedure in PROCEDURES, name
+        assert method.published is None or method.published.source
+        assert method.options.get("of", name) in read_table(table).methods
+
+
+def test_equal_terms_give_every_row_the_same_epochs():
+    table = read_table("lenet300")
+    for name, method in table.methods.items():
+        cell = Cell(table, Asked("lenet300", "full", terms="equal"), table.sizes["full"], name, 0)
+        epochs = method.phases * cell.schedule().epochs
+        assert epochs == pytest.approx(table.equal_epochs, abs=method.phases * len(method.train.steps) / 2), name
+        assert cell.key != replace(cell, asked=replace(cell.asked, terms="published")).key
+
+
+def test_the_report_has_every_row_open_or_filled(whole):
+    _, lines = whole
+    as_small = [line | {"size": "small", "seed": seed} for line in lines.values() for seed in (0, 1)]
+    as_small = [line for line in as_small if line["method"] != "han"]
+    text = report.markdown("lenet300", as_small)
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("| ")}
+    assert "98.36 → 98.41 at 12.1x | open" in rows["han"]
+    assert "± 0.00" in rows["gsm"]
+    assert "| 0, 1 |" in rows["gsm"]
+    assert "60.0x" in rows["gsm"]
+    assert report.markdown("lenet300", list(lines.values())).count("open") == len(lines)  # smoke measures nothing
+
+
+def test_plots_are_drawn(whole, tmp_path):
+    _, lines = whole
+    as_small = [line | {"size": "small"} for line in lines.values()]
+    paths = report.plots("lenet300", as_small, tmp_path)
+    assert [path.name for path in paths] == ["lenet300-density.png", "lenet300-reactivated.png"]
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_the_interval_is_students():
+    assert report.interval([98.0, 98.2, 98.4]) == pytest.approx(4.302653 * 0.2 / 3**0.5, rel=1e-5)
+    assert report.interval([98.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"table": "nothing"}, "no table 'nothing'; there are lenet300"),
+        ({"methods": ("nothing",)}, "no row 'nothing'; it has gsm"),
+        ({"size": "huge"}, "no size 'huge'; it has smoke"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(tmp_path, digits, change, said):
+    with pytest.raises(RecipeError, match=said):
+        run(replace(asked(tmp_path), **change), print, digits)
+
+
+def test_the_command_reports_and_refuses_in_a_sentence(tmp_path):
+    done = CliRunner().invoke(app, ["report", "lenet5", "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "99.21 → 99.22 at 125x | open" in done.stdout
+    refused = CliRunner().invoke(app, ["run", "nothing", "--results", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert refused.stderr == "There is no table 'nothing'; there are lenet300, lenet5.\n"
+    assert CliRunner().invoke(app, ["run", "lenet5", "--terms", "odd"]).exit_code == 2
+
+
+# Networks and data ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "weights"), [("lenet300", 266_200), ("lenet5", 430_500)])
+def test_the_networks_have_the_papers_weights(name, weights):
+    model = build(f"niwaki:{name}", {}, 10)
+    assert sum(w.numel() for w in weights_of(model).values()) == weights
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    coloured = build(f"niwaki:{name}", {"in_channels": 3}, 4)
+    assert coloured(torch.zeros(2, 3, 28, 28)).shape == (2, 4)
+
+
+def idx(*sizes, values=None):
+    count = torch.Size(sizes).numel() if values is None else values
+    return b"\0\0\x08" + bytes([len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes) + bytes(range(count))
+
+
+def test_an_idx_file_is_read_in_rows():
+    assert mnist.read_idx(idx(2, 3), "x").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x0d\1\0\0\0\1\0", idx(2, 3, values=5), idx(2, 3)[:9], b"\0\0\x08\0"])
+def test_a_damaged_idx_file_is_refused(content):
+    with pytest.raises(DataError, match="fetch it again"):
+        mnist.read_idx(content, "x")
+
+
+def test_another_file_than_the_published_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="no train-images-idx3-ubyte"):
+        mnist.read_mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(1, 2, 2)))
+    with pytest.raises(DataError, match="not the published file"):
+        mnist.read_mnist(tmp_path)
+    monkeypatch.delenv("NIWAKI_DATA", raising=False)
+    with pytest.raises(DataError, match="NIWAKI_DATA"):
+        mnist.read_mnist()
