@@ -126,12 +126,29 @@ def test_obd_criteria_are_the_exact_diagonal_on_average():
     assert len({round(float(v), 6) for v in found}) == 2
 
 
-def test_criteria_without_targets_draw_labels_from_the_seed(net, trace, data):
+def test_criteria_without_targets_are_of_random_sums_of_the_scores(net, trace, data):
     images = [x for x, _ in data]
     first, again, other = (prune.score(trace, net, "fisher", data=images, seed=s) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert float(first[free(trace)].max()) > 0
+    generator = torch.Generator().manual_seed(1)
+    own = prune.score(
+        trace, net, "fisher", data=images,
+        loss=lambda out, _: (out * torch.randn(out.shape, generator=generator).double()).sum(1).mean(),
+    )  # fmt: skip
+    torch.testing.assert_close(first, own)
+
+
+def test_fisher_criteria_without_targets_are_the_squared_change_of_the_scores():
+    """Of the scores (3 a x, a x) a gate of 1 + g changes g (3 a x, a x): half its square, on average over draws."""
+    net = Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(1, 2, bias=False), b=nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.tensor([[2.0], [1.0]]))
+        net.b.weight.copy_(torch.tensor([[3.0, 0.5], [1.0, 0.0]]))
+    trace = prune.trace(net, torch.ones(2, 1, dtype=torch.float64))
+    scores = prune.score(trace, net, "fisher", data=[torch.ones(4000, 1, dtype=torch.float64)])
+    found = scores[trace.slots["a.weight", 0]]
+    torch.testing.assert_close(found, torch.tensor([20.0, 0.125], dtype=torch.float64), rtol=0.1, atol=0)
 
 
 def test_criteria_take_a_teachers_scores_for_targets(net, trace, data):

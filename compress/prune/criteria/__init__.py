@@ -61,8 +61,8 @@ def score(
         data: for criteria of gradients and activations: batches of images, or pairs of images and targets, gone
             through once; only sums are kept.
         loss: for criteria of gradients: `loss(outputs, targets)`, the mean over a batch's images. Without one the
-            outputs are class scores and the loss their cross entropy against the targets: labels, a teacher's
-            scores, or where there are no targets labels drawn from the network's own answers.
+            outputs are class scores and the loss their cross entropy against the targets (labels, or a teacher's
+            scores), or where there are no targets a random sum of the scores, whose slopes tell how much they change.
         seed: of all that is drawn.
         normalize: what makes scores comparable from group to group: `none`, `mean`, `max` or `cost`; the
             criterion's own choice without it.
