@@ -69,6 +69,7 @@ def test_a_saved_network_runs_no_code(saved, attack, monkeypatch):
     assert not (saved.parent / "ran").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("attack", ["a factory that builds what its arguments name", "a module of this folder"])
 def test_looking_at_a_saved_network_runs_no_code(saved, attack):
     name, arguments = ATTACKS[attack]
@@ -140,6 +141,7 @@ def recipe(tmp_path, **changes):
 SHELL = {"target": {"kind": "function", "function": "os:system", "arguments": {"command": "touch ran"}}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("trusted", [[], ["os"]])
 def test_a_recipe_runs_no_shell(tmp_path, trusted):
     with pytest.raises(RecipeError, match="no function of your own"):

@@ -125,6 +125,7 @@ def test_a_nan_is_never_lost(device):
             assert columns.isnan().nonzero().flatten().tolist() == [at[1]]
 
 
+@pytest.mark.heavy
 @needs_kernels
 def test_every_instruction_set_and_thread_count_gives_the_same_bits():
     code = """

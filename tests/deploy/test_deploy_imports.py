@@ -89,6 +89,7 @@ for package in ("deploy", "compress", "compress.prune", "compress.distill"):
 """
 
 
+@pytest.mark.heavy
 def test_after_every_submodule_is_imported_every_public_name_is_what_it_was():
     done = subprocess.run([sys.executable, "-c", EVERY_NAME], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

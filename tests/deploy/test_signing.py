@@ -78,6 +78,7 @@ def test_the_bytes_are_these(keys, tmp_path):
     assert deploy.verify(folder, keys / "mine.pub").classes == ("a",)
 
 
+@pytest.mark.heavy
 def test_a_signed_bundle_loads_and_predicts_where_its_key_is_trusted(bundle_dir, keys, picture):
     done = niwaki("sign", bundle_dir, "--key", keys / "mine.pem")
     assert (done.returncode, done.stdout.strip()) == (0, str(bundle_dir / SIGNATURE))

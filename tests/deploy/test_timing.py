@@ -217,6 +217,7 @@ def test_a_missing_or_cut_record_file_is_one_sentence(tmp_path):
         Bench.from_file(tmp_path / "cut.json")
 
 
+@pytest.mark.heavy
 def test_the_command_times_files_and_bundles_by_the_runtime_that_is_asked_for(bundle_dir, files, tmp_path):
     pytest.importorskip("openvino", reason="the package openvino is not installed")
     command = [sys.executable, "-c", "from compress.cli.app import main; main()", "bench", files["fp32"], bundle_dir]

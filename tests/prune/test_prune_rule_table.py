@@ -54,6 +54,7 @@ def test_the_channels_are_those_expected_and_every_cut_is_the_mask(op):
     assert all(case.labelled for case in reached(op))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("op", sorted(RULES))
 def test_a_rule_that_is_broken_on_purpose_is_found(op):
     ways = dict.fromkeys(way for case in reached(op) for way in case.broken)

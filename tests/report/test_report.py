@@ -184,6 +184,7 @@ def no_plot(monkeypatch):
     monkeypatch.setattr("deploy.report.outcome.accuracy_latency", lambda points, **_: "")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("new", [KeyError, None, float("nan"), "text", -1, 10**400, [], {}, True], ids=str)
 def test_no_single_missing_or_odd_value_stops_the_page(no_plot, new):
     ledger, bench = sample.ledger(), sample.bench()
@@ -205,6 +206,7 @@ def test_a_recipe_that_is_not_yaml_is_shown_as_it_is(no_plot):
     assert "a: [1" in Page(render(sample.ledger(), sample.bench(), "a: [1")).text
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "recipe", ["[" * 3000, "a: 1" + "0" * 5000, "a: 0x" + "f" * 5000, "a: &a [x]\nb: [*a, *a]"], ids=lambda r: r[:8]
 )

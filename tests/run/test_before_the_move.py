@@ -86,6 +86,7 @@ def test_what_is_done_is_not_done_again(old_run, command):
     assert now == then.model_copy(update={"notes": now.notes})
 
 
+@pytest.mark.heavy
 def test_it_goes_on_after_distilling(old_run, command):
     # fp32 alone: searching for the fastest int8 takes longest and knows nothing of names.
     for path in (old_run / "recipe.yaml", old_run.parent / "recipe.yaml"):

@@ -320,6 +320,7 @@ def test_a_missing_bundle_record_or_image_is_one_sentence(monkeypatch, capsys, t
         assert str(nowhere) in error
 
 
+@pytest.mark.heavy
 def test_in_its_own_process_the_command_says_one_line_and_exits_two(tmp_path):
     path = altered(tmp_path / "mine.yaml", put("transfer", "epoch", 3))
     command = [sys.executable, "-c", "from compress.cli.app import main; main()", "run", str(path)]
