@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps
 
+from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import read_trusted
@@ -36,6 +37,7 @@ class Bundle(Engine):
         self.why = why
         self.classes = manifest.classes
         self.preprocessing = manifest.preprocessing
+        self._outputs = outputs_of(folder, manifest)
         self._engine = engine
         self.name = folder.resolve().name
         self.runtime = engine.runtime
@@ -174,10 +176,9 @@ class Bundle(Engine):
     def _top_classes(self, logits: np.ndarray, top: int) -> dict[str, Any]:
         if not np.isfinite(logits.max()):
             raise DeployError(f"{self.name} gives infinity; take another precision or make the bundle again.")
-        shifted = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = shifted / shifted.sum()
-        order = np.argsort(-probabilities, kind="stable")[:top].tolist()
-        ranked = [{"class": self.classes[i], "index": i, "probability": float(probabilities[i])} for i in order]
+        found = probabilities(logits, self._outputs, self.manifest.outputs is not None, self.name)
+        order = np.argsort(-found, kind="stable")[:top].tolist()
+        ranked = [{"class": self.classes[i], "index": i, "probability": float(found[i])} for i in order]
         return {**ranked[0], "top": ranked}
 
 

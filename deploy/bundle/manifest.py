@@ -18,6 +18,7 @@ from deploy.validation import explain
 MANIFEST = "manifest.json"
 Task = Literal["classification", "detection", "segmentation"]
 CpuRuntime = Literal["onnxruntime", "openvino"]
+Outputs = Literal["logits", "probabilities"]
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -48,6 +49,7 @@ class Manifest(BaseModel):
         tensorrt: the file that TensorRT builds from, by precision, where it is another one (signed int8).
         cpu_runtime: which runtime comes first on a CPU when both are installed: the one its figures were measured
             with, or the faster one.
+        outputs: what a classifier's network returns; None in bundles that do not say it, where its file tells.
         metrics: its quality; ``latency``: its speed; ``calibration``: what its int8 model was calibrated with.
         licence: of the weights, an SPDX expression or words; None where nobody stated it.
         weights: what training started from; ``provenance``: the rest of its origin.
@@ -65,6 +67,7 @@ class Manifest(BaseModel):
     preprocessing: Preprocessing
     postprocessing: Postprocessing | None = None
     classes: tuple[str, ...] = Field(min_length=1)
+    outputs: Outputs | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     latency: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None

@@ -14,7 +14,8 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from deploy.bundle.calibration_summary import Calibration
-from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, Task, Weights
+from deploy.bundle.decoded import stated_outputs
+from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, Outputs, Task, Weights
 from deploy.environment import versions_info
 from deploy.errors import DeployError
 from deploy.files import apply_umask, sha256
@@ -36,6 +37,8 @@ class BundleSpec:
         classes: their names, in the order of the network's outputs.
         task: ``classification``, ``detection`` or ``segmentation``.
         postprocessing: from the network's raw outputs to boxes or classes of pixels; None for classification.
+        outputs: what a classifier's files return, ``logits`` or ``probabilities``; None where they shall tell it, which
+            they do where they end in a softmax or a sigmoid.
         metrics: what was measured of its quality; JSON values.
         latency: what was measured of its speed; JSON values.
         provenance: where it comes from; JSON values.
@@ -52,6 +55,7 @@ class BundleSpec:
     classes: Sequence[str]
     task: Task = "classification"
     postprocessing: DetectionDecoder | SegmentationDecoder | None = None
+    outputs: Outputs | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +71,7 @@ def write_bundle(folder: str | Path, spec: BundleSpec) -> Path:
 
     Raises:
         DeployError: a model file is missing or states other classes or another preprocessing, the parts do not fit
-            together, or ``folder`` holds something else.
+            together, such as logits that are probabilities already, or ``folder`` holds something else.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -104,6 +108,9 @@ def _manifest_text(
             preprocessing=spec.preprocessing,
             postprocessing=cast("Postprocessing | None", spec.postprocessing),
             classes=tuple(spec.classes),
+            outputs=stated_outputs(
+                [*spec.models.values(), *spec.tensorrt.values()], spec.task, spec.postprocessing, spec.outputs
+            ),
             metrics=dict(spec.metrics),
             latency=dict(spec.latency),
             calibration=spec.calibration,

@@ -23,9 +23,20 @@ INPUTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "times 0.001": lambda rows: rows * 1e-3,
         "constant": lambda rows: rows.new_full(rows.shape, 0.5),
         "negated": lambda rows: -rows,
+        "zeros": lambda rows: rows * 0.0,
+        "black borders": lambda rows: _inside(rows) * rows,
+        "saturated": lambda rows: rows.where(rows == rows.amax(), rows.amin()).where(rows < 0, rows.amax()),
     }
 )
-"""What ``parity`` can make of real rows; all but the first are hard on an engine that rounds."""
+"""What ``parity`` can make of real rows; all but the first are hard on an engine that rounds, or whose guards against
+a division by zero are gone."""
+
+
+_TINY = 1e-300  # a blank input to a network without biases: both outputs are zero
+
+
+class NotFiniteError(DeployError):
+    """The engine gives NaN or infinity where the model gives numbers, or numbers where the model gives none."""
 
 
 def parity(
@@ -52,7 +63,8 @@ def parity(
         most 200); where there are several outputs, those of the worst one.
 
     Raises:
-        DeployError: the shapes differ, the model's output is zero everywhere, or either output is not finite.
+        NotFiniteError: one of the two outputs is finite where the other is not.
+        DeployError: the shapes differ, or the model's output is nowhere finite or, for real rows, zero everywhere.
     """
     import torch
 
@@ -70,7 +82,7 @@ def parity(
             expected = model(feed.to(device))
             values = engine.run({name: feed.numpy()})
             compared = [
-                _compare(reference.cpu().double().numpy(), values[output].astype(np.float64), engine.name)
+                _compare(reference.cpu().double().numpy(), values[output].astype(np.float64), engine.name, kind)
                 for reference, output in zip(
                     expected if isinstance(expected, tuple) else (expected,), values, strict=False
                 )
@@ -80,21 +92,36 @@ def parity(
     return found
 
 
-def _compare(reference: np.ndarray, value: np.ndarray, name: str) -> dict[str, float]:
+def _inside(rows: Tensor) -> Tensor:
+    """Return 1 in the middle half of the last two dimensions of ``rows``, 0 around it, as letter-boxing leaves them."""
+    mask = rows.new_zeros(rows.shape)
+    middle = tuple(slice(size // 4, max(size - size // 4, 1)) for size in rows.shape[max(1, rows.ndim - 2) :])
+    mask[(slice(None),) * (rows.ndim - len(middle)) + middle] = 1
+    return mask
+
+
+def _compare(reference: np.ndarray, value: np.ndarray, name: str, kind: str) -> dict[str, float]:
     if reference.shape != value.shape:
         raise DeployError(f"{name} gives {list(value.shape)} where the model gives {list(reference.shape)}.")
-    peak = float(np.abs(reference).max(initial=0.0))
-    if peak == 0 or not np.isfinite(peak):
-        raise DeployError(
-            f"The largest output of the model is {peak}, which no engine can be compared with; "
-            "initialise or train its last layer first."
+    finite = np.isfinite(reference)
+    wrong = finite != np.isfinite(value)
+    if wrong.any():
+        here, there = ("NaN or infinity", "numbers") if finite[wrong].any() else ("numbers", "NaN or infinity")
+        raise NotFiniteError(
+            f"For inputs {kind!r} {name} gives {here} where the model gives {there}; guard its divisions, logarithms "
+            "and roots by a larger constant, or take another precision."
         )
-    if not np.isfinite(value).all():
-        raise DeployError(f"{name} gives NaN or infinity where the model gives numbers up to {peak:.3g}.")
+    reference, value = reference[finite], value[finite]
+    peak = float(np.abs(reference).max(initial=0.0))
+    if not finite.any() or (peak == 0 and kind == "real"):
+        raise DeployError(
+            f"The largest output of the model is {peak if finite.any() else np.nan}, which no engine can be compared "
+            "with; initialise or train its last layer first."
+        )
     error = value - reference
     # 200 dB is beyond what float32 resolves, and keeps the figure finite when both are equal.
-    noise = max(float((error**2).sum()), float((reference**2).sum()) * 1e-20)
+    noise = max(float((error**2).sum()), float((reference**2).sum()) * 1e-20, _TINY)
     return {
-        "max_relative_error": float(np.abs(error).max()) / peak,
-        "snr_db": float(10 * np.log10(float((reference**2).sum()) / noise)),
+        "max_relative_error": float(np.abs(error).max(initial=0.0)) / (peak or 1.0),
+        "snr_db": float(10 * np.log10(max(float((reference**2).sum()) / noise, 1e-20))),
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.exporting.modes import evaluating, out_of_place
+from deploy.exporting.optimising import optimise
 from deploy.onnx.file import PRECISION, missing_package, quiet, write
 from deploy.onnx.opsets import opset_for
 
@@ -106,15 +107,18 @@ def _run_exporter(model: nn.Module, rows: Tensor, free: Mapping[int, str], names
 
     with evaluating(model), out_of_place(model), quiet():
         try:
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 model,
                 (rows,),
                 dynamo=True,
                 dynamic_shapes=(dict(free),),
                 custom_translation_table=translations(),
                 verbose=False,
+                optimize=False,
                 **names,
             )
+            if program is not None:
+                optimise(program)
         except Exception as error:  # the exporter raises whatever the model's own code raises
             way_out = "keep data-dependent Python control flow out of its forward."
             if len(free) > 1:
@@ -124,7 +128,8 @@ def _run_exporter(model: nn.Module, rows: Tensor, free: Mapping[int, str], names
             ) from error
     if program is None:
         raise DeployError(f"torch.onnx returned nothing for {type(model).__name__}; update torch.")
-    return program.model_proto
+    proto: onnx.ModelProto = program.model_proto
+    return proto
 
 
 def _check_exported(model: nn.Module, proto: onnx.ModelProto, opset: int, free: Mapping[int, str]) -> None:

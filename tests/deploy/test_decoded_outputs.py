@@ -1,0 +1,111 @@
+"""An output that is decoded already is not decoded again: a bundle knows logits from probabilities."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deploy
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.writing import BundleSpec, write_bundle
+from deploy.errors import DeployError
+from deploy.onnx.activation import final_activation
+from deploy.processing.postprocess import SsdDecoder
+from deploy.processing.preprocess import Preprocessing
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper  # noqa: E402
+
+WEIGHTS = [1.0, 2.0, 0.5]
+ENDS = {
+    "nothing": [helper.make_node("Identity", ["raw"], ["logits"])],
+    "softmax": [helper.make_node("Softmax", ["raw"], ["logits"], axis=1)],
+    "sigmoid": [helper.make_node("Sigmoid", ["raw"], ["logits"])],
+    "softmax, moved": [
+        helper.make_node("Softmax", ["raw"], ["a"], axis=1),
+        helper.make_node("Flatten", ["a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["logits"]),
+    ],
+    "log-softmax": [helper.make_node("LogSoftmax", ["raw"], ["logits"], axis=1)],
+    "by hand": [
+        helper.make_node("Exp", ["raw"], ["a"]),
+        helper.make_node("ReduceSum", ["a", "axis"], ["b"]),
+        helper.make_node("Div", ["a", "b"], ["logits"]),
+    ],
+}
+
+
+def file(path, end):
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=0),
+            helper.make_node("MatMul", ["mean", "w"], ["raw"]),
+            *ENDS[end],
+        ],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("n", 1, 8, 8))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", 3))],
+        [helper.make_tensor("w", TensorProto.FLOAT, [1, 3], WEIGHTS), helper.make_tensor("axis", 7, [1], [1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def bundle(tmp_path, end, **more):
+    options = {"classes": ["a", "b", "c"], "preprocessing": Preprocessing(size=(8, 8), mode="L")} | more
+    return write_bundle(
+        tmp_path / "b", BundleSpec(models={"fp32": file(tmp_path / "x.onnx", end)}, default="fp32", **options)
+    )
+
+
+def expected(end):
+    raw = np.asarray(WEIGHTS) * 200 / 255
+    return 1 / (1 + np.exp(-raw)) if end == "sigmoid" else np.exp(raw) / np.exp(raw).sum()
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if end != "by hand"])
+def test_probabilities_are_shown_as_the_network_gives_them(end, tmp_path):
+    folder = bundle(tmp_path, end)
+    kind = "probabilities" if end.startswith(("soft", "sig")) else "logits"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["outputs"] == kind
+    for states in (True, False):  # a bundle of before that key tells it from its file
+        if not states:
+            del manifest["outputs"]
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+        with deploy.load(folder) as loaded:
+            (found,) = loaded.predict([Image.new("L", (8, 8), 200)], top=3)
+        assert found["class"] == "b"
+        shown = {row["class"]: row["probability"] for row in found["top"]}
+        np.testing.assert_allclose([shown[c] for c in "abc"], expected(end), atol=1e-5)
+
+
+def test_a_softmax_written_by_hand_is_stated_or_refused(tmp_path):
+    folder = bundle(tmp_path, "by hand", outputs="probabilities")
+    with deploy.load(folder) as loaded:
+        assert loaded.predict([Image.new("L", (8, 8), 200)])[0]["probability"] == pytest.approx(max(expected("")))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["outputs"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with deploy.load(folder) as loaded, pytest.raises(DeployError, match="whose sum is 1"):
+        loaded.predict([Image.new("L", (8, 8), 200)])
+
+
+def test_what_contradicts_the_file_is_refused(tmp_path):
+    with pytest.raises(DeployError, match="ends in Softmax, so its outputs are no logits"):
+        bundle(tmp_path, "softmax", outputs="logits")
+    folder = bundle(tmp_path, "nothing", outputs="probabilities")
+    with deploy.load(folder) as loaded, pytest.raises(DeployError, match="states probabilities; state outputs: logits"):
+        loaded.predict([Image.new("L", (8, 8), 255)])
+    decoder = SsdDecoder(size=(8, 8), grids=((1, 1),), scales=(0.1, 0.2), aspect_ratios=((2,),))
+    with pytest.raises(DeployError, match="ends 'logits' in Sigmoid, and SsdDecoder decodes raw logits"):
+        bundle(tmp_path, "sigmoid", task="detection", postprocessing=decoder)
+
+
+def test_a_graph_in_circles_has_no_end(tmp_path):
+    path = file(tmp_path / "x.onnx", "nothing")
+    model = onnx.load(path)
+    model.graph.node[-1].input[0] = "logits"
+    path.write_bytes(model.SerializeToString())
+    assert final_activation(path) is None
