@@ -59,6 +59,7 @@ def build_engine(
         target=target,
         profile=(1, 1, largest),
         runtime=runtime or _default_builder(target),
+        sha256=source.sha256,
         api=api,
         cuda=cuda,
     )

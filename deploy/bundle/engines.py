@@ -43,9 +43,12 @@ def load_best(
         cpu=manifest.cpu_runtime,
     )
     skipped = list(ranking.skipped)
+    hashes = {item.file: item.sha256 for item in manifest.models.values()}
     for index, choice in enumerate(ranking.choices):
         try:
-            engine = load_engine(folder / choice.file, threads=threads, runtime=choice.runtime)
+            engine = load_engine(
+                folder / choice.file, threads=threads, runtime=choice.runtime, sha256=hashes.get(choice.file)
+            )
         except MissingDependency as error:
             # A provider finds out only when it starts that there is no GPU.
             if index + 1 == len(ranking.choices):
