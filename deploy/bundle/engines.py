@@ -63,6 +63,18 @@ def load_best(
     raise MissingDependency(f"No runtime here runs {folder}{over}; get one with `pip install onnxruntime`.")
 
 
+def engines_folder(folder: Path) -> Path:
+    """Return where the engines of the bundle at ``folder`` lie.
+
+    Raises:
+        DeployError: it is a link, by which engines would be written to, or read from, anywhere.
+    """
+    path = folder / ENGINES_FOLDER
+    if path.is_symlink():
+        raise DeployError(f"{path} is a link out of the bundle; remove it, or build elsewhere with --out.")
+    return path
+
+
 def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[Candidate]:
     """Return the models of the bundle at ``folder`` and the engines that lie in it.
 
@@ -73,7 +85,7 @@ def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[C
     found = [Candidate(item.file, precision) for precision, item in manifest.models.items()]
     models = {item.sha256: precision for precision, item in manifest.models.items()}
     models |= {item.sha256: precision for precision, item in manifest.tensorrt.items()}
-    for path in sorted((folder / ENGINES_FOLDER).glob("*.engine")):
+    for path in sorted(engines_folder(folder).glob("*.engine")):
         name = f"{ENGINES_FOLDER}/{path.name}"
         try:
             sidecar = load_sidecar(path)
