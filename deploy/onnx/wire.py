@@ -193,7 +193,7 @@ def _constant(data: memoryview, wire: Wire) -> None:
         elif number == 9:
             values = np.frombuffer(value, np.int8)
             first = int(next(iter(values[values != 0]), 0))
-        elif number in (4, 5, 7, 10):  # the typed lists, packed or not
+        elif number in (5, 7, 11):  # the lists of integers, packed or not; those of floats are no varints
             # A small negative number is a varint of 64 bits.
             whole = next(filter(None, varints(value)), 0) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
