@@ -94,7 +94,7 @@ def sign(
 def describe(bundle: Path) -> dict[str, Any]:
     """Return what a bundle is, what runs it here and why, for ``niwaki doctor BUNDLE``; raise what loading raises."""
     import deploy
-    from deploy.bundle.engines import ENGINES_FOLDER
+    from deploy.bundle.engines import engines_folder
     from deploy.onnx.metadata import Metadata
 
     with deploy.load(bundle) as loaded:
@@ -108,7 +108,7 @@ def describe(bundle: Path) -> dict[str, Any]:
             "licence": said.licence,
             "weights": None if said.weights is None else said.weights.source,
             "weights_sha256": own.weights_sha256,
-            "engines": sorted(path.name for path in (bundle / ENGINES_FOLDER).glob("*.engine")),
+            "engines": sorted(path.name for path in engines_folder(bundle).glob("*.engine")),
             "runtime": loaded.runtime,
             "precision": loaded.precision,
             "file": None if loaded.path is None else str(loaded.path.relative_to(bundle)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deploy.bundle.engines import ENGINES_FOLDER
+from deploy.bundle.engines import engines_folder
 from deploy.bundle.signed import read_trusted
 from deploy.engines.tensorrt.building import PRODUCTS, engine_from_onnx, import_api
 from deploy.errors import DeployError, MissingDependency
@@ -42,7 +42,7 @@ def build_engine(
 
     Raises:
         DeployError: the bundle is damaged or not signed as asked, has no such model, or the model is one that
-            TensorRT would misread (uint8) or refuses.
+            TensorRT would misread (uint8) or refuses, or the bundle's folder of engines lies elsewhere.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
@@ -53,12 +53,15 @@ def build_engine(
     if largest < 1:
         raise DeployError(f"The largest batch is {largest}; give 1 or more.")
     source = manifest.tensorrt.get(chosen, manifest.models[chosen])
+    if out is None:
+        out = engines_folder(folder)
     return engine_from_onnx(
         folder / source.file,
-        folder / ENGINES_FOLDER if out is None else out,
+        out,
         target=target,
         profile=(1, 1, largest),
         runtime=runtime or _default_builder(target),
+        sha256=source.sha256,
         api=api,
         cuda=cuda,
     )

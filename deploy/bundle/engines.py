@@ -43,9 +43,12 @@ def load_best(
         cpu=manifest.cpu_runtime,
     )
     skipped = list(ranking.skipped)
+    hashes = {item.file: item.sha256 for item in manifest.models.values()}
     for index, choice in enumerate(ranking.choices):
         try:
-            engine = load_engine(folder / choice.file, threads=threads, runtime=choice.runtime)
+            engine = load_engine(
+                folder / choice.file, threads=threads, runtime=choice.runtime, sha256=hashes.get(choice.file)
+            )
         except MissingDependency as error:
             # A provider finds out only when it starts that there is no GPU.
             if index + 1 == len(ranking.choices):
@@ -60,6 +63,18 @@ def load_best(
     raise MissingDependency(f"No runtime here runs {folder}{over}; get one with `pip install onnxruntime`.")
 
 
+def engines_folder(folder: Path) -> Path:
+    """Return where the engines of the bundle at ``folder`` lie.
+
+    Raises:
+        DeployError: it is a link, by which engines would be written to, or read from, anywhere.
+    """
+    path = folder / ENGINES_FOLDER
+    if path.is_symlink():
+        raise DeployError(f"{path} is a link out of the bundle; remove it, or build elsewhere with --out.")
+    return path
+
+
 def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[Candidate]:
     """Return the models of the bundle at ``folder`` and the engines that lie in it.
 
@@ -70,7 +85,7 @@ def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[C
     found = [Candidate(item.file, precision) for precision, item in manifest.models.items()]
     models = {item.sha256: precision for precision, item in manifest.models.items()}
     models |= {item.sha256: precision for precision, item in manifest.tensorrt.items()}
-    for path in sorted((folder / ENGINES_FOLDER).glob("*.engine")):
+    for path in sorted(engines_folder(folder).glob("*.engine")):
         name = f"{ENGINES_FOLDER}/{path.name}"
         try:
             sidecar = load_sidecar(path)

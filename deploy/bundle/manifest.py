@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deploy.bundle.calibration_summary import Calibration
 from deploy.errors import DeployError
-from deploy.files import sha256
+from deploy.files import read_bytes
+from deploy.onnx.wire import check_whole, read_onnx, scan_bytes
 from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 from deploy.validation import explain
@@ -102,13 +104,12 @@ def read_manifest(folder: Path, *, check: Callable[[bytes], None] | None = None)
         check: called with the bytes of the manifest before they are parsed; it raises where it does not trust them.
 
     Raises:
-        DeployError: the folder is no bundle, its format is unknown, or a file is missing or altered.
+        DeployError: the folder is no bundle, its format is unknown, or a file is missing, altered or keeps its
+            weights in another one.
     """
     path = folder / MANIFEST
     try:
-        if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
-            raise DeployError(f"{folder} is not a bundle: its {MANIFEST} is no file; copy the whole bundle again.")
-        content = path.read_bytes()
+        content = read_bytes(path)
         if check is not None:
             check(content)
         manifest = Manifest.model_validate_json(content)
@@ -127,12 +128,12 @@ def _verify_file(folder: Path, item: BundledFile) -> None:
     path = folder / item.file
     if not path.is_file() or path.is_symlink():
         raise DeployError(f"{folder} lacks the file {item.file}; copy the whole bundle again.")
-    size = path.stat().st_size
-    if size != item.bytes:
+    if (size := path.stat().st_size) != item.bytes:
         raise DeployError(f"{path} has {size} bytes instead of {item.bytes}; copy the whole bundle again.")
-    found = sha256(path)
-    if found != item.sha256:
+    content = read_onnx(path)
+    if (found := hashlib.sha256(content).hexdigest()) != item.sha256:
         raise DeployError(
             f"{path} was altered: its SHA-256 is {found[:12]}... instead of {item.sha256[:12]}...; "
             "copy the whole bundle again."
         )
+    check_whole(path, scan_bytes(content, path))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deploy.bundle.manifest import MANIFEST, Manifest, read_manifest
+from deploy.bundle.manifest import Manifest, read_manifest
 from deploy.bundle.signing import Signature, is_valid_signature, read_private_key, read_public_key, sign_bytes
 from deploy.errors import DeployError
-from deploy.files import write_text
+from deploy.files import read_bytes, write_text
 from deploy.validation import explain
 
 SIGNATURE = "manifest.json.sig"
@@ -32,8 +32,9 @@ def sign(bundle: str | Path, key: str | Path) -> Path:
     """
     folder = Path(bundle)
     private_key = read_private_key(Path(key))
-    read_manifest(folder)
-    signature = sign_bytes(_PURPOSE + (folder / MANIFEST).read_bytes(), private_key)
+    read: list[bytes] = []
+    read_manifest(folder, check=read.append)
+    signature = sign_bytes(_PURPOSE + read[0], private_key)  # the bytes that were checked
     return write_text(folder / SIGNATURE, signature.model_dump_json(indent=2) + "\n")
 
 
@@ -66,7 +67,7 @@ def _check_signature(folder: Path, content: bytes, key: Path) -> None:
     public_key = read_public_key(key)
     path = folder / SIGNATURE
     try:
-        signature = Signature.model_validate_json(path.read_bytes())
+        signature = Signature.model_validate_json(read_bytes(path))
     except FileNotFoundError as error:
         raise DeployError(
             f"{folder} is not signed (it has no {SIGNATURE}); get it from who signs it, or leave out the trusted key."

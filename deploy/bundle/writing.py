@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -18,9 +19,9 @@ from deploy.bundle.decoded import stated_outputs
 from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, Outputs, Task, Weights
 from deploy.environment import versions_info
 from deploy.errors import DeployError
-from deploy.files import apply_umask, sha256
+from deploy.files import apply_umask
 from deploy.onnx.metadata import Metadata
-from deploy.onnx.wire import scan
+from deploy.onnx.wire import check_whole, read_onnx, scan_bytes
 from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 from deploy.validation import explain
@@ -131,11 +132,11 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
         raise DeployError(f"There is no {precision} model at {source}; export it first.")
     if not re.fullmatch(r"[a-z0-9]+", precision):
         raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
-    if outside := scan(Path(source)).outside:
-        raise DeployError(f"{source} keeps {outside[0]!r} in another file, which no hash covers; save it as one file.")
+    content = read_onnx(Path(source))
+    check_whole(Path(source), scan_bytes(content, Path(source)))
     target = folder / f"model.{precision}{suffix}.onnx"
-    shutil.copyfile(source, target)
-    return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
+    target.write_bytes(content)
+    return BundledFile(file=target.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _check_metadata(source: Path, spec: BundleSpec) -> None:

@@ -12,13 +12,13 @@ from deploy.errors import DeployError
 
 __all__ = ["ENGINES", "Engine", "TensorSpec", "load_engine"]
 
-Loader = Callable[[Path, int], Engine]
+Loader = Callable[[Path, int, str | None], Engine]
 
 
 def _loader(module: str, function: str = "load") -> Loader:
-    def load(path: Path, threads: int) -> Engine:
+    def load(path: Path, threads: int, sha256: str | None) -> Engine:
         # A runtime is imported only when a file needs it: each is an optional package.
-        return getattr(import_module(f"deploy.engines.{module}"), function)(path, threads=threads)
+        return getattr(import_module(f"deploy.engines.{module}"), function)(path, threads=threads, sha256=sha256)
 
     return load
 
@@ -36,13 +36,14 @@ ENGINES: Mapping[str, Loader] = MappingProxyType(
 _RUNTIME_OF = {".onnx": "onnxruntime", ".engine": "tensorrt"}
 
 
-def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = None) -> Engine:
+def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = None, sha256: str | None = None) -> Engine:
     """Load the model file at ``path``.
 
     Args:
         path: an ONNX file, or an engine of TensorRT or TensorRT-RTX.
         threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
         runtime: a key of ``ENGINES``; by default the file's ending decides (``.onnx``: ONNX Runtime).
+        sha256: the hash that the bytes of an ONNX file must have; an engine's stands in its sidecar.
 
     Raises:
         DeployError: the runtime is unknown, or the file is missing or cannot be used.
@@ -57,4 +58,4 @@ def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = Non
         )
     if chosen not in ENGINES:
         raise DeployError(f"There is no runtime {chosen!r}; choose one of {', '.join(sorted(ENGINES))}.")
-    return ENGINES[chosen](path, threads)
+    return ENGINES[chosen](path, threads, sha256)

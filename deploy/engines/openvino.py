@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnx.wire import scan
+from deploy.onnx.wire import read_model
 
 
 class OpenVinoEngine(Engine):
@@ -20,6 +21,7 @@ class OpenVinoEngine(Engine):
     Args:
         path: an ONNX file.
         threads: how many threads one run may use; 0 lets OpenVINO choose.
+        sha256: the hash that the file must have.
 
     Raises:
         DeployError: the file is missing or OpenVINO cannot compile it.
@@ -28,7 +30,7 @@ class OpenVinoEngine(Engine):
 
     runtime = "openvino"
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, sha256: str | None = None) -> None:
         try:
             import openvino as ov
         except ImportError as error:
@@ -36,9 +38,8 @@ class OpenVinoEngine(Engine):
                 "The package openvino cannot be imported here; get it with `uv sync --extra openvino` or "
                 "`pip install 'niwaki-vision[openvino]'`."
             ) from error
-        if not path.is_file():
-            raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
-        scan(path)  # OpenVINO would try other formats on a file that is no ONNX, and complain on standard error
+        # OpenVINO would try other formats on a file that is no ONNX, and complain on standard error.
+        data, wire = read_model(path, sha256)
         check_threads(threads)
         # By default OpenVINO computes in bf16 where the CPU has it, whatever the file says.
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -46,7 +47,8 @@ class OpenVinoEngine(Engine):
             options["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             core = ov.Core()
-            model = core.read_model(path)
+            # Tensors in another file are found from the path alone.
+            model = core.read_model(path if wire.outside else io.BytesIO(data))
             self.precision = precision_of(path, _metadata(model))
             # Compiling adds the names of inner tensors to an output, such as that of the tensor before a cast.
             names = [port.get_any_name() for port in model.outputs]
@@ -76,9 +78,9 @@ class OpenVinoEngine(Engine):
             self._request = None
 
 
-def load(path: Path, *, threads: int = 1) -> OpenVinoEngine:
+def load(path: Path, *, threads: int = 1, sha256: str | None = None) -> OpenVinoEngine:
     """Load ``path`` with OpenVINO; see ``OpenVinoEngine``."""
-    return OpenVinoEngine(path, threads=threads)
+    return OpenVinoEngine(path, threads=threads, sha256=sha256)
 
 
 def _spec(port: Any) -> TensorSpec:

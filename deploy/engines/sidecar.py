@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 from typing import Literal, NoReturn, Self
@@ -9,7 +10,7 @@ from typing import Literal, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from deploy.errors import DeployError
-from deploy.files import sha256, write_text
+from deploy.files import read_bytes, sha256, write_text
 from deploy.validation import explain
 
 # An RTX engine begins with a header of 64 bytes: this tag, at 16 the length of the file, at 24 the four parts of the
@@ -77,7 +78,7 @@ def load_sidecar(path: Path) -> Sidecar:
         raise DeployError(f"There is no engine at {path}; build it first.")
     beside = sidecar_of(path)
     try:
-        sidecar = Sidecar.model_validate_json(beside.read_bytes())
+        sidecar = Sidecar.model_validate_json(read_bytes(beside))
     except OSError as error:
         raise DeployError(
             f"{path.name} has no sidecar {beside.name} ({error.strerror}), so nothing says what it is; "
@@ -91,23 +92,31 @@ def load_sidecar(path: Path) -> Sidecar:
 
 
 def verify_engine(path: Path) -> Sidecar:
-    """Read the sidecar of the engine at ``path`` and check the engine's file against it.
+    """Check the engine at ``path`` as ``read_engine`` does; return its sidecar alone."""
+    return read_engine(path)[0]
+
+
+def read_engine(path: Path) -> tuple[Sidecar, bytes]:
+    """Read the engine at ``path`` and its sidecar, once, and check the one against the other.
 
     Raises:
         DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
             describes, its own header contradicts it, or the ONNX file beside it has changed since.
     """
     sidecar = load_sidecar(path)
-    size = path.stat().st_size
-    if size != sidecar.bytes:
+    if (size := path.stat().st_size) != sidecar.bytes:
         _refuse(path, f"it has {size} bytes instead of {sidecar.bytes}", "copy it again, or build it again")
-    if sha256(path) != sidecar.engine_sha256:
+    try:
+        content = read_bytes(path, sidecar.bytes)
+    except OSError as error:
+        _refuse(path, f"it cannot be read ({error.strerror})", "copy it again, or build it again")
+    if hashlib.sha256(content).hexdigest() != sidecar.engine_sha256:
         _refuse(path, "its content is not what its sidecar describes", "copy it again, or build it again")
-    _check_header(path, sidecar)
+    _check_header(path, content[:_HEADER], sidecar)
     source = path.with_name(sidecar.source)
     if source.is_file() and sha256(source) != sidecar.source_sha256:
         _refuse(path, f"it was built from another version of {source.name} than lies beside it")
-    return sidecar
+    return sidecar, content
 
 
 def check_compatible(path: Path, sidecar: Sidecar, *, runtime: str, version: str, target: str) -> None:
@@ -135,9 +144,7 @@ def incompatibility(runtime: str, built_by: str, built_for: str, *, version: str
     return None
 
 
-def _check_header(path: Path, sidecar: Sidecar) -> None:
-    with path.open("rb") as file:
-        head = file.read(_HEADER)
+def _check_header(path: Path, head: bytes, sidecar: Sidecar) -> None:
     if sidecar.runtime != "tensorrt_rtx" or not head.startswith(_TAG):
         return
     if len(head) < _HEADER or struct.unpack_from("<Q", head, 16)[0] != sidecar.bytes:

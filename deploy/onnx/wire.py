@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deploy.errors import DeployError
+from deploy.files import read_bytes
+from deploy.onnx.outside import check_inside, find_outside
+from deploy.onnx.protobuf import fields, text, varints
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16"}
+_LARGEST = (1 << 31) - 1  # protocol buffers take no more
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -31,14 +33,14 @@ class Wire:
 
     Attributes:
         properties: the file's metadata.
-        outside: the names of the constants that lie in another file.
+        outside: by the name of each tensor that lies in another file, wherever it stands, the name of that file.
         quantisers: its QuantizeLinear and DequantizeLinear nodes.
         constants: (element type, first value that is not 0, read as eight-bit integers) by name; a type that NumPy
             lacks is called ``type <number>``.
     """
 
     properties: dict[str, str] = field(default_factory=dict)
-    outside: list[str] = field(default_factory=list)
+    outside: dict[str, str] = field(default_factory=dict)
     quantisers: list[WireNode] = field(default_factory=list)
     constants: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -49,12 +51,64 @@ def scan(path: Path) -> Wire:
     Raises:
         DeployError: the file is missing or is not ONNX.
     """
+    return scan_bytes(read_onnx(path), path)
+
+
+def read_onnx(path: Path) -> bytes:
+    """Return the content of the ONNX file at ``path``.
+
+    Raises:
+        DeployError: there is none, it is no regular file, or it is larger than ONNX files can be.
+    """
     if not path.is_file():
-        raise DeployError(f"There is no ONNX file at {path}; export the model first.")
+        raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
+    try:
+        return read_bytes(path, _LARGEST)
+    except OSError as error:
+        raise DeployError(f"{path} cannot be read ({error.strerror}); export the model again.") from error
+
+
+def read_model(path: Path, sha256: str | None = None) -> tuple[bytes, Wire]:
+    """Read the ONNX file at ``path`` once, so that what was checked is what runs.
+
+    Args:
+        path: the file.
+        sha256: the hash that its content must have; such a file keeps nothing outside.
+
+    Returns:
+        Its content, and what was read from it. Only a file that keeps tensors outside, all of them in its own
+        folder, has to be opened by its path.
+
+    Raises:
+        DeployError: the file is missing, is not ONNX, was altered, or keeps tensors where it must not.
+    """
+    data = read_onnx(path)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DeployError(f"{path} was altered: its SHA-256 is not {sha256[:12]}...; copy the whole bundle again.")
+    wire = scan_bytes(data, path)
+    if sha256 is not None:
+        check_whole(path, wire)
+    check_inside(path, wire.outside)
+    return data, wire
+
+
+def check_whole(path: Path, wire: Wire) -> None:
+    """Refuse an ONNX file that keeps anything in another file.
+
+    Raises:
+        DeployError: it does.
+    """
+    for name in wire.outside:
+        raise DeployError(f"{path} keeps {name[:100]!r} in another file, which no hash covers; save it as one file.")
+
+
+def scan_bytes(data: bytes, path: Path) -> Wire:
+    """Read ``data``, the content of the ONNX file at ``path``; see ``scan``."""
     wire = Wire()
     graphs = 0
     try:
-        for number, value in fields(memoryview(path.read_bytes())):
+        wire.outside.update(find_outside(memoryview(data)))
+        for number, value in fields(memoryview(data)):
             if number == 7:
                 graphs += 1
                 _graph(value, wire)
@@ -74,8 +128,11 @@ def check_tensorrt_qdq(path: Path) -> None:
     Raises:
         DeployError: a quantised tensor is not int8, or a zero-point is not 0 or not constant.
     """
-    path = Path(path)
-    wire = scan(path)
+    check_qdq(Path(path), scan(Path(path)))
+
+
+def check_qdq(path: Path, wire: Wire) -> None:
+    """Refuse the quantised file at ``path`` that was read as ``wire``; see ``check_tensorrt_qdq``."""
     for node in wire.quantisers:
         if len(node.inputs) < 3 or not all(name in wire.constants for name in node.inputs[1:3]):
             raise DeployError(
@@ -127,79 +184,17 @@ def _node(data: memoryview, wire: Wire) -> None:
 
 
 def _constant(data: memoryview, wire: Wire) -> None:
-    name, kind, first, outside = "", 0, 0, False
+    name, kind, first = "", 0, 0
     for number, value in fields(data):
         if number == 2:
             kind = int(value)
         elif number == 8:
             name = text(value)
-        elif number == 13 or (number == 14 and value):
-            outside = True
         elif number == 9:
             values = np.frombuffer(value, np.int8)
             first = int(next(iter(values[values != 0]), 0))
-        elif number in (4, 5, 7, 10):  # the typed lists, packed or not
+        elif number in (5, 7, 11):  # the lists of integers, packed or not; those of floats are no varints
             # A small negative number is a varint of 64 bits.
             whole = next(filter(None, varints(value)), 0) if isinstance(value, memoryview) else int(value)
             first = first or (whole - (1 << 64) if whole >> 63 else whole)
-    if outside:
-        wire.outside.append(name)
     wire.constants[name] = (_KINDS.get(kind, f"type {kind}"), first)
-
-
-def text(value: Any) -> str:
-    """Return a field's value as text.
-
-    Raises:
-        ValueError: it is not UTF-8, or a number, from which bytes() would make that many zeros.
-    """
-    if not isinstance(value, memoryview):
-        raise ValueError("a number in place of a text")
-    return bytes(value).decode()
-
-
-def varints(data: memoryview) -> list[int]:
-    """Return the numbers of a packed list."""
-    found, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        found.append(value)
-    return found
-
-
-def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) for each field of a message; values are numbers, or views where they have a length.
-
-    Raises:
-        ValueError, IndexError: the bytes are no protocol buffer message.
-    """
-    at, end = 0, len(data)
-    while at < end:
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-        elif kind in (_BYTES, _FIXED64, _FIXED32):
-            size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
-            if size is None:
-                size, at = _varint(data, at)
-            if at + size > end:
-                raise ValueError("cut short")
-            yield number, data[at : at + size]
-            at += size
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number without end")

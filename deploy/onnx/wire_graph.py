@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.onnx.wire import fields, text, varints
+from deploy.onnx.protobuf import fields, text, varints
 
 INT8 = 3  # of onnx.TensorProto
 _INT, _INTS = 2, 7  # of onnx.AttributeProto

@@ -87,7 +87,7 @@ class FakeApi:
         fault = self._make("ParserError", desc=lambda: "no such operator")
         return self._make(
             "OnnxParser",
-            parse_from_file=lambda model: "parse" not in self.broken,
+            parse=lambda model: "parse" not in self.broken,
             num_errors=1,
             get_error=lambda index: fault,
         )

@@ -120,3 +120,16 @@ def test_what_cannot_be_asked_is_one_sentence(bundle_dir):
         deploy.build_engine(bundle_dir, largest=0)
     with pytest.raises(DeployError, match="There is no builder 'tvm'"):
         deploy.build_engine(bundle_dir, precision="fp32", runtime="tvm")
+
+
+def test_nothing_is_built_through_a_link_out_of_the_bundle(signed_dir, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (signed_dir / "engines").symlink_to(elsewhere)
+    options = {"runtime": "tensorrt", "api": FakeApi(FACTS["tensorrt 10.16"]), "cuda": FakeCuda()}
+    for refuse in (lambda: deploy.build_engine(signed_dir, **options), lambda: deploy.load(signed_dir)):
+        with pytest.raises(DeployError, match="is a link out of the bundle; remove it, or build elsewhere with --out"):
+            refuse()
+    assert not list(elsewhere.iterdir())
+    built = deploy.build_engine(signed_dir, out=elsewhere, **options)
+    assert verify_engine(built).source == "model.int8.trt.onnx"

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 
 GOLDEN_MANIFEST = """{
   "format": "niwaki-bundle-1", "task": "classification", "default": "fp32",
-  "models": {"fp32": {"file": "model.fp32.onnx", "bytes": 5,
-    "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}},
+  "models": {"fp32": {"file": "model.fp32.onnx", "bytes": 2,
+    "sha256": "7648eb81c4e9fef7b51879c6fcd6fb4b8863eea0cb2a978c508711dc52c80041"}},
   "preprocessing": {"size": [8, 8], "mode": "L"}, "classes": ["a"]
 }
 """
@@ -29,8 +29,8 @@ GOLDEN_SIGNATURE = """{
   "algorithm": "ed25519",
   "public_key": "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c",
   "signature": "\
-483606a8edfef3d6b96f5eb79fff118fd37dad1f65a7c2ce3c8b7c91a90205fa\
-83e27699cecc5df7b9062b43f63a1c44be760bce4bbb0ec6c55684baf432f606"
+5f1ce32c109d41531866fa109d35dc81dc0c6a8dbe72c49d67f963be0f985d1d\
+841a2bd98069c2e94584435a45a1aee40aaa10b83f59a6f188d862deea0cce02"
 }
 """
 
@@ -71,7 +71,7 @@ def niwaki(*arguments):
 def test_the_bytes_are_these(keys, tmp_path):
     folder = tmp_path / "golden"
     folder.mkdir()
-    (folder / "model.fp32.onnx").write_bytes(b"hello")
+    (folder / "model.fp32.onnx").write_bytes(b"\x3a\x00")  # a model whose graph is empty
     (folder / MANIFEST).write_text(GOLDEN_MANIFEST)
     path = deploy.sign(folder, keys / "mine.pem")
     assert (path, path.read_text()) == (folder / SIGNATURE, GOLDEN_SIGNATURE)

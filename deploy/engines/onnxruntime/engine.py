@@ -10,7 +10,7 @@ import numpy as np
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnx.wire import check_tensorrt_qdq, has_fp16_constants
+from deploy.onnx.wire import check_qdq, has_fp16_constants, read_model
 
 _PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
@@ -36,6 +36,7 @@ class OnnxRuntimeEngine(Engine):
         path: an ONNX file.
         threads: how many threads one run may use on the CPU; 0 lets ONNX Runtime choose.
         runtime: ``onnxruntime`` (the CPU), ``onnxruntime_cuda`` or ``onnxruntime_tensorrt``.
+        sha256: the hash that the file must have.
 
     Raises:
         DeployError: the file is missing, is not an ONNX model, uses an operator the runtime lacks, or is
@@ -44,16 +45,17 @@ class OnnxRuntimeEngine(Engine):
             finds no GPU.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime") -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime", sha256: str | None = None
+    ) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
             raise MissingDependency(
                 "The package onnxruntime cannot be imported here; get it with `pip install onnxruntime`."
             ) from error
-        if not path.is_file():
-            raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
         check_threads(threads)
+        data, wire = read_model(path, sha256)
         provider = _PROVIDERS[runtime]
         if provider not in ort.get_available_providers():
             raise MissingDependency(
@@ -61,16 +63,18 @@ class OnnxRuntimeEngine(Engine):
                 f"{', '.join(ort.get_available_providers())}); replace it with the package onnxruntime-gpu."
             )
         if runtime == "onnxruntime_tensorrt":
-            check_tensorrt_qdq(path)
+            check_qdq(path, wire)
         self.runtime = runtime
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # errors are raised anyway
-        model, disabled, self.kernels = _rewrite(path) if runtime == "onnxruntime" else (str(path), [], None)
+        model, disabled, self.kernels = _rewrite(data) if runtime == "onnxruntime" else (data, [], None)
+        # Tensors in another file are found from the path alone.
+        given = str(path) if wire.outside else model
         try:
-            session = ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=disabled)
+            session = ort.InferenceSession(given, options, providers=[provider], disabled_optimizers=disabled)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(
                 f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
@@ -103,29 +107,29 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def load(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+def load(path: Path, *, threads: int = 1, sha256: str | None = None) -> OnnxRuntimeEngine:
     """Load ``path`` with ONNX Runtime on the CPU; see ``OnnxRuntimeEngine``."""
-    return OnnxRuntimeEngine(path, threads=threads)
+    return OnnxRuntimeEngine(path, threads=threads, sha256=sha256)
 
 
-def load_cuda(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+def load_cuda(path: Path, *, threads: int = 1, sha256: str | None = None) -> OnnxRuntimeEngine:
     """Load ``path`` with ONNX Runtime's CUDA provider; see ``OnnxRuntimeEngine``."""
-    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_cuda")
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_cuda", sha256=sha256)
 
 
-def load_tensorrt(path: Path, *, threads: int = 1) -> OnnxRuntimeEngine:
+def load_tensorrt(path: Path, *, threads: int = 1, sha256: str | None = None) -> OnnxRuntimeEngine:
     """Load ``path`` with ONNX Runtime's TensorRT provider; see ``OnnxRuntimeEngine``."""
-    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt")
+    return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt", sha256=sha256)
 
 
-def _rewrite(path: Path) -> tuple[str | bytes, list[str], str | None]:
-    """Prepare a file for the CPU provider.
+def _rewrite(data: bytes) -> tuple[bytes, list[str], str | None]:
+    """Prepare the file ``data`` for the CPU provider.
 
     Returns:
-        The path, or the bytes of a faster file that computes the same; the names of the optimisers to disable; and
+        The file, or a faster one that computes the same; the names of the optimisers to disable; and
         what was done, in words.
     """
-    data = faster = path.read_bytes()
+    faster = data
     done: list[str] = []
     if has_amx():
         for rewrite, effect in (
@@ -139,7 +143,7 @@ def _rewrite(path: Path) -> tuple[str | bytes, list[str], str | None]:
         # ONNX Runtime 1.31 fuses a transpose and an fp16 product into a node that it has no kernel for, and aborts.
         disabled.append("MatmulTransposeFusion")
         done.append("no MatmulTransposeFusion, which fp16 does not survive")
-    return faster if faster is not data else str(path), disabled, ", ".join(done) or None
+    return faster, disabled, ", ".join(done) or None
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:

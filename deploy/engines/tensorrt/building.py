@@ -19,8 +19,8 @@ from deploy.engines.base import precision_of
 from deploy.engines.sidecar import Sidecar, write_sidecar
 from deploy.engines.tensorrt.cuda import Cuda
 from deploy.errors import DeployError, MissingDependency
-from deploy.files import replacing, sha256
-from deploy.onnx.wire import check_tensorrt_qdq, scan
+from deploy.files import replacing
+from deploy.onnx.wire import check_qdq, read_model
 
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -36,6 +36,7 @@ def engine_from_onnx(
     runtime: str = "tensorrt_rtx",
     workspace_mib: int | None = None,
     timing_cache: Path | None = None,
+    sha256: str | None = None,
     api: Any = None,
     cuda: Any = None,
 ) -> Path:
@@ -50,6 +51,7 @@ def engine_from_onnx(
         runtime: ``tensorrt_rtx``, or ``tensorrt``, which builds only for this machine's GPU.
         workspace_mib: the most device memory that a layer may use as scratch space; by default all there is.
         timing_cache: a file of kernel timings, read where it exists and written afterwards; only ``tensorrt`` times.
+        sha256: the hash that the ONNX file must have; by default any.
         api: the API object; by default the package ``runtime`` is imported.
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
@@ -58,7 +60,8 @@ def engine_from_onnx(
         MissingDependency: the runtime is not installed, or the GPU that it has to build on is missing.
     """
     onnx_path = Path(onnx_path)
-    stated = precision_of(onnx_path, scan(onnx_path).properties)
+    content, wire = read_model(onnx_path, sha256)
+    stated = precision_of(onnx_path, wire.properties)
     if precision not in (None, stated):
         raise DeployError(f"{onnx_path.name} is {stated}, not {precision}; give the {precision} file.")
     smallest, usual, largest = profile
@@ -66,9 +69,12 @@ def engine_from_onnx(
         raise DeployError(f"The profile is {profile}; give smallest <= usual <= largest batch, all at least 1.")
     if workspace_mib is not None and workspace_mib < 1:
         raise DeployError(f"workspace_mib is {workspace_mib}; give 1 or more, or leave it out.")
-    check_tensorrt_qdq(onnx_path)
+    check_qdq(onnx_path, wire)
     trt = import_api(runtime) if api is None else api
-    request = _Request(onnx_path, stated, _target(trt, runtime, target, cuda), profile, workspace_mib, timing_cache)
+    for_gpu = _target(trt, runtime, target, cuda)
+    model = None if wire.outside else content
+    hashed = hashlib.sha256(content).hexdigest()
+    request = _Request(onnx_path, model, hashed, stated, for_gpu, profile, workspace_mib, timing_cache)
     started = time.perf_counter()
     plan, flags = _build(trt, request)
     seconds = time.perf_counter() - started
@@ -79,9 +85,14 @@ def engine_from_onnx(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be built; the fields are the arguments of ``engine_from_onnx``, checked."""
+    """What is to be built; the fields are the arguments of ``engine_from_onnx``, checked.
+
+    ``model`` is the file's content, None where it keeps tensors in others and is opened by its path.
+    """
 
     onnx_path: Path
+    model: bytes | None
+    sha256: str
     precision: str
     target: str
     profile: tuple[int, int, int]
@@ -93,7 +104,7 @@ def _write_engine(
     folder: Path, request: _Request, plan: bytes, *, runtime: str, version: str, flags: list[str], seconds: float
 ) -> Path:
     """Write the serialised engine ``plan`` and its sidecar; return the engine's path."""
-    source = sha256(request.onnx_path)
+    source = request.sha256
     stem = request.onnx_path.name.removesuffix(".onnx").split(".")[0]
     batches = "-".join(map(str, request.profile))
     name = f"{stem}-{source[:12]}.{request.precision}.b{batches}.{runtime}-{version}.{request.target}.engine"
@@ -195,7 +206,8 @@ def _build(trt: Any, request: _Request) -> tuple[bytes, list[str]]:
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    parsed = parser.parse_from_file(str(path)) if request.model is None else parser.parse(request.model)
+    if not parsed:
         reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise DeployError(f"{_product(trt)} cannot read {path.name} ({reasons}).")
     config = builder.create_builder_config()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads
-from deploy.engines.sidecar import check_compatible, verify_engine
+from deploy.engines.sidecar import check_compatible, read_engine
 from deploy.engines.tensorrt.building import PRODUCTS, import_api, last_error, make_logger
 from deploy.engines.tensorrt.cuda import Cuda
 from deploy.errors import DeployError
@@ -43,7 +43,7 @@ class TensorRtEngine(Engine):
 
     def __init__(self, path: Path, *, threads: int = 1, api: Any = None, cuda: Any = None) -> None:
         check_threads(threads)
-        sidecar = verify_engine(path)
+        sidecar, content = read_engine(path)
         self.name = path.name.removesuffix(".engine")
         self.path = path
         self.runtime = sidecar.runtime
@@ -57,16 +57,16 @@ class TensorRtEngine(Engine):
             trt = import_api(sidecar.runtime) if api is None else api
             here, version = self._device.target, trt.__version__
             check_compatible(path, sidecar, runtime=sidecar.runtime, version=version, target=here)
-            self._open(trt, path)
+            self._open(trt, path, content)
         except DeployError:
             self.close()
             raise
 
-    def _open(self, trt: Any, path: Path) -> None:
+    def _open(self, trt: Any, path: Path, content: bytes) -> None:
         self._trt, self._log = trt, make_logger(trt)
         product = f"{PRODUCTS[self.runtime]} {trt.__version__}"
         self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(content)
         # TensorRT refuses by returning None and writing a line to the log, never by an exception.
         if self._engine is None:
             raise DeployError(
@@ -177,8 +177,8 @@ class TensorRtEngine(Engine):
         return TensorSpec(_DTYPES[kind], tuple(None if size == -1 else int(size) for size in shape))
 
 
-def load(path: Path, *, threads: int = 1) -> TensorRtEngine:
-    """Load the engine at ``path``; see ``TensorRtEngine``."""
+def load(path: Path, *, threads: int = 1, sha256: str | None = None) -> TensorRtEngine:
+    """Load the engine at ``path``, whose hash stands in its sidecar and not in ``sha256``; see ``TensorRtEngine``."""
     return TensorRtEngine(path, threads=threads)
 
 
