@@ -178,6 +178,14 @@ def idx(*sizes, values=None):
     return b"\0\0\x08" + bytes([len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes) + bytes(range(count))
 
 
+def test_pixels_are_normalised_and_labels_left():
+    made = mnist.Digits(torch.ones(1, 1, 2, 2), torch.tensor([7]), torch.zeros(1, 1, 2, 2), torch.tensor([3]))
+    scaled = made.normalised(0.5, 0.25)
+    assert scaled.train_images.unique().tolist() == [2.0]
+    assert scaled.test_images.unique().tolist() == [-2.0]
+    assert (scaled.train_labels.item(), scaled.test_labels.item()) == (7, 3)
+
+
 def test_an_idx_file_is_read_in_rows():
     assert mnist.read_idx(idx(2, 3), "x").tolist() == [[0, 1, 2], [3, 4, 5]]
 
