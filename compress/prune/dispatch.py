@@ -40,13 +40,23 @@ Source = tuple[int, int] | str | None
 
 @dataclass(frozen=True, slots=True)
 class OpCall:
-    """One operator call of a pass: its name, where its inputs come from, what it returned, and its plain numbers."""
+    """One operator call of a pass.
+
+    Args:
+        name: without the overload.
+        sources: where its inputs come from.
+        shapes: of what it returned.
+        flows: what that carries.
+        numbers: plain numbers that it computes with.
+        bounds: a slice's dimension, start and end.
+    """
 
     name: str
     sources: tuple[Source, ...]
     shapes: tuple[tuple[int, ...], ...]
     flows: tuple[Flow, ...]
     numbers: tuple[float, ...]
+    bounds: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -60,6 +70,7 @@ class Observations:
     protections: list[tuple[Labels, str]] = field(default_factory=list)
     altered: list[tuple[Labels, str]] = field(default_factory=list)
     rectangles: list[Labels] = field(default_factory=list)
+    loose: set[int] = field(default_factory=set)
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -176,7 +187,8 @@ class LabelDispatch(TorchDispatchMode):
         self.set_sources(outs, len(self.calls))
         self.observed.picks = self.observed.picks or (op.name in PICKS and any(flow.layers for flow in flows))
         shapes = tuple([tuple(t.shape) for t in outs])
-        self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs)))
+        bounds = tuple(args[1:4]) if op.name == "aten.slice" else ()
+        self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs), bounds))
 
     def source(self, tensor: torch.Tensor) -> Source:
         """Where a tensor comes from; for a constant of one value the value itself, which must not follow a size."""
@@ -312,7 +324,9 @@ class LabelDispatch(TorchDispatchMode):
     def protect(self, labels: Labels, reason: str) -> None:
         self.observed.protections.append((labels.reshape(-1), reason))
 
-    def rectangle(self, labels: Labels) -> None:
+    def rectangle(self, labels: Labels, loose: bool = False) -> None:
+        if loose:
+            self.observed.loose.add(len(self.observed.rectangles))
         self.observed.rectangles.append(labels)
 
     def altered(self, labels: Labels, reason: str) -> None:
@@ -357,9 +371,8 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     return tuple(found)
 
 
-def module_path(model: nn.Module) -> str:
-    """Path of the innermost module whose method is running, "" where there is none."""
-    paths = {id(module): path for path, module in model.named_modules()}
+def module_path(paths: dict[int, str]) -> str:
+    """Path of the innermost module whose method is running, "" where there is none; ``paths`` are by id."""
     frame = sys._getframe(1)
     while frame is not None:
         own = frame.f_locals.get("self")

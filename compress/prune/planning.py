@@ -204,7 +204,7 @@ def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None 
     sizes = trace.kept_sizes(kept)
     attributes: dict[str, dict[str, tuple[int, int]]] = {}
     for a in trace.attributes:
-        after = sizes[a.slot] * a.factor // a.divisor
+        after = a.after(kept, sizes)
         if after != a.value:
             attributes.setdefault(a.module, {})[a.name] = (a.value, after)
     cut = [key.rpartition(":")[0] for key in slots]

@@ -14,15 +14,17 @@ from torch import nn
 from compress.errors import ModelError
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
-from compress.prune.attributes import candidates, set_size
+from compress.prune.attributes import set_size
 from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, clone, stand_ins, uncollected
+from compress.prune.remedies import Remedy, Tie, turns
 from compress.prune.rules import tensors
-from compress.prune.trial import Blame, StoppedError, TrialDispatch
-from compress.prune.units import Attribute, Group, Trace
+from compress.prune.sizes import Patch
+from compress.prune.trial import ANOTHER_WAY, Blame, StoppedError, TrialDispatch
+from compress.prune.units import Group, Trace
 
 
 def trace(
@@ -74,7 +76,7 @@ class _Tracing:
     real: bool = False
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
-    tried: set[tuple[str, str]] = field(default_factory=set)
+    tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
 
     def trace(self) -> Trace:
@@ -96,7 +98,7 @@ class _Tracing:
             if not blames:
                 break
             grouping = self._remedy(grouping, blames)
-        return grouping.trace
+        return self._loosened(grouping).trace
 
     def _grouping(self) -> Grouping:
         return group_units(self.network, self.observed, self.choices)
@@ -242,7 +244,7 @@ class _Tracing:
         net, state = self._probe(cut)
         sizes, modules = found.kept_sizes(kept), dict(net.named_modules(remove_duplicate=False))
         for a in found.attributes:
-            after = sizes[a.slot] * a.factor // a.divisor
+            after = a.after(kept, sizes)
             if after != a.value:
                 set_size(modules[a.module], a.name, a.value, after)
         trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net)
@@ -256,15 +258,13 @@ class _Tracing:
         except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
             reason = f"fixed size: {_first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
-                return self._culprits(
-                    grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
-                )
+                trial.missing(reason, _path(net, error))
         else:
             if not trial.blames:
                 return []
         blames = [b for b in trial.blames if free[b.units].any()]
-        reason = "fixed size: the network takes another way after a cut"
-        return blames or self._culprits(grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
+        last = trial.blames[-1] if trial.blames else Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")
+        return blames or self._culprits(grouping, groups, last)
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
         """The groups that make a cut fail, found by bisection where no operator tells."""
@@ -296,53 +296,57 @@ class _Tracing:
         return self._grouping()
 
     def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
-        """Let sizes that the blamed modules keep follow the blamed groups, if the cut then passes.
+        """Take the sizes that blamed modules keep for what their failing calls should have been given.
 
-        The sizes of a blame are tried one at a time, those of all blames at once, and at last all sizes of a blame.
+        Each blame's remedies are tried in turns, all blames at once: what passes is taken.
         """
-        open_: list[tuple[int, list[Attribute]]] = [
-            (b.call, found) for b in blames if (found := self._sizes(grouping, b))
-        ]
+        open_ = [(b.call, found) for b in blames if (found := turns(self.network.model, grouping, b, self.tried))]
         before = {b.call for b in blames}
-        accepted: list[Attribute] = []
-        known = list(self.choices.patches)
-        for turn in range(max((len(found) for _, found in open_), default=-1) + 1):
-            trying = [
-                (call, found[turn : turn + 1] if turn < len(found) else found)
-                for call, found in open_
-                if turn < len(found) or turn == len(found) > 1
-            ]
+        accepted: list[Remedy] = []
+        known = self.choices.patches, self.choices.ties
+        for turn in range(max((len(found) for _, found in open_), default=0)):
+            trying = [(call, found[turn]) for call, found in open_ if turn < len(found)]
             if not trying or self.trials <= 0:
                 break
-            self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
+            self._take(known, [*accepted, *(remedy for _, remedy in trying)])
             tried = self._grouping()
             left = self._blames(tried, list(tried.trace.groups))
             if not left:
                 self.cleared = tried
                 return tried
             calls = {b.call for b in left}
-            # A new failure earlier than before was caused by the patch; what comes after it was not reached.
+            # What fails earlier than before was broken by the patch, and what comes after was not reached.
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
-            accepted += [a for call, sizes in trying if call in passed for a in sizes]
+            accepted += [remedy for call, remedy in trying if call in passed]
             open_ = [(call, found) for call, found in open_ if call not in passed]
-        self.choices.patches = [*known, *accepted]
+        self._take(known, accepted)
         return self._grouping() if accepted else None
 
-    def _sizes(self, grouping: Grouping, blame: Blame) -> list[Attribute]:
-        """The sizes kept by the blamed module, or by the closest one around it that keeps any; each is tried once."""
-        groups = [g for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
-        path = blame.module
-        while True:
-            found = [
-                a
-                for a in candidates(self.network.model, path, groups, grouping.trace)
-                if (a.module, a.name) not in self.tried
-            ]
-            if found or not path:
-                break
-            path = path.rpartition(".")[0]
-        self.tried.update((a.module, a.name) for a in found)
-        return found
+    def _take(self, known: tuple[list[Patch], list[Tie]], remedies: list[Remedy]) -> None:
+        patches = {patch.key: patch for patch in known[0]}
+        for own, _ in remedies:
+            for patch in own:
+                patches.setdefault(patch.key, patch)
+        self.choices.patches = list(patches.values())
+        self.choices.ties = [*known[1], *(tie for _, ties in remedies for tie in ties)]
+
+    def _loosened(self, grouping: Grouping) -> Grouping:
+        """Where runs were taken to be equal, but end where a size says that is followed now, they may differ."""
+        followed = np.concatenate([np.empty(0, np.int64), *(p.labels.reshape(-1) for p in self.choices.patches)])
+        loose = [
+            k
+            for k in grouping.ties
+            if k in self.observed.loose and np.isin(self.observed.rectangles[k], followed).any() and self.trials > 0
+        ]
+        if not loose:
+            return grouping
+        before = dict(self.choices.axis)
+        self.choices.axis.update({k: self.observed.rectangles[k].ndim for k in loose})
+        tried = self._grouping()
+        if self._blames(tried, list(tried.trace.groups)):
+            self.choices.axis = before
+            return grouping
+        return tried
 
 
 def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,34 @@ from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall,
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
+from compress.prune.sizes import Want, axes, wanted, whole_numbers
 
 
-@dataclass(frozen=True)
+REACH = 100
+"""Calls before one that fails among which the size that it follows is looked for."""
+
+ANOTHER_WAY = "fixed size: the network takes another way after a cut"
+
+
+@dataclass(frozen=True, eq=False)
 class Blame:
-    """Units that could not be cut as they were, the reason, and the call and module where it showed."""
+    """Units that could not be cut as they were, the reason, and the call and module where it showed.
+
+    Args:
+        units: those that reach the call.
+        reason: what went wrong.
+        call: its number in the pass.
+        module: path of the innermost module whose method was running.
+        wants: the sizes that the call should have been given.
+        ties: sizes that it was given, each with what that follows instead.
+    """
 
     units: npt.NDArray[np.int64]
     reason: str
     call: int
     module: str
+    wants: tuple[Want, ...] = ()
+    ties: tuple[tuple[Labels, Labels], ...] = ()
 
 
 class StoppedError(Exception):
@@ -48,6 +66,7 @@ class TrialDispatch(LabelDispatch):
         super().__init__(state, Observations(), heads)
         self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
         self.blames: list[Blame] = []
+        self.paths: dict[int, str] | None = None
         self.expected: list[OpCall] = []
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
@@ -69,7 +88,7 @@ class TrialDispatch(LabelDispatch):
             call = self._next(op.name)
             # The failing call returns what it should have, so that one pass finds all that fail.
             left = [self._left(call, k) for k in range(len(call.flows))]
-            self._blame(args, f"fixed size: {_first_line(error)}")
+            self._blame(args, f"fixed size: {_first_line(error)}", call, args)
             if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
                 raise StoppedError from None
             outs = [torch.empty(part[1], device="meta") for part in left if part is not None]
@@ -84,7 +103,7 @@ class TrialDispatch(LabelDispatch):
             return
         call = self._next(op.name)
         if len(outs) != len(call.flows) or sources != call.sources:
-            self._blame(args, "fixed size: the network takes another way after a cut", call)
+            self._blame(args, ANOTHER_WAY, call, args)
             raise StoppedError
         wrong = ""
         if call.numbers != numbers(op, args, kwargs):
@@ -98,14 +117,20 @@ class TrialDispatch(LabelDispatch):
             # What follows is judged separately.
             self._keep(tensor, flow if left is None else left[0])
         if wrong:
-            self._blame((args, outs), wrong, call)
+            self._blame((args, outs), wrong, call, args)
         self.set_sources(outs, self.at)
         self.at += 1
 
     def _next(self, name: str) -> OpCall:
         if self.at >= len(self.expected) or self.expected[self.at].name != name:
+            self.missing(ANOTHER_WAY)
             raise StoppedError
         return self.expected[self.at]
+
+    def missing(self, reason: str, module: str | None = None) -> None:
+        """Blame what the call that should have come next works on: it did not come."""
+        if self.at < len(self.expected):
+            self._blame((), reason, self.expected[self.at], (), module)
 
     def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
         """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
@@ -171,15 +196,56 @@ class TrialDispatch(LabelDispatch):
                 self.cuts[key] = labels[where] if whole else None, tuple(len(i) for i in index)
         return self.cuts[key]
 
-    def _blame(self, values: Any, reason: str, call: OpCall | None = None) -> None:
+    def _blame(self, values: Any, reason: str, call: OpCall, args: Any, module: str | None = None) -> None:
         """Blame the units that reach a call for what went wrong in it."""
+        inputs = [self._whole(source) for source in call.sources]
         parts = [np.empty(0, np.int64)]
-        for tensor in tensors(values):
-            parts += [layer.labels.reshape(-1) for layer in self.flow(tensor).layers]
-        for flow in call.flows if call is not None else ():
+        for flow in (*(self.flow(t) for t in tensors(values)), *call.flows, *([] if values else inputs)):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
-        self.blames.append(Blame(units, reason, self.at, module_path(self.model)))
+        wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
+        ties = tuple(self._followed(wants, whole_numbers(args)))
+        path = self._path() if module is None else module
+        self.blames.append(Blame(units, reason, self.at, path, wants, ties))
+
+    def _whole(self, source: Source) -> Flow:
+        """What the whole network's tensor from there carries."""
+        if isinstance(source, tuple):
+            at, k = source
+            return self.expected[at].flows[k]
+        layers = []
+        if isinstance(source, str):
+            for d in range(8):
+                labels = self.whole.slots.get((source, d))
+                if labels is not None:
+                    layers.append(Layer(labels.reshape((1,) * d + (-1,))))
+        return Flow(tuple(layers))
+
+    def _stays(self, labels: Labels) -> int:
+        return int(np.count_nonzero(self.kept[self.grouping.unit_of[labels]].any(axis=1)))
+
+    def _followed(self, wants: Sequence[Want], given: set[int]) -> Iterator[tuple[Labels, Labels]]:
+        """Pairs of a wanted size and another one of the same length, which the call was given after the cut."""
+        known = set()
+        for want in wants:
+            others = {n for n in given if n != self._stays(want.labels) and n < want.size}
+            if not others:
+                continue
+            own = self.grouping.unit_of[want.labels[:, 0]]
+            for before in reversed(self.expected[max(self.at - REACH, 0) : self.at]):
+                for axis in (axis for flow in before.flows for axis in axes(flow) if axis.size == want.size):
+                    units = self.grouping.unit_of[axis.labels[:, 0]]
+                    key = own.tobytes(), units.tobytes()
+                    if key in known or np.array_equal(units, own) or self._stays(axis.labels) not in others:
+                        continue
+                    known.add(key)
+                    if not self.grouping.trace.protected_units[units].any():
+                        yield want.labels[:, 0], axis.labels[:, 0]
+
+    def _path(self) -> str:
+        if self.paths is None:
+            self.paths = {id(module): path for path, module in self.model.named_modules()}
+        return module_path(self.paths)
 
     # Outputs are compared call by call; what the rules say of the whole network still holds ----------------
 
@@ -189,7 +255,7 @@ class TrialDispatch(LabelDispatch):
     def protect(self, labels: Labels, reason: str) -> None:
         return
 
-    def rectangle(self, labels: Labels) -> None:
+    def rectangle(self, labels: Labels, loose: bool = False) -> None:
         return
 
     def altered(self, labels: Labels, reason: str) -> None:

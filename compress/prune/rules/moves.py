@@ -167,10 +167,10 @@ def picked(tracer: Labeller, flow: Flow, moved: list[Labels]) -> Flow:
     return flow.moved(moved)
 
 
-def _rectangles(tracer: Labeller, flow: Flow, d: int, parts: int) -> None:
+def _rectangles(tracer: Labeller, flow: Flow, d: int, parts: int, loose: bool = False) -> None:
     for layer in flow.layers:
         if layer.dims == (d,):
-            tracer.rectangle(layer.labels.reshape(parts, -1))
+            tracer.rectangle(layer.labels.reshape(parts, -1), loose)
 
 
 def unbind(tracer: Labeller, call: Call) -> list[Flow]:
@@ -202,7 +202,7 @@ def slice_(tracer: Labeller, call: Call) -> Flow:
     if step > 1 and size % step == 0:
         _rectangles(tracer, flow, d, size // step)
     elif step == 1 and 0 < run < size and size % run == 0 and start % run == 0:
-        _rectangles(tracer, flow, d, size // run)
+        _rectangles(tracer, flow, d, size // run, loose=True)
     where = (slice(None),) * d + (slice(start, stop, step),)
     return picked(tracer, flow, [shrink(y.labels[where]) if y.over(d) else y.labels for y in flow.layers])
 
