@@ -16,7 +16,6 @@ from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
 
-
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
 
