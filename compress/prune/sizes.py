@@ -105,8 +105,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return True
     kind = type(value)
-    return hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value) and (
-        kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy")
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type)
+        and not callable(value)
+        and (kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy"))
     )
 
 
