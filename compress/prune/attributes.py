@@ -44,6 +44,10 @@ def _follows(module: nn.Module, heads: str) -> list[Follows]:
         return [("embedding_dim", "weight", 1, 1, 1)]
     if isinstance(module, nn.PReLU):
         return [("num_parameters", "weight", 0, 1, 1)]
+    if isinstance(module, nn.RNNBase) and module.proj_size == 0:
+        return [("input_size", "weight_ih_l0", 1, 1, 1), ("hidden_size", "weight_hh_l0", 1, 1, 1)]
+    if isinstance(module, nn.RNNCellBase):
+        return [("input_size", "weight_ih", 1, 1, 1), ("hidden_size", "weight_hh", 1, 1, 1)]
     return _attention(module, heads)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,7 @@ class Observations:
     protections: list[tuple[Labels, str]] = field(default_factory=list)
     altered: list[tuple[Labels, str]] = field(default_factory=list)
     rectangles: list[Labels] = field(default_factory=list)
+    fresh: list[Labels] = field(default_factory=list)
     loose: set[int] = field(default_factory=set)
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
@@ -126,6 +127,7 @@ class LabelDispatch(TorchDispatchMode):
         self.values: dict[int, torch.Tensor] = {}
         self.sources: dict[int, Source] = dict(self.names)
         self.calls: list[OpCall] = []
+        self.blank = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -157,7 +159,7 @@ class LabelDispatch(TorchDispatchMode):
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
             out = func(*args, **kwargs)
             if op.factory:
-                self._keep(out, Flow(uniform=True))
+                self._keep(out, _uniform(op.name, args))
                 self.sources[id(out)] = f"{op.name} {numbers(op, args, {})}"
             return out
         quick = meta and op.shape is not None
@@ -207,7 +209,7 @@ class LabelDispatch(TorchDispatchMode):
     def label(self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]) -> tuple[Flow, ...]:
         call = Call(op.name, args, kwargs, out)
         if op.factory:
-            results: Any = Flow(uniform=True)
+            results: Any = _uniform(op.name, args)
         elif op.rule is None:
             results = self.unknown(call)
         else:
@@ -223,18 +225,29 @@ class LabelDispatch(TorchDispatchMode):
     def _keep(self, tensor: Any, flow: Flow) -> None:
         if isinstance(tensor, torch.Tensor):
             self.alive.append(tensor)
+            self.blank = self.blank or flow.blank
             self.flows[id(tensor)] = flow
             self.names.pop(id(tensor), None)
 
     def _written(self, tensor: torch.Tensor) -> None:
         """Mark what shares storage with a tensor written in place: it may no longer be zero."""
         own = self.flows[id(tensor)]
+        if self.blank:
+            self._spoil(tensor)
         if all(layer.zero for layer in own.layers) and not own.origin:
             return
         storage = tensor.untyped_storage()._cdata
         for other in self.alive:
             if other is not tensor and id(other) in self.flows and other.untyped_storage()._cdata == storage:
                 self.flows[id(other)] = self.flows[id(other)].with_zero(False)
+
+    def _spoil(self, tensor: torch.Tensor) -> None:
+        """What shares storage with a tensor written in place is no longer known to be zero all over."""
+        storage = tensor.untyped_storage()._cdata
+        for other in self.alive:
+            flow = self.flows.get(id(other))
+            if flow is not None and flow.blank and other.untyped_storage()._cdata == storage:
+                self.flows[id(other)] = replace(flow, blank=False)
 
     def _on_meta(self, value: Any) -> Any:
         """Move constants that the code made on another device to the meta device, and remember their values."""
@@ -281,6 +294,13 @@ class LabelDispatch(TorchDispatchMode):
             start = self.observed.count
             labels = self.observed.slots[slot] = np.arange(start, start + size, dtype=np.int64)
             self.observed.count += size
+        return labels
+
+    def fresh(self, size: int) -> Labels:
+        """Labels of channels that no parameter has."""
+        self.observed.count += size
+        labels = np.arange(self.observed.count - size, self.observed.count, dtype=np.int64)
+        self.observed.fresh.append(labels)
         return labels
 
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None:
@@ -356,6 +376,14 @@ def argument_tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
         elif isinstance(value, list | tuple):
             found += [item for item in value if isinstance(item, torch.Tensor)]
     return found + argument_tensors(kwargs.values(), None) if kwargs else found
+
+
+def _uniform(name: str, args: Any) -> Flow:
+    """The flow of a tensor of one value."""
+    kind = name.removeprefix("aten.")
+    value = args[2] if kind == "new_full" and len(args) > 2 else args[1] if kind == "full" and len(args) > 1 else 1
+    zero = type(value) in (int, float) and value == 0
+    return Flow(uniform=True, blank=zero or kind in ("zeros", "new_zeros"))
 
 
 def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:

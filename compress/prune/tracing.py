@@ -23,7 +23,7 @@ from compress.prune.probe import Forward, clone, stand_ins, uncollected
 from compress.prune.remedies import Remedy, Tie, turns
 from compress.prune.rules import tensors
 from compress.prune.sizes import Patch
-from compress.prune.trial import ANOTHER_WAY, Blame, StoppedError, TrialDispatch
+from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
 from compress.prune.units import Group, Trace
 
 
@@ -174,9 +174,7 @@ class _Tracing:
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                for (name, _), labels in dispatch.observed.slots.items():
-                    if name.startswith(f"{path}."):
-                        dispatch.protect(labels, f"{type(module).__name__} has no rule")
+                _recurrent(dispatch, path, module)
         return dispatch.observed
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
@@ -252,7 +250,8 @@ class _Tracing:
         try:
             for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
-                self._run(net, trial, training=k > 0)
+                with Reshapes(trial):
+                    self._run(net, trial, training=k > 0)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
@@ -387,6 +386,20 @@ def _copied(value: Any, real: bool) -> Any:
     if isinstance(value, dict):
         return {k: _copied(v, real) for k, v in value.items()}
     return value
+
+
+def _recurrent(dispatch: LabelDispatch, path: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
+    """One number of hidden units goes for all layers and directions; a projection has no rule."""
+    slots = dispatch.observed.slots
+    own = {name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1}
+    hidden = [labels for name, labels in own.items() if ".weight_hh" in f".{name}"]
+    if getattr(module, "proj_size", 0) > 0 or len({len(labels) for labels in hidden}) != 1:
+        for (name, _), labels in slots.items():
+            if name.startswith(f"{path}."):
+                dispatch.protect(labels, f"{type(module).__name__} has no rule")
+        return
+    for labels in hidden[1:]:
+        dispatch.equate(hidden[0], labels)
 
 
 def _path(net: nn.Module, error: BaseException) -> str:

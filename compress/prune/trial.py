@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.overrides import TorchFunctionMode
 
 from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, module_path, numbers
 from compress.prune.grouping import Grouping
@@ -43,6 +45,24 @@ class Blame:
     ties: tuple[tuple[Labels, Labels], ...] = ()
 
 
+class Reshapes(TorchFunctionMode):
+    """Let a trial go on after a reshape that is refused before the dispatcher hears of it."""
+
+    def __init__(self, trial: TrialDispatch) -> None:
+        super().__init__()
+        self._trial = trial
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (torch.Tensor.reshape, torch.reshape):
+            return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            return self._trial.reshaped(args[0], [*args[1:], *(kwargs or {}).values()], error)
+
+
 class StoppedError(Exception):
     """A cut network takes another path than the whole one, so that what follows says nothing."""
 
@@ -66,6 +86,7 @@ class TrialDispatch(LabelDispatch):
         self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
         self.blames: list[Blame] = []
         self.paths: dict[int, str] | None = None
+        self.foreign: npt.NDArray[np.bool_] | None = None
         self.expected: list[OpCall] = []
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
@@ -80,18 +101,39 @@ class TrialDispatch(LabelDispatch):
             raise StoppedError
         return labels[self.kept[self.grouping.unit_of[labels]]]
 
+    def fresh(self, size: int) -> Labels:
+        # Which they are is not known, only that they are some that no parameter has.
+        return np.full(size, -1, dtype=np.int64)
+
     def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
         try:
             return super().run(func, op, args, kwargs, quick)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            call = self._next(op.name)
-            # The failing call returns what it should have, so that one pass finds all that fail.
-            left = [self._left(call, k) for k in range(len(call.flows))]
-            self._blame(args, f"fixed size: {_first_line(error)}", call, args)
-            if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
-                raise StoppedError from None
-            outs = [torch.empty(part[1], device="meta") for part in left if part is not None]
-            return outs[0] if len(outs) == 1 else tuple(outs)
+            return self._should(self._next(op.name), error, args)
+
+    def _should(self, call: OpCall, error: Exception, args: Any) -> Any:
+        """What a failing call should have returned, so that one pass finds all that fail."""
+        left = [self._left(call, k) for k in range(len(call.flows))]
+        self._blame(args, f"fixed size: {_first_line(error)}", call, args)
+        if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
+            raise StoppedError from None
+        like = tensors(args)[0].dtype if tensors(args) else None
+        outs = [torch.empty(part[1], device="meta", dtype=like) for part in left if part is not None]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def reshaped(self, x: torch.Tensor, shape: Any, error: Exception) -> torch.Tensor:
+        """What a reshape that fails before any operator runs should have returned."""
+        if self.at >= len(self.expected) or self.expected[self.at].name != "aten.view":
+            self.missing(f"fixed size: {_first_line(error)}")
+            raise StoppedError from None
+        call = self.expected[self.at]
+        out = self._should(call, error, (x, shape))
+        left = self._left(call, 0)
+        assert left is not None
+        self._keep(out, left[0])
+        self.set_sources([out], self.at)
+        self.at += 1
+        return out
 
     def after(
         self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
@@ -142,14 +184,25 @@ class TrialDispatch(LabelDispatch):
                 return False
         if moved is None:
             return True
-        own = {layer.dims: layer.labels for layer in moved.layers}
-        expected = {layer.dims: layer.labels for layer in left.layers}
+        own, expected = _by_dims(moved.layers), _by_dims(left.layers)
         if own.keys() != expected.keys():
             # If one channel is left, one side may know already that its labels no longer change.
             own, expected = self._as_units(own.values()), self._as_units(expected.values())
         if own.keys() != expected.keys():
             return False
-        return all(own[dims] is labels or np.array_equal(own[dims], labels) for dims, labels in expected.items())
+        return all(own[dims] is labels or self._equal(own[dims], labels) for dims, labels in expected.items())
+
+    def _equal(self, own: Labels, expected: Labels) -> bool:
+        if own.shape != expected.shape:
+            return False
+        wrong = expected[own != expected]
+        if not len(wrong):
+            return True
+        if self.foreign is None:
+            self.foreign = np.zeros(self.whole.count, dtype=bool)
+            for labels in self.whole.fresh:
+                self.foreign[labels] = True
+        return bool((own[own != expected] == -1).all() and self.foreign[wrong].all())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
@@ -161,8 +214,9 @@ class TrialDispatch(LabelDispatch):
 
     def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
         layers = []
+        several = len({layer.dims for layer in flow.layers}) < len(flow.layers)
         for layer in flow.layers:
-            labels, cut = self._cut_labels(layer.labels)
+            labels, cut = self._cut_together(layer, flow.layers) if several else self._cut_labels(layer.labels)
             if labels is None:
                 return None
             for d in layer.dims:
@@ -171,9 +225,18 @@ class TrialDispatch(LabelDispatch):
                 layers.append(Layer(labels, layer.zero))
         return Flow(tuple(layers), flow.origin, flow.uniform), size
 
-    def _as_units(self, every: Iterable[Labels]) -> dict[tuple[int, ...], Labels]:
-        layers = [Layer(shrink(self.grouping.unit_of[labels])) for labels in every]
-        return {layer.dims: layer.labels for layer in layers if layer.labels.size > 1}
+    def _cut_together(self, own: Layer, layers: Sequence[Layer]) -> tuple[Labels | None, tuple[int, ...]]:
+        """The same if several layers lie along the same dimensions: an element stays where all its channels do."""
+        alike = [layer.labels for layer in layers if layer.dims == own.dims]
+        kept = np.all([self.kept[self.grouping.unit_of[labels]] for labels in alike], axis=0)
+        every = range(kept.ndim)
+        index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]
+        whole = bool(kept[np.ix_(*index)].all())
+        return own.labels[np.ix_(*index)] if whole else None, tuple(len(i) for i in index)
+
+    def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
+        layers = [Layer(shrink(np.where(labels < 0, -1, self.grouping.unit_of[labels]))) for labels in every]
+        return _by_dims([layer for layer in layers if layer.labels.size > 1])
 
     def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
         """What is left of the whole network's labels, None if it is no rectangle, and the length of each dimension."""
@@ -199,11 +262,13 @@ class TrialDispatch(LabelDispatch):
         """Blame the units that reach a call for what went wrong in it."""
         inputs = [self._whole(source) for source in call.sources]
         parts = [np.empty(0, np.int64)]
-        for flow in (*(self.flow(t) for t in tensors(values)), *call.flows, *([] if values else inputs)):
+        known = [self.flows[id(t)] for t in tensors(values) if id(t) in self.flows]
+        for flow in (*known, *call.flows, *([] if known else inputs)):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
-        ties = tuple(self._followed(wants, whole_numbers(args)))
+        numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
+        ties = tuple(self._followed(wants, numbers_given))
         path = self._path() if module is None else module
         self.blames.append(Blame(units, reason, self.at, path, wants, ties))
 
@@ -269,6 +334,14 @@ class TrialDispatch(LabelDispatch):
     def unknown(self, call: Call, reason: str = "") -> Flow:
         reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
         return Flow((), reason)
+
+
+def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:
+    """Labels by the dimensions that they lie along, and their number among those along the same."""
+    found: dict[tuple[tuple[int, ...], int], Labels] = {}
+    for layer in layers:
+        found[layer.dims, sum(dims == layer.dims for dims, _ in found)] = layer.labels
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,6 +37,7 @@ class Labeller(Protocol):
     """What goes of an attention: ``whole`` heads, or the same ``dims`` in every head."""
 
     def flow(self, tensor: Any) -> Flow: ...
+    def fresh(self, size: int) -> Labels: ...
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None: ...
     def tie(self, tensor: torch.Tensor, dim: int, labels: Labels, role: Role) -> bool: ...
     def value(self, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None: ...
@@ -139,6 +140,7 @@ def meet(
         sides.append((layers, (*wide, *shape), flow))
     merged: list[tuple[Layer, list[bool]]] = []
     for side, (layers, _, _) in enumerate(sides):
+        mine: set[int] = set()
         for whole in layers:
             tracer.role(whole.slot, "producer")
             layer = _unblocked(tracer, whole, sides, side)
@@ -146,7 +148,8 @@ def meet(
                 continue
             for k, (other, zeros) in enumerate(merged):
                 shared = [d for d in layer.dims if other.over(d)]
-                if shared:
+                # A kernel laid out in a row has columns and positions along one dimension, which do not meet.
+                if shared and not (k in mine and layer.dims == other.dims):
                     tracer.equate(*np.broadcast_arrays(layer.labels, other.labels))
                     zeros[side] = layer.zero
                     if len(shared) < len(other.dims):
@@ -154,8 +157,9 @@ def meet(
                         merged[k] = (Layer(other.labels[index], other.zero), zeros)
                     break
             else:
-                zeros = [False] * len(sides)
+                zeros = [flow.blank for _, _, flow in sides]
                 zeros[side] = layer.zero
+                mine.add(len(merged))
                 merged.append((layer, zeros))
     return tuple(Layer(layer.labels, zero(zeros)) for layer, zeros in merged)
 

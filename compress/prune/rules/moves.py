@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.prune.labels import Flow, Labels, Layer, reshape_labels, shrink
+from compress.prune.labels import Flow, Labels, Layer, placed, reshape_labels, shrink
 from compress.prune.rules.base import Call, Labeller, Rule, collapse, dim_of, meet, named, tensors
 
 
@@ -127,7 +127,14 @@ def joined(tracer: Labeller, parts: list[tuple[Flow, tuple[int, ...]]], d: int, 
     ]
     origin = next((flow.origin for flow, _ in parts if flow.origin), "")
     layers = list(meet(tracer, across, ndim, all))
-    if any(along):
+    if any(along) or any(flow.blank for flow, _ in parts):
+        for own, (flow, shape) in zip(along, parts, strict=True):
+            if not own and shape[d] > 0:
+                # Channels that are no layer's: they stay, and hold none of those beside them.
+                labels = tracer.fresh(shape[d])
+                if not flow.blank:
+                    tracer.protect(labels, f"side by side with {flow.origin or 'a constant'}")
+                own.append(Layer(placed(labels, ndim, d)))
         if any(len(own) != 1 and shape[d] > 0 for own, (_, shape) in zip(along, parts, strict=True)):
             for own, (flow, _) in zip(along, parts, strict=True):
                 for layer in own:
