@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,8 @@ FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_ful
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
+
+_OURS = str(Path(__file__).parent)
 
 VIEWS = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
 """The names of one reshape, which depend on the memory layout."""
@@ -70,6 +75,7 @@ class Observations:
     protections: list[tuple[Labels, str]] = field(default_factory=list)
     altered: list[tuple[Labels, str]] = field(default_factory=list)
     rectangles: list[Labels] = field(default_factory=list)
+    where: dict[str, tuple[nn.Module | None, str]] = field(default_factory=dict)
     fresh: list[Labels] = field(default_factory=list)
     loose: set[int] = field(default_factory=set)
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
@@ -238,7 +244,9 @@ class LabelDispatch(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()._cdata
         for other in self.alive:
-            if other is not tensor and id(other) in self.flows and other.untyped_storage()._cdata == storage:
+            if other is tensor or id(other) not in self.flows or other.untyped_storage()._cdata != storage:
+                continue
+            if not disjoint(tensor, other):
                 self.flows[id(other)] = self.flows[id(other)].with_zero(False)
 
     def _spoil(self, tensor: torch.Tensor) -> None:
@@ -342,6 +350,8 @@ class LabelDispatch(TorchDispatchMode):
         self.observed.equalities.append((left.reshape(-1), right.reshape(-1)))
 
     def protect(self, labels: Labels, reason: str) -> None:
+        if reason not in self.observed.where:
+            self.observed.where[reason] = running()
         self.observed.protections.append((labels.reshape(-1), reason))
 
     def rectangle(self, labels: Labels, loose: bool = False) -> None:
@@ -399,12 +409,29 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     return tuple(found)
 
 
-def module_path(paths: dict[int, str]) -> str:
-    """Path of the innermost module whose method is running, "" where there is none; ``paths`` are by id."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        own = frame.f_locals.get("self")
-        if id(own) in paths and isinstance(own, nn.Module):
-            return paths[id(own)]
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+def disjoint(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two views of one storage are known to have no element in common: runs of one dimension, as chunks are."""
+    if a.shape != b.shape or a.stride() != b.stride():
+        return False
+    apart = abs(int(a.storage_offset()) - int(b.storage_offset()))
+    for size, step in zip(a.shape, a.stride(), strict=True):
+        above = min((s for s in a.stride() if s > step), default=None)
+        inner = sum((n - 1) * s for n, s in zip(a.shape, a.stride(), strict=True) if s < step)
+        fits = above is None or apart + (size - 1) * step + inner < above
+        if step and inner < step and apart % step == 0 and apart // step >= size and fits:
+            return True
+    return False
+
+
+def running() -> tuple[nn.Module | None, str]:
+    """The innermost module whose method is running, and the innermost line outside of torch, as ``file.py:12``."""
+    frame: FrameType | None = sys._getframe(1)
+    found, line = None, ""
+    while frame is not None and (found is None or not line):
+        own, file = frame.f_locals.get("self"), frame.f_code.co_filename
+        if found is None and isinstance(own, nn.Module):
+            found = own
+        if not line and f"{os.sep}torch{os.sep}" not in file and not file.startswith(_OURS):
+            line = f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return found, line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +78,7 @@ class _Tracing:
     choices: Choices = field(default_factory=Choices)
     tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
+    where: dict[str, str] = field(default_factory=dict)
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -98,7 +99,7 @@ class _Tracing:
             if not blames:
                 break
             grouping = self._remedy(grouping, blames)
-        return self._loosened(grouping).trace
+        return replace(self._loosened(grouping).trace, where=self.where)
 
     def _grouping(self) -> Grouping:
         return group_units(self.network, self.observed, self.choices)
@@ -175,6 +176,9 @@ class _Tracing:
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
                 _recurrent(dispatch, path, module)
+        paths = {id(module): path for path, module in net.named_modules()}
+        for reason, (module, line) in dispatch.observed.where.items():
+            self.where[reason] = _place(paths.get(id(module), ""), line)
         return dispatch.observed
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
@@ -290,6 +294,7 @@ class _Tracing:
             if not ties:
                 labels = np.flatnonzero(np.isin(grouping.unit_of, own))
                 self.choices.held.append((labels, blame.reason))
+                self.where.setdefault(blame.reason, _place(blame.module, blame.line))
         for k in turned:
             self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
         return self._grouping()
@@ -391,15 +396,25 @@ def _copied(value: Any, real: bool) -> Any:
 def _recurrent(dispatch: LabelDispatch, path: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
     """One number of hidden units goes for all layers and directions; a projection has no rule."""
     slots = dispatch.observed.slots
-    own = {name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1}
+    own = {
+        name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1
+    }
     hidden = [labels for name, labels in own.items() if ".weight_hh" in f".{name}"]
     if getattr(module, "proj_size", 0) > 0 or len({len(labels) for labels in hidden}) != 1:
         for (name, _), labels in slots.items():
             if name.startswith(f"{path}."):
                 dispatch.protect(labels, f"{type(module).__name__} has no rule")
         return
-    for labels in hidden[1:]:
-        dispatch.equate(hidden[0], labels)
+    for name, labels in own.items():
+        if ".weight_hh" in f".{name}":
+            # What one step gives is what the next one reads, even where only one is seen.
+            gates = slots[name, 0].reshape(-1, len(labels))
+            dispatch.equate(gates, np.broadcast_to(labels, gates.shape))
+            dispatch.equate(hidden[0], labels)
+
+
+def _place(module: str, line: str) -> str:
+    return ", ".join(part for part in (module, line) if part)
 
 
 def _path(net: nn.Module, error: BaseException) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.overrides import TorchFunctionMode
 
-from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, module_path, numbers
+from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
@@ -35,6 +35,7 @@ class Blame:
         module: path of the innermost module whose method was running.
         wants: the sizes that the call should have been given.
         ties: sizes that it was given, each with what that follows instead.
+        line: the line of code, as ``file.py:12``.
     """
 
     units: npt.NDArray[np.int64]
@@ -43,6 +44,7 @@ class Blame:
     module: str
     wants: tuple[Want, ...] = ()
     ties: tuple[tuple[Labels, Labels], ...] = ()
+    line: str = ""
 
 
 class Reshapes(TorchFunctionMode):
@@ -86,6 +88,7 @@ class TrialDispatch(LabelDispatch):
         self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
         self.blames: list[Blame] = []
         self.paths: dict[int, str] | None = None
+        self.strangers = 0
         self.foreign: npt.NDArray[np.bool_] | None = None
         self.expected: list[OpCall] = []
         self.at = 0
@@ -103,7 +106,8 @@ class TrialDispatch(LabelDispatch):
 
     def fresh(self, size: int) -> Labels:
         # Which they are is not known, only that they are some that no parameter has.
-        return np.full(size, -1, dtype=np.int64)
+        self.strangers += size
+        return np.arange(-self.strangers, size - self.strangers, dtype=np.int64)
 
     def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
         try:
@@ -202,7 +206,7 @@ class TrialDispatch(LabelDispatch):
             self.foreign = np.zeros(self.whole.count, dtype=bool)
             for labels in self.whole.fresh:
                 self.foreign[labels] = True
-        return bool((own[own != expected] == -1).all() and self.foreign[wrong].all())
+        return bool((own[own != expected] < 0).all() and self.foreign[wrong].all())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
@@ -235,7 +239,7 @@ class TrialDispatch(LabelDispatch):
         return own.labels[np.ix_(*index)] if whole else None, tuple(len(i) for i in index)
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
-        layers = [Layer(shrink(np.where(labels < 0, -1, self.grouping.unit_of[labels]))) for labels in every]
+        layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
         return _by_dims([layer for layer in layers if layer.labels.size > 1])
 
     def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
@@ -269,8 +273,9 @@ class TrialDispatch(LabelDispatch):
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
         numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
         ties = tuple(self._followed(wants, numbers_given))
-        path = self._path() if module is None else module
-        self.blames.append(Blame(units, reason, self.at, path, wants, ties))
+        own, line = running() if module is None else (None, "")
+        path = self._path(own) if module is None else module
+        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))
 
     def _whole(self, source: Source) -> Flow:
         """What the whole network's tensor from there carries."""
@@ -306,10 +311,10 @@ class TrialDispatch(LabelDispatch):
                     if not self.grouping.trace.protected_units[units].any():
                         yield want.labels[:, 0], axis.labels[:, 0]
 
-    def _path(self) -> str:
+    def _path(self, module: torch.nn.Module | None) -> str:
         if self.paths is None:
             self.paths = {id(module): path for path, module in self.model.named_modules()}
-        return module_path(self.paths)
+        return self.paths.get(id(module), "")
 
     # Outputs are compared call by call; what the rules say of the whole network still holds ----------------
 

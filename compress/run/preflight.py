@@ -12,6 +12,7 @@ import numpy as np
 
 from compress import data, distill, prune
 from compress.errors import PlanError, RecipeError
+from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import Recipe
 from compress.run.tracing import traced
@@ -68,8 +69,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     trace = traced(recipe, model, example, target.task)
     TASKS[target.task].check(model, example)
     if not trace.groups:
-        reason = next(iter(sorted(trace.protected.values())), "it has no channels")
-        raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
+        raise PlanError(f"No channel of {recipe.model.factory} is free to go: {why_nothing_is_free(trace)}.")
     if recipe.prune.budget.macs is not None:
         floor = prune.smallest_share(trace, recipe.prune.round_to, recipe.prune.min_kept)
         if floor > recipe.prune.budget.macs:
