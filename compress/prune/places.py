@@ -129,9 +129,9 @@ def over_kept(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     for d, index in stay.items():
         x = x.index_select(d, index.to(x.device))
     if func in (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm):
-        names = ("normalized_shape", "weight", "bias", "eps", "cudnn_enable")
+        names: tuple[str, ...] = ("normalized_shape", "weight", "bias", "eps", "cudnn_enable")
         if func in (F.rms_norm, torch.rms_norm):
-            names = ("normalized_shape", "weight", "eps", "")
+            names = ("normalized_shape", "weight", "eps")
         given.update(zip(names, rest, strict=False))
         rest, first = (), len(shape) - len(given["normalized_shape"])
         given["normalized_shape"] = tuple(x.shape[first:])

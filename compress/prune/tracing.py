@@ -23,8 +23,9 @@ from compress.prune.probe import Forward, clone, stand_ins, uncollected
 from compress.prune.remedies import Remedy, Tie, turns
 from compress.prune.rules import tensors
 from compress.prune.sizes import Patch
-from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
+from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
 from compress.prune.units import Group, Trace
+from compress.prune.unread import Variant, unread, variants
 
 
 def trace(
@@ -79,6 +80,7 @@ class _Tracing:
     tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
     where: dict[str, str] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -99,7 +101,21 @@ class _Tracing:
             if not blames:
                 break
             grouping = self._remedy(grouping, blames)
-        return replace(self._loosened(grouping).trace, where=self.where)
+        return self._with_unread(self._loosened(grouping))
+
+    def _with_unread(self, grouping: Grouping) -> Trace:
+        """The trace, with numbers that the pass does not read patched where it is sure what they are."""
+        sure, rest = unread(self.network.model, grouping, self.observed.slots)
+        if sure:
+            before = list(self.choices.patches)
+            self.choices.patches = [*before, *sure]
+            tried = self._grouping()
+            if self.trials > 0 and not self._blames(tried, list(tried.trace.groups)):
+                grouping = tried
+            else:
+                self.choices.patches = before
+                rest = [*rest, *((patch.module, patch.name, patch.value) for patch in sure)]
+        return replace(grouping.trace, where=self.where, unfollowed=tuple(rest))
 
     def _grouping(self) -> Grouping:
         return group_units(self.network, self.observed, self.choices)
@@ -129,9 +145,13 @@ class _Tracing:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
-    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> Any:
+    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
         if training:
             net.train()
+        if variant is not None:
+            for module in net.modules():
+                if isinstance(module, variant[0]):
+                    module.forward = getattr(module, variant[1])
         with torch.no_grad():
             inputs = [_copied(value, self.real) for value in self.inputs]
             dispatch.enter(inputs, "graph input")
@@ -168,6 +188,7 @@ class _Tracing:
         self._pass(net, dispatch, training=False)
         if listener.heard:
             self._train_too(net, dispatch)
+        self._others_too(dispatch)
         if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
@@ -180,6 +201,26 @@ class _Tracing:
         for reason, (module, line) in dispatch.observed.where.items():
             self.where[reason] = _place(paths.get(id(module), ""), line)
         return dispatch.observed
+
+    def _others_too(self, dispatch: LabelDispatch) -> None:
+        """Follow what other methods would do in place of ``forward``, where they give what it does."""
+        self.variants = []
+        if self.real:
+            return
+        for variant in variants(self.model):
+            net, state = self._probe({})
+            scratch = LabelDispatch(state, Observations(), self.heads)
+            try:
+                self._pass(net, scratch, training=False, variant=variant)
+            except Exception:  # noqa: BLE001  (it is no other way of doing the same)
+                continue
+            if scratch.calls and scratch.calls[-1].shapes == dispatch.observed.passes[0][-1].shapes:
+                self.variants.append(variant)
+                costs = len(dispatch.observed.costs)
+                net, state = self._probe({})
+                again = LabelDispatch(state, dispatch.observed, self.heads)
+                self._pass(net, again, training=False, variant=variant)
+                del dispatch.observed.costs[costs:]
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
         """Trace what training does differently, such as auxiliary heads."""
@@ -207,9 +248,9 @@ class _Tracing:
                 del entries[count:]
         del observed.costs[before[-1] :]
 
-    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> None:
+    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> None:
         dispatch.calls = []
-        out = self._run(net, dispatch, training)
+        out = self._run(net, dispatch, training, variant)
         outs = tensors(out)
         if not outs:
             raise ModelError(
@@ -230,7 +271,7 @@ class _Tracing:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
-        for kept in _uneven(grouping.trace, groups, self.observed.picks):
+        for kept in uneven(grouping.trace, groups, self.observed.picks):
             blames = self._tried(grouping, kept, groups)
             if blames:
                 return blames
@@ -255,7 +296,11 @@ class _Tracing:
             for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
                 with Reshapes(trial):
-                    self._run(net, trial, training=k > 0)
+                    others = k - len(self.observed.passes) + len(self.variants)
+                    variant = self.variants[others] if others >= 0 else None
+                    if variant is not None:
+                        net.eval()
+                    self._run(net, trial, training=k > 0 and variant is None, variant=variant)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
@@ -351,35 +396,6 @@ class _Tracing:
             self.choices.axis = before
             return grouping
         return tried
-
-
-def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
-
-    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
-    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
-    """
-    rng = np.random.default_rng(len(groups))
-    kept, front, back = np.ones((3, trace.units), dtype=bool)
-    for group in groups:
-        n = len(group.units)
-        front[group.units[0]] = False
-        back[group.units[-1]] = False
-        if n >= LARGE:
-            more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
-            kept[group.units[[0, 1, -1]]] = False
-        else:
-            kept[group.units[-1]] = False
-    small = any(len(group.units) < LARGE for group in groups)
-    if picks:
-        return [kept, front, back]
-    return [kept, front] if small else [kept]
-
-
-LARGE = 5
-"""The smallest group about which one trial cut tells everything."""
 
 
 def _copied(value: Any, real: bool) -> Any:

@@ -17,6 +17,7 @@ from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
+from compress.prune.units import Group, Trace
 
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
@@ -339,6 +340,35 @@ class TrialDispatch(LabelDispatch):
     def unknown(self, call: Call, reason: str = "") -> Flow:
         reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
         return Flow((), reason)
+
+
+LARGE = 5
+"""The smallest group about which one trial cut tells everything."""
+
+
+def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
+    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
+
+    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
+    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
+    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
+    """
+    rng = np.random.default_rng(len(groups))
+    kept, front, back = np.ones((3, trace.units), dtype=bool)
+    for group in groups:
+        n = len(group.units)
+        front[group.units[0]] = False
+        back[group.units[-1]] = False
+        if n >= LARGE:
+            more = rng.permutation(np.arange(2, n // 2))
+            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
+            kept[group.units[[0, 1, -1]]] = False
+        else:
+            kept[group.units[-1]] = False
+    small = any(len(group.units) < LARGE for group in groups)
+    if picks:
+        return [kept, front, back]
+    return [kept, front] if small else [kept]
 
 
 def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:

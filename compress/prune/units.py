@@ -93,6 +93,7 @@ class Trace:
         parameters: name -> shape of each parameter (buffers not among them).
         tied: other name of a parameter -> the name under which its slots are kept.
         substitutions: module -> the class of ``compress.prune.attention`` that has to take its place.
+        unfollowed: module, name and value of each number that may be a size that a cut changes, and that none follows.
         where: reason -> the module and the line of code where it first held.
     """
 
@@ -111,6 +112,7 @@ class Trace:
     tied: Mapping[str, str] = field(default_factory=dict)
     substitutions: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)
+    unfollowed: tuple[tuple[str, str, int], ...] = ()
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
         """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -287,8 +288,8 @@ def deformable(tracer: Labeller, call: Call) -> Flow:
             tracer.protect(layer.labels, f"places in {call.name}")
     if sets > 1:
         return tracer.unknown(call, "several sets of places")
-    plain_call = (x, weight, bias, [], [], [], False, [], groups)
-    return convolution(tracer, Call("aten.convolution", plain_call, {}, call.out))
+    given: tuple[Any, ...] = (x, weight, bias, [], [], [], False, [], groups)
+    return convolution(tracer, Call("aten.convolution", given, {}, call.out))
 
 
 def embedding(tracer: Labeller, call: Call) -> Flow:
