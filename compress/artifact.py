@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.data.targets import TaskName
-from compress.errors import ArtifactError, PlanError
+from compress.errors import ArtifactError, ModelError, PlanError
 from compress.files import write_text
 from compress.models import factory as models
 from compress.models.detection import take_prepared
 from compress.prune.architecture import architecture_hash
 from compress.prune.planning import Plan
 from compress.prune.surgery import apply
+from compress.reload import altered_buffers, difference, set_buffers, unsaved_buffers
 from compress.validation import explain
 
 WEIGHTS = "model.safetensors"
@@ -52,13 +55,18 @@ class Description(BaseModel):
         return value
 
 
-def save(model: nn.Module, directory: str | Path, description: Description) -> Path:
-    """Writes `model.json` and `model.safetensors` into a new folder that appears whole.
+def save(model: nn.Module, directory: str | Path, description: Description, *, example: Any = None) -> Path:
+    """Writes `model.json` and `model.safetensors` into a new folder that appears whole, and is loaded once to prove it.
 
     Args:
         model: the network, cut by `description.plan` if there is one.
         directory: the folder; replaced when it exists.
         description: how to build it; the hashes are filled in here.
+        example: a tensor or a tuple of arguments that `model` is fed, for the proof that what is loaded gives the
+            same answers; without it an image is tried.
+
+    Raises:
+        ArtifactError: what was written does not load as `model`; the folder is left as it was.
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -66,20 +74,41 @@ def save(model: nn.Module, directory: str | Path, description: Description) -> P
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-        save_file(state, temporary / WEIGHTS)
-        filled = description.model_copy(
-            update={
-                "architecture": architecture_hash(model),
-                "weights_sha256": _sha256(temporary / WEIGHTS),
-            }
-        )
-        write_text(temporary / "model.json", filled.model_dump_json(indent=1))
+        _write(model, temporary, description, model.state_dict())
+        own = description.factory.partition(":")[0]
+        # Code that made the network runs here already; no other is imported for the proof.
+        trusted = (own,) if own in sys.modules else ()
+        back = _loaded(temporary, trusted, directory)
+        if changed := altered_buffers(model, back):
+            _write(model, temporary, description, {**model.state_dict(), **changed})
+            back = _loaded(temporary, trusted, directory)
+        if differs := difference(model, back, example, description.preprocessing.get("size")):
+            raise ArtifactError(
+                f"The network does not come back from '{description.factory}' as it is: {differs}; give the factory, "
+                "arguments and plan that it was made with."
+            )
         shutil.rmtree(directory, ignore_errors=True)
         temporary.replace(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _write(model: nn.Module, directory: Path, description: Description, state: Mapping[str, Tensor]) -> None:
+    kept = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+    save_file(kept, directory / WEIGHTS)
+    filled = description.model_copy(
+        update={"architecture": architecture_hash(model), "weights_sha256": _sha256(directory / WEIGHTS)}
+    )
+    write_text(directory / "model.json", filled.model_dump_json(indent=1))
+
+
+def _loaded(temporary: Path, trusted: tuple[str, ...], directory: Path) -> nn.Module:
+    try:
+        return load(temporary, trusted=trusted)
+    except (ArtifactError, ModelError) as error:
+        said = str(error).replace(str(temporary), str(directory)).replace("; save the network again", "")
+        raise ArtifactError(f"The network would not load again: {said}") from None
 
 
 def describe(directory: str | Path) -> Description:
@@ -136,9 +165,12 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
             raise ArtifactError(
                 f"{path} has '{name}' as {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}."
             )
+    unsaved = unsaved_buffers(model)
+    buffers = {name: state.pop(name) for name in sorted(set(state) - set(own)) if name in unsaved}
     extra = sorted(set(state) - set(own))
     if extra:
         raise ArtifactError(f"{path} also holds '{extra[0]}', which the network does not have; save it again.")
+    set_buffers(model, buffers)
     if architecture_hash(model) != about.architecture:
         raise ArtifactError(f"{directory} builds another architecture than it was saved from; use that version.")
     # One parameter under two names is filled once.

@@ -346,10 +346,14 @@ def test_a_run_folder_names_the_networks_inside(niwaki, run_folder):
     assert f"name {run_folder / 'teacher'}." in err
 
 
+def own(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
 def test_a_saved_network_of_foreign_code_asks_for_trust(niwaki, tmp_path):
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    about = Description(factory="nets:wants", classes=("a", "b"), preprocessing={"size": [16, 16]})
-    compress.save(net, tmp_path / "saved", about)
+    about = Description(factory=f"{__name__}:own", classes=("a", "b"), preprocessing={"size": [16, 16]})
+    described = compress.save(own(2), tmp_path / "saved", about) / "model.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"factory": "nets:wants"}))
     code, _, err = niwaki("saved")
     assert code == 2
     assert "add --trust nets " in err

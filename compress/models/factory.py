@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,6 @@ def on_meta() -> Iterator[None]:
     """
     thread = threading.get_ident()
     empties = WeakIdKeyDictionary()
-    replaced: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> Any:
         # Lazy parameters have no shape yet.
@@ -128,9 +128,9 @@ def on_meta() -> Iterator[None]:
     def buffer(module: nn.Module, name: str, value: Tensor | None) -> Any:
         if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
             return None
-        empty = value.detach().to("meta")
-        replaced.append((module, name, value, empty))
-        return empty
+        # The module does not know yet whether it is one to save: its register_buffer, which calls this, was told.
+        # One that is not saved may be filled, or computed with, at any time after this, so it has to be real.
+        return value.detach().to("meta") if sys._getframe(1).f_locals.get("persistent", True) else None
 
     handles = [
         register_module_parameter_registration_hook(parameter),
@@ -141,10 +141,6 @@ def on_meta() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        # Whether a buffer is saved is known only after its registration.
-        for module, name, value, empty in replaced:
-            if name in module._non_persistent_buffers_set and module._buffers.get(name) is empty:
-                module._buffers[name] = value
 
 
 def _short(error: BaseException) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from compress.prune.attention import MultiheadAttention, RelativeAttention, WindowAttention
 from compress.prune.labels import Slot
-from compress.prune.units import Attribute, Group, Trace
+from compress.prune.units import Attribute
 
 Follows = tuple[str, str, int, int, int]
 """Attribute, parameter, dimension, factor, divisor: new value = kept length x factor / divisor."""
@@ -43,6 +44,10 @@ def _follows(module: nn.Module, heads: str) -> list[Follows]:
         return [("embedding_dim", "weight", 1, 1, 1)]
     if isinstance(module, nn.PReLU):
         return [("num_parameters", "weight", 0, 1, 1)]
+    if isinstance(module, nn.RNNBase) and module.proj_size == 0:
+        return [("input_size", "weight_ih_l0", 1, 1, 1), ("hidden_size", "weight_hh_l0", 1, 1, 1)]
+    if isinstance(module, nn.RNNCellBase):
+        return [("input_size", "weight_ih", 1, 1, 1), ("hidden_size", "weight_hh", 1, 1, 1)]
     return _attention(module, heads)
 
 
@@ -69,8 +74,7 @@ def _convolution(module: nn.modules.conv._ConvNd) -> list[Follows]:
 
 def _attention(module: nn.Module, heads: str) -> list[Follows]:
     """Head counts, head widths and model widths of the substitutes; q, k and v may be packed in one weight."""
-    kind = type(module).__name__
-    if kind == "MultiheadAttention" and type(module) is not nn.MultiheadAttention:
+    if isinstance(module, MultiheadAttention):
         packed = module.in_proj_weight is not None
         rows, times = ("in_proj_weight", 3) if packed else ("q_proj_weight", 1)
         inputs = [
@@ -78,9 +82,9 @@ def _attention(module: nn.Module, heads: str) -> list[Follows]:
             ("vdim", rows if packed else "v_proj_weight", 1, 1, 1),
         ]
         return [("embed_dim", "out_proj.weight", 0, 1, 1), *inputs, *_heads(module, "num_heads", rows, times, heads)]
-    if kind in ("WindowAttention", "WindowAttentionV2"):
+    if isinstance(module, WindowAttention):
         return _heads(module, "num_heads", "qkv.weight", 3, heads)
-    if kind == "RelativeAttention":
+    if isinstance(module, RelativeAttention):
         return _heads(module, "n_heads", "to_qkv.weight", 3, heads)
     return []
 
@@ -92,22 +96,46 @@ def _heads(module: Any, count: str, rows: str, times: int, heads: str) -> list[F
     return [("head_dim", rows, 0, 1, times * int(getattr(module, count)))]
 
 
-def candidates(model: nn.Module, path: str, groups: list[Group], trace: Trace) -> list[Attribute]:
-    """The plain sizes of one module that equal a blamed group's number of units, or the length of one of its slots."""
-    found = []
-    for name, value in vars(model.get_submodule(path)).items():
-        entries = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int and n > 1]
-        for entry in dict.fromkeys(entries):
-            slot = next((s for g in groups for s in g.slots if len(trace.slots[s]) == entry), None)
-            if slot is None:
-                slot = next((g.slots[0] for g in groups if len(g.units) == entry), None)
-            if slot is not None and not any(a.module == path and a.name == name for a in trace.attributes):
-                found.append(Attribute(path, name, entry, slot, entry, len(trace.slots[slot])))
-    return found
+def size_at(module: Any, name: str) -> Any:
+    """What a module keeps under `name`: an attribute, or after dots an entry or an attribute of what it holds."""
+    for part in name.split("."):
+        module = _within(module, part)
+    return module
 
 
-def set_size(module: nn.Module, name: str, before: int, after: int) -> None:
-    """Patch a size, or each equal entry of a tuple or list of sizes such as ``normalized_shape``."""
-    value = getattr(module, name)
-    several = isinstance(value, tuple | list)
-    setattr(module, name, type(value)(after if n == before else n for n in value) if several else after)
+def _within(holder: Any, part: str) -> Any:
+    if isinstance(holder, tuple | list):
+        return holder[int(part)]
+    return holder[part] if isinstance(holder, dict) else getattr(holder, part)
+
+
+def set_size(module: Any, name: str, before: int, after: int) -> None:
+    """Patch a size, or each equal entry of a tuple or list of sizes such as ``normalized_shape``.
+
+    What it lies in is replaced if it cannot be written, as a tuple cannot.
+    """
+    path, _, last = name.rpartition(".")
+    value = size_at(module, name)
+    if isinstance(value, tuple | list):
+        after_all: Any = _like(value, (after if n == before else n for n in value))
+    else:
+        after_all = after
+    _put(module, path, last, after_all)
+
+
+def _put(module: Any, path: str, last: str, value: Any) -> None:
+    holder = size_at(module, path) if path else module
+    if isinstance(holder, tuple):
+        above, _, own = path.rpartition(".")
+        _put(module, above, own, _like(holder, (value if k == int(last) else n for k, n in enumerate(holder))))
+    elif isinstance(holder, list):
+        holder[int(last)] = value
+    elif isinstance(holder, dict):
+        holder[last] = value
+    else:
+        setattr(holder, last, value)
+
+
+def _like(holder: Any, entries: Iterator[Any]) -> Any:
+    """A tuple or list of the same kind."""
+    return type(holder)(*entries) if hasattr(holder, "_fields") else type(holder)(entries)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import cpp_ext
 from compress.errors import PlanError
 from compress.prune.attention import SUBSTITUTES, substitute, substitute_for
-from compress.prune.attributes import set_size
+from compress.prune.attributes import set_size, size_at
 from compress.prune.planning import Plan
 from compress.prune.probe import clone
 
@@ -94,7 +94,10 @@ class Cut:
                 # What a substitute adds is there only after the substitution.
                 if path in self.plan.substitutions and not hasattr(module, attribute):
                     continue
-                value = getattr(module, attribute, None)
+                try:
+                    value = size_at(module, attribute)
+                except (AttributeError, LookupError, ValueError):
+                    value = None
                 entries = value if isinstance(value, tuple | list) else (value,)
                 if not any(isinstance(entry, Integral) and entry == before for entry in entries):
                     shown = value if value is None or isinstance(value, int | tuple | list) else type(value).__name__

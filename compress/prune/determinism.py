@@ -22,7 +22,7 @@ class TooFewValuesError(Exception):
 
 
 class Repeatable(TorchFunctionMode):
-    """Make runs repeatable: replace whatever is drawn (dropout, stochastic depth, random slopes) by its mean.
+    """Make runs repeatable: replace what dropout, stochastic depth and random slopes draw by its mean, noise by 0.5.
 
     BatchNorms leave their running statistics alone. Raise TooFewValuesError where one in training mode would take
     batch statistics over too few values.
@@ -43,6 +43,9 @@ class Repeatable(TorchFunctionMode):
             return self._batch_norm({**dict(zip(_BATCH_NORM, args, strict=False)), **kwargs})
         if func in _BERNOULLI:
             return _mean_draw(func, *args, **kwargs)
+        if func in _NOISE:
+            with torch.no_grad():
+                return func(*args, **kwargs).fill_(0.5)
         if func in _DRAWING:
             place, name, value = _DRAWING[func]
             if len(args) > place:
@@ -73,6 +76,12 @@ def _mean_draw(func: Callable[..., Any], x: Tensor, p: float | Tensor | None = N
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _BERNOULLI = (torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_)
+
+# What draws numbers, of as many places as the channels that are left: it draws one number instead.
+_NOISE = frozenset(
+    (torch.randn_like, torch.rand_like, torch.randn, torch.rand, torch.normal, Tensor.normal_, Tensor.uniform_,
+     Tensor.exponential_, Tensor.log_normal_, Tensor.cauchy_)
+)  # fmt: skip
 
 # What draws -> the place and name of the argument that stops it, and the value that does.
 _DRAWING: dict[Callable[..., Any], tuple[int, str, object]] = {

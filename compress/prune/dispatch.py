@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,8 @@ FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_ful
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
 
+_OURS = str(Path(__file__).parent)
+
 VIEWS = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
 """The names of one reshape, which depend on the memory layout."""
 
@@ -40,13 +45,23 @@ Source = tuple[int, int] | str | None
 
 @dataclass(frozen=True, slots=True)
 class OpCall:
-    """One operator call of a pass: its name, where its inputs come from, what it returned, and its plain numbers."""
+    """One operator call of a pass.
+
+    Args:
+        name: without the overload.
+        sources: where its inputs come from.
+        shapes: of what it returned.
+        flows: what that carries.
+        numbers: plain numbers that it computes with.
+        bounds: a slice's dimension, start and end.
+    """
 
     name: str
     sources: tuple[Source, ...]
     shapes: tuple[tuple[int, ...], ...]
     flows: tuple[Flow, ...]
     numbers: tuple[float, ...]
+    bounds: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -60,6 +75,9 @@ class Observations:
     protections: list[tuple[Labels, str]] = field(default_factory=list)
     altered: list[tuple[Labels, str]] = field(default_factory=list)
     rectangles: list[Labels] = field(default_factory=list)
+    where: dict[str, tuple[nn.Module | None, str]] = field(default_factory=dict)
+    fresh: list[Labels] = field(default_factory=list)
+    loose: set[int] = field(default_factory=set)
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -116,6 +134,7 @@ class LabelDispatch(TorchDispatchMode):
         self.values: dict[int, torch.Tensor] = {}
         self.sources: dict[int, Source] = dict(self.names)
         self.calls: list[OpCall] = []
+        self.blank = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -149,7 +168,7 @@ class LabelDispatch(TorchDispatchMode):
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
             out = func(*args, **kwargs)
             if op.factory:
-                self._keep(out, Flow(uniform=True))
+                self._keep(out, _uniform(op.name, args))
                 self.sources[id(out)] = f"{op.name} {numbers(op, args, {})}"
             return out
         quick = meta and op.shape is not None
@@ -179,7 +198,8 @@ class LabelDispatch(TorchDispatchMode):
         self.set_sources(outs, len(self.calls))
         self.observed.picks = self.observed.picks or (op.name in PICKS and any(flow.layers for flow in flows))
         shapes = tuple([tuple(t.shape) for t in outs])
-        self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs)))
+        bounds = tuple(args[1:4]) if op.name == "aten.slice" else ()
+        self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs), bounds))
 
     def source(self, tensor: torch.Tensor) -> Source:
         """Where a tensor comes from; for a constant of one value the value itself, which must not follow a size."""
@@ -198,7 +218,7 @@ class LabelDispatch(TorchDispatchMode):
     def label(self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor]) -> tuple[Flow, ...]:
         call = Call(op.name, args, kwargs, out)
         if op.factory:
-            results: Any = Flow(uniform=True)
+            results: Any = _uniform(op.name, args)
         elif op.rule is None:
             results = self.unknown(call)
         else:
@@ -214,18 +234,31 @@ class LabelDispatch(TorchDispatchMode):
     def _keep(self, tensor: Any, flow: Flow) -> None:
         if isinstance(tensor, torch.Tensor):
             self.alive.append(tensor)
+            self.blank = self.blank or flow.blank
             self.flows[id(tensor)] = flow
             self.names.pop(id(tensor), None)
 
     def _written(self, tensor: torch.Tensor) -> None:
         """Mark what shares storage with a tensor written in place: it may no longer be zero."""
         own = self.flows[id(tensor)]
+        if self.blank:
+            self._spoil(tensor)
         if all(layer.zero for layer in own.layers) and not own.origin:
             return
         storage = tensor.untyped_storage()._cdata
         for other in self.alive:
-            if other is not tensor and id(other) in self.flows and other.untyped_storage()._cdata == storage:
+            if other is tensor or id(other) not in self.flows or other.untyped_storage()._cdata != storage:
+                continue
+            if not disjoint(tensor, other):
                 self.flows[id(other)] = self.flows[id(other)].with_zero(False)
+
+    def _spoil(self, tensor: torch.Tensor) -> None:
+        """What shares storage with a tensor written in place is no longer known to be zero all over."""
+        storage = tensor.untyped_storage()._cdata
+        for other in self.alive:
+            flow = self.flows.get(id(other))
+            if flow is not None and flow.blank and other.untyped_storage()._cdata == storage:
+                self.flows[id(other)] = replace(flow, blank=False)
 
     def _on_meta(self, value: Any) -> Any:
         """Move constants that the code made on another device to the meta device, and remember their values."""
@@ -277,7 +310,9 @@ class LabelDispatch(TorchDispatchMode):
     def fresh(self, size: int) -> Labels:
         """Labels of channels that no parameter has."""
         self.observed.count += size
-        return np.arange(self.observed.count - size, self.observed.count, dtype=np.int64)
+        labels = np.arange(self.observed.count - size, self.observed.count, dtype=np.int64)
+        self.observed.fresh.append(labels)
+        return labels
 
     def own(self, tensor: torch.Tensor, dim: int, role: Role) -> Labels | None:
         """Labels of one dimension of an unchanged parameter; None where the tensor is not one."""
@@ -318,9 +353,13 @@ class LabelDispatch(TorchDispatchMode):
         self.observed.equalities.append((left.reshape(-1), right.reshape(-1)))
 
     def protect(self, labels: Labels, reason: str) -> None:
+        if reason not in self.observed.where:
+            self.observed.where[reason] = running()
         self.observed.protections.append((labels.reshape(-1), reason))
 
-    def rectangle(self, labels: Labels) -> None:
+    def rectangle(self, labels: Labels, loose: bool = False) -> None:
+        if loose:
+            self.observed.loose.add(len(self.observed.rectangles))
         self.observed.rectangles.append(labels)
 
     def altered(self, labels: Labels, reason: str) -> None:
@@ -352,6 +391,14 @@ def argument_tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
     return found + argument_tensors(kwargs.values(), None) if kwargs else found
 
 
+def _uniform(name: str, args: Any) -> Flow:
+    """The flow of a tensor of one value."""
+    kind = name.removeprefix("aten.")
+    value = args[2] if kind == "new_full" and len(args) > 2 else args[1] if kind == "full" and len(args) > 1 else 1
+    zero = type(value) in (int, float) and value == 0
+    return Flow(uniform=True, blank=zero or kind in ("zeros", "new_zeros"))
+
+
 def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     """The plain numbers that an operator computes with, none of which may depend on a size.
 
@@ -365,13 +412,29 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     return tuple(found)
 
 
-def module_path(model: nn.Module) -> str:
-    """Path of the innermost module whose method is running, "" where there is none."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    frame = sys._getframe(1)
-    while frame is not None:
-        own = frame.f_locals.get("self")
-        if id(own) in paths and isinstance(own, nn.Module):
-            return paths[id(own)]
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+def disjoint(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two views of one storage are known to have no element in common: runs of one dimension, as chunks are."""
+    if a.shape != b.shape or a.stride() != b.stride():
+        return False
+    apart = abs(int(a.storage_offset()) - int(b.storage_offset()))
+    for size, step in zip(a.shape, a.stride(), strict=True):
+        above = min((s for s in a.stride() if s > step), default=None)
+        inner = sum((n - 1) * s for n, s in zip(a.shape, a.stride(), strict=True) if s < step)
+        fits = above is None or apart + (size - 1) * step + inner < above
+        if step and inner < step and apart % step == 0 and apart // step >= size and fits:
+            return True
+    return False
+
+
+def running() -> tuple[nn.Module | None, str]:
+    """The innermost module whose method is running, and the innermost line outside of torch, as ``file.py:12``."""
+    frame: FrameType | None = sys._getframe(1)
+    found, line = None, ""
+    while frame is not None and (found is None or not line):
+        own, file = frame.f_locals.get("self"), frame.f_code.co_filename
+        if found is None and isinstance(own, nn.Module):
+            found = own
+        if not line and f"{os.sep}torch{os.sep}" not in file and not file.startswith(_OURS):
+            line = f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return found, line

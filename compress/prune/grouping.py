@@ -14,7 +14,8 @@ from compress.prune.attributes import attributes
 from compress.prune.dispatch import Observations
 from compress.prune.labels import Labels, Slot, shrink
 from compress.prune.liveness import activations
-from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
+from compress.prune.sizes import Patch
+from compress.prune.units import Cost, Group, Trace, components, groups_of
 
 Units = npt.NDArray[np.int64]
 
@@ -46,11 +47,13 @@ class Choices:
         axis: rectangle -> how many of its axes were tried in vain; the last axis is tried first.
         held: labels that have to stay, with the reason.
         patches: sizes that the user's modules keep as numbers.
+        ties: channels of two places, one by one, of which there have to be as many.
     """
 
     axis: dict[int, int] = field(default_factory=dict)
     held: list[tuple[Labels, str]] = field(default_factory=list)
-    patches: list[Attribute] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
+    ties: list[tuple[Labels, Labels]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
         preserving=preserving,
         unknown_ops=tuple(observed.unknown),
         costs=tuple(Cost(macs, tuple(unit_of[labels] for labels in factors)) for macs, factors in observed.costs),
-        attributes=(*attributes(network.model, slots, network.tied, network.heads), *choices.patches),
+        attributes=(
+            *attributes(network.model, slots, network.tied, network.heads),
+            *(patch.attribute(unit_of, slots) for patch in choices.patches),
+        ),
         parameters={name: tuple(tensor.shape) for name, tensor in network.tensors.items()},
         tied=network.tied,
         substitutions=network.substitutions,
@@ -101,8 +107,9 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
 def _units(observed: Observations, choices: Choices) -> tuple[Units, dict[int, Units]]:
     """The unit of each label, and which units each rectangle ties."""
     empty = np.empty(0, np.int64)
-    left = np.concatenate([empty, *(a for a, _ in observed.equalities)])
-    right = np.concatenate([empty, *(b for _, b in observed.equalities)])
+    equal = [*observed.equalities, *choices.ties]
+    left = np.concatenate([empty, *(a for a, _ in equal)])
+    right = np.concatenate([empty, *(b for _, b in equal)])
     unit_of = components(observed.count, left, right)
     imposed: dict[int, Labels] = {}
     # What one rectangle ties can make another one whole, or uneven; a few rounds settle it.

@@ -90,6 +90,7 @@ class Inspection(Frozen):
         substitutions: module -> the class that takes its place before a cut.
         attributes: sizes that a cut patches.
         unknown_ops: operators without a rule; what reaches them stays.
+        unfollowed: numbers of modules that may be sizes and that a cut leaves as they are; the pass does not read them.
     """
 
     model: str
@@ -108,6 +109,7 @@ class Inspection(Frozen):
     substitutions: dict[str, str]
     attributes: tuple[Patch, ...]
     unknown_ops: tuple[str, ...]
+    unfollowed: tuple[str, ...] = ()
 
 
 def inspect_model(
@@ -167,6 +169,7 @@ def inspect_model(
             if bool(np.isin(trace.slots[a.slot], free).any())
         ),
         unknown_ops=trace.unknown_ops,
+        unfollowed=tuple(f"{module}.{name} = {value}".lstrip(".") for module, name, value in trace.unfollowed),
     )
 
 

@@ -56,11 +56,13 @@ class Flow:
         layers: at most one for each set of dimensions.
         origin: why no channel is followed ("graph input", "unknown operator aten.sort"), else "".
         uniform: one value all over, of a size that the code asked for: it meets any channel.
+        blank: whether that value is zero.
     """
 
     layers: tuple[Layer, ...] = ()
     origin: str = ""
     uniform: bool = False
+    blank: bool = False
 
     def moved(self, labels: Iterable[Labels]) -> Flow:
         """The same layers, with the labels moved as the tensor's elements were."""

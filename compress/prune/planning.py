@@ -164,8 +164,7 @@ def plan(
     if isinstance(ratio, int | float):
         check_ratio(ratio)
     if not trace.groups and ratio != 0:
-        reason = next(iter(sorted(set(trace.protected.values()))), "it has no channels")
-        raise PlanError(f"No channel of this network is free to go (for example: {reason[:160]}).")
+        raise PlanError(f"No channel of this network is free to go: {why_nothing_is_free(trace)}.")
     if budget is not None and budget.latency is not None:
         raise PlanError("A latency budget is met by measuring: search over plans with macs budgets.")
     order = removal_order(trace, values, scope)
@@ -183,6 +182,25 @@ def plan(
     if budget is not None:
         request["budget"] = budget.model_dump(exclude_defaults=True)
     return plan_from_kept(trace, kept, asked=request)
+
+
+def why_nothing_is_free(trace: Trace) -> str:
+    """What holds most of a network, where, and what may help; an input's and an output's channels stay anyway."""
+    held: dict[str, int] = {}
+    for reasons in trace.protected.values():
+        for reason in reasons.split("; "):
+            held[reason] = held.get(reason, 0) + 1
+    if not held:
+        return "it has no channels"
+    own = {reason: n for reason, n in held.items() if reason not in ("graph input", "graph output")} or held
+    reason = max(own, key=lambda name: (own[name], name))
+    place = trace.where.get(reason, "")
+    said = f"{reason[:200]}{f' ({place})' if place else ''} holds {own[reason]} of {len(trace.slots)} slots"
+    if reason.startswith("fixed size"):
+        return f"{said}; let the code take sizes from its tensors, as reshape(B, N, -1) does"
+    if reason.startswith("unknown operator"):
+        return f"{said}; trace a part of the network without it by forward="
+    return said
 
 
 def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
@@ -203,7 +221,7 @@ def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None 
     sizes = trace.kept_sizes(kept)
     attributes: dict[str, dict[str, tuple[int, int]]] = {}
     for a in trace.attributes:
-        after = sizes[a.slot] * a.factor // a.divisor
+        after = a.after(kept, sizes)
         if after != a.value:
             attributes.setdefault(a.module, {})[a.name] = (a.value, after)
     cut = [key.rpartition(":")[0] for key in slots]

@@ -9,14 +9,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import PlanError
 from compress.prune.determinism import Repeatable, TooFewValuesError
+from compress.prune.places import Places, places
 from compress.prune.planning import Plan
-from compress.prune.probe import Forward
+from compress.prune.precision import DoublePrecision, doubled
+from compress.prune.probe import Forward, clone
 from compress.prune.reference import KeptStatistics, kept_by_tensor
 from compress.prune.rules import tensors
 from compress.prune.surgery import apply, mask_
@@ -35,19 +38,27 @@ class Proof(BaseModel):
         eval_forward: of the outputs in eval mode.
         train_forward: of the outputs in train mode.
         train_gradient: of the gradients of all parameters in train mode.
+        unproved: what could not be compared, since the network fails there before a cut too, and how; else empty. The
+            figures of it are None.
         train_mode: False if batch statistics would have come from too few values to be compared; the train figures
             were then taken with BatchNorms in eval mode.
     """
 
     model_config = ConfigDict(frozen=True)
     eval_forward: float
-    train_forward: float
-    train_gradient: float
+    train_forward: float | None
+    train_gradient: float | None
     train_mode: bool = True
+    unproved: str = ""
+
+    @property
+    def trained(self) -> float:
+        """The larger one of the train figures that there are."""
+        return max(self.train_forward or 0.0, self.train_gradient or 0.0)
 
     @property
     def worst(self) -> float:
-        return max(self.eval_forward, self.train_forward, self.train_gradient)
+        return max(self.eval_forward, self.trained)
 
 
 def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
@@ -72,7 +83,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     """
     generator = torch.Generator().manual_seed(seed)
     # Every gradient is compared, also those of parameters that the user has frozen.
-    dense = copy.deepcopy(model).cpu().double().requires_grad_(True)
+    dense = doubled(clone(model, {}).cpu()).requires_grad_(True)
     _randomise(dense, generator)
     inputs = [_noisy(value, generator) for value in example_inputs]
     run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
@@ -81,10 +92,10 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     expected = _expected(run, mask_(dense, plan), plan)
     del dense
     proof = _compared(run, cut, expected)
-    if proof.eval_forward > FORWARD_LIMIT or max(proof.train_forward, proof.train_gradient) > TRAIN_LIMIT:
+    if proof.eval_forward > FORWARD_LIMIT or proof.trained > TRAIN_LIMIT:
         raise PlanError(
             f"The cut network differs from the masked one (eval {proof.eval_forward:.1e}, "
-            f"train {proof.train_forward:.1e}, gradient {proof.train_gradient:.1e}; "
+            f"train {proof.train_forward or 0.0:.1e}, gradient {proof.train_gradient or 0.0:.1e}; "
             f"limits {FORWARD_LIMIT:g} and {TRAIN_LIMIT:g}); this is a fault of the trace, please report the model."
         )
     return proof
@@ -92,10 +103,11 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
 
 @dataclass(frozen=True)
 class _Trained:
-    """What one training step computes: its outputs, and each gradient by its parameter's name."""
+    """What one training step computes: its outputs, each gradient by its parameter's name, and where it fails."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
+    fails: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,8 +122,8 @@ class _Run:
         self, network: nn.Module, reference: KeptStatistics | None = None, *, batch_statistics: bool
     ) -> list[Tensor]:
         """Outputs in eval mode."""
-        with torch.no_grad(), reference or nullcontext(), Repeatable(batch_statistics):
-            return self._outputs(network.eval())
+        with torch.no_grad(), reference or nullcontext(), Repeatable(batch_statistics), DoublePrecision():
+            return self.outputs(network.eval())
 
     def trained(
         self,
@@ -120,19 +132,31 @@ class _Run:
         reference: KeptStatistics | None = None,
         *,
         batch_statistics: bool,
+        lenient: bool = False,
     ) -> _Trained:
-        """Outputs in train mode and the gradients of a random weighting of them, cut down to ``kept``."""
+        """Outputs in train mode and the gradients of a random weighting of them, cut down to ``kept``.
+
+        A backward pass that fails is said so of the masked network, and if ``lenient``.
+        """
         # Recomputed activations (checkpointing) need the modes in the backward pass too.
-        with reference or nullcontext(), Repeatable(batch_statistics):
-            outputs = self._outputs(network.train())
-            generator = torch.Generator().manual_seed(self.seed + 1)
+        fails = ""
+        with reference or nullcontext(), Repeatable(batch_statistics), DoublePrecision():
+            outputs = self.outputs(network.train())
+            # Not torch's numbers: those are all one here.
+            rng = np.random.default_rng(self.seed + 1)
             loss = torch.zeros((), dtype=torch.float64)
             for out in outputs:
-                weights = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+                weights = torch.from_numpy(rng.standard_normal(tuple(out.shape)))
                 if out.requires_grad:
                     loss = loss + (out * weights).sum()
-            if loss.requires_grad:
-                loss.backward()
+            try:
+                if loss.requires_grad:
+                    loss.backward()
+            except (RuntimeError, NotImplementedError) as error:
+                # The masked network is the whole one with other numbers: what fails in it fails before a cut.
+                if kept is None and not lenient:
+                    raise
+                fails = _first_line(error)
         gradients: dict[str, Tensor] = {}
         for name, parameter in network.named_parameters():
             gradient, parameter.grad = parameter.grad, None
@@ -140,9 +164,10 @@ class _Run:
                 for d, index in (kept or {}).get(id(parameter), {}).items():
                     gradient = gradient.index_select(d, index)
                 gradients[name] = gradient
-        return _Trained([out.detach() for out in outputs], gradients)
+        return _Trained([out.detach() for out in outputs], {} if fails else gradients, fails)
 
-    def _outputs(self, network: nn.Module) -> list[Tensor]:
+    def outputs(self, network: nn.Module) -> list[Tensor]:
+        """What the network returns; it keeps its mode."""
         # What is drawn in a way unknown to Repeatable is at least drawn alike.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -152,48 +177,76 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the masked network computes, and whether its BatchNorms could train."""
+    """What the masked network computes, whether its BatchNorms could train, and what fails in it too."""
 
     evaluated: list[Tensor]
-    trained: _Trained
+    trained: _Trained | None
     train_mode: bool
+    unproved: str = ""
+
+
+_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError)
 
 
 def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
     """Run the masked network; raise PlanError where it does not run in double precision."""
-    reference, kept = KeptStatistics(masked, plan), kept_by_tensor(masked, plan)
+    kept = kept_by_tensor(masked, plan)
 
-    def computed(train_mode: bool) -> _Expected:
-        evaluated = run.evaluated(masked, reference, batch_statistics=train_mode)
-        return _Expected(evaluated, run.trained(masked, kept, reference, batch_statistics=train_mode), train_mode)
+    def reference(train_mode: bool, training: bool) -> KeptStatistics:
+        found: list[Places] = []
+        if plan.costs.get("units_not_preserving", 1):
+            with Repeatable(train_mode), DoublePrecision():
+                found = places(masked.train(training), plan, lambda: run.outputs(masked), run.inputs)
+        return KeptStatistics(masked, plan, found)
+
+    def trained(train_mode: bool) -> _Trained:
+        return run.trained(masked, kept, reference(train_mode, True), batch_statistics=train_mode)
 
     try:
-        try:
-            return computed(True)
-        except TooFewValuesError:
-            return computed(False)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        evaluated = run.evaluated(masked, reference(True, False), batch_statistics=True)
+    except TooFewValuesError:
+        evaluated = run.evaluated(masked, reference(False, False), batch_statistics=False)
+    except _FAULTS as error:
         raise PlanError(
-            f"{type(masked).__name__} does not run in double precision on this example ({_first_line(error)}); "
-            "give the example that was traced, and compute in one precision."
+            f"{type(masked).__name__} does not run on this example, uncut ({_first_line(error)}); give the example "
+            "that was traced."
         ) from error
+    train_mode = True
+    try:
+        try:
+            found = trained(True)
+        except TooFewValuesError:
+            train_mode = False
+            evaluated = run.evaluated(masked, reference(False, False), batch_statistics=False)
+            found = trained(False)
+    except _FAULTS as error:
+        said = f"the network's training pass fails before a cut too ({_first_line(error)})"
+        return _Expected(evaluated, None, train_mode, said)
+    said = f"the network's backward pass fails before a cut too ({found.fails})" if found.fails else ""
+    return _Expected(evaluated, found, train_mode, said)
 
 
 def _compared(run: _Run, cut: nn.Module, expected: _Expected) -> Proof:
     """Run the cut network and compare it; raise PlanError where it does not run."""
+    whole, forward, gradient = expected.trained, None, None
     try:
         evaluated = run.evaluated(cut, batch_statistics=expected.train_mode)
-        trained = run.trained(cut, batch_statistics=expected.train_mode)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if whole is not None:
+            trained = run.trained(cut, batch_statistics=expected.train_mode, lenient=bool(whole.fails))
+    except _FAULTS as error:
         raise PlanError(
             f"The cut network does not run ({_first_line(error)}); this is a fault of the trace, please report the "
             "model."
         ) from error
+    if whole is not None:
+        forward = _error(trained.outputs, whole.outputs)
+        gradient = None if whole.fails else _gradient_error(trained.gradients, whole.gradients)
     return Proof(
         eval_forward=_error(evaluated, expected.evaluated),
-        train_forward=_error(trained.outputs, expected.trained.outputs),
-        train_gradient=_gradient_error(trained.gradients, expected.trained.gradients),
+        train_forward=forward,
+        train_gradient=gradient,
         train_mode=expected.train_mode,
+        unproved=expected.unproved,
     )
 
 

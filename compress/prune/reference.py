@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.errors import PlanError
 from compress.prune.architecture import named_tensors
+from compress.prune.places import REDUCTIONS, WHOLE, Places, over_kept
 from compress.prune.planning import Plan
 
 
@@ -22,28 +23,32 @@ class KeptStatistics(TorchFunctionMode):
     """Layer, RMS and group norms whose weight loses channels take their statistics over the kept ones alone.
 
     Zeros cannot do what ``apply`` does to such a norm, since they count. Here a norm gathers the kept channels, is
-    computed on them, and fills the other places with zeros. Norms are recognised by their weight; one without is not.
+    computed on them, and fills the other places with zeros. Norms are recognised by their weight; those without one of
+    their own, and statistics that are written by hand, by the order of their calls.
 
     Args:
         model: the network, of full shape, that will run.
         plan: legal for ``model``.
+        places: what stays at each statistic of one pass, for those that no weight tells.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, places: Sequence[Places] = ()) -> None:
         super().__init__()
         self._kept = kept_by_tensor(model, plan)
+        self._places = iter(places)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        stay = next(self._places, {}) if func in REDUCTIONS or func in WHOLE else {}
         names = _NORMS.get(func)
         if names is None:
-            return func(*args, **kwargs)
+            return over_kept(func, args, kwargs, stay) if stay else func(*args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         kept = self._kept.get(id(given.get("weight")))
         if kept is None:
-            return func(*args, **kwargs)
+            return over_kept(func, args, kwargs, stay) if stay else func(*args, **kwargs)
         return _group_norm(func, given, kept[0]) if "num_groups" in given else _layer_norm(func, given, kept)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,15 +14,18 @@ from torch import nn
 from compress.errors import ModelError
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
-from compress.prune.attributes import candidates, set_size
+from compress.prune.attributes import set_size
 from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, clone, stand_ins, uncollected
+from compress.prune.remedies import Remedy, Tie, turns
 from compress.prune.rules import tensors
-from compress.prune.trial import Blame, StoppedError, TrialDispatch
-from compress.prune.units import Attribute, Group, Trace
+from compress.prune.sizes import Patch
+from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
+from compress.prune.units import Group, Trace
+from compress.prune.unread import Variant, unread, variants
 
 
 def trace(
@@ -74,8 +77,10 @@ class _Tracing:
     real: bool = False
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
-    tried: set[tuple[str, str]] = field(default_factory=set)
+    tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -96,7 +101,21 @@ class _Tracing:
             if not blames:
                 break
             grouping = self._remedy(grouping, blames)
-        return grouping.trace
+        return self._with_unread(self._loosened(grouping))
+
+    def _with_unread(self, grouping: Grouping) -> Trace:
+        """The trace, with numbers that the pass does not read patched where it is sure what they are."""
+        sure, rest = unread(self.network.model, grouping, self.observed.slots)
+        if sure:
+            before = list(self.choices.patches)
+            self.choices.patches = [*before, *sure]
+            tried = self._grouping()
+            if self.trials > 0 and not self._blames(tried, list(tried.trace.groups)):
+                grouping = tried
+            else:
+                self.choices.patches = before
+                rest = [*rest, *((patch.module, patch.name, patch.value) for patch in sure)]
+        return replace(grouping.trace, where=self.where, unfollowed=tuple(rest))
 
     def _grouping(self) -> Grouping:
         return group_units(self.network, self.observed, self.choices)
@@ -126,9 +145,13 @@ class _Tracing:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
-    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> Any:
+    def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
         if training:
             net.train()
+        if variant is not None:
+            for module in net.modules():
+                if isinstance(module, variant[0]):
+                    module.forward = getattr(module, variant[1])
         with torch.no_grad():
             inputs = [_copied(value, self.real) for value in self.inputs]
             dispatch.enter(inputs, "graph input")
@@ -165,6 +188,7 @@ class _Tracing:
         self._pass(net, dispatch, training=False)
         if listener.heard:
             self._train_too(net, dispatch)
+        self._others_too(dispatch)
         if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
@@ -172,10 +196,31 @@ class _Tracing:
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                for (name, _), labels in dispatch.observed.slots.items():
-                    if name.startswith(f"{path}."):
-                        dispatch.protect(labels, f"{type(module).__name__} has no rule")
+                _recurrent(dispatch, path, module)
+        paths = {id(module): path for path, module in net.named_modules()}
+        for reason, (module, line) in dispatch.observed.where.items():
+            self.where[reason] = _place(paths.get(id(module), ""), line)
         return dispatch.observed
+
+    def _others_too(self, dispatch: LabelDispatch) -> None:
+        """Follow what other methods would do in place of ``forward``, where they give what it does."""
+        self.variants = []
+        if self.real:
+            return
+        for variant in variants(self.model):
+            net, state = self._probe({})
+            scratch = LabelDispatch(state, Observations(), self.heads)
+            try:
+                self._pass(net, scratch, training=False, variant=variant)
+            except Exception:  # noqa: BLE001  (it is no other way of doing the same)
+                continue
+            if scratch.calls and scratch.calls[-1].shapes == dispatch.observed.passes[0][-1].shapes:
+                self.variants.append(variant)
+                costs = len(dispatch.observed.costs)
+                net, state = self._probe({})
+                again = LabelDispatch(state, dispatch.observed, self.heads)
+                self._pass(net, again, training=False, variant=variant)
+                del dispatch.observed.costs[costs:]
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
         """Trace what training does differently, such as auxiliary heads."""
@@ -203,9 +248,9 @@ class _Tracing:
                 del entries[count:]
         del observed.costs[before[-1] :]
 
-    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool) -> None:
+    def _pass(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> None:
         dispatch.calls = []
-        out = self._run(net, dispatch, training)
+        out = self._run(net, dispatch, training, variant)
         outs = tensors(out)
         if not outs:
             raise ModelError(
@@ -226,7 +271,7 @@ class _Tracing:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
-        for kept in _uneven(grouping.trace, groups, self.observed.picks):
+        for kept in uneven(grouping.trace, groups, self.observed.picks):
             blames = self._tried(grouping, kept, groups)
             if blames:
                 return blames
@@ -242,7 +287,7 @@ class _Tracing:
         net, state = self._probe(cut)
         sizes, modules = found.kept_sizes(kept), dict(net.named_modules(remove_duplicate=False))
         for a in found.attributes:
-            after = sizes[a.slot] * a.factor // a.divisor
+            after = a.after(kept, sizes)
             if after != a.value:
                 set_size(modules[a.module], a.name, a.value, after)
         trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net)
@@ -250,21 +295,24 @@ class _Tracing:
         try:
             for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
-                self._run(net, trial, training=k > 0)
+                with Reshapes(trial):
+                    others = k - len(self.observed.passes) + len(self.variants)
+                    variant = self.variants[others] if others >= 0 else None
+                    if variant is not None:
+                        net.eval()
+                    self._run(net, trial, training=k > 0 and variant is None, variant=variant)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
             reason = f"fixed size: {_first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
-                return self._culprits(
-                    grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, _path(net, error))
-                )
+                trial.missing(reason, _path(net, error))
         else:
             if not trial.blames:
                 return []
         blames = [b for b in trial.blames if free[b.units].any()]
-        reason = "fixed size: the network takes another way after a cut"
-        return blames or self._culprits(grouping, groups, Blame(np.empty(0, np.int64), reason, trial.at, ""))
+        last = trial.blames[-1] if trial.blames else Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")
+        return blames or self._culprits(grouping, groups, last)
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
         """The groups that make a cut fail, found by bisection where no operator tells."""
@@ -291,87 +339,63 @@ class _Tracing:
             if not ties:
                 labels = np.flatnonzero(np.isin(grouping.unit_of, own))
                 self.choices.held.append((labels, blame.reason))
+                self.where.setdefault(blame.reason, _place(blame.module, blame.line))
         for k in turned:
             self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
         return self._grouping()
 
     def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
-        """Let sizes that the blamed modules keep follow the blamed groups, if the cut then passes.
+        """Take the sizes that blamed modules keep for what their failing calls should have been given.
 
-        The sizes of a blame are tried one at a time, those of all blames at once, and at last all sizes of a blame.
+        Each blame's remedies are tried in turns, all blames at once: what passes is taken.
         """
-        open_: list[tuple[int, list[Attribute]]] = [
-            (b.call, found) for b in blames if (found := self._sizes(grouping, b))
-        ]
+        open_ = [(b.call, found) for b in blames if (found := turns(self.network.model, grouping, b, self.tried))]
         before = {b.call for b in blames}
-        accepted: list[Attribute] = []
-        known = list(self.choices.patches)
-        for turn in range(max((len(found) for _, found in open_), default=-1) + 1):
-            trying = [
-                (call, found[turn : turn + 1] if turn < len(found) else found)
-                for call, found in open_
-                if turn < len(found) or turn == len(found) > 1
-            ]
+        accepted: list[Remedy] = []
+        known = self.choices.patches, self.choices.ties
+        for turn in range(max((len(found) for _, found in open_), default=0)):
+            trying = [(call, found[turn]) for call, found in open_ if turn < len(found)]
             if not trying or self.trials <= 0:
                 break
-            self.choices.patches = [*known, *accepted, *(a for _, sizes in trying for a in sizes)]
+            self._take(known, [*accepted, *(remedy for _, remedy in trying)])
             tried = self._grouping()
             left = self._blames(tried, list(tried.trace.groups))
             if not left:
                 self.cleared = tried
                 return tried
             calls = {b.call for b in left}
-            # A new failure earlier than before was caused by the patch; what comes after it was not reached.
+            # What fails earlier than before was broken by the patch, and what comes after was not reached.
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
-            accepted += [a for call, sizes in trying if call in passed for a in sizes]
+            accepted += [remedy for call, remedy in trying if call in passed]
             open_ = [(call, found) for call, found in open_ if call not in passed]
-        self.choices.patches = [*known, *accepted]
+        self._take(known, accepted)
         return self._grouping() if accepted else None
 
-    def _sizes(self, grouping: Grouping, blame: Blame) -> list[Attribute]:
-        """The sizes kept by the blamed module, or by the closest one around it that keeps any; each is tried once."""
-        groups = [g for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
-        path = blame.module
-        while True:
-            found = [
-                a
-                for a in candidates(self.network.model, path, groups, grouping.trace)
-                if (a.module, a.name) not in self.tried
-            ]
-            if found or not path:
-                break
-            path = path.rpartition(".")[0]
-        self.tried.update((a.module, a.name) for a in found)
-        return found
+    def _take(self, known: tuple[list[Patch], list[Tie]], remedies: list[Remedy]) -> None:
+        patches = {patch.key: patch for patch in known[0]}
+        for own, _ in remedies:
+            for patch in own:
+                patches.setdefault(patch.key, patch)
+        self.choices.patches = list(patches.values())
+        self.choices.ties = [*known[1], *(tie for _, ties in remedies for tie in ties)]
 
-
-def _uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
-
-    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
-    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
-    """
-    rng = np.random.default_rng(len(groups))
-    kept, front, back = np.ones((3, trace.units), dtype=bool)
-    for group in groups:
-        n = len(group.units)
-        front[group.units[0]] = False
-        back[group.units[-1]] = False
-        if n >= LARGE:
-            more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
-            kept[group.units[[0, 1, -1]]] = False
-        else:
-            kept[group.units[-1]] = False
-    small = any(len(group.units) < LARGE for group in groups)
-    if picks:
-        return [kept, front, back]
-    return [kept, front] if small else [kept]
-
-
-LARGE = 5
-"""The smallest group about which one trial cut tells everything."""
+    def _loosened(self, grouping: Grouping) -> Grouping:
+        """Where runs were taken to be equal, but end where a size says that is followed now, they may differ."""
+        followed = np.concatenate([np.empty(0, np.int64), *(p.labels.reshape(-1) for p in self.choices.patches)])
+        loose = [
+            k
+            for k in grouping.ties
+            if k in self.observed.loose and np.isin(self.observed.rectangles[k], followed).any() and self.trials > 0
+        ]
+        if not loose:
+            return grouping
+        before = dict(self.choices.axis)
+        self.choices.axis.update({k: self.observed.rectangles[k].ndim for k in loose})
+        tried = self._grouping()
+        if self._blames(tried, list(tried.trace.groups)):
+            self.choices.axis = before
+            return grouping
+        return tried
 
 
 def _copied(value: Any, real: bool) -> Any:
@@ -383,6 +407,30 @@ def _copied(value: Any, real: bool) -> Any:
     if isinstance(value, dict):
         return {k: _copied(v, real) for k, v in value.items()}
     return value
+
+
+def _recurrent(dispatch: LabelDispatch, path: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
+    """One number of hidden units goes for all layers and directions; a projection has no rule."""
+    slots = dispatch.observed.slots
+    own = {
+        name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1
+    }
+    hidden = [labels for name, labels in own.items() if ".weight_hh" in f".{name}"]
+    if getattr(module, "proj_size", 0) > 0 or len({len(labels) for labels in hidden}) != 1:
+        for (name, _), labels in slots.items():
+            if name.startswith(f"{path}."):
+                dispatch.protect(labels, f"{type(module).__name__} has no rule")
+        return
+    for name, labels in own.items():
+        if ".weight_hh" in f".{name}":
+            # What one step gives is what the next one reads, even where only one is seen.
+            gates = slots[name, 0].reshape(-1, len(labels))
+            dispatch.equate(gates, np.broadcast_to(labels, gates.shape))
+            dispatch.equate(hidden[0], labels)
+
+
+def _place(module: str, line: str) -> str:
+    return ", ".join(part for part in (module, line) if part)
 
 
 def _path(net: nn.Module, error: BaseException) -> str:

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.overrides import TorchFunctionMode
 
-from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, module_path, numbers
+from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
+from compress.prune.sizes import Want, axes, wanted, whole_numbers
+from compress.prune.units import Group, Trace
+
+REACH = 100
+"""Calls before one that fails among which the size that it follows is looked for."""
+
+ANOTHER_WAY = "fixed size: the network takes another way after a cut"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blame:
-    """Units that could not be cut as they were, the reason, and the call and module where it showed."""
+    """Units that could not be cut as they were, the reason, and the call and module where it showed.
+
+    Args:
+        units: those that reach the call.
+        reason: what went wrong.
+        call: its number in the pass.
+        module: path of the innermost module whose method was running.
+        wants: the sizes that the call should have been given.
+        ties: sizes that it was given, each with what that follows instead.
+        line: the line of code, as ``file.py:12``.
+    """
 
     units: npt.NDArray[np.int64]
     reason: str
     call: int
     module: str
+    wants: tuple[Want, ...] = ()
+    ties: tuple[tuple[Labels, Labels], ...] = ()
+    line: str = ""
+
+
+class Reshapes(TorchFunctionMode):
+    """Let a trial go on after a reshape that is refused before the dispatcher hears of it."""
+
+    def __init__(self, trial: TrialDispatch) -> None:
+        super().__init__()
+        self._trial = trial
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (torch.Tensor.reshape, torch.reshape):
+            return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            return self._trial.reshaped(args[0], [*args[1:], *(kwargs or {}).values()], error)
 
 
 class StoppedError(Exception):
@@ -48,6 +88,9 @@ class TrialDispatch(LabelDispatch):
         super().__init__(state, Observations(), heads)
         self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
         self.blames: list[Blame] = []
+        self.paths: dict[int, str] | None = None
+        self.strangers = 0
+        self.foreign: npt.NDArray[np.bool_] | None = None
         self.expected: list[OpCall] = []
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
@@ -62,18 +105,40 @@ class TrialDispatch(LabelDispatch):
             raise StoppedError
         return labels[self.kept[self.grouping.unit_of[labels]]]
 
+    def fresh(self, size: int) -> Labels:
+        # Which they are is not known, only that they are some that no parameter has.
+        self.strangers += size
+        return np.arange(-self.strangers, size - self.strangers, dtype=np.int64)
+
     def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
         try:
             return super().run(func, op, args, kwargs, quick)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            call = self._next(op.name)
-            # The failing call returns what it should have, so that one pass finds all that fail.
-            left = [self._left(call, k) for k in range(len(call.flows))]
-            self._blame(args, f"fixed size: {_first_line(error)}")
-            if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
-                raise StoppedError from None
-            outs = [torch.empty(part[1], device="meta") for part in left if part is not None]
-            return outs[0] if len(outs) == 1 else tuple(outs)
+            return self._should(self._next(op.name), error, args)
+
+    def _should(self, call: OpCall, error: Exception, args: Any) -> Any:
+        """What a failing call should have returned, so that one pass finds all that fail."""
+        left = [self._left(call, k) for k in range(len(call.flows))]
+        self._blame(args, f"fixed size: {_first_line(error)}", call, args)
+        if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
+            raise StoppedError from None
+        like = tensors(args)[0].dtype if tensors(args) else None
+        outs = [torch.empty(part[1], device="meta", dtype=like) for part in left if part is not None]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def reshaped(self, x: torch.Tensor, shape: Any, error: Exception) -> torch.Tensor:
+        """What a reshape that fails before any operator runs should have returned."""
+        if self.at >= len(self.expected) or self.expected[self.at].name != "aten.view":
+            self.missing(f"fixed size: {_first_line(error)}")
+            raise StoppedError from None
+        call = self.expected[self.at]
+        out = self._should(call, error, (x, shape))
+        left = self._left(call, 0)
+        assert left is not None
+        self._keep(out, left[0])
+        self.set_sources([out], self.at)
+        self.at += 1
+        return out
 
     def after(
         self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
@@ -84,7 +149,7 @@ class TrialDispatch(LabelDispatch):
             return
         call = self._next(op.name)
         if len(outs) != len(call.flows) or sources != call.sources:
-            self._blame(args, "fixed size: the network takes another way after a cut", call)
+            self._blame(args, ANOTHER_WAY, call, args)
             raise StoppedError
         wrong = ""
         if call.numbers != numbers(op, args, kwargs):
@@ -98,14 +163,20 @@ class TrialDispatch(LabelDispatch):
             # What follows is judged separately.
             self._keep(tensor, flow if left is None else left[0])
         if wrong:
-            self._blame((args, outs), wrong, call)
+            self._blame((args, outs), wrong, call, args)
         self.set_sources(outs, self.at)
         self.at += 1
 
     def _next(self, name: str) -> OpCall:
         if self.at >= len(self.expected) or self.expected[self.at].name != name:
+            self.missing(ANOTHER_WAY)
             raise StoppedError
         return self.expected[self.at]
+
+    def missing(self, reason: str, module: str | None = None) -> None:
+        """Blame what the call that should have come next works on: it did not come."""
+        if self.at < len(self.expected):
+            self._blame((), reason, self.expected[self.at], (), module)
 
     def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
         """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
@@ -118,14 +189,25 @@ class TrialDispatch(LabelDispatch):
                 return False
         if moved is None:
             return True
-        own = {layer.dims: layer.labels for layer in moved.layers}
-        expected = {layer.dims: layer.labels for layer in left.layers}
+        own, expected = _by_dims(moved.layers), _by_dims(left.layers)
         if own.keys() != expected.keys():
             # If one channel is left, one side may know already that its labels no longer change.
             own, expected = self._as_units(own.values()), self._as_units(expected.values())
         if own.keys() != expected.keys():
             return False
-        return all(own[dims] is labels or np.array_equal(own[dims], labels) for dims, labels in expected.items())
+        return all(own[dims] is labels or self._equal(own[dims], labels) for dims, labels in expected.items())
+
+    def _equal(self, own: Labels, expected: Labels) -> bool:
+        if own.shape != expected.shape:
+            return False
+        wrong = expected[own != expected]
+        if not len(wrong):
+            return True
+        if self.foreign is None:
+            self.foreign = np.zeros(self.whole.count, dtype=bool)
+            for labels in self.whole.fresh:
+                self.foreign[labels] = True
+        return bool((own[own != expected] < 0).all() and self.foreign[wrong].all())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
@@ -137,8 +219,9 @@ class TrialDispatch(LabelDispatch):
 
     def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
         layers = []
+        several = len({layer.dims for layer in flow.layers}) < len(flow.layers)
         for layer in flow.layers:
-            labels, cut = self._cut_labels(layer.labels)
+            labels, cut = self._cut_together(layer, flow.layers) if several else self._cut_labels(layer.labels)
             if labels is None:
                 return None
             for d in layer.dims:
@@ -147,9 +230,18 @@ class TrialDispatch(LabelDispatch):
                 layers.append(Layer(labels, layer.zero))
         return Flow(tuple(layers), flow.origin, flow.uniform), size
 
-    def _as_units(self, every: Iterable[Labels]) -> dict[tuple[int, ...], Labels]:
-        layers = [Layer(shrink(self.grouping.unit_of[labels])) for labels in every]
-        return {layer.dims: layer.labels for layer in layers if layer.labels.size > 1}
+    def _cut_together(self, own: Layer, layers: Sequence[Layer]) -> tuple[Labels | None, tuple[int, ...]]:
+        """The same if several layers lie along the same dimensions: an element stays where all its channels do."""
+        alike = [layer.labels for layer in layers if layer.dims == own.dims]
+        kept = np.all([self.kept[self.grouping.unit_of[labels]] for labels in alike], axis=0)
+        every = range(kept.ndim)
+        index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]
+        whole = bool(kept[np.ix_(*index)].all())
+        return own.labels[np.ix_(*index)] if whole else None, tuple(len(i) for i in index)
+
+    def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
+        layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
+        return _by_dims([layer for layer in layers if layer.labels.size > 1])
 
     def _cut_labels(self, labels: Labels) -> tuple[Labels | None, tuple[int, ...]]:
         """What is left of the whole network's labels, None if it is no rectangle, and the length of each dimension."""
@@ -171,15 +263,59 @@ class TrialDispatch(LabelDispatch):
                 self.cuts[key] = labels[where] if whole else None, tuple(len(i) for i in index)
         return self.cuts[key]
 
-    def _blame(self, values: Any, reason: str, call: OpCall | None = None) -> None:
+    def _blame(self, values: Any, reason: str, call: OpCall, args: Any, module: str | None = None) -> None:
         """Blame the units that reach a call for what went wrong in it."""
+        inputs = [self._whole(source) for source in call.sources]
         parts = [np.empty(0, np.int64)]
-        for tensor in tensors(values):
-            parts += [layer.labels.reshape(-1) for layer in self.flow(tensor).layers]
-        for flow in call.flows if call is not None else ():
+        known = [self.flows[id(t)] for t in tensors(values) if id(t) in self.flows]
+        for flow in (*known, *call.flows, *([] if known else inputs)):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
-        self.blames.append(Blame(units, reason, self.at, module_path(self.model)))
+        wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
+        numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
+        ties = tuple(self._followed(wants, numbers_given))
+        own, line = running() if module is None else (None, "")
+        path = self._path(own) if module is None else module
+        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))
+
+    def _whole(self, source: Source) -> Flow:
+        """What the whole network's tensor from there carries."""
+        if isinstance(source, tuple):
+            at, k = source
+            return self.expected[at].flows[k]
+        layers = []
+        if isinstance(source, str):
+            for d in range(8):
+                labels = self.whole.slots.get((source, d))
+                if labels is not None:
+                    layers.append(Layer(labels.reshape((1,) * d + (-1,))))
+        return Flow(tuple(layers))
+
+    def _stays(self, labels: Labels) -> int:
+        return int(np.count_nonzero(self.kept[self.grouping.unit_of[labels]].any(axis=1)))
+
+    def _followed(self, wants: Sequence[Want], given: set[int]) -> Iterator[tuple[Labels, Labels]]:
+        """Pairs of a wanted size and another one of the same length, which the call was given after the cut."""
+        known = set()
+        for want in wants:
+            others = {n for n in given if n != self._stays(want.labels) and n < want.size}
+            if not others:
+                continue
+            own = self.grouping.unit_of[want.labels[:, 0]]
+            for before in reversed(self.expected[max(self.at - REACH, 0) : self.at]):
+                for axis in (axis for flow in before.flows for axis in axes(flow) if axis.size == want.size):
+                    units = self.grouping.unit_of[axis.labels[:, 0]]
+                    key = own.tobytes(), units.tobytes()
+                    if key in known or np.array_equal(units, own) or self._stays(axis.labels) not in others:
+                        continue
+                    known.add(key)
+                    if not self.grouping.trace.protected_units[units].any():
+                        yield want.labels[:, 0], axis.labels[:, 0]
+
+    def _path(self, module: torch.nn.Module | None) -> str:
+        if self.paths is None:
+            self.paths = {id(module): path for path, module in self.model.named_modules()}
+        return self.paths.get(id(module), "")
 
     # Outputs are compared call by call; what the rules say of the whole network still holds ----------------
 
@@ -189,7 +325,7 @@ class TrialDispatch(LabelDispatch):
     def protect(self, labels: Labels, reason: str) -> None:
         return
 
-    def rectangle(self, labels: Labels) -> None:
+    def rectangle(self, labels: Labels, loose: bool = False) -> None:
         return
 
     def altered(self, labels: Labels, reason: str) -> None:
@@ -204,6 +340,43 @@ class TrialDispatch(LabelDispatch):
     def unknown(self, call: Call, reason: str = "") -> Flow:
         reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
         return Flow((), reason)
+
+
+LARGE = 5
+"""The smallest group about which one trial cut tells everything."""
+
+
+def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
+    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
+
+    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
+    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
+    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
+    """
+    rng = np.random.default_rng(len(groups))
+    kept, front, back = np.ones((3, trace.units), dtype=bool)
+    for group in groups:
+        n = len(group.units)
+        front[group.units[0]] = False
+        back[group.units[-1]] = False
+        if n >= LARGE:
+            more = rng.permutation(np.arange(2, n // 2))
+            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
+            kept[group.units[[0, 1, -1]]] = False
+        else:
+            kept[group.units[-1]] = False
+    small = any(len(group.units) < LARGE for group in groups)
+    if picks:
+        return [kept, front, back]
+    return [kept, front] if small else [kept]
+
+
+def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:
+    """Labels by the dimensions that they lie along, and their number among those along the same."""
+    found: dict[tuple[tuple[int, ...], int], Labels] = {}
+    for layer in layers:
+        found[layer.dims, sum(dims == layer.dims for dims, _ in found)] = layer.labels
+    return found
 
 
 def _first_line(error: BaseException) -> str:

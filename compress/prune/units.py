@@ -59,11 +59,21 @@ class Activation:
     dies: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attribute:
     """A size that a module keeps as a number, or in a tuple of them, and that surgery has to patch.
 
-    Its new value is the kept length of ``slot`` times ``factor``, divided by ``divisor``.
+    Its new value is the kept length of ``slot`` times ``factor``, divided by ``divisor``; the new value of a size that
+    the user's code keeps is how many places of ``units`` stay.
+
+    Args:
+        module: path of the module.
+        name: the attribute, and after dots where it lies in that: ``sizes.1``, ``config.width``.
+        value: the size before a cut.
+        slot: what the size follows, or a slot of the units that it follows.
+        factor: see above.
+        divisor: see above.
+        units: int64 [value, any]: a place stays if any of its units does.
     """
 
     module: str
@@ -72,6 +82,13 @@ class Attribute:
     slot: Slot
     factor: int = 1
     divisor: int = 1
+    units: npt.NDArray[np.int64] | None = None
+
+    def after(self, kept: npt.NDArray[np.bool_], sizes: Mapping[Slot, int]) -> int:
+        """The size when only the units in ``kept`` stay; ``sizes`` are the slots' lengths then."""
+        if self.units is not None:
+            return int(np.count_nonzero(kept[self.units].any(axis=1)))
+        return sizes[self.slot] * self.factor // self.divisor
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,8 @@ class Trace:
         tied: other name of a parameter -> the name under which its slots are kept.
         substitutions: module -> the class of ``compress.prune.attention`` that has to take its place.
         activations: what the pass leaves in memory.
+        unfollowed: module, name and value of each number that may be a size that a cut changes, and that none follows.
+        where: reason -> the module and the line of code where it first held.
     """
 
     architecture: str
@@ -114,6 +133,8 @@ class Trace:
     substitutions: Mapping[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
     activations: tuple[Activation, ...] = ()
+    where: Mapping[str, str] = field(default_factory=dict)
+    unfollowed: tuple[tuple[str, str, int], ...] = ()
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
         """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""

@@ -14,6 +14,7 @@ import torch
 from compress import data, distill, prune
 from compress.errors import PlanError, RecipeError
 from compress.prune import CRITERIA, Trace
+from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import Recipe
 from compress.run.tracing import traced
@@ -70,8 +71,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     trace = traced(recipe, model, example, target.task)
     TASKS[target.task].check(model, example)
     if not trace.groups:
-        reason = next(iter(sorted(trace.protected.values())), "it has no channels")
-        raise PlanError(f"No channel of {recipe.model.factory} is free to go (for example: {reason[:160]}).")
+        raise PlanError(f"No channel of {recipe.model.factory} is free to go: {why_nothing_is_free(trace)}.")
     _check_prune(recipe, trace, target.task)
 
 

@@ -1,5 +1,6 @@
 """Saved networks: the same outputs come back, and nothing foreign is run."""
 
+import copy
 import json
 import os
 import pickle
@@ -314,3 +315,66 @@ def test_a_parameter_of_two_names_stays_one(tmp_path, monkeypatch):
     assert back.b.weight is back.a.weight
     x = torch.randn(2, 8)
     assert torch.equal(back(x), net(x))
+
+
+class Unsaved(torch.nn.Module):
+    """Buffers that no state dict holds, made in the ways in which libraries make them."""
+
+    def __init__(self, num_classes=4, how="filled later"):
+        super().__init__()
+        self.a, self.head = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(8, num_classes)
+        self.how = how
+        if how == "repeated":
+            self.register_buffer("own", torch.tensor([1.0, 2.0, 1.0]).expand(8, 1, 3, 3).clone() / 12, persistent=False)
+        else:
+            self.register_buffer("own", torch.empty(8, 1, 3, 3), persistent=False)
+            self.register_buffer("places", torch.empty(4, dtype=torch.long), False)
+            self.reset()
+
+    @torch.no_grad()
+    def reset(self):
+        if self.how == "drawn":
+            self.own.normal_()
+        elif self.how == "replaced":
+            self.own = torch.full((8, 1, 3, 3), 0.2)
+        else:
+            self.own.copy_(torch.linspace(-1, 1, 72).view(8, 1, 3, 3))
+        self.places.copy_(torch.arange(3, -1, -1))
+
+    def forward(self, x):
+        y = torch.nn.functional.conv2d(self.a(x), self.own, padding=1, groups=len(self.own))
+        if self.how != "repeated":
+            y = y[:, :, self.places % y.shape[2]]
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["filled later", "drawn", "replaced", "repeated"])
+def test_buffers_that_are_not_saved_are_what_they_were(how, tmp_path):
+    torch.manual_seed(0)
+    net = Unsaved(how=how).eval()
+    trace = prune.trace(net, image(2))
+    plan = prune.plan(trace, prune.score(trace, net), ratio=0.5)
+    small = prune.apply(net, plan).eval()
+    about = Description(factory=f"{__name__}:Unsaved", arguments={"how": how}, classes=tuple("abcd"), plan=plan)
+    junk = [torch.full((72,), 7e9) for _ in range(1000)]
+    del junk
+    back = compress.load(compress.save(small, tmp_path / "net", about), trusted=(__name__,))
+    assert len(back.a.weight) == len(back.own) == 4
+    assert torch.equal(back.own, small.own)
+    assert torch.equal(back(image(2)), small(image(2)))
+    stored = load_file(tmp_path / "net" / "model.safetensors")
+    assert ("own" in stored) == (how == "drawn"), "what the factory makes again is not stored"
+
+
+def test_a_network_that_does_not_come_back_is_not_saved(saved, dense):
+    before = (saved / "model.json").read_bytes()
+
+    with pytest.raises(ArtifactError, match=r"would not load again: .* has 'conv1.weight' as|builds another"):
+        compress.save(dense, saved, ABOUT.model_copy(update={"arguments": {"depth": 8, "width": 16}}))
+    double = copy.deepcopy(dense)
+    double.register_forward_hook(lambda module, inputs, out: 2 * out)
+    with pytest.raises(ArtifactError, match=r"does not come back from 'niwaki:cifar_resnet' as it is: its outputs"):
+        compress.save(double, saved, ABOUT, example=image(2, 16))
+    assert (saved / "model.json").read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["student"]
+    assert not double.training

@@ -44,7 +44,7 @@ class Labeller(Protocol):
     def role(self, slot: Slot | None, role: Role) -> None: ...
     def equate(self, left: Labels, right: Labels) -> None: ...
     def protect(self, labels: Labels, reason: str) -> None: ...
-    def rectangle(self, labels: Labels) -> None: ...
+    def rectangle(self, labels: Labels, loose: bool = False) -> None: ...
     def altered(self, labels: Labels, reason: str) -> None: ...
     def spend(self, macs: float, *factors: Labels) -> None: ...
     def unknown(self, call: Call, reason: str = "") -> Flow: ...
@@ -140,6 +140,7 @@ def meet(
         sides.append((layers, (*wide, *shape), flow))
     merged: list[tuple[Layer, list[bool]]] = []
     for side, (layers, _, _) in enumerate(sides):
+        mine: set[int] = set()
         for whole in layers:
             tracer.role(whole.slot, "producer")
             layer = _unblocked(tracer, whole, sides, side)
@@ -147,7 +148,8 @@ def meet(
                 continue
             for k, (other, zeros) in enumerate(merged):
                 shared = [d for d in layer.dims if other.over(d)]
-                if shared:
+                # A kernel laid out in a row has columns and positions along one dimension, which do not meet.
+                if shared and not (k in mine and layer.dims == other.dims):
                     tracer.equate(*np.broadcast_arrays(layer.labels, other.labels))
                     zeros[side] = layer.zero
                     if len(shared) < len(other.dims):
@@ -155,8 +157,9 @@ def meet(
                         merged[k] = (Layer(other.labels[index], other.zero), zeros)
                     break
             else:
-                zeros = [False] * len(sides)
+                zeros = [flow.blank for _, _, flow in sides]
                 zeros[side] = layer.zero
+                mine.add(len(merged))
                 merged.append((layer, zeros))
     return tuple(Layer(layer.labels, zero(zeros)) for layer, zeros in merged)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.prune.labels import Flow, Labels, Layer, reshape_labels, shrink
+from compress.prune.labels import Flow, Labels, Layer, placed, reshape_labels, shrink
 from compress.prune.rules.base import Call, Labeller, Rule, collapse, dim_of, meet, named, tensors
 
 
@@ -127,7 +127,14 @@ def joined(tracer: Labeller, parts: list[tuple[Flow, tuple[int, ...]]], d: int, 
     ]
     origin = next((flow.origin for flow, _ in parts if flow.origin), "")
     layers = list(meet(tracer, across, ndim, all))
-    if any(along):
+    if any(along) or any(flow.blank for flow, _ in parts):
+        for own, (flow, shape) in zip(along, parts, strict=True):
+            if not own and shape[d] > 0:
+                # Channels that are no layer's: they stay, and hold none of those beside them.
+                labels = tracer.fresh(shape[d])
+                if not flow.blank:
+                    tracer.protect(labels, f"side by side with {flow.origin or 'a constant'}")
+                own.append(Layer(placed(labels, ndim, d)))
         if any(len(own) != 1 and shape[d] > 0 for own, (_, shape) in zip(along, parts, strict=True)):
             for own, (flow, _) in zip(along, parts, strict=True):
                 for layer in own:
@@ -167,10 +174,10 @@ def picked(tracer: Labeller, flow: Flow, moved: list[Labels]) -> Flow:
     return flow.moved(moved)
 
 
-def _rectangles(tracer: Labeller, flow: Flow, d: int, parts: int) -> None:
+def _rectangles(tracer: Labeller, flow: Flow, d: int, parts: int, loose: bool = False) -> None:
     for layer in flow.layers:
         if layer.dims == (d,):
-            tracer.rectangle(layer.labels.reshape(parts, -1))
+            tracer.rectangle(layer.labels.reshape(parts, -1), loose)
 
 
 def unbind(tracer: Labeller, call: Call) -> list[Flow]:
@@ -202,7 +209,7 @@ def slice_(tracer: Labeller, call: Call) -> Flow:
     if step > 1 and size % step == 0:
         _rectangles(tracer, flow, d, size // step)
     elif step == 1 and 0 < run < size and size % run == 0 and start % run == 0:
-        _rectangles(tracer, flow, d, size // run)
+        _rectangles(tracer, flow, d, size // run, loose=True)
     where = (slice(None),) * d + (slice(start, stop, step),)
     return picked(tracer, flow, [shrink(y.labels[where]) if y.over(d) else y.labels for y in flow.layers])
 

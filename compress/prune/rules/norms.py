@@ -50,9 +50,16 @@ def batch_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
     layers = []
     for layer in flow.layers:
         spread = [d for d in layer.dims if d != 1]
+        if not layer.over(1) and _by_batch(call):
+            # Statistics over channels, as of a kernel's columns: those of the ones that are left.
+            tracer.role(layer.slot, "consumer")
+            tracer.altered(layer.labels, "under a norm over channels")
+            layers.append(Layer(layer.labels, False))
+            continue
         if not layer.over(1):
             tracer.protect(layer.labels, "channels in several dimensions reach a norm")
             continue
+        tracer.role(layer.slot, "producer")
         layers.append(collapse(tracer, layer, spread))
     flow = Flow(tuple(layers), flow.origin)
     if variance is not None:
@@ -60,8 +67,15 @@ def batch_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
             # Masking a variance would divide by zero; it only has to be cut.
             tracer.role(layer.slot, "statistic")
     out = affine(tracer, x, flow, [mean, variance, weight, bias], 1, True)
-    centred = all(layer.zero for layer in (*flow.layers, *(() if mean is None else tracer.flow(mean).layers)))
-    return (out.with_zero(_zero(tracer, centred, weight, bias)),)
+    rows = [layer for layer in flow.layers if layer.over(1)]
+    centred = all(layer.zero for layer in (*rows, *(() if mean is None else tracer.flow(mean).layers)))
+    zero = _zero(tracer, centred, weight, bias)
+    return (Flow(tuple(Layer(y.labels, zero and y.over(1)) for y in out.layers), out.origin, out.uniform),)
+
+
+def _by_batch(call: Call) -> bool:
+    """Whether a batch norm takes its statistics from what it is fed."""
+    return any(value is True for value in call.args[3:6])
 
 
 def _zero(tracer: Labeller, normed: bool, weight: torch.Tensor | None, bias: torch.Tensor | None) -> bool:
@@ -128,13 +142,14 @@ def group_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
 
 
 def weight_norm(tracer: Labeller, call: Call) -> tuple[Flow, ...]:
-    """w = g v / |v|: the norm is over all but one dimension of v, whose other dimensions therefore stay."""
+    """w = g v / |v|: the norm is over all but one dimension of v, and counts those of its columns that are left."""
     v, g = tracer.flow(call.args[0]), call.args[1]
     d = int(call.arg(2, "dim", 0))
     kept = []
     for layer in v.layers:
         if layer.dims != (d,):
-            tracer.protect(layer.labels, "a norm over the weight's other dimensions")
+            tracer.role(layer.slot, "consumer")
+            tracer.altered(layer.labels, "under a norm over channels")
         else:
             # If v were masked to zero its direction would be 0 / 0; g alone makes the channel.
             tracer.role(layer.slot, "statistic")

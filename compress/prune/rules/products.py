@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ def contract(tracer: Labeller, call: Call, left: Side, right: Side) -> None:
         for alone, missing in ((a, from_b), (b, from_a)):
             if alone is not None:
                 tracer.role(alone.slot, "consumer")
+                # A sum over zeros is zero, however many there are.
+                if missing.blank:
+                    continue
                 tracer.protect(alone.labels, missing.origin or f"meets a constant in {call.name}")
         return
     tracer.equate(a.labels, b.labels)
@@ -262,12 +266,30 @@ def _swapped(flow: Flow) -> Flow:
 
 
 def softmax(tracer: Labeller, call: Call) -> Flow:
-    """y = exp(x) / sum exp(x) over one dimension: a zero becomes a share, so channels summed over have to stay."""
+    """y = exp(x) / sum exp(x) over one dimension: a zero becomes a share, so channels summed over have to stay.
+
+    Where labels change along other dimensions too, what is summed over is branches of a channel, which go together.
+    """
     flow, d = tracer.flow(call.args[0]), int(call.args[1]) % max(call.out.dim(), 1)
+    layers = []
     for layer in flow.layers:
-        if layer.over(d):
+        if layer.dims == (d,):
             tracer.protect(layer.labels, "softmax over channels")
-    return flow.with_zero(False)
+        layers.append(collapse(tracer, layer, [d]) if len(layer.dims) > 1 else layer)
+    return Flow(tuple(layers), flow.origin, flow.uniform).with_zero(False)
+
+
+def deformable(tracer: Labeller, call: Call) -> Flow:
+    """A convolution at places that are computed: those stay, one set of them for all channels."""
+    x, weight, offset, mask, bias = call.args[:5]
+    groups, sets = int(call.args[11]), int(call.args[12])
+    for tensor in (offset, mask):
+        for layer in tracer.flow(tensor).layers:
+            tracer.protect(layer.labels, f"places in {call.name}")
+    if sets > 1:
+        return tracer.unknown(call, "several sets of places")
+    given: tuple[Any, ...] = (x, weight, bias, [], [], [], False, [], groups)
+    return convolution(tracer, Call("aten.convolution", given, {}, call.out))
 
 
 def embedding(tracer: Labeller, call: Call) -> Flow:
@@ -290,6 +312,7 @@ RULES: dict[str, Rule] = {
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
         "_scaled_dot_product_fused_attention_overrideable",
     ),
+    "torchvision.deform_conv2d": deformable,
     **named(softmax, "_softmax _log_softmax _safe_softmax"),
     **named(embedding, "embedding"),
 }

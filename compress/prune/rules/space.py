@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compress.prune.labels import Flow, Layer, placed
-from compress.prune.rules.base import Call, Labeller, Rule, collapse, named, protect_flow, tensors
+from compress.prune.rules.base import Call, Labeller, Rule, collapse, meet, named, protect_flow, tensors
 
 
 def spatial(n: int) -> Rule:
@@ -20,7 +20,8 @@ def spatial(n: int) -> Rule:
         if x.dim() != out.dim() or any(layer.over(d) for layer in layers for d in mixed):
             return tracer.unknown(call)
         result = Flow(tuple(layer for layer in layers if layer.labels.size > 1), flow.origin, flow.uniform)
-        return (result,) if isinstance(call.out, tuple) else result
+        # Where a channel's largest elements lie is of that channel too.
+        return (result, result.with_zero(False)) if isinstance(call.out, tuple) else result
 
     return rule
 
@@ -31,6 +32,18 @@ def sample(n: int) -> Rule:
 
     def rule(tracer: Labeller, call: Call) -> Any:
         protect_flow(tracer, tracer.flow(call.args[1]), f"places in {call.name}")
+        return mixed(tracer, call)
+
+    return rule
+
+
+def unpool(n: int) -> Rule:
+    """y[c] = x[c] at the places in its channel that an index names, else 0."""
+    mixed = spatial(n)
+
+    def rule(tracer: Labeller, call: Call) -> Any:
+        pair = [(tracer.flow(t), tuple(t.shape)) for t in call.args[:2]]
+        meet(tracer, pair, call.args[0].dim(), all)
         return mixed(tracer, call)
 
     return rule
@@ -67,11 +80,12 @@ def _dims(call: Call) -> list[int]:
     return sorted({int(d) % ndim for d in (chosen if isinstance(chosen, list | tuple) else [chosen])})
 
 
-def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool) -> Any:
+def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool, statistic: bool = False) -> Any:
     """y = x reduced over some dimensions.
 
     A layer that changes along other dimensions too is a set of heads, which go whole. ``counts``: the result depends on
-    how many elements are reduced, so that channels reduced over have to stay.
+    how many elements are reduced, so that channels reduced over have to stay; of a ``statistic`` they may go, as under
+    a layer norm, and it is that of the channels that are left.
     """
     flow, out = tracer.flow(call.args[0]), tensors(call.out)[0]
     dims, ndim = _dims(call), call.args[0].dim()
@@ -80,7 +94,9 @@ def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool) -> An
     for layer in flow.layers:
         tracer.role(layer.slot, "producer")
         if all(d in dims for d in layer.dims):
-            if counts:
+            if statistic:
+                tracer.altered(layer.labels, "under a norm over channels")
+            elif counts:
                 tracer.protect(layer.labels, f"{call.name} over channels")
             elif not layer.zero:
                 tracer.altered(layer.labels, "a masked channel becomes a constant on the way")
@@ -107,8 +123,31 @@ def norm(tracer: Labeller, call: Call) -> Any:
 
 
 def mean(tracer: Labeller, call: Call) -> Any:
-    """y = mean, extreme or spread of x: over channels it depends on how many there are."""
+    """y = mean, extreme or spread of x: over channels it is that of the channels that are left."""
+    return _reduced(tracer, call, counts=True, still_zero=True, statistic=True)
+
+
+def middle(tracer: Labeller, call: Call) -> Any:
+    """y = product or median of x, or an extreme and where it is: over channels it depends on which there are."""
     return _reduced(tracer, call, counts=True, still_zero=True)
+
+
+def ranked(tracer: Labeller, call: Call) -> Any:
+    """y = the elements of x in order, or the largest of them, along a dimension without channels."""
+    x, flow = call.args[0], tracer.flow(call.args[0])
+    d = int(call.arg(2 if call.name == "aten.topk" else 1, "dim", -1)) % max(x.dim(), 1)
+    if any(layer.over(d) for layer in flow.layers):
+        return tracer.unknown(call, "an order of channels")
+    return (flow,)
+
+
+def windows(tracer: Labeller, call: Call) -> Flow:
+    """y[.., k, .., i] = x[.., k * step + i, ..]: runs of a dimension without channels, along a new last one."""
+    x, flow = call.args[0], tracer.flow(call.args[0])
+    d = int(call.args[1]) % max(x.dim(), 1)
+    if any(layer.over(d) for layer in flow.layers):
+        return tracer.unknown(call, "runs of channels")
+    return flow.moved([layer.labels[..., None] for layer in flow.layers])
 
 
 def shifted(tracer: Labeller, call: Call) -> Any:
@@ -157,10 +196,15 @@ RULES: dict[str, Rule] = {
     **named(spatial(3), f"{_SPATIAL[3]} _adaptive_avg_pool3d max_pool3d_with_indices upsample_trilinear3d"),
     **named(sample(2), "grid_sampler_2d"),
     **named(sample(3), "grid_sampler_3d"),
+    **named(unpool(2), "max_unpool2d"),
+    **named(unpool(3), "max_unpool3d"),
     **named(pad, "constant_pad_nd"),
     **named(total, "sum nansum"),
     **named(norm, "linalg_vector_norm norm"),
-    **named(mean, "mean amax amin max min var std var_mean prod median nanmedian"),
+    **named(mean, "mean amax amin var std var_mean"),
+    **named(middle, "max min prod median nanmedian"),
+    **named(ranked, "topk sort"),
+    **named(windows, "unfold"),
     **named(shifted, "logsumexp argmax argmin any all"),
     **named(cumulative, "cumsum cumprod"),
     "torchvision.roi_align": roi,

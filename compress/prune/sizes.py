@@ -1,0 +1,139 @@
+"""Sizes that the user's code fixes: what a call that fails after a cut should have been given, and who may keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from compress.prune.dispatch import OpCall
+from compress.prune.labels import Flow, Labels, Slot, shrink
+from compress.prune.units import Attribute, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Want:
+    """A size that a call has in the whole network, and what it follows: int64 [size, any].
+
+    A place stays where any of its labels does.
+    """
+
+    size: int
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A size that a module keeps under `name` and that follows `labels`, as those of a `Want`."""
+
+    module: str
+    name: str
+    value: int
+    labels: Labels
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.module, self.name
+
+    def attribute(self, unit_of: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.int64]]) -> Attribute:
+        units = unit_of[self.labels]
+        units = units[:, :1] if bool((units == units[:, :1]).all()) else units
+        first = units[:, 0]
+        alike = [slot for slot, own in slots.items() if np.isin(first, own).any()]
+        slot = next((s for s in alike if np.array_equal(slots[s], first)), None) or (alike or [("", 0)])[0]
+        return Attribute(self.module, self.name, self.value, slot, units=units)
+
+
+def axes(flow: Flow) -> Iterator[Want]:
+    """Each dimension along which a tensor has channels."""
+    for layer in flow.layers:
+        for d in layer.dims:
+            rows = np.moveaxis(layer.labels, d, 0)
+            yield Want(len(rows), rows.reshape(len(rows), -1))
+
+
+def wanted(call: OpCall, inputs: Sequence[Flow]) -> list[Want]:
+    """The sizes that a call may have been given: of what it made, of runs that it picked, of what it was fed."""
+    found = [want for flow in call.flows for want in axes(flow)]
+    if call.bounds and inputs:
+        for layer in inputs[0].layers:
+            at = call.bounds[0] % layer.labels.ndim
+            rows = np.moveaxis(layer.labels, at, 0).reshape(layer.labels.shape[at], -1)
+            found += [Want(n, rows[:n]) for n in call.bounds[1:] if type(n) is int and 1 < n < len(rows)]
+    return found + [want for flow in inputs for want in axes(flow)]
+
+
+def whole_numbers(values: Any) -> set[int]:
+    """Plain integers above 1 in a nest of lists and tuples."""
+    if type(values) is int:
+        return {values} if values > 1 else set()
+    if isinstance(values, list | tuple):
+        return {n for value in values for n in whole_numbers(value)}
+    return set()
+
+
+def kept_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Plain integers above 1 that a module holds, in tuples, lists and plain objects too, each with its name."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or isinstance(value, torch.Tensor | nn.Module):
+            continue
+        yield from _numbers(name, value, 0)
+
+
+def _numbers(name: str, value: Any, depth: int) -> Iterator[tuple[str, int]]:
+    if type(value) is int:
+        if value > 1:
+            yield name, value
+    elif isinstance(value, tuple | list):
+        for k, entry in enumerate(value):
+            if type(entry) is int:
+                yield from _numbers(f"{name}.{k}", entry, depth)
+    elif depth == 0 and _is_plain(value):
+        entries = value.items() if isinstance(value, dict) else vars(value).items()
+        for key, entry in entries:
+            if type(key) is str and key.isidentifier() and not key.startswith("_"):
+                yield from _numbers(f"{name}.{key}", entry, 1)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dictionary, or an object that holds attributes, such as a configuration."""
+    if isinstance(value, dict):
+        return True
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type)
+        and not callable(value)
+        and (kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy"))
+    )
+
+
+def candidates(
+    module: nn.Module, path: str, wants: Sequence[Want], unit_of: npt.NDArray[np.int64], trace: Trace
+) -> list[list[Patch]]:
+    """For each size that the module keeps and that equals a wanted one, what it may follow, likeliest first."""
+    known = {(a.module, a.name) for a in trace.attributes}
+    numbers = [(name, value) for name, value in kept_numbers(module) if (path, name) not in known]
+    turns: dict[int, int] = {}
+    found = []
+    for name, value in numbers:
+        distinct = _distinct([w for w in wants if w.size == value], unit_of)
+        if not distinct:
+            continue
+        # Equal entries of one list follow one piece each, in order.
+        turn = turns.get(value, 0) % len(distinct) if "." in name else 0
+        turns[value] = turns.get(value, 0) + 1
+        found.append([Patch(path, name, value, want.labels) for want in distinct[turn:] + distinct[:turn]])
+    return found
+
+
+def _distinct(wants: Sequence[Want], unit_of: npt.NDArray[np.int64]) -> list[Want]:
+    seen: dict[bytes, Want] = {}
+    for want in wants:
+        seen.setdefault(shrink(unit_of[want.labels]).tobytes(), want)
+    return list(seen.values())
