@@ -203,10 +203,15 @@ def test_without_a_builder_an_engine_is_refused_in_one_sentence(edge):
 
 @pytest.mark.tensorrt
 @pytest.mark.skipif(sys.platform != "linux", reason="TensorRT-RTX is installed on Linux alone")
-def test_with_a_builder_alone_an_engine_is_built(edge):
-    """No torch, no onnx, no ONNX Runtime; the last of this file, for it changes the environment."""
-    step(uv(), "pip", "uninstall", "--python", python(edge), "onnxruntime", cwd=edge)
-    step(uv(), "pip", "install", "--python", python(edge), "tensorrt-rtx-cu13<2", cwd=edge)
+def test_with_a_builder_alone_an_engine_is_built(edge, tmp_path):
+    """No torch, no onnx, no ONNX Runtime: in an environment of its own."""
+    (made,) = (edge / "dist").glob("*.whl")
+    command = (uv(), "pip", "install", "--python", environment(tmp_path) / "python")
+    step(*command, made, "tensorrt-rtx-cu13<2", cwd=tmp_path)
+    step(uv(), "pip", "uninstall", "--python", python(tmp_path), "onnxruntime", cwd=tmp_path)
+    shutil.copytree(edge / "bundle", tmp_path / "bundle")
+    shutil.copy(edge / "snow.png", tmp_path)
+    edge = tmp_path
     done = niwaki(edge, "build", "bundle", "--target", "sm86", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -111,10 +111,10 @@ def test_what_the_user_names_runs(saved, monkeypatch):
     ],
 )
 def test_an_argument_out_of_bounds_is_refused_at_once(name, arguments):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError, match="refuses") as caught:
         factory.build(name, arguments, 2)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 

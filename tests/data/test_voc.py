@@ -90,11 +90,11 @@ def test_voc_refuses_entities_before_they_grow(voc):
     inner = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 12))
     head = f'<?xml version="1.0"?><!DOCTYPE annotation [<!ENTITY e0 "ha">{inner}]>'
     path = voc_file(voc, "a1", voc_object("&e11;"), head=head)
-    start = time.monotonic()
+    start = time.process_time()
     refused(path, "DOCTYPE", kind="voc", path=str(voc))
     path.write_bytes(path.read_text().encode("utf-16"))
     refused(path, "DOCTYPE", kind="voc", path=str(voc))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.heavy
 
+STEPS = 12 * 64 // 16  # of kill_child
 CHILD = Path(__file__).with_name("kill_child.py")
 
 
@@ -31,12 +32,16 @@ def steps(folder):
     return int(file.read_text() or 0) if file.exists() else 0
 
 
-def killed(folder, after):
-    """Kills it so many seconds after its first new step; whether it was still at work."""
-    child, before, begun = start(folder), steps(folder), time.monotonic()
-    while steps(folder) == before and child.poll() is None and time.monotonic() - begun < 120:
-        time.sleep(0.002)
-    time.sleep(after)
+def killed(folder, share, moment):
+    """Kills it so many seconds after a share of the steps that are left; whether it was still at work.
+
+    By steps, for how many a second makes is the processor's affair; the moment lets a kill fall into a step.
+    """
+    before, begun = steps(folder), time.monotonic()
+    child, aim = start(folder), before + max(1, round(share * (STEPS - before)))
+    while steps(folder) < aim and child.poll() is None and time.monotonic() - begun < 120:
+        time.sleep(0.001)
+    time.sleep(moment)
     at_work = child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.communicate()
@@ -54,7 +59,7 @@ def test_killed_and_resumed_it_is_the_run_in_one_piece(tmp_path, kills):
         if folder is None or (folder / "weights.safetensors").exists():
             folder = tmp_path / f"run-{number}"
             folder.mkdir()
-        hits += killed(folder, draw.uniform(0, 0.25))
+        hits += killed(folder, draw.uniform(0, 0.6), draw.uniform(0, 0.02))
     assert hits >= kills // 2, "most kills meet a process at work"
     for run in tmp_path.glob("run-*"):
         found = load_file(run / "weights.safetensors") if (run / "weights.safetensors").exists() else finished(run)
