@@ -61,7 +61,7 @@ class DynamicSurgery:
             if factor is not None:
                 size = p.detach().abs()
                 self._parameters[name] = p
-                self.thresholds[name] = max(float(size.mean() + factor * size.std()), 0.0)
+                self.thresholds[name] = max(float(size.mean() + factor * size.std(correction=0)), 0.0)
         if not self._parameters:
             raise ModelError(f"No layer is named {', '.join(patterns)}; name the layers to operate on.")
         self._gamma, self._power, self._stop = gamma, power, stop

@@ -53,7 +53,9 @@ def by_deviation(model: nn.Module, quality: float | Mapping[str, float], layers:
     """Keep what is at least ``quality`` standard deviations of its layer's weights (Han et al., NeurIPS 2015)."""
     weights = weights_of(model, layers)
     qualities = by_pattern(weights, quality)
-    return Masks({n: weights[n].detach().abs() >= q * weights[n].detach().std() for n, q in qualities.items()})
+    return Masks(
+        {n: weights[n].detach().abs() >= q * weights[n].detach().std(correction=0) for n, q in qualities.items()}
+    )
 
 
 def at_random(model: nn.Module, density: float | Mapping[str, float], seed: int, layers: Layers = "all") -> Masks:

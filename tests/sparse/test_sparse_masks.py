@@ -2,11 +2,13 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 from sparse_nets import batch, take_steps, two_layers, with_convolution
 from torch import nn
@@ -150,9 +152,11 @@ def test_biases_and_norms_are_never_masked_and_shared_weights_count_once():
         sparse.weights_of(two_layers(), "conv")
 
 
-def test_the_network_inside_a_compiled_one_is_found():
+@pytest.mark.parametrize("wrap", [Fabric(accelerator="cpu").setup, partial(torch.compile, backend="eager")])
+def test_the_network_inside_a_wrapped_one_is_found(wrap):
     model = two_layers()
-    wrapped = torch.compile(model, backend="eager")
+    wrapped = wrap(model)
+    assert wrapped is not model
     assert bare(wrapped) is model
     sparse.largest(model, 5).apply_(wrapped)
     assert sum(int((p != 0).sum()) for p in sparse.weights_of(model).values()) == 5

@@ -48,8 +48,9 @@ def test_each_layer_by_its_own_share_and_others_left_dense():
 
 
 def test_the_deviation_is_that_of_the_layers_weights():
-    masks = sparse.by_deviation(linear([4.0, -4.0, 1.0, -1.0]), 1.0)  # deviation 3.37
+    masks = sparse.by_deviation(linear([4.0, -4.0, 1.0, -1.0]), 1.0)  # deviation 2.9
     assert masks.kept["0.weight"].tolist() == [[True, True, False, False]]
+    assert sparse.by_deviation(linear([2.0]), 1.0).nonzeros == 1  # one weight has no deviation to be below
 
 
 @given(st.integers(0, 50), st.floats(0, 1))
