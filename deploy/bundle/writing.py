@@ -19,7 +19,9 @@ from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, 
 from deploy.environment import versions_info
 from deploy.errors import DeployError
 from deploy.files import apply_umask, sha256
+from deploy.onnx.file import SOURCE
 from deploy.onnx.metadata import Metadata
+from deploy.onnx.precision import precision_in
 from deploy.onnx.wire import scan
 from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
@@ -131,8 +133,12 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
         raise DeployError(f"There is no {precision} model at {source}; export it first.")
     if not re.fullmatch(r"[a-z0-9]+", precision):
         raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
-    if outside := scan(Path(source)).outside:
+    wire = scan(Path(source))
+    if outside := wire.outside:
         raise DeployError(f"{source} keeps {outside[0]!r} in another file, which no hash covers; save it as one file.")
+    # A file that was made from an fp32 one may keep every layer of it, and is then what it was made as.
+    if (found := precision_in(Path(source))) not in (None, precision) and SOURCE not in wire.properties:
+        raise DeployError(f"{source} is given as {precision} and is {found}; name the precision that it has.")
     target = folder / f"model.{precision}{suffix}.onnx"
     shutil.copyfile(source, target)
     return BundledFile(file=target.name, bytes=target.stat().st_size, sha256=sha256(target))
