@@ -20,7 +20,9 @@ from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, 
 from deploy.environment import versions_info
 from deploy.errors import DeployError
 from deploy.files import apply_umask
+from deploy.onnx.file import SOURCE
 from deploy.onnx.metadata import Metadata
+from deploy.onnx.precision import precision_in
 from deploy.onnx.wire import check_whole, read_onnx, scan_bytes
 from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
@@ -133,7 +135,11 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
     if not re.fullmatch(r"[a-z0-9]+", precision):
         raise DeployError(f"The precision is {precision!r}; use small letters and digits, such as fp32 or int8.")
     content = read_onnx(Path(source))
-    check_whole(Path(source), scan_bytes(content, Path(source)))
+    wire = scan_bytes(content, Path(source))
+    check_whole(Path(source), wire)
+    # A file that was made from an fp32 one may keep every layer of it, and is then what it was made as.
+    if (found := precision_in(Path(source))) not in (None, precision) and SOURCE not in wire.properties:
+        raise DeployError(f"{source} is given as {precision} and is {found}; name the precision that it has.")
     target = folder / f"model.{precision}{suffix}.onnx"
     target.write_bytes(content)
     return BundledFile(file=target.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

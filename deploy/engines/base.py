@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from deploy.errors import DeployError
+from deploy.onnx.precision import precision_in
 
 # OpenVINO begins its messages with the place in its own source.
 _SOURCE_LOCATION = re.compile(
@@ -122,9 +123,13 @@ def check_threads(threads: int) -> None:
 
 
 def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
-    """Return the precision that a model file states in its metadata, or else in its name (``model.int8.onnx``)."""
-    stated = metadata.get("niwaki.precision")
-    if stated is not None:
+    """Return the precision of a model file: what is in it, or where that tells nothing, what it states.
+
+    Its name (``model.int8.onnx``) counts last: a file can be called anything.
+    """
+    if (found := precision_in(path)) is not None:
+        return found
+    if (stated := metadata.get("niwaki.precision")) is not None:
         return stated
     return next((part for part in path.name.split(".") if part in ("fp32", "fp16", "bf16", "int8")), "unknown")
 

@@ -12,6 +12,7 @@ import numpy as np
 from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, properties, read, write
+from deploy.onnx.precision import LOW, QUANTISED
 
 if TYPE_CHECKING:
     import onnx
@@ -61,12 +62,20 @@ def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
     """Read the fp32 model at ``src``, from which ``precision`` will be made.
 
     Raises:
-        DeployError: it is missing, is not ONNX, or is not fp32.
+        DeployError: it is missing, is not ONNX, or is not fp32, whatever its name says: it holds quantised operators
+            or constants of half precision.
     """
     model = read(Path(src))
     stated = properties(model).get(PRECISION, "fp32")
     if stated != "fp32":
         raise DeployError(f"{src} is {stated}; make the {precision} file from the fp32 one.")
+    if many := sum(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in model.graph.node):
+        raise DeployError(
+            f"{src} is quantised already ({many} of its {len(model.graph.node)} nodes quantise or compute in int8); "
+            f"use it as it is, or make the {precision} file from the fp32 one."
+        )
+    if low := next((LOW[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in LOW), None):
+        raise DeployError(f"{src} is {low}; make the {precision} file from the fp32 one.")
     return model
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, missing_package, properties, quiet, write
-from deploy.quantization.calibration import Calibrated, read_fp32
-from deploy.quantization.ranges import FP16_MAX, overflowing_nodes, tensor_ranges
+from deploy.quantization.calibration import KEPT, Calibrated, read_fp32
+from deploy.quantization.guards import guarded_nodes
+from deploy.quantization.ranges import FP16_MAX, MAX_IMAGES, overflowing_nodes, tensor_ranges
 
 if TYPE_CHECKING:
     import onnx
@@ -26,12 +27,13 @@ def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | Non
 
     With ``calibration``, layers that read or write tensors which fp16 cannot hold stay in fp32: those with values above
     half its largest number, or so small that rounding leaves less than 40 dB. They are found by running the images
-    through the fp32 file; the property ``niwaki.kept_fp32`` names their nodes.
+    through the fp32 file, and a blank and a saturated one besides; the property ``niwaki.kept_fp32`` names their nodes.
+    Divisions, roots and logarithms that a small constant guards stay in fp32 in any case, up to what they guard.
 
     Args:
         src: an fp32 ONNX file.
         dst: where the fp16 file goes.
-        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W); without them everything becomes fp16.
+        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W); without them everything else becomes fp16.
         seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
 
     Raises:
@@ -42,13 +44,25 @@ def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | Non
     src = Path(src)
     if calibration is None:
         model = read_fp32(src, "fp16")
+        _name_nodes(model)
         props = {**properties(model), PRECISION: "fp16", SOURCE: sha256(src)}
-        return write(_convert_to_fp16(model, src, []), Path(dst), props)
+        if kept := guarded_nodes(model):
+            props[KEPT] = ",".join(kept)
+        return write(_convert_to_fp16(model, src, kept), Path(dst), props)
     source = Calibrated.read(src, calibration, seed, "fp16")
     _name_nodes(source.model)
-    kept = overflowing_nodes(source.model, tensor_ranges(source.model, source.name, source.images))
+    images = [*source.images[:MAX_IMAGES], *_hard(source.images)]
+    wide = {*overflowing_nodes(source.model, tensor_ranges(source.model, source.name, images))}
+    wide |= {*guarded_nodes(source.model)}
+    kept = [node.name for node in source.model.graph.node if node.name in wide]
     half = _convert_to_fp16(source.model, src, kept)
     return source.write(half, dst, "fp16", kept)
+
+
+def _hard(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return a blank image and the darkest and the brightest that the calibration's values allow."""
+    values = (0.0, min(float(one.min()) for one in images), max(float(one.max()) for one in images))
+    return [np.full_like(images[0], value) for value in values]
 
 
 def bf16_from_fp32(src: Path, dst: Path) -> Path:

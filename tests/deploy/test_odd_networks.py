@@ -211,4 +211,4 @@ def test_doctor_says_of_a_file_that_calls_itself_something_else(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["niwaki", "doctor", str(folder), "--json"])
     with pytest.raises(SystemExit) as ended:
         app.main()
-    assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["precision"] == "int4"
+    assert ended.value.code == 0 and json.loads(capsys.readouterr().out)["precision"] == "fp32"

@@ -1,0 +1,29 @@
+"""Tell the precision of an ONNX file from its constants and operators, whatever its name or its metadata say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.onnx.wire_graph import parse_graph
+
+LOW = {10: "fp16", 16: "bf16"}  # element types of onnx.TensorProto
+_FLOATS = {1: "fp32", **LOW}
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+
+
+def precision_in(path: Path) -> str | None:
+    """Return ``int8`` for a file with quantised operators, else the precision of its constants.
+
+    A file with some fp16 or bf16 constants is of that precision, for some layers may stay in fp32.
+
+    Returns:
+        ``int8``, ``fp16``, ``bf16``, ``fp32``, or None where the file has no such constants or cannot be read.
+    """
+    try:
+        graph = parse_graph(path.read_bytes())
+    except (OSError, ValueError, IndexError, TypeError):
+        return None
+    if any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in graph.nodes):
+        return "int8"
+    kinds = {_FLOATS.get(tensor.dtype) for tensor in graph.tensors.values()}
+    return next((kind for kind in (*LOW.values(), "fp32") if kind in kinds), None)

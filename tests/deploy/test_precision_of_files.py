@@ -1,0 +1,78 @@
+"""The precision of a file is what is in it: what is quantised is not quantised again, and a name proves nothing."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from deploy.bench.timing import benchmark
+from deploy.bundle.writing import BundleSpec, write_bundle
+from deploy.engines import load_engine
+from deploy.errors import DeployError
+from deploy.onnx.precision import precision_in
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32
+
+onnx = pytest.importorskip("onnx")
+
+
+@pytest.fixture
+def anonymous(files, tmp_path):
+    """Return a copy of a file without Niwaki's properties, under a name."""
+
+    def copy(precision, name):
+        model = onnx.load(files[precision])
+        del model.metadata_props[:]
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    return copy
+
+
+def test_what_is_quantised_is_not_quantised_again(anonymous, images, tmp_path):
+    foreign = anonymous("int8", "model.onnx")
+    with pytest.raises(DeployError, match=r"is quantised already \(\d+ of its \d+ nodes"):
+        int8_from_fp32(foreign, tmp_path / "twice.onnx", list(images))
+    for make in (fp16_from_fp32, bf16_from_fp32):
+        with pytest.raises(DeployError, match="is quantised already"):
+            make(foreign, tmp_path / "twice.onnx")
+    with pytest.raises(DeployError, match=r"m\.onnx is fp16; make the int8 file from the fp32 one"):
+        int8_from_fp32(anonymous("fp16", "m.onnx"), tmp_path / "twice.onnx", list(images))
+    assert not (tmp_path / "twice.onnx").exists()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("precision", "named"), [("fp32", "int8"), ("int8", "fp32"), ("fp16", "int8")])
+def test_a_name_proves_nothing(precision, named, runtime, anonymous, images):
+    pytest.importorskip(runtime)
+    with load_engine(anonymous(precision, f"model.{named}.onnx"), runtime=runtime) as engine:
+        assert engine.precision == precision
+        (record,) = benchmark([engine], {"image": images[:1]}, rounds=2, warmup=2, min_seconds=0)
+    assert record.precision == precision
+
+
+def test_a_file_that_states_another_precision_is_known_by_its_content(files, tmp_path):
+    model = onnx.load(files["fp32"])
+    onnx.helper.set_model_props(model, {"niwaki.precision": "int8"})
+    onnx.save(model, tmp_path / "liar.onnx")
+    with load_engine(tmp_path / "liar.onnx") as engine:
+        assert engine.precision == "fp32"
+    with pytest.raises(DeployError, match="given as int8 and is fp32; name the precision that it has"):
+        write_bundle(
+            tmp_path / "b",
+            BundleSpec(
+                models={"int8": tmp_path / "liar.onnx"},
+                default="int8",
+                preprocessing=Preprocessing(size=(16, 16), mode="L"),
+                classes="abcde",
+            ),
+        )
+
+
+def test_files_are_told_apart(files, tmp_path):
+    for precision in ("fp32", "fp16", "int8"):
+        assert precision_in(files[precision]) == precision
+    shutil.copy(files["fp32"], tmp_path / "x.onnx")
+    (tmp_path / "none.onnx").write_bytes(np.arange(64, dtype=np.uint8).tobytes())
+    assert [precision_in(tmp_path / name) for name in ("x.onnx", "none.onnx", "missing.onnx")] == ["fp32", None, None]
