@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from compress.data.targets import TaskName
 from compress.errors import ArtifactError, ModelError, PlanError
-from compress.files import write_text
+from compress.files import read_bytes, write_text
 from compress.models import factory as models
 from compress.models.detection import take_prepared
+from compress.models.reload import altered_buffers, difference, set_buffers, unsaved_buffers
 from compress.prune.architecture import architecture_hash
 from compress.prune.planning import Plan
 from compress.prune.surgery import apply
-from compress.reload import altered_buffers, difference, set_buffers, unsaved_buffers
 from compress.validation import explain
 
 WEIGHTS = "model.safetensors"
@@ -117,7 +117,9 @@ def describe(directory: str | Path) -> Description:
     if not path.is_file():
         raise ArtifactError(f"{directory} holds no model.json; it is not a saved network.")
     try:
-        return Description.model_validate_json(path.read_bytes())
+        return Description.model_validate_json(read_bytes(path))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); save the network again.") from None
     except ValidationError as error:
         raise ArtifactError(f"{path} is damaged: {explain(error)}; save the network again.") from None
 

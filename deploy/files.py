@@ -36,13 +36,16 @@ def read_bytes(path: Path, limit: int = TEXT_BYTES, *, follow: bool = True) -> b
         handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     except ValueError:
         raise OSError(errno.EINVAL, "its name holds a NUL", str(path)) from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if about.st_size > limit:
             raise OSError(errno.EFBIG, f"it has {about.st_size} bytes and {limit} are the limit", str(path))
-        return file.read(about.st_size)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(about.st_size)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

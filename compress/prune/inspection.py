@@ -61,7 +61,7 @@ class Protection(Frozen):
     channels: int
 
 
-class Patch(Frozen):
+class PatchedSize(Frozen):
     """A size that a module keeps as a number, which a cut of ``slot`` changes."""
 
     module: str
@@ -107,7 +107,7 @@ class Inspection(Frozen):
     groups: tuple[GroupView, ...]
     protected: tuple[Protection, ...]
     substitutions: dict[str, str]
-    attributes: tuple[Patch, ...]
+    attributes: tuple[PatchedSize, ...]
     unknown_ops: tuple[str, ...]
     unfollowed: tuple[str, ...] = ()
 
@@ -164,7 +164,7 @@ def inspect_model(
         protected=tuple(_protections(trace)),
         substitutions=dict(trace.substitutions),
         attributes=tuple(
-            Patch(module=a.module, name=a.name, value=a.value, slot=_slot(a.slot))
+            PatchedSize(module=a.module, name=a.name, value=a.value, slot=_slot(a.slot))
             for a in trace.attributes
             if bool(np.isin(trace.slots[a.slot], free).any())
         ),

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from compress.errors import RecipeError
+from compress.files import read_bytes
 from compress.recipe.data import KINDS
 from compress.recipe.schema import Recipe
 from compress.trust import check_trusted
@@ -38,7 +39,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     if (size := path.stat().st_size) > _LARGEST:
         raise RecipeError(f"{path} has {size:,} bytes, more than any recipe; see recipes/digits.yaml.")
     try:
-        raw = parsed(path.read_text(encoding="utf-8"))
+        raw = parsed(read_bytes(path, _LARGEST).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
     if not isinstance(raw, dict):

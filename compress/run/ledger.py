@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import ArtifactError
-from compress.files import write_text
+from compress.files import read_bytes, write_text
 from compress.validation import explain
 
 
@@ -134,7 +134,7 @@ class Ledger(BaseModel):
     def read(cls, path: Path) -> Ledger:
         """Read a ledger; raise ArtifactError where the file is damaged."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bytes(path))
         except (ValidationError, OSError) as error:
             reason = explain(error) if isinstance(error, ValidationError) else str(error)
             raise ArtifactError(f"{path} is not a ledger ({reason}); start the run again without --resume.") from None

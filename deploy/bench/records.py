@@ -19,6 +19,7 @@ from pydantic import (
 
 from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError
+from deploy.files import read_bytes
 from deploy.validation import explain
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -112,7 +113,7 @@ class Bench(BaseModel):
         """
         path = Path(path)
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bytes(path))
         except OSError as error:
             raise DeployError(f"Cannot read the record {path} ({error.strerror}); check the path.") from error
         except ValidationError as error:

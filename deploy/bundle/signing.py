@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.errors import DeployError, MissingDependency
+from deploy.files import read_bytes
 
 
 class Signature(BaseModel):
@@ -94,7 +95,7 @@ def read_public_key(path: Path) -> Any:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise DeployError(f"The key {path} cannot be read ({error.strerror}); check the path.") from error
 

@@ -17,6 +17,10 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
+_MOST_PIXELS = 1 << 25  # what any file may hold: 100 MB as RGB
+_PIXELS_PER_BYTE = 32  # photographs have less than 10
+
+
 class Preprocessing(BaseModel):
     """How an image becomes a float32 array (C, H, W).
 
@@ -120,6 +124,16 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode == "LAB" else image
 
 
+def _check_pixels(image: Image.Image, path: Path) -> None:
+    """Refuse an image that would take far more memory than its file is large, before it is decoded."""
+    pixels, size = image.width * image.height, path.stat().st_size
+    if pixels > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
+        raise DeployError(
+            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
+            "opened safely; scale it down first."
+        )
+
+
 def load(path: Path) -> Image.Image:
     """Read the whole image at ``path``.
 
@@ -134,6 +148,7 @@ def load(path: Path) -> Image.Image:
             # Pillow's warnings (odd EXIF, many pixels) are harmless here or become errors below.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
+                _check_pixels(image, path)
                 image.load()
                 return _to_eight_bits(image)
     except UnidentifiedImageError as error:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import DeployError
-from deploy.files import write_text
+from deploy.files import read_bytes, write_text
 from deploy.report.page import render_page
 from deploy.report.view import Results, read_recipe, rows
 
 __all__ = ["render", "write_report"]
 
+_MOST_RECORDS = 200  # each is a mark of the plot, whose labels are kept apart pair by pair
 FORMATS = {"ledger.json": "niwaki-ledger-1", "bench.json": "niwaki-bench-1"}
 
 
@@ -33,13 +34,15 @@ def write_report(run_dir: Path) -> Path:
     # A run that stops after distilling has tested its networks but timed none.
     tested = any(stage.get("name") == "test" for stage in rows(ledger.get("stages")))
     bench = {} if tested and not timed.exists() else _read(timed)
+    if (count := len(rows(bench.get("records")))) > _MOST_RECORDS:
+        raise DeployError(f"{timed} holds {count} records and a report shows {_MOST_RECORDS}: leave some out.")
     text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
     return write_text(run_dir / "report.html", text)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DeployError(f"{path} cannot be read ({error}): give the folder of a finished run.") from error
 

@@ -9,10 +9,12 @@ from deploy.report import units
 from deploy.report.markup import (
     LEFT,
     NOWRAP,
+    Markup,
     card,
     details,
-    esc,
     facts,
+    fill,
+    join,
     pair,
     part,
     section,
@@ -32,67 +34,75 @@ PROOFS = {
 SHOWN_GROUPS = 24
 
 
-def widths(plan: Facts) -> str:
+def widths(plan: Facts) -> Markup:
     """Render each group's channels: the dense width as an outline, the kept width as its filling."""
     groups = [
-        (esc(group.get("name")), before, after)
+        (group.get("name"), before, after)
         for group in rows(plan.get("groups"))
         if (before := units.number(group.get("before"))) and (after := units.number(group.get("after"))) is not None
     ]
     if not groups:
-        return ""
+        return Markup()
     widest = max(before for _, before, _ in groups)
     lines = [_group(name, before, after, widest) for name, before, after in groups]
-    shown = f'<div class="widths">{"".join(lines[:SHOWN_GROUPS])}</div>'
+    shown = [_groups(lines[:SHOWN_GROUPS])]
     if rest := lines[SHOWN_GROUPS:]:
-        shown += details(f"and {len(rest)} more", f'<div class="widths">{"".join(rest)}</div>')
+        shown.append(details(f"and {len(rest)} more", _groups(rest)))
     costs = [
         f"{what} {units.count(plan.get(f'{key}_before'))} → {units.count(plan.get(f'{key}_after'))}"
         for key, what in (("macs", "MACs"), ("params", "parameters"))
         if units.number(plan.get(f"{key}_after")) is not None
     ]
     lead = "Channels of each group of layers that must stay equal: outline dense, filling kept."
-    kept = [(name, esc(why)) for name, why in mapping(plan.get("protected")).items()]
+    kept = list(mapping(plan.get("protected")).items())
     count = f"{len(kept)} group{'' if len(kept) == 1 else 's'} left whole, and why"
     whole = details(count, facts(kept)) if kept else ""
     in_all = f" In all: {'; '.join(costs)}." if costs else ""
-    return section("Widths before and after", lead + in_all, card(shown), whole)
+    return section("Widths before and after", lead + in_all, card(join(shown)), whole)
 
 
-def _group(name: str, before: float, after: float, widest: float) -> str:
-    kept = f'<b style="width:{min(100.0, 100 * after / before):.1f}%"></b>'
-    return (
-        f'<div class="group"><code title="{name}">{name}</code>'
-        f'<span class="bar"><i style="width:{100 * before / widest:.1f}%">{kept}</i></span>'
-        f"<span>{before:,.0f} → {after:,.0f}</span></div>"
+def _groups(lines: Sequence[Markup]) -> Markup:
+    return fill('<div class="widths">{lines}</div>', lines=join(lines))
+
+
+def _group(name: Any, before: float, after: float, widest: float) -> Markup:
+    return fill(
+        '<div class="group"><code title="{name}">{name}</code>'
+        '<span class="bar"><i style="width:{width}%"><b style="width:{kept}%"></b></i></span>'
+        "<span>{counts}</span></div>",
+        name=name,
+        width=f"{100 * before / widest:.1f}",
+        kept=f"{min(100.0, 100 * after / before):.1f}",
+        counts=f"{before:,.0f} → {after:,.0f}",
     )
 
 
-def stages(records: Sequence[Facts]) -> str:
+def stages(records: Sequence[Facts]) -> Markup:
     """Render the ledger: time, training FLOPs and metrics of each stage."""
     if not records:
-        return ""
+        return Markup()
     taken = [units.number(stage.get("seconds")) or 0.0 for stage in records]
     flops = sum(units.number(stage.get("training_flops")) or 0.0 for stage in records)
     lines = [_stage(stage, seconds / (max(taken) or 1.0)) for stage, seconds in zip(records, taken, strict=True)]
-    figures = (f"<b>{units.seconds(sum(taken))}</b>", f"<b>{units.count(flops or None)}</b>")
-    lines.append(tr(th("Total"), *(td(figure, NOWRAP) for figure in figures), td("", LEFT)))
+    figures = (units.seconds(sum(taken)), units.count(flops or None))
+    bold = [td(fill("<b>{figure}</b>", figure=figure), NOWRAP) for figure in figures]
+    lines.append(tr(th("Total"), *bold, td("", LEFT)))
     head = ("<Stage", "Time", "Training FLOPs", "<What it gave")
     return section("The ledger, stage by stage", "", table(head, lines, "ledger"))
 
 
-def _stage(stage: Facts, share: float) -> str:
+def _stage(stage: Facts, share: float) -> Markup:
     noted = stage.get("notes")
-    notes = "".join(f"<li>{esc(note)}</li>" for note in noted) if isinstance(noted, list | tuple) else ""
-    metrics = "".join(
-        pair(_title(str(name)), _metric(str(name), value)) for name, value in mapping(stage.get("metrics")).items()
-    )
-    bar = f'<span class="share" style="width:{100 * share:.0f}%"></span>'
+    notes = join(fill("<li>{note}</li>", note=note) for note in noted) if isinstance(noted, list | tuple) else ""
+    gave = [pair(_title(str(name)), _metric(str(name), value)) for name, value in mapping(stage.get("metrics")).items()]
+    if notes:
+        gave.append(fill('<ul class="notes">{notes}</ul>', notes=notes))
+    bar = fill('<span class="share" style="width:{share}%"></span>', share=f"{100 * share:.0f}")
     return tr(
         th(stage.get("title") or stage.get("name")),
-        td(units.seconds(stage.get("seconds")) + bar, NOWRAP),
+        td(join((units.seconds(stage.get("seconds")), bar)), NOWRAP),
         td(units.count(stage.get("training_flops")), NOWRAP),
-        td(metrics + (f'<ul class="notes">{notes}</ul>' if notes else ""), LEFT),
+        td(join(gave), LEFT),
     )
 
 
@@ -107,7 +117,7 @@ def _metric(name: str, value: Any) -> str:
     """Format a metric in the unit that its name implies."""
     amount = units.number(value)
     if amount is None:
-        return esc(value)
+        return units.NONE if value is None else str(value)
     if "accuracy" in name or name.startswith(("map", "miou", "iou_", "top", "macro_f1")):
         return units.percent(amount)
     if name.endswith("bytes"):
@@ -123,15 +133,15 @@ def _metric(name: str, value: Any) -> str:
     return units.scientific(amount) if 0 < abs(amount) < 1e-3 or abs(amount) >= 1e6 else units.significant(amount)
 
 
-def proof(results: Results) -> str:
+def proof(results: Results) -> Markup:
     """Render the proof that surgery changed only the size and that the engines compute what the networks compute."""
-    shown = _surgery(mapping(results.plan().get("proof"))) + _parity(rows(results.bench.get("records")))
-    return section("Proof", "", shown) if shown else ""
+    shown = join((_surgery(mapping(results.plan().get("proof"))), _parity(rows(results.bench.get("records")))))
+    return section("Proof", "", shown) if shown else Markup()
 
 
-def _surgery(errors: Facts) -> str:
+def _surgery(errors: Facts) -> Markup:
     if not errors:
-        return ""
+        return Markup()
     lead = (
         "The sliced network against the same network with the dropped channels set to zero, "
         "in double precision, before any further training: largest relative error."
@@ -145,21 +155,21 @@ def _surgery(errors: Facts) -> str:
     return part("Slicing changed nothing but the size", lead, table(head, lines))
 
 
-def _surgery_error(name: str, value: Any) -> str:
+def _surgery_error(name: str, value: Any) -> Markup:
     title, bound = PROOFS.get(name, (name, None))
-    error, verdict = units.number(value), units.NONE
+    error, verdict = units.number(value), Markup(units.NONE)
     if bound is not None and error is not None:
-        verdict = '<span class="ok">✓ holds</span>' if error <= bound else '<span class="bad">✗ fails</span>'
+        verdict = Markup('<span class="ok">✓ holds</span>' if error <= bound else '<span class="bad">✗ fails</span>')
     allowed = units.NONE if bound is None else f"≤{units.SPACE}{units.scientific(bound)}"
     return tr(th(title), td(units.scientific(value)), td(allowed), td(verdict, NOWRAP))
 
 
-def _parity(records: Sequence[Facts]) -> str:
+def _parity(records: Sequence[Facts]) -> Markup:
     lines = [
         tr(
             th(record.get("name")),
-            td(esc(parity.get("inputs")), LEFT),
-            td(esc(parity.get("batch"))),
+            td(parity.get("inputs"), LEFT),
+            td(parity.get("batch")),
             td(units.scientific(parity.get("max_relative_error"))),
             td(units.decibels(parity.get("snr_db"))),
         )
@@ -171,20 +181,20 @@ def _parity(records: Sequence[Facts]) -> str:
         "same ones scaled to be hard on an engine."
     )
     head = ("<Engine", "<inputs", "batch", "largest relative error", "signal to noise")
-    return part("The engines compute what the networks compute", lead, table(head, lines)) if lines else ""
+    return part("The engines compute what the networks compute", lead, table(head, lines)) if lines else Markup()
 
 
-def built(records: Sequence[Facts]) -> str:
+def built(records: Sequence[Facts]) -> Markup:
     """Render the engines for other devices, with the reason why they were not timed here."""
     if not records:
-        return ""
+        return Markup()
     lines = [
         tr(
             th(record.get("name")),
-            td(esc(record.get("runtime")), LEFT),
-            td(esc(record.get("precision")), LEFT),
+            td(record.get("runtime"), LEFT),
+            td(record.get("precision"), LEFT),
             td(units.size(record.get("file_bytes")), NOWRAP),
-            td(esc(record.get("reason")), LEFT),
+            td(record.get("reason"), LEFT),
         )
         for record in records
     ]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from deploy.report import units
-from deploy.report.markup import card, esc, part, section, small, table, td, th, tr
+from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
 from deploy.report.view import Column, Facts, Results, StepGain, interval, ratio, wilson
 
 
-def render_outcome(results: Results) -> str:
+def render_outcome(results: Results) -> Markup:
     """Render the four networks side by side, in numbers and as a plot, and every engine that was timed."""
     images = results.test_images()
     metric = _capital(results.metric())
@@ -24,19 +24,19 @@ def render_outcome(results: Results) -> str:
     return section("What came out", lead, *parts)
 
 
-def render_step_gains(results: Results) -> str:
+def render_step_gains(results: Results) -> Markup:
     """Render the accuracy without and with transfer, inheritance and distillation, as far as it was measured."""
     lines = [(p, p.before, p.after) for p in results.step_gains()]
     known = [(p, before, after) for p, before, after in lines if before is not None and after is not None]
     if not known:
-        return ""
+        return Markup()
     ends = [end for _, *both in known for end in both]
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
     lead = (
         f"Test {results.metric()} without the step (ring) and with it (dot). "
         "Both ends of a line have the same architecture."
     )
-    return section("What each step bought", lead, card("".join(_step_gain(*line, low, span) for line in known)))
+    return section("What each step bought", lead, card(join(_step_gain(*line, low, span) for line in known)))
 
 
 def _capital(text: str) -> str:
@@ -44,13 +44,14 @@ def _capital(text: str) -> str:
     return text.capitalize() if text.islower() else text
 
 
-def _networks(results: Results) -> str:
+def _networks(results: Results) -> Markup:
     columns, final = results.columns(), results.final()
     dense = columns[0]
 
-    def line(title: str, value: Callable[[Column], str], beside: Callable[[Column], str] | None = None) -> str:
+    def line(title: str, value: Callable[[Column], str], beside: Callable[[Column], str] | None = None) -> Markup:
         cells = (
-            td(f"<b>{value(c)}</b>", _mark(c, final), beside(c) if beside and c is not dense else "") for c in columns
+            td(fill("<b>{value}</b>", value=value(c)), _mark(c, final), beside(c) if beside and c is not dense else "")
+            for c in columns
         )
         return tr(th(title), *cells)
 
@@ -87,15 +88,25 @@ def _networks(results: Results) -> str:
         line("Latency, p99", latency("p99_ms")),
         line("Speed-up", lambda c: units.times(c.speedup), _speed_interval),
     )
-    heads = "".join(f'<th scope="col"{_mark(c, final)}>{esc(c.heading)}{small(esc(c.caption))}</th>' for c in columns)
-    return (
-        f'<div class="card scroll"><table class="main"><thead><tr><td></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines + times if results.bench else lines)}</tbody></table></div>"
+    heads = join(
+        fill(
+            '<th scope="col"{mark}>{heading}{caption}</th>',
+            mark=_mark(c, final),
+            heading=c.heading,
+            caption=small(c.caption),
+        )
+        for c in columns
+    )
+    return fill(
+        '<div class="card scroll"><table class="main"><thead><tr><td></td>{heads}</tr></thead>'
+        "<tbody>{lines}</tbody></table></div>",
+        heads=heads,
+        lines=join(lines + times if results.bench else lines),
     )
 
 
-def _mark(column: Column, final: Column) -> str:
-    return ' class="final"' if column.name == final.name else ""
+def _mark(column: Column, final: Column) -> Markup:
+    return Markup(' class="final"' if column.name == final.name else "")
 
 
 def _speed_interval(column: Column) -> str:
@@ -104,25 +115,27 @@ def _speed_interval(column: Column) -> str:
     return f"{units.times(1 / ends[1])} to {units.times(1 / ends[0])}" if ends and all(ends) else ""
 
 
-def _plot(results: Results) -> str:
+def _plot(results: Results) -> Markup:
     columns = {column.name: column for column in results.columns()}
     images, metric = results.trials(), results.metric()
     points = [
         point for r in results.records("measured") if (point := _point(r, columns.get(str(r.get("name"))), images))
     ]
     if not points:
-        return ""
+        return Markup()
     said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
     upright = "Upright lines: 95 % interval of the accuracy on this test set. " if images else ""
     caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
-    drawings = (
-        f'<div class="plot large" role="img" aria-label="{esc(said)}">'
-        f"{accuracy_latency(points, width=8.6, height=4.0, salt='large', metric=metric)}</div>"
+    drawings = fill(
+        '<div class="plot large" role="img" aria-label="{said}">{large}</div>'
+        '<div class="plot small" aria-hidden="true">{small}</div>',
+        said=said,
+        # matplotlib escapes the texts in it.
+        large=Markup(accuracy_latency(points, width=8.6, height=4.0, salt="large", metric=metric)),
         # A second drawing for phones: the one for a page would be scaled down until nobody can read it.
-        f'<div class="plot small" aria-hidden="true">'
-        f"{accuracy_latency(points, width=4.1, height=4.3, salt='small', metric=metric)}</div>"
+        small=Markup(accuracy_latency(points, width=4.1, height=4.3, salt="small", metric=metric)),
     )
-    figure = f"<figure>{card(drawings)}<figcaption>{esc(caption)}</figcaption></figure>"
+    figure = fill("<figure>{card}<figcaption>{caption}</figcaption></figure>", card=card(drawings), caption=caption)
     return part(f"{_capital(metric)} against latency", "", figure)
 
 
@@ -140,36 +153,35 @@ def _point(record: Facts, column: Column | None, images: int | None) -> Point | 
     return Point(name, label, latency, accuracy, p90, low, high)
 
 
-def _engines(results: Results) -> str:
+def _engines(results: Results) -> Markup:
     records = results.records("measured")
     if not records:
-        return ""
+        return Markup()
     head = ("<Engine", results.metric(), "median", "p90", "p99", "least", "time, dense = 1", "batch", "repeats")
     return part("Every engine that was timed", "", table(head, map(_engine, records)))
 
 
-def _engine(record: Facts) -> str:
+def _engine(record: Facts) -> Markup:
     ends, share = interval(record), units.number(record.get("ratio_to_dense"))
-    runtime = " ".join(esc(record[key]) for key in ("runtime", "precision") if record.get(key) is not None)
+    runtime = " ".join(str(record[key]) for key in ("runtime", "precision") if record.get(key) is not None)
     return tr(
         th(record.get("name"), runtime),
         td(units.percent(record.get("accuracy"))),
         *(td(units.milliseconds(record.get(key))) for key in ("median_ms", "p90_ms", "p99_ms", "min_ms")),
         td(
             units.NONE if share is None else f"{share:.3f}",
-            "",
-            f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "",
+            beside=f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "",
         ),
-        td(esc(record.get("batch"))),
-        td(esc(record.get("repeats"))),
+        td(record.get("batch")),
+        td(record.get("repeats")),
     )
 
 
-def _step_gain(step: StepGain, without: float, with_it: float, low: float, span: float) -> str:
+def _step_gain(step: StepGain, without: float, with_it: float, low: float, span: float) -> Markup:
     """Render one step: its name, the track from ring to dot on the scale that all steps share, and the gain."""
     flops = [units.count(model.get("training_flops")) for model in (step.without, step.with_it)]
-    cost = "" if units.NONE in flops else small(f"training FLOPs {flops[0]} against {flops[1]}")
-    title = f"<div><b>{esc(step.name)}</b>{small(esc(step.meaning))}{cost}</div>"
+    cost = Markup() if units.NONE in flops else small(f"training FLOPs {flops[0]} against {flops[1]}")
+    title = fill("<div><b>{name}</b>{meaning}{cost}</div>", name=step.name, meaning=small(step.meaning), cost=cost)
     gain = with_it - without
     before, after = (100 * (value - low) / span for value in (without, with_it))
     left, right = sorted((before, after))
@@ -177,15 +189,26 @@ def _step_gain(step: StepGain, without: float, with_it: float, low: float, span:
     sides = (" left", " right") if before <= after else (" right", " left")
     sides = sides if right - left < 30 else ("", "")
     loss = " loss" if gain < 0 else ""
-    track = (
-        f'<span class="rail{loss}" style="left:{left:.1f}%;width:{right - left:.1f}%"></span>'
-        f'<span class="dot" style="left:{before:.1f}%"></span>'
-        f'<span class="dot full" style="left:{after:.1f}%"></span>'
-        f'<span class="at{sides[0]}" style="left:{before:.1f}%">{units.percent(without)}</span>'
-        f'<span class="at{sides[1]}" style="left:{after:.1f}%">{units.percent(with_it)}</span>'
+    track = fill(
+        '<span class="rail{loss}" style="left:{left}%;width:{width}%"></span>'
+        '<span class="dot" style="left:{before}%"></span>'
+        '<span class="dot full" style="left:{after}%"></span>'
+        '<span class="at{side}" style="left:{before}%">{without}</span>'
+        '<span class="at{other_side}" style="left:{after}%">{with_it}</span>',
+        loss=loss,
+        left=f"{left:.1f}",
+        width=f"{right - left:.1f}",
+        before=f"{before:.1f}",
+        after=f"{after:.1f}",
+        side=sides[0],
+        other_side=sides[1],
+        without=units.percent(without),
+        with_it=units.percent(with_it),
     )
     noise, doubt = step.noise, ""
     if noise is not None:
         doubt = f"{'within' if abs(gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
-    end = f'<div class="gain">{units.points(gain)}{small(doubt)}</div>'
-    return f'<div class="buy">{title}<div class="track">{track}</div>{end}</div>'
+    end = fill('<div class="gain">{gain}{doubt}</div>', gain=units.points(gain), doubt=small(doubt))
+    return fill(
+        '<div class="buy">{title}<div class="track">{track}</div>{end}</div>', title=title, track=track, end=end
+    )

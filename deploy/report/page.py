@@ -9,19 +9,15 @@ from typing import Any
 
 from deploy.report import units
 from deploy.report.evidence import built, proof, stages, widths
-from deploy.report.markup import details, esc, facts, pair, section
+from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, section
 from deploy.report.outcome import render_outcome, render_step_gains
 from deploy.report.view import Facts, Results, mapping, ratio, rows
 
-TREE = (
+TREE = Markup(
     '<svg viewBox="0 0 48 48" fill="currentColor" aria-hidden="true">'
     '<path d="M22 46c1-8-3-12-1-18s6-6 5-13h2c2 8-4 9-5 15s3 9 3 16z"/>'
     '<ellipse cx="27" cy="10" rx="10" ry="5.5"/><ellipse cx="12" cy="24" rx="10" ry="5"/>'
     '<ellipse cx="37" cy="27" rx="9.5" ry="4.6"/></svg>'
-)
-FOOTER = (
-    "<footer>Every figure on this page is read from <code>ledger.json</code>$record "
-    "in the folder of the run. To make it again: <code>niwaki run recipe.yaml --out FOLDER</code>.</footer>"
 )
 SHOWN_SETTINGS = 8
 
@@ -38,17 +34,21 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         proof(results),
         built(results.records("built")),
         _machine(results),
-        FOOTER.replace("$record", " and <code>bench.json</code>" if results.bench else ""),
+        fill(
+            "<footer>Every figure on this page is read from <code>ledger.json</code>{record} "
+            "in the folder of the run. To make it again: <code>niwaki run recipe.yaml --out FOLDER</code>.</footer>",
+            record=Markup(" and <code>bench.json</code>") if results.bench else "",
+        ),
     )
     template = Template(resources.files(__package__).joinpath("page.html.tmpl").read_text("utf-8"))
-    return template.substitute(name=esc(_name(results)), body="\n".join(filter(None, parts)))
+    return template.substitute(name=esc(_name(results)), body=join(filter(None, parts), "\n"))
 
 
 def _name(results: Results) -> Any:
     return results.ledger.get("name") or results.bench.get("name") or "unnamed run"
 
 
-def _header(results: Results) -> str:
+def _header(results: Results) -> Markup:
     dense, final = results.columns()[0], results.final()
     created, seed = results.ledger.get("created"), results.ledger.get("seed")
     brand = ["Niwaki report", str(created)[:16].replace("T", " ") if created else ""]
@@ -71,49 +71,55 @@ def _header(results: Results) -> str:
     )
     # Without records nothing was timed.
     measured = tiles if results.bench else tiles[:3]
-    shown = "".join(f'<div class="tile"><b>{figure}</b><span>{said}</span></div>' for figure, said in measured)
-    return (
-        f'<header><div class="brand">{TREE}<span>{esc(" · ".join(filter(None, brand)))}</span></div>'
-        f"<h1>{esc(_name(results))}</h1>"
-        f'<p class="verdict">{esc(results.verdict())}</p><div class="tiles">{shown}</div></header>'
+    return fill(
+        '<header><div class="brand">{tree}<span>{brand}</span></div><h1>{name}</h1>'
+        '<p class="verdict">{verdict}</p><div class="tiles">{tiles}</div></header>',
+        tree=TREE,
+        brand=" · ".join(filter(None, brand)),
+        name=_name(results),
+        verdict=results.verdict(),
+        tiles=join(
+            fill('<div class="tile"><b>{figure}</b><span>{said}</span></div>', figure=figure, said=said)
+            for figure, said in measured
+        ),
     )
 
 
-def _asked(results: Results, recipe_yaml: str) -> str:
+def _asked(results: Results, recipe_yaml: str) -> Markup:
     plan = results.plan()
     bounds = {key: value for key, value in mapping(plan.get("budget")).items() if value is not None}
-    budget = ", ".join(f"{esc(key)} ≤ {_budget(value)}" for key, value in bounds.items())
+    budget = ", ".join(f"{key} ≤ {_budget(value)}" for key, value in bounds.items())
     cut = [("budget", budget)] if budget else []
     names = (("criterion", "criterion"), ("scope", "scope"), ("round_to", "widths in multiples of"))
-    cut += [(title, esc(plan[key])) for key, title in names if plan.get(key)]
-    lines: list[tuple[Any, str]] = [("Cut", "".join(pair(key, value) for key, value in cut))] if cut else []
+    cut += [(title, plan[key]) for key, title in names if plan.get(key)]
+    lines: list[tuple[Any, Any]] = [("Cut", join(pair(key, value) for key, value in cut))] if cut else []
     classes = results.ledger.get("classes")
     if isinstance(classes, list | tuple):
         shown = ", ".join(map(str, classes[:12])) + (", …" if len(classes) > 12 else "")
-        lines.append(("Classes", f"{len(classes)}: {esc(shown)}"))
+        lines.append(("Classes", f"{len(classes)}: {shown}"))
     lines += _recipe(results.recipe)
-    full = details("The whole recipe, as resolved", f"<pre>{esc(recipe_yaml.strip())}</pre>")
+    full = details("The whole recipe, as resolved", fill("<pre>{recipe}</pre>", recipe=recipe_yaml.strip()))
     return section("What was asked", "", facts(lines), full if recipe_yaml.strip() else "")
 
 
 def _budget(value: Any) -> str:
     """Format a share of the dense network as per cent and any other bound as it was written."""
     share = units.number(value)
-    return units.percent(share, 0) if share is not None and 0 < share <= 1 else esc(value)
+    return units.percent(share, 0) if share is not None and 0 < share <= 1 else str(value)
 
 
-def _recipe(recipe: Facts) -> list[tuple[str, str]]:
+def _recipe(recipe: Facts) -> list[tuple[str, Markup]]:
     """Return the settings of the recipe, one line per section."""
     single = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
     sections = [("recipe", single), *((key, value) for key, value in recipe.items() if key not in single)]
     lines = []
     for title, settings in sections:
         known = [(key, value) for key, value in _flat(settings) if _short(value)]
-        shown = "".join(pair(key, esc(value)) for key, value in known[:SHOWN_SETTINGS])
-        rest = len(known) - SHOWN_SETTINGS
-        shown += pair(f"and {rest} more below", "") if rest > 0 else ""
+        shown = [pair(key, value) for key, value in known[:SHOWN_SETTINGS]]
+        if (rest := len(known) - SHOWN_SETTINGS) > 0:
+            shown.append(pair(f"and {rest} more below", ""))
         if shown:
-            lines.append((str(title).replace("_", " ").capitalize(), shown))
+            lines.append((str(title).replace("_", " ").capitalize(), join(shown)))
     return lines
 
 
@@ -131,18 +137,18 @@ def _short(value: Any) -> bool:
     return isinstance(value, str | int | float) and 0 < len(str(value)) < 80
 
 
-def _machine(results: Results) -> str:
+def _machine(results: Results) -> Markup:
     parts = {
         "Machine": mapping(results.bench.get("machine")) or mapping(results.ledger.get("machine")),
         "Timing": mapping(results.bench.get("settings")),
         "Versions": {**mapping(results.ledger.get("versions")), **mapping(results.bench.get("versions"))},
     }
-    lines = [
-        (title, "".join(pair(str(key).replace("_", " "), esc(value)) for key, value in values.items()))
+    lines: list[tuple[Any, Any]] = [
+        (title, join(pair(str(key).replace("_", " "), value) for key, value in values.items()))
         for title, values in parts.items()
         if values
     ]
     notes = results.ledger.get("notes")
     if isinstance(notes, list | tuple) and notes:
-        lines.append(("Notes", esc(" ".join(map(str, notes)))))
-    return section("Where it was measured", "", facts(lines)) if lines else ""
+        lines.append(("Notes", " ".join(map(str, notes))))
+    return section("Where it was measured", "", facts(lines)) if lines else Markup()

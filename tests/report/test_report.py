@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import DeployError, MissingDependency
-from deploy.report import render, units, write_report
+from deploy.report import markup, render, units, write_report
 from deploy.report.plots import Point, accuracy_latency
 from deploy.report.view import Results, wilson
 
@@ -157,6 +157,44 @@ def test_text_from_outside_stays_text(attack):
     assert attack in " ".join(page.words)
 
 
+PAINT = """'"><meta http-equiv="refresh" content="0;url=//a"><form action="//a"><button>OK</button></form>"""
+
+
+def main_of(html):
+    """Without the styles, which take most of the time to parse."""
+    return html[html.index("<main>") : html.index("</body>")]
+
+
+def test_no_field_of_ledger_or_record_becomes_markup(no_plot):
+    """Each value and each key by itself, with all others as they were; the metric too, which the header shows."""
+    ledger, bench = {**sample.ledger(), "metric": "mAP", "notes": ["a"]}, sample.bench()
+    for of, key in ((ledger["plan"], "groups"), (ledger, "stages"), (ledger, "models"), (bench, "records")):
+        of[key] = of[key][:1]
+    ledger["classes"] = ledger["classes"][:1]
+    plain = Page(main_of(render(ledger, bench, "")))
+    places = [(0, path) for path in paths(ledger)] + [(1, path) for path in paths(bench)]
+    painted = 0
+    for which, path in places:
+        for spoil_it in (changed, renamed):
+            files = [ledger, bench]
+            files[which] = spoil_it(files[which], path, PAINT)
+            body = main_of(render(*files, ""))
+            if "form action" in body:
+                page = Page(body)
+                assert set(page.tags) <= set(plain.tags), path
+                assert {name for _, name, _ in page.attributes} <= {name for _, name, _ in plain.attributes}, path
+                painted += 1
+    assert painted > 40
+    assert PAINT in Page(render({**ledger, "metric": PAINT}, bench, "")).text
+
+
+def test_what_is_no_markup_is_escaped_whatever_it_is_put_into():
+    for built in (markup.td(PAINT), markup.tr(PAINT), markup.card(PAINT), markup.pair(PAINT, ""), markup.join([PAINT])):
+        assert "<meta" not in built and "&lt;meta" in built
+    added = "<i>" + markup.Markup("<i>")
+    assert markup.fill("<b>{a}{b}</b>", a=markup.Markup("<i>"), b=added) == "<b><i>&lt;i&gt;&lt;i&gt;</b>"
+
+
 def paths(value, above=()):
     """Every place in a nested value, as keys from the top."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -175,6 +213,17 @@ def changed(value, path, new):
         del target[last]
     else:
         target[last] = new
+    return copied
+
+
+def renamed(value, path, new):
+    """The same with the last key of the path renamed, where it is a key of a dict."""
+    copied = copy.deepcopy(value)
+    target = copied
+    for key in path[:-1]:
+        target = target[key]
+    if isinstance(target, dict):
+        target[new] = target.pop(path[-1])
     return copied
 
 

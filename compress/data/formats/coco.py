@@ -12,6 +12,7 @@ from compress.data.files import Unreadable, existing, held_out
 from compress.data.formats.boxes import LeftOut, Scene, with_boxes
 from compress.data.images import ImageData, ImageReader
 from compress.errors import DataError
+from compress.files import LIST_BYTES, read_bytes
 from compress.recipe.data import CocoData, CocoSplit
 from compress.validation import explain
 
@@ -112,7 +113,7 @@ def _read(root: Path, split: CocoSplit, left_out: LeftOut) -> tuple[dict[int, st
 
 def _parsed(path: Path) -> _File:
     try:
-        return _FILE.validate_json(path.read_bytes())
+        return _FILE.validate_json(read_bytes(path, LIST_BYTES))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check path and the splits in the recipe.") from None
     except ValidationError as error:

@@ -13,6 +13,7 @@ from compress.data.formats.boxes import upright_size
 from compress.data.images import ImageData, ImageReader, Split
 from compress.data.targets import IGNORED
 from compress.errors import DataError, ImageError
+from compress.files import read_bytes
 from compress.recipe.data import MasksData, MaskSplit
 
 _INDEX_MODES = {"1", "L", "P", "I;16", "I"}
@@ -139,7 +140,7 @@ def _mask_opens(path: Path, unreadable: Unreadable) -> bool:
 
 def _named(path: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+        names = tuple(line.strip() for line in read_bytes(path).decode().split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The file of classes {path} cannot be read ({error}); check classes in the recipe.") from None
     if len(set(names)) != len(names):

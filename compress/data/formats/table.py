@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from compress.data.files import Unreadable, held_out, read_all
 from compress.data.images import ImageData, ImageReader, Split
 from compress.errors import DataError
+from compress.files import LIST_BYTES, read_bytes
 from compress.recipe.data import CsvData
 
 
@@ -60,7 +62,7 @@ def _rows(path: Path, recipe: CsvData) -> list[tuple[Path, str]]:
         raise DataError(f"There is no CSV file {path}; check path and the names of the splits in the recipe.")
     wanted = (recipe.image_column, recipe.label_column)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_bytes(path, LIST_BYTES).decode("utf-8-sig"), newline="") as file:
             table = csv.DictReader(file, strict=True)
             for column in wanted:
                 if column not in (table.fieldnames or ()):

@@ -11,6 +11,7 @@ from compress.data.files import Unreadable, by_stem, existing, held_out
 from compress.data.formats.boxes import LeftOut, Scene, with_boxes
 from compress.data.images import ImageData, ImageReader
 from compress.errors import DataError
+from compress.files import LIST_BYTES, read_bytes
 from compress.recipe.data import VocData
 
 
@@ -75,7 +76,7 @@ def _lists(root: Path, asked: str | None) -> Path:
 def _listed(path: Path) -> list[str]:
     """The names in a list, each once, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path, LIST_BYTES).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The list {path} cannot be read ({error}); check lists and the splits.") from None
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
@@ -87,7 +88,7 @@ def _listed(path: Path) -> list[str]:
 def _parsed(path: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
     """Size and objects of one annotation."""
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
         _refuse_doctype(raw, path)
         root = ElementTree.fromstring(raw)
         size = tuple(int(float(_text(root, f"size/{side}", "0"))) for side in ("width", "height"))
