@@ -121,7 +121,8 @@ def test_the_segmenters_file_gives_at_two_sizes_what_torch_gives(tmp_path):
     """Of free size, in the newest operator set of its runtimes, which is how a run may ask for it."""
     from deploy.engines import load_engine
     from deploy.exporting.lowering import segmentation_logits
-    from deploy.exporting.torch_to_onnx import export_onnx, parity
+    from deploy.exporting.parity import parity
+    from deploy.exporting.torch_to_onnx import export_onnx
 
     images = torch.rand(3, 3, 64, 96)
     module, _ = segmentation_logits(made("mobilenet_v2_lraspp"))
