@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,15 @@ import numpy as np
 from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, properties, read, write
+from deploy.onnx.metadata import Metadata
 from deploy.onnx.precision import LOW, QUANTISED
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_IMAGES = 300
+_SLACK = 0.05  # of the range: resizing with a cubic kernel may overshoot
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 KEPT = "niwaki.kept_fp32"
 """The property of a file that names the nodes left in fp32, separated by commas."""
 
@@ -48,11 +52,20 @@ class Calibrated:
         inputs = [value for value in model.graph.input if value.name not in weights]
         if len(inputs) != 1:
             raise DeployError(f"{src} has {len(inputs)} inputs; only a model with one can be calibrated.")
-        return cls(src, model, _images(calibration, inputs[0], seed), inputs[0].name)
+        images = _images(calibration, inputs[0], seed)
+        _check_range(src, images)
+        return cls(src, model, images, inputs[0].name)
 
-    def write(self, model: onnx.ModelProto, dst: Path, precision: str, kept: Sequence[str]) -> Path:
-        """Write ``model``, made from this file, with the file's own metadata and its hash."""
-        props = {**properties(self.model), PRECISION: precision, SOURCE: sha256(self.path)}
+    def write(
+        self,
+        model: onnx.ModelProto,
+        dst: Path,
+        precision: str,
+        kept: Sequence[str],
+        stated: Mapping[str, str] = _NOTHING,
+    ) -> Path:
+        """Write ``model``, made from this file, with the file's own metadata, its hash and what is ``stated``."""
+        props = {**properties(self.model), PRECISION: precision, SOURCE: sha256(self.path), **stated}
         if kept:
             props[KEPT] = ",".join(kept)
         return write(model, Path(dst), props)
@@ -77,6 +90,21 @@ def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
     if low := next((LOW[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in LOW), None):
         raise DeployError(f"{src} is {low}; make the {precision} file from the fp32 one.")
     return model
+
+
+def _check_range(src: Path, images: Sequence[np.ndarray]) -> None:
+    """Refuse images that the preprocessing which the file states cannot have made, such as pixels of 0 to 255."""
+    prepared = Metadata.from_file(src).preprocessing
+    if prepared is None:
+        return
+    ends = [(end - mean) / std for mean, std in zip(prepared.mean, prepared.std, strict=True) for end in (0.0, 1.0)]
+    low, high = min(float(one.min()) for one in images), max(float(one.max()) for one in images)
+    slack = _SLACK * (max(ends) - min(ends))
+    if low < min(ends) - slack or high > max(ends) + slack:
+        raise DeployError(
+            f"The calibration lies between {low:.3g} and {high:.3g}, but {src} states a preprocessing that gives "
+            f"{min(ends):.3g} to {max(ends):.3g}; prepare its images so."
+        )
 
 
 def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed: int) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnx.file import missing_package, quiet
+from deploy.quantization.agreement import MIN_SNR_DB, Agreement
 from deploy.quantization.calibration import Calibrated
 from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
 
@@ -29,9 +30,19 @@ __all__ = ["KINDS", "int8_from_fp32", "int8_with_accuracy_control", "operators",
 
 
 def int8_from_fp32(
-    src: Path, dst: Path, calibration: Sequence[np.ndarray], *, seed: int = 0, keep_fp32: Sequence[str] = ()
+    src: Path,
+    dst: Path,
+    calibration: Sequence[np.ndarray],
+    *,
+    seed: int = 0,
+    keep_fp32: Sequence[str] = (),
+    held_out: Sequence[np.ndarray] = (),
+    min_snr_db: float | None = MIN_SNR_DB,
 ) -> Path:
     """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; its metadata is kept.
+
+    The file is compared with the fp32 one and states the worse agreement of the two sets of images:
+    ``deploy.quantization.agreement.Agreement.read(dst)``.
 
     Args:
         src: an fp32 ONNX file with one input.
@@ -39,12 +50,16 @@ def int8_from_fp32(
         calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see.
         seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
         keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
+        held_out: arrays of the same kind that the ranges are not taken from.
+        min_snr_db: the least signal to noise against fp32; None writes the file whatever it is worth.
 
     Raises:
-        DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
+        DeployError: ``src`` is not an fp32 ONNX file with one input, the calibration does not fit it, or int8 is
+            further from fp32 than ``min_snr_db``, or 10 dB further on ``held_out`` than on the calibration.
         MissingDependency: NNCF is not installed.
     """
     source = Calibrated.read(src, calibration, seed, "int8")
+    others = Calibrated.read(src, held_out, seed, "int8").images if len(held_out) else []
     nncf, options = _import_nncf(source.model, keep_fp32)
     # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
     # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
@@ -56,7 +71,27 @@ def int8_from_fp32(
     shift_activations(quantised.graph)
     quantise_biases(quantised.graph)
     store_raw(quantised.graph)
-    return source.write(quantised, dst, "int8", keep_fp32)
+    stated = _agreement(source, quantised, others, min_snr_db)
+    return source.write(quantised, dst, "int8", keep_fp32, stated)
+
+
+def _agreement(
+    source: Calibrated, quantised: onnx.ModelProto, held_out: Sequence[np.ndarray], least: float | None
+) -> Mapping[str, str]:
+    """Hold the quantised model against the fp32 file; return what the file states of it."""
+    import onnx
+
+    if any(node.op_type == "NonMaxSuppression" for node in quantised.graph.node):
+        return {}  # boxes come and go in steps: their agreement is an mAP, which needs labels
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        onnx.save(quantised, path)
+        found = [Agreement.of(source.path, path, images) for images in (source.images, held_out) if images]
+    for one, what in zip(found, ("the calibration's images", "held-out images"), strict=False):
+        one.check(source.path, what, least)
+    if least is not None:
+        found[-1].check_fit(source.path, found[0])
+    return min(found, key=lambda one: one.snr_db).properties()
 
 
 def int8_with_accuracy_control(

@@ -80,7 +80,7 @@ def fastest_int8(
                 engines = [dense]
                 for kinds in sets:
                     path = Path(folder) / f"{'-'.join(kinds) or 'none'}.onnx"
-                    int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds)
+                    int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds, min_snr_db=None)
                     engines.append(stack.enter_context(load_engine(path, threads=threads, runtime=runtime)))
                 (name, spec) = next(iter(dense.inputs.items()))
                 # The size comes from the images, for that of the file may be free.

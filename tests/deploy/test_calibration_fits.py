@@ -1,0 +1,48 @@
+"""A calibration that does not fit the network is seen: int8 is held against fp32 before it is written."""
+
+import numpy as np
+import pytest
+
+from deploy.errors import DeployError
+from deploy.onnx.metadata import Metadata
+from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.agreement import Agreement
+from deploy.quantization.half import fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32
+from deploy.quantization.lint import lint_qdq
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("nncf")
+
+
+def test_the_file_states_how_close_it_is(files, images, tmp_path):
+    stated = Agreement.read(files["int8"])
+    assert stated == Agreement.of(files["fp32"], files["int8"], [image[None] for image in images])
+    assert stated.agreement > 0.8 and stated.snr_db > 15
+    assert Agreement.read(files["fp32"]) is None
+
+
+def test_pixels_where_normalised_images_belong_are_refused(files, images, tmp_path):
+    pixels = [((image + 3) * 42).clip(0, 255) for image in images]
+    with pytest.raises(DeployError, match=r"dB on its calibration and at .* dB on held-out images; prepare both alike"):
+        int8_from_fp32(files["fp32"], tmp_path / "x.onnx", pixels, held_out=list(images))
+    assert list(tmp_path.iterdir()) == []
+    told = int8_from_fp32(files["fp32"], tmp_path / "x.onnx", pixels, held_out=list(images), min_snr_db=None)
+    assert Agreement.read(told).snr_db < 20
+    assert any("dB against fp32" in finding.what for finding in lint_qdq(told))
+    with pytest.raises(DeployError, match=r"agrees with fp32 on \d+ % of the calibration's images at .* dB, below 99"):
+        int8_from_fp32(files["fp32"], tmp_path / "y.onnx", list(images), min_snr_db=99)
+    assert not (tmp_path / "y.onnx").exists()
+
+
+@pytest.mark.parametrize("make", [int8_from_fp32, fp16_from_fp32])
+def test_a_range_that_the_stated_preprocessing_cannot_give_is_refused(make, files, images, tmp_path):
+    model = onnx.load(files["fp32"])
+    about = Metadata(preprocessing=Preprocessing(size=(16, 16), mode="L", mean=(0.5,), std=(0.25,)))
+    onnx.helper.set_model_props(model, about.properties())
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(
+        DeployError, match=r"between 0 and 255, but .*m\.onnx states a preprocessing that gives -2 to 2"
+    ):
+        make(tmp_path / "m.onnx", tmp_path / "x.onnx", [np.linspace(0, 255, 256, dtype=np.float32).reshape(1, 16, 16)])
+    make(tmp_path / "m.onnx", tmp_path / "x.onnx", [image.clip(-2, 2) for image in images])
