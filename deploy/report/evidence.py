@@ -149,7 +149,7 @@ def _surgery(errors: Facts) -> Markup:
     if errors.get("train_mode") is False:
         lead += " Batch norms used their running statistics: batches gave them too few values a channel to compare."
     if unproved := errors.get("unproved"):
-        lead += f" Not compared: {esc(unproved)}."
+        lead += f" Not compared: {unproved}."
     lines = (_surgery_error(name, errors[name]) for name in PROOFS if errors.get(name) is not None)
     head = ("<Compared", "error", "allowed", "verdict")
     return part("Slicing changed nothing but the size", lead, table(head, lines))
