@@ -89,6 +89,8 @@ def save(model: nn.Module, directory: str | Path, description: Description, *, e
             )
         shutil.rmtree(directory, ignore_errors=True)
         temporary.replace(directory)
+    except SafetensorError as error:
+        raise ArtifactError(f"{directory} cannot be written ({error}); free some space.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory

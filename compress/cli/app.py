@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import time
@@ -31,6 +32,9 @@ for command in (run, inspect, criteria, predict, build, sign, gate, bench, repor
     app.command()(command)
 
 
+_NO_MEMORY = re.compile("can.t allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
+
 def main() -> NoReturn:
     """Run the command; every failure that a user can cause is one sentence and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -51,6 +55,8 @@ def main() -> NoReturn:
         code = error.exit_code
         _outlast()
     except Exception as error:
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):  # how torch says it
+            error = MemoryError(str(error).splitlines()[0][:160])
         if not isinstance(error, OSError | MemoryError) and not hasattr(error, "exit_code"):
             raise
         if _first_to_fail():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -21,12 +22,15 @@ from compress.run.tracing import traced
 from compress.run.transfer import fresh, started
 from compress.train import TASKS
 
+_LOG = "log.jsonl"
+_UNFINISHED = re.compile(r"\.(recipe\.yaml|ledger\.json)\.\d+\.tmp")  # what `compress.files.replacing` writes to
+
 
 def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
     """Tell whether ``out`` holds a run to go on with; raise RecipeError where it holds anything else."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"--out {out} is a file; name a folder.")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or _never_began(out):
         return False
     if not (out / "ledger.json").is_file() or not (out / "recipe.yaml").is_file():
         raise RecipeError(f"The folder {out} is not empty and holds no run; choose another --out.")
@@ -37,6 +41,19 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
     if stored(out, recipe) != recipe.to_yaml() and not stopped_early(recipe, out):
         raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
     return True
+
+
+def _never_began(out: Path) -> bool:
+    """Tell whether ``out`` is empty, or holds no more than a run leaves that was killed before its first ledger.
+
+    Such a run has locked its log and written nothing to it; without one, a ``recipe.yaml`` there may be the user's.
+    """
+    names = {path.name for path in out.iterdir()}
+    log, checkpoints = out / _LOG, out / "checkpoints"
+    locked = log.is_file() and log.stat().st_size == 0
+    left = {name for name in names if name in (_LOG, "recipe.yaml", "checkpoints") or _UNFINISHED.fullmatch(name)}
+    unused = not checkpoints.exists() or (checkpoints.is_dir() and not any(checkpoints.iterdir()))
+    return not names or (locked and unused and left == names)
 
 
 def stored(out: Path, asked: Recipe) -> str | None:
@@ -114,7 +131,7 @@ def check_source(recipe: Recipe, source: data.ImageData) -> None:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold the run folder against a second process; raise RecipeError where one has it."""
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+    with (out / _LOG).open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -19,7 +19,7 @@ from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
-from compress.run.preflight import check_model, check_source, going_on, stopped_early
+from compress.run.preflight import alone, check_model, check_source, going_on, stopped_early
 from compress.run.progress import Ui
 from compress.run.transfer import started
 from compress.run.variants import exporting
@@ -96,15 +96,20 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     if recipe.source is not None:
         check_source(recipe, work.source)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    write_text(out / "recipe.yaml", recipe.to_yaml())
-    work.write_ledger()
-    work.log("start", name=recipe.name, seed=recipe.seed)
+    with alone(out):
+        # Another process may have begun a run here while this one checked its own.
+        if going_on(recipe, out, resume=False):
+            raise RecipeError(f"The folder {out} holds a run by now; choose another --out.")
+        (out / "checkpoints").mkdir(exist_ok=True)
+        write_text(out / "recipe.yaml", recipe.to_yaml())
+        work.write_ledger()
+        work.log("start", name=recipe.name, seed=recipe.seed)
     return work
 
 
 def take_up(work: Workspace, ui: Ui) -> None:
     """Bring a resumed run up to what is asked and used now; this process holds the folder."""
+    work.ledger = Ledger.read(work.out / "ledger.json")  # another process may have gone on since it was first read
     if stopped_early(work.recipe, work.out):
         # The test comes after the engines that are asked for now, so it is done again with them.
         write_text(work.out / "recipe.yaml", work.recipe.to_yaml())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,21 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What an image file may be, whatever its name says: Pillow would start Ghostscript for an EPS."""
+
+# What Pillow's decoders raise on damaged data.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _MOST_PIXELS = 1 << 25  # what any file may hold: 100 MB as RGB
 _PIXELS_PER_BYTE = 32  # photographs have less than 10
 
@@ -147,13 +163,15 @@ def load(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow's warnings (odd EXIF, many pixels) are harmless here or become errors below.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_pixels(image, path)
                 image.load()
                 return _to_eight_bits(image)
     except UnidentifiedImageError as error:
-        raise DeployError(f"{path} is not an image that Pillow can read; convert it to PNG or JPEG.") from error
+        raise DeployError(
+            f"{path} is not an image of a format that is read ({', '.join(FORMATS)}); convert it to PNG."
+        ) from error
     except Image.DecompressionBombError as error:
         raise DeployError(f"{path} is too large to be opened safely ({error}); scale it down first.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged data
+    except _DAMAGED as error:
         raise DeployError(f"{path} is a damaged image ({error}); replace the file.") from error

@@ -50,6 +50,7 @@ def _text(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written to the page
     except (ValueError, RecursionError) as error:  # RecursionError: endless brackets
         raise DeployError(f"{path} is not JSON ({error}): delete it and run the recipe again with --resume.") from error
     expected = FORMATS[path.name]

@@ -139,7 +139,7 @@ def _frame(axes: Axes, points: Sequence[Point], floor: float | None, metric: str
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel("median latency (ms): further left is faster")
-    axes.set_ylabel(f"test {metric} (%)")
+    axes.set_ylabel(f"test {metric} (%)", parse_math=False)  # a $ in a name is a $
 
 
 def _mark(axes: Axes, point: Point, floor: float | None) -> None:
@@ -203,6 +203,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point], floor: float | N
         note = axes.annotate(
             text,
             anchor,
+            parse_math=False,
             xytext=(0, 0),
             textcoords="offset points",
             color=INK,

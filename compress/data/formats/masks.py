@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compress.data.files import Decoded, Unreadable, by_stem, existing, first, held_out, read_all
+from compress.data.files import DAMAGED, FORMATS, Decoded, Unreadable, by_stem, existing, first, held_out, read_all
 from compress.data.formats.boxes import upright_size
 from compress.data.images import ImageData, ImageReader, Split
 from compress.data.targets import IGNORED
@@ -98,14 +98,14 @@ def load_mask(path: Path) -> np.ndarray:
         DataError: it is a colour image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             if image.mode not in _INDEX_MODES:
                 raise DataError(
                     f"The mask {path} has pixels of mode {image.mode}, not class indices; save grey or palette PNG."
                 )
             return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ImageError(f"The mask {path} is missing or damaged ({error}); replace the file.") from None
 
 

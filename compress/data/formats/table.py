@@ -51,8 +51,9 @@ def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
 
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:
+    # Compared as text: Python refuses to read a number of thousands of digits.
     if all(label.isascii() and label.isdigit() for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+        return tuple(sorted(labels, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
     return tuple(sorted(labels))
 
 

@@ -87,9 +87,12 @@ class OnnxRuntimeEngine(Engine):
             )
         self.name = path.name.removesuffix(".onnx")
         self.path = path
-        self.precision = precision_of(path, session.get_modelmeta().custom_metadata_map)
-        self.inputs = {node.name: _spec(node.type, node.shape) for node in session.get_inputs()}
-        self.outputs = {node.name: _spec(node.type, node.shape) for node in session.get_outputs()}
+        try:
+            self.precision = precision_of(path, session.get_modelmeta().custom_metadata_map)
+            self.inputs = {node.name: _spec(node.type, node.shape) for node in session.get_inputs()}
+            self.outputs = {node.name: _spec(node.type, node.shape) for node in session.get_outputs()}
+        except UnicodeDecodeError as error:
+            raise DeployError(f"{path} has names or properties that are not UTF-8; export it again.") from error
         self._session: ort.InferenceSession | None = session
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,65 @@
+"""Two runs never share a folder, and one that was killed before its first ledger does not block it."""
+
+import json
+
+import pytest
+import yaml
+from test_failures import RECIPE
+
+from compress.errors import RecipeError
+from compress.recipe.loading import load_recipe
+from compress.run import prepare as preparing
+from compress.run.preflight import alone
+from compress.run.prepare import prepare
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return load_recipe(tmp_path / "recipe.yaml", trusted=["test_failures"])
+
+
+def test_of_two_runs_that_begin_at_once_on_one_folder_one_is_refused(recipe, tmp_path, monkeypatch):
+    other, out = recipe.model_copy(update={"seed": recipe.seed + 1}), tmp_path / "out"
+    check = preparing.check_model
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(preparing, "check_model", check)
+        prepare(other, out, False)
+        return check(*arguments)
+
+    monkeypatch.setattr(preparing, "check_model", meanwhile)
+    with pytest.raises(RecipeError, match="already holds a run"):
+        prepare(recipe, out, False)
+    assert json.loads((out / "ledger.json").read_text())["seed"] == other.seed
+    assert (out / "recipe.yaml").read_text() == other.to_yaml()
+
+
+def test_nothing_is_written_while_another_holds_the_folder(recipe, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with alone(out), pytest.raises(RecipeError, match="Another process is writing"):
+        prepare(recipe, out, False)
+    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_ledger_begins_again(resume, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def killed(work):
+        (work.out / ".ledger.json.77.tmp").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preparing.Workspace, "write_ledger", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, out, False)
+    assert (out / "recipe.yaml").is_file() and not (out / "ledger.json").exists()
+    prepare(recipe, out, resume)
+    assert json.loads((out / "ledger.json").read_text())["seed"] == recipe.seed
+
+
+def test_a_recipe_of_the_users_own_is_not_overwritten(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="not empty and holds no run"):
+        prepare(recipe, tmp_path, False)
