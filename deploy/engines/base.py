@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from deploy.errors import DeployError
-from deploy.onnx.precision import precision_in
+from deploy.onnx.precision import precision_in_bytes
 
 # OpenVINO begins its messages with the place in its own source.
 _SOURCE_LOCATION = re.compile(
@@ -122,12 +122,12 @@ def check_threads(threads: int) -> None:
         raise DeployError(f"threads is {threads!r}; give 0 (let the runtime choose) to {_MAX_THREADS}.")
 
 
-def precision_of(path: Path, metadata: Mapping[str, str]) -> str:
-    """Return the precision of a model file: what is in it, or where that tells nothing, what it states.
+def precision_of(path: Path, content: bytes, metadata: Mapping[str, str]) -> str:
+    """Return the precision of a model file: what its ``content`` is, or where that tells nothing, what it states.
 
     Its name (``model.int8.onnx``) counts last: a file can be called anything.
     """
-    if (found := precision_in(path)) is not None:
+    if (found := precision_in_bytes(content)) is not None:
         return found
     if (stated := metadata.get("niwaki.precision")) is not None:
         return stated

@@ -49,7 +49,7 @@ class OpenVinoEngine(Engine):
             core = ov.Core()
             # Tensors in another file are found from the path alone.
             model = core.read_model(path if wire.outside else io.BytesIO(data))
-            self.precision = precision_of(path, _metadata(model))
+            self.precision = precision_of(path, data, _metadata(model))
             # Compiling adds the names of inner tensors to an output, such as that of the tensor before a cast.
             names = [port.get_any_name() for port in model.outputs]
             compiled = core.compile_model(model, "CPU", options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deploy.errors import DeployError
+from deploy.onnx.wire import read_onnx
 from deploy.onnx.wire_graph import parse_graph
 
 LOW = {10: "fp16", 16: "bf16"}  # element types of onnx.TensorProto
@@ -20,8 +22,16 @@ def precision_in(path: Path) -> str | None:
         ``int8``, ``fp16``, ``bf16``, ``fp32``, or None where the file has no such constants or cannot be read.
     """
     try:
-        graph = parse_graph(path.read_bytes())
-    except (OSError, ValueError, IndexError, TypeError):
+        return precision_in_bytes(read_onnx(path))
+    except DeployError:
+        return None
+
+
+def precision_in_bytes(data: bytes) -> str | None:
+    """Return the precision of the ONNX file ``data``; see ``precision_in``."""
+    try:
+        graph = parse_graph(data)
+    except (ValueError, IndexError, TypeError):
         return None
     if any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in graph.nodes):
         return "int8"

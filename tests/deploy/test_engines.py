@@ -243,9 +243,9 @@ def test_a_missing_runtime_says_how_to_get_it(package, way_out, files, monkeypat
 
 
 def test_precision_comes_from_metadata_then_from_the_name(tmp_path):
-    assert precision_of(tmp_path / "model.fp32.onnx", {"niwaki.precision": "int8"}) == "int8"
-    assert precision_of(tmp_path / "model.fp16.onnx", {}) == "fp16"
-    assert precision_of(tmp_path / "model.onnx", {}) == "unknown"
+    assert precision_of(tmp_path / "model.fp32.onnx", b"", {"niwaki.precision": "int8"}) == "int8"
+    assert precision_of(tmp_path / "model.fp16.onnx", b"", {}) == "fp16"
+    assert precision_of(tmp_path / "model.onnx", b"", {}) == "unknown"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime_cuda", "onnxruntime_tensorrt"])

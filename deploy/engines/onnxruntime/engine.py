@@ -88,7 +88,7 @@ class OnnxRuntimeEngine(Engine):
         self.name = path.name.removesuffix(".onnx")
         self.path = path
         try:
-            self.precision = precision_of(path, session.get_modelmeta().custom_metadata_map)
+            self.precision = precision_of(path, data, session.get_modelmeta().custom_metadata_map)
             self.inputs = {node.name: _spec(node.type, node.shape) for node in session.get_inputs()}
             self.outputs = {node.name: _spec(node.type, node.shape) for node in session.get_outputs()}
         except UnicodeDecodeError as error:

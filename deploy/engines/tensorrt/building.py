@@ -61,7 +61,7 @@ def engine_from_onnx(
     """
     onnx_path = Path(onnx_path)
     content, wire = read_model(onnx_path, sha256)
-    stated = precision_of(onnx_path, wire.properties)
+    stated = precision_of(onnx_path, content, wire.properties)
     if precision not in (None, stated):
         raise DeployError(f"{onnx_path.name} is {stated}, not {precision}; give the {precision} file.")
     smallest, usual, largest = profile
