@@ -111,6 +111,25 @@ def test_answers_stay_the_same_to_the_last_bit(tmp_path, monkeypatch):
     np.testing.assert_array_equal(*answers)
 
 
+def test_a_file_with_weights_in_another_file_runs_as_it_is_and_says_so(tmp_path, monkeypatch):
+    whole, outside = tmp_path / "m.onnx", tmp_path / "outside.onnx"
+    whole.write_bytes(quantised())
+    onnx.save(
+        onnx.load(whole), outside, save_as_external_data=True, location="outside.bin", size_threshold=0,
+        convert_attribute=False,
+    )  # fmt: skip
+    monkeypatch.setattr(runtime, "has_amx", lambda: True)
+    found = {}
+    for path in (whole, outside):
+        with runtime.load(path) as engine:
+            (name, spec) = next(iter(engine.inputs.items()))
+            sizes = [side or 1 for side in spec.shape]
+            feed = np.random.default_rng(0).standard_normal(sizes).astype(spec.dtype)
+            found[path] = next(iter(engine.run({name: feed}).values())), engine.kernels
+    np.testing.assert_array_equal(found[whole][0], found[outside][0])
+    assert (found[whole][1], found[outside][1]) == ("long int8 convolutions by AMX", None)
+
+
 def stem(kernel=7, stride=2, pads=None, channels=3, size=(16, 24), **more):
     """One quantised convolution on an image, as bytes of an ONNX file."""
     rng = np.random.default_rng(kernel)

@@ -70,9 +70,10 @@ class OnnxRuntimeEngine(Engine):
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # errors are raised anyway
-        model, disabled, self.kernels = _rewrite(data) if runtime == "onnxruntime" else (data, [], None)
-        # Tensors in another file are found from the path alone.
-        given = str(path) if wire.outside else model
+        # Tensors in another file are found from the path alone, so such a file runs as it is.
+        fixed = bool(wire.outside)
+        model, disabled, self.kernels = _rewrite(data, fixed=fixed) if runtime == "onnxruntime" else (data, [], None)
+        given = str(path) if fixed else model
         try:
             session = ort.InferenceSession(given, options, providers=[provider], disabled_optimizers=disabled)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
@@ -125,8 +126,12 @@ def load_tensorrt(path: Path, *, threads: int = 1, sha256: str | None = None) ->
     return OnnxRuntimeEngine(path, threads=threads, runtime="onnxruntime_tensorrt", sha256=sha256)
 
 
-def _rewrite(data: bytes) -> tuple[bytes, list[str], str | None]:
+def _rewrite(data: bytes, *, fixed: bool) -> tuple[bytes, list[str], str | None]:
     """Prepare the file ``data`` for the CPU provider.
+
+    Args:
+        data: an ONNX file.
+        fixed: whether the file has to stay as it is.
 
     Returns:
         The file, or a faster one that computes the same; the names of the optimisers to disable; and
@@ -134,7 +139,7 @@ def _rewrite(data: bytes) -> tuple[bytes, list[str], str | None]:
     """
     faster = data
     done: list[str] = []
-    if has_amx():
+    if has_amx() and not fixed:
         for rewrite, effect in (
             (shift_weights, "long int8 convolutions by AMX"),
             (space_to_depth, "the first on 2 x 2 pixels"),
