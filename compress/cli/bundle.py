@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compress.cli.common import JsonFlag
 from compress.terminal import plain
+
+if TYPE_CHECKING:
+    from deploy.bundle.bundle import Bundle
+    from deploy.errors import DeployError
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
 TrustedKey = Annotated[
@@ -30,16 +34,47 @@ def predict(
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
+    from deploy.errors import DeployError
 
     asked = {"runtime": runtime, "precision": precision, "trusted_key": trusted_key}
     with deploy.load(bundle, threads=threads, **asked) as engine:  # type: ignore[arg-type]
-        found, classes = engine.predict(images), engine.classes
+        (found, bad), classes = _answers(engine, images), engine.classes
     if as_json:
         # A mask is an array: rows of class indices.
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
-        return
-    for item in found:
-        print(plain(f"{item['file']}: {_found(item, classes)}"))
+    else:
+        for item in found:
+            print(plain(f"{item['file']}: {_found(item, classes)}"))
+    if bad:
+        (first, why), *more = bad.items()
+        others = f", nor have {', '.join(map(str, more))}" if more else ""
+        raise DeployError(f"{first} has no answer ({str(why).rstrip('.')}){others}; the others have theirs.")
+
+
+def _answers(engine: Bundle, images: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[Path, DeployError]]:
+    """Predict ``images`` together, or one by one where that fails.
+
+    Returns:
+        The answers, and the error of each image that has none.
+
+    Raises:
+        DeployError: none has one.
+    """
+    from deploy.errors import DeployError
+
+    try:
+        return engine.predict(images), {}
+    except DeployError:
+        found: list[dict[str, Any]] = []
+        bad: dict[Path, DeployError] = {}
+        for image in images:
+            try:
+                found += engine.predict([image])
+            except DeployError as error:
+                bad[image] = error
+        if not found:
+            raise
+        return found, bad
 
 
 def build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -78,9 +79,10 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
             console.print(said, soft_wrap=True, markup=False)
             return
-        prefix = f"niwaki predict {folder / 'bundle'} {folder / 'samples'}/*.png"
+        bundle, samples = (shlex.quote(str(folder / name)) for name in ("bundle", "samples"))
+        prefix = f"niwaki predict {bundle} {samples}/*.png"
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
-        gate = f"niwaki gate NEWER/bench.json --baseline {folder / 'bench.json'}"
+        gate = f"niwaki gate NEWER/bench.json --baseline {shlex.quote(str(folder / 'bench.json'))}"
         console.print(f"Gate     {gate}", soft_wrap=True, markup=False)
 
 

@@ -1,0 +1,39 @@
+"""One bad image does not take the answers for the others, and the printed commands can be pasted."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from compress.cli import app, run
+
+
+def niwaki(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["niwaki", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return ended.value.code
+
+
+def test_the_others_are_answered_and_the_bad_one_is_named(bundle_dir, picture, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert niwaki(monkeypatch, "predict", bundle_dir, picture, broken, picture, "--json") == 2
+    said = capsys.readouterr()
+    assert [row["file"] for row in json.loads(said.out)] == [str(picture)] * 2
+    assert "broken.png has no answer" in " ".join(said.err.split()).replace("broken. png", "broken.png")
+    assert niwaki(monkeypatch, "predict", bundle_dir, broken) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_with_spaces_is_quoted(monkeypatch, capsys):
+    monkeypatch.setattr("compress.run.summary.summary", lambda folder: {})
+    monkeypatch.setattr("compress.run.summary.table", lambda figures: "")
+    folder = Path("my runs/a b")
+    run._show(SimpleNamespace(deploy=True), folder, folder / "report.html", quiet=False, as_json=False)
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith(("Predict", "Gate"))]
+    assert lines[0][1:] == ["niwaki", "predict", "my runs/a b/bundle", "my runs/a b/samples/*.png"]
+    assert lines[1][-1] == "my runs/a b/bench.json"
