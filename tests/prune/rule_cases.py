@@ -282,6 +282,9 @@ def space(n, run, side=6, **settings):
     return between(run, make=make, x=lambda: torch.randn(shape), **settings)
 
 
+INDEX = {"free": 0, "held": "becomes a constant"}
+"""Where a channel's largest element lies: of zeros, the first."""
+
 for n in (1, 2, 3):
     dims = [2] * n
     for name in (f"max_pool{n}d", f"avg_pool{n}d"):
@@ -307,6 +310,7 @@ for n in (1, 2, 3):
 for n in (2, 3):
     f = getattr(A, f"max_pool{n}d_with_indices")
     add(f"max_pool{n}d_with_indices", space(n, lambda y, f=f, n=n: f(y, [2] * n)[0]))
+    add(f"max_pool{n}d_with_indices", space(n, lambda y, f=f, n=n: number(f(y, [2] * n)[1], y), **INDEX))
 for name, n in {
     "upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3,
     "_upsample_bilinear2d_aa": 2, "_upsample_bicubic2d_aa": 2,
