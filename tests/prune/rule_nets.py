@@ -189,10 +189,19 @@ class Deaf:
     def __getattr__(self, name):
         if name != self._method:
             return getattr(self._tracer, name)
+        if name == "fresh":
+            return self._unheard
         return lambda *values: Flow() if name == "unknown" else None
 
+    def _unheard(self, size):
+        """Labels that the tracer does not know to be no parameter's."""
+        labels = self._tracer.fresh(size)
+        known = self._tracer.observed.fresh
+        known[:] = [other for other in known if other is not labels]
+        return labels
 
-TOLD = ("equate", "protect", "rectangle", "altered", "spend", "role", "unknown")
+
+TOLD = ("fresh", "equate", "protect", "rectangle", "altered", "spend", "role", "unknown")
 
 
 def _each(change):

@@ -21,7 +21,8 @@ EQUIVALENT = {
     # What nothing has been written into is neither.
     "aten.empty_like": {"never zero"},
     # Padded channels that nothing makes cannot go, and of those that meet others a trial cut finds the number fixed.
-    "aten.constant_pad_nd": {"does not protect"},
+    # That no parameter has them is asked only of what an operator moves, and padding is not held to move.
+    "aten.constant_pad_nd": {"does not protect", "does not fresh"},
 }
 """Operator -> ways of breaking its rule that change nothing."""
 
