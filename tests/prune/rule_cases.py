@@ -1,8 +1,10 @@
-"""A tiny network for each pointwise rule, each norm and each operator over space."""
+"""A tiny network for each pointwise rule and each norm."""
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from prune_nets import conv, image
+from prune_nets import conv
 from rule_nets import A, Case, below, between, constant, pair, whole
 from torch import nn
 
@@ -262,170 +264,10 @@ def normed():
     return nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 7, 3, padding=1))
 
 
-add(
-    "_weight_norm_interface",
-    whole(
-        lambda m, x: m.b(m.w(m.a(x))), a=lambda: conv(3, 6), w=normed, b=lambda: conv(7, 5),
-        free={"w.parametrizations.weight": 7}, held={"a.weight:0": "a norm over the weight's other dimensions"},
-    ),
+case = whole(
+    lambda m, x: m.b(m.w(m.a(x))), a=lambda: conv(3, 6), w=normed, b=lambda: conv(7, 5),
+    free={"a": 6, "w.parametrizations.weight": 7},
+    held={"w.parametrizations.weight.original1:2": "positions of a kernel"},
 )  # fmt: skip
-
-# Over space -----------------------------------------------------------------------------------------------
-
-CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def space(n, run, side=6, **settings):
-    """An operator over n dimensions between convolutions over n dimensions."""
-    make = lambda wide, out: CONVS[n](wide, out, 3, padding=1)
-    shape = (4, 3, *[side] * n)
-    return between(run, make=make, x=lambda: torch.randn(shape), **settings)
-
-
-for n in (1, 2, 3):
-    dims = [2] * n
-    for name in (f"max_pool{n}d", f"avg_pool{n}d"):
-        f = getattr(A, name)
-        cut = below if name != "avg_pool2d" and name != "avg_pool3d" else lambda g: g
-        add(name, space(n, cut(lambda y, f=f, k=dims: f(y, k))))
-    pools = {f"adaptive_avg_pool{n}d": below, f"_adaptive_avg_pool{n}d": None, f"adaptive_max_pool{n}d": below}
-    for name, cut in pools.items():
-        if not hasattr(A, name):
-            continue
-        first = name == "adaptive_max_pool1d" or "max" in name
-        run = lambda y, f=getattr(A, name), k=dims, first=first: f(y, k)[0] if first else f(y, k)
-        add(
-            name,
-            space(
-                n, below(run) if cut is below and name not in ("adaptive_max_pool2d", "adaptive_max_pool3d") else run
-            ),
-        )
-    for name in (f"upsample_nearest{n}d", f"_upsample_nearest_exact{n}d"):
-        add(name, space(n, lambda y, f=getattr(A, name), n=n: f(y, [2 * s for s in y.shape[-n:]])))
-    for name in (f"reflection_pad{n}d", f"replication_pad{n}d"):
-        add(name, space(n, lambda y, f=getattr(A, name), n=n: f(y, [1, 2] * n)))
-for n in (2, 3):
-    f = getattr(A, f"max_pool{n}d_with_indices")
-    add(f"max_pool{n}d_with_indices", space(n, lambda y, f=f, n=n: f(y, [2] * n)[0]))
-for name, n in {
-    "upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3,
-    "_upsample_bilinear2d_aa": 2, "_upsample_bicubic2d_aa": 2,
-}.items():  # fmt: skip
-    f = getattr(A, name)
-    add(name, space(n, lambda y, f=f, n=n: f(y, [2 * s for s in y.shape[-n:]], False)))
-
-
-def sampled(n):
-    def run(y):
-        place = torch.linspace(-1, 1, 5 * n, dtype=y.dtype, device=y.device)
-        grid = place[: len(y) * 0 + 5, None].expand(5, n)
-        grid = grid.view(1, *[1] * (n - 1), 5, n).expand(len(y), *[2] * (n - 1), 5, n)
-        return F.grid_sample(y, grid, align_corners=False)
-
-    return run
-
-
-for n in (2, 3):
-    add(f"grid_sampler_{n}d", space(n, sampled(n)))
-add(
-    "grid_sampler_2d",
-    whole(
-        lambda m, x: m.b(F.grid_sample(m.a(x), torch.tanh(m.g(x)).permute(0, 2, 3, 1), align_corners=False)),
-        a=lambda: conv(3, 6), g=lambda: conv(3, 2), b=lambda: conv(6, 5),
-        free={"a": 6}, held={"g.weight:0": "grid_sampler_2d"},
-    ),
-)  # fmt: skip
-
-
-def fractional(y):
-    at = torch.full((y.shape[0], y.shape[1], 2), 0.4, dtype=y.dtype, device=y.device)
-    return F.fractional_max_pool2d(y, 2, output_size=3, _random_samples=at)
-
-
-add("fractional_max_pool2d", space(2, fractional))
-add("constant_pad_nd", space(2, lambda y: F.pad(y, (1, 2))), *constant(lambda y: F.pad(y, (1, 1), value=1.0)))
-add("constant_pad_nd", between(lambda y: F.pad(y, (0, 0, 0, 0, 1, 1)), read=8))
-add("constant_pad_nd", between(lambda y: F.pad(y, (0, 0, 0, 0, -1, 1)), read=6, free=0, held="padded channels"))
-
-
-def flat(run, **settings):
-    """What is left of each channel, read by a linear layer."""
-    return between(run, make=lambda wide, out: nn.Linear(wide, out) if out == 5 else conv(wide, out), **settings)
-
-
-REDUCTIONS = {
-    "sum": lambda y, d: A.sum(y, d),
-    "nansum": lambda y, d: A.nansum(y, d),
-    "linalg_vector_norm": lambda y, d: A.linalg_vector_norm(y, 2, d),
-    "norm": lambda y, d: A.norm(y, 2, d),
-    "mean": lambda y, d: A.mean(y, d),
-    "amax": lambda y, d: A.amax(y, d),
-    "amin": lambda y, d: A.amin(y, d),
-    "var": lambda y, d: A.var(y, d),
-    "std": lambda y, d: A.std(y, d),
-    "var_mean": lambda y, d: sum(A.var_mean(y, d)),
-}
-for name, run in REDUCTIONS.items():
-    add(name, flat(lambda y, f=run: f(y, [2, 3])), flat(lambda y, f=run: f(y, [-1, -2])))
-    add(name, flat(lambda y, f=run: f(torch.sigmoid(y), [2, 3]), free=0, held="becomes a constant"))
-    over = name in ("sum", "nansum", "linalg_vector_norm", "norm")
-    more = {} if over else {"free": 0, "held": f"aten.{name} over channels"}
-    add(name, between(lambda y, f=run: f(y, [1])[:, None], read=1, **more))
-    if over:
-        again = lambda y, f=run: f(torch.sigmoid(y), [1])[:, None]
-        add(name, between(again, read=1, free=0, held="becomes a constant"))
-for name in ("linalg_vector_norm", "norm"):
-    f = getattr(A, name)
-    add(name, between(lambda y, f=f: f(y + 1, -1.0, [1])[:, None], read=1, free=0, held="over channels"))
-SINGLE = {
-    "max": lambda y, d: A.max(y, d)[0],
-    "min": lambda y, d: A.min(y, d)[0],
-    "prod": lambda y, d: A.prod(y, d),
-    "median": lambda y, d: A.median(y, d)[0],
-    "nanmedian": lambda y, d: A.nanmedian(y, d)[0],
-}
-for name, run in SINGLE.items():
-    add(name, flat(lambda y, f=run: f(y.flatten(2), 2)))
-    add(name, flat(lambda y, f=run: f(torch.sigmoid(y).flatten(2), 2), free=0, held="becomes a constant"))
-    add(name, between(lambda y, f=run: f(y, 1)[:, None], read=1, free=0, held=f"aten.{name} over channels"))
-SHIFTED = {
-    "logsumexp": lambda y, d: A.logsumexp(y, [d]),
-    "argmax": lambda y, d: A.argmax(y, d).to(y.dtype),
-    "argmin": lambda y, d: A.argmin(y, d).to(y.dtype),
-    "any": lambda y, d: A.any(y, d).to(y.dtype),
-    "all": lambda y, d: A.all(y, d).to(y.dtype),
-}
-for name, run in SHIFTED.items():
-    add(name, flat(lambda y, f=run: f(y.mean(2), 2), free=0, held="becomes a constant"))
-    add(
-        name,
-        flat(
-            lambda m, y, f=run: m.n(f(y.mean(2).round(decimals=1), 2)),
-            n=lambda: nn.BatchNorm1d(6),
-            x=lambda: image(32, 4),
-        ),
-    )
-    add(name, between(lambda y, f=run: f(y, 1)[:, None], read=1, free=0, held=f"aten.{name} over channels"))
-for name in ("cumsum", "cumprod"):
-    f = getattr(A, name)
-    add(name, between(lambda y, f=f: f(y, 2)))
-    add(name, between(lambda y, f=f: f(torch.sigmoid(y), 2), free=0, held="becomes a constant"))
-    add(name, between(lambda y, f=f: f(y, 1), free=0, held="a running sum over channels"))
-
-
-def pooled(kernel, index):
-    def run(y):
-        boxes = [torch.tensor([[0.0, 0, 3, 3], [1, 1, 5, 5]], dtype=y.dtype, device=y.device)] * len(y)
-        return kernel(y, boxes, 3)
-
-    return run
-
-
-def _roi():
-    import torchvision.ops as ops
-
-    add("roi_align", space(2, pooled(ops.roi_align, 0)), within="torchvision")
-    add("roi_pool", space(2, pooled(ops.roi_pool, 0)), within="torchvision")
-
-
-_roi()
+# The norm of what is left of each row is another one.
+add("_weight_norm_interface", replace(case, preserving=False))

@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from prune_nets import conv, image
-from rule_cases import CASES, add, flat, rows
+from rule_cases import rows
 from rule_nets import A, below, between, constant, pair, whole
+from rule_space import CASES, add, flat
 from torch import nn
 
 # The same elements, or the same shape ---------------------------------------------------------------------
@@ -97,7 +98,13 @@ add(
     pair(lambda y, z: torch.cat([y, z], -3), read=12, free={"a": 6, "c": 6}),
 )
 add("cat", pair(lambda y, z: torch.cat([torch.sigmoid(y), z], 1), read=12, free={}, held="becomes a constant"))
-add("cat", between(lambda y: torch.cat([y, y.new_ones(len(y), 1, 4, 4)], 1), read=7, free=0, held="side by side"))
+beside = lambda make: lambda m, x: m.b(torch.cat([m.a(x), make(x)], 1))
+for make, wide, free, held in (
+    (lambda x: x.new_ones(len(x), 1, 4, 4), 7, {"a": 6}, {"b.weight:1": "side by side with a constant"}),
+    (lambda x: x, 9, {"a": 6}, {"b.weight:1": "side by side with graph input"}),
+    (lambda x: x.new_zeros(len(x), 2, 4, 4), 8, {"a": 6}, {}),
+):
+    add("cat", whole(beside(make), a=lambda: conv(3, 6), b=lambda n=wide: conv(n, 5), free=free, held=held))
 add("stack", pair(lambda y, z: torch.stack([y, z], 1).sum(1)), pair(lambda y, z: torch.stack([y, z], -1)[..., 0]))
 SPLITS = {
     "split": lambda y: A.split(y, y.shape[1] // 2, 1),

@@ -4,10 +4,15 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
+from prune_nets import Net, conv, draw, image
+from rule_cases import normed
 from rule_moves import CASES
 from rule_nets import BROKEN, Reached, prove, ruled
+from rule_space import STATISTICS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress import prune
 from compress.errors import PlanError
 from compress.prune.dispatch import VIEWS, operator
 from compress.prune.rules import RULES
@@ -21,7 +26,8 @@ EQUIVALENT = {
     # What nothing has been written into is neither.
     "aten.empty_like": {"never zero"},
     # Padded channels that nothing makes cannot go, and of those that meet others a trial cut finds the number fixed.
-    "aten.constant_pad_nd": {"does not protect"},
+    # That no parameter has them is asked only of what an operator moves, and padding is not held to move.
+    "aten.constant_pad_nd": {"does not protect", "does not fresh"},
 }
 """Operator -> ways of breaking its rule that change nothing."""
 
@@ -83,6 +89,37 @@ def test_a_wrong_order_of_channels_is_found_by_the_proof_itself():
         with ruled(op, BROKEN["reverses"](RULES[op])), pytest.raises(PlanError, match="differs from the masked one"):
             for case in CASES[op]:
                 prove(unexpected(case))
+
+
+def partly(net, x, *slots):
+    """What the network gives once some of `a` is cut, and what stays of each slot, given with its size."""
+    found = prune.trace(net, x)
+    plan = next(plan for plan in (draw(found, seed, least=2) for seed in range(9)) if "a.weight:0" in plan.slots)
+    return prune.apply(net, plan)(x), [plan.kept_indices((name, dim), size) for name, dim, size in slots]
+
+
+@pytest.mark.parametrize("name", sorted(STATISTICS))
+def test_a_statistic_over_channels_is_that_of_those_left(name):
+    """Written out by hand, since the proof follows the channels by the same rules."""
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.b(STATISTICS[name](m.a(x), [1])[:, None]), a=conv(3, 6), b=conv(1, 5)).double()
+    x = image(side=4).double()
+    out, (kept,) = partly(net, x, ("a.weight", 0, 6))
+    assert 2 <= len(kept) < 6
+    torch.testing.assert_close(out, net.b(STATISTICS[name](net.a(x)[:, kept], [1])[:, None]))
+
+
+def test_a_norm_of_weights_is_that_of_the_columns_left():
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.b(m.w(m.a(x))), a=conv(3, 6), w=normed(), b=conv(7, 5)).double()
+    x = image(side=4).double()
+    own = "w.parametrizations.weight.original"
+    out, (rows, columns) = partly(net, x, (f"{own}1", 0, 7), ("a.weight", 0, 6))
+    assert 2 <= len(columns) < 6
+    magnitudes, directions = net.get_parameter(f"{own}0")[rows], net.get_parameter(f"{own}1")[rows][:, columns]
+    weight = magnitudes * F.normalize(directions.flatten(1)).view_as(directions)
+    made = F.conv2d(net.a(x)[:, columns], weight, net.w.bias[rows], padding=1)
+    torch.testing.assert_close(out, F.conv2d(made, net.b.weight[:, rows], net.b.bias, padding=1))
 
 
 def unexpected(case):
