@@ -205,12 +205,12 @@ def deformed(m, x, y):
     return torchvision.ops.deform_conv2d(y, m.o(x), m.g.weight, m.g.bias, padding=1, mask=mask)
 
 
-def deform(run, sets=1, groups=1, free=None, held=None, masked=True, macs=None, wide=8):
+def deform(run, sets=1, groups=1, masked=True, wide=8, **expected):
     """A deformable convolution `g` at places that `o` and `k` make."""
     more = {"k": lambda: conv(3, 9 * sets)} if masked else {}
     return whole(
         run, a=lambda: conv(3, 6), o=lambda: conv(3, 18 * sets), g=lambda: conv(6, wide, groups=groups),
-        b=lambda: conv(wide, 5), free=free, held=held, macs=macs, **more,
+        b=lambda: conv(wide, 5), **more, **expected,
     )  # fmt: skip
 
 
