@@ -85,10 +85,12 @@ def _header(results: Results) -> Markup:
     )
 
 
+_COUNTED_AT = ("precision", "batch")
+
+
 def _asked(results: Results, recipe_yaml: str) -> Markup:
     plan = results.plan()
-    bounds = {key: value for key, value in mapping(plan.get("budget")).items() if value is not None}
-    budget = ", ".join(f"{key} ≤ {_budget(value)}" for key, value in bounds.items())
+    budget = _budget(mapping(plan.get("budget")))
     cut = [("budget", budget)] if budget else []
     names = (("criterion", "criterion"), ("scope", "scope"), ("round_to", "widths in multiples of"))
     cut += [(title, plan[key]) for key, title in names if plan.get(key)]
@@ -102,10 +104,20 @@ def _asked(results: Results, recipe_yaml: str) -> Markup:
     return section("What was asked", "", facts(lines), full if recipe_yaml.strip() else "")
 
 
-def _budget(value: Any) -> str:
-    """Format a share of the dense network as per cent and any other bound as it was written."""
-    share = units.number(value)
-    return units.percent(share, 0) if share is not None and 0 < share <= 1 else str(value)
+def _budget(asked: Facts) -> str:
+    """Return the bounds of a budget in words, and what its bytes are counted at."""
+    bounds = {key: value for key, value in asked.items() if key not in _COUNTED_AT and value is not None}
+    said = ", ".join(f"{key} ≤ {_bound(value)}" for key, value in bounds.items())
+    at = [f"{key} {asked[key]}" for key in _COUNTED_AT if asked.get(key) is not None]
+    return f"{said} at {', '.join(at)}" if at and bounds.keys() & {"size", "memory"} else said
+
+
+def _bound(value: Any) -> str:
+    """Format a share of the dense network as per cent, bytes as such, and anything else as it was written."""
+    amount = units.number(value)
+    if amount is None or amount <= 0:
+        return str(value)
+    return units.percent(amount, 0) if amount <= 1 else f"{amount:,.0f} bytes"
 
 
 def _recipe(recipe: Facts) -> list[tuple[str, Markup]]:

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.errors import DeployError, MissingDependency
 from deploy.report import markup, render, units, write_report
+from deploy.report.page import _budget
 from deploy.report.plots import Point, accuracy_latency
 from deploy.report.view import Results, wilson
 
@@ -402,3 +403,16 @@ def test_a_detectors_page_speaks_of_map_and_draws_no_interval_of_shares():
     assert "mAP against latency" in shown
     assert "95 % interval of the accuracy" not in shown
     assert "95 % interval of the accuracy" in render(sample.ledger(), sample.bench(), sample.RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"macs": 0.25, "precision": "fp32", "batch": 1}, "macs ≤ 25 %"),
+        ({"macs": 0.5, "size": 200_000, "precision": "int8"}, "macs ≤ 50 %, size ≤ 200,000 bytes at precision int8"),
+        ({"memory": 0.5, "precision": "fp16", "batch": 8}, "memory ≤ 50 % at precision fp16, batch 8"),
+        ({"latency": 0.4, "precision": "fp32", "batch": 1}, "latency ≤ 40 %"),
+    ],
+)
+def test_a_budget_says_its_bounds(budget, said):
+    assert _budget(budget).replace(units.SPACE, " ") == said
