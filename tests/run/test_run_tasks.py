@@ -28,7 +28,7 @@ from torch.nn import functional as F
 class Segmenter(nn.Module):
     def __init__(self, num_classes, width):
         super().__init__()
-        self.body = nn.Sequential(
+        self.backbone = nn.Sequential(
             *(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
             *(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()),
             *(nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()),
@@ -36,7 +36,7 @@ class Segmenter(nn.Module):
         self.classifier = nn.Conv2d(2 * width, num_classes, 1)
 
     def forward(self, images):
-        logits = self.classifier(self.body(images))
+        logits = self.classifier(self.backbone(images))
         return {"out": F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)}
 """
 SSDLITE = {"size": [HEIGHT, WIDTH], "finest": 16, "scales": [0.15, 0.3, 0.6, 0.9]}
