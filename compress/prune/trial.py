@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,9 @@ from compress.prune.units import Group, Trace
 
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
+
+SIZED = frozenset(f"aten.{name}" for name in ("view", "expand", "split_with_sizes", "slice", "repeat"))
+"""Operators that are given sizes."""
 
 ANOTHER_WAY = "fixed size: the network takes another way after a cut"
 
@@ -272,8 +274,8 @@ class TrialDispatch(LabelDispatch):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
-        numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
-        ties = tuple(self._followed(wants, numbers_given))
+        # Channels that meet are told by the rules; only a size that is asked for may be that of others.
+        ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
         self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))

@@ -97,7 +97,8 @@ add(
     pair(lambda y, z: torch.cat([y, z], -3), read=12, free={"a": 6, "c": 6}),
 )
 add("cat", pair(lambda y, z: torch.cat([torch.sigmoid(y), z], 1), read=12, free={}, held="becomes a constant"))
-add("cat", between(lambda y: torch.cat([y, y.new_ones(len(y), 1, 4, 4)], 1), read=7, free=0, held="side by side"))
+add("cat", between(lambda y: torch.cat([y, y.new_ones(len(y), 1, 4, 4)], 1), read=7, free=6))
+add("cat", between(lambda y: torch.cat([y.new_zeros(len(y), 2, 4, 4), y], 1), read=8, free=6))
 add("stack", pair(lambda y, z: torch.stack([y, z], 1).sum(1)), pair(lambda y, z: torch.stack([y, z], -1)[..., 0]))
 SPLITS = {
     "split": lambda y: A.split(y, y.shape[1] // 2, 1),
