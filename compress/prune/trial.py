@@ -367,7 +367,7 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
         mixed[group.units[: 1 + turn % (n - 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: (turn + int(rng.integers(0, 2))) % (len(more) + 1)]]] = False
+            kept[group.units[more[(turn + int(rng.integers(0, 2))) % (len(more) + 1) :]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False

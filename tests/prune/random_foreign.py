@@ -1,4 +1,4 @@
-"""Blocks of random networks as other people write them: norms by hand, sizes kept in numbers, constants beside channels."""
+"""Blocks of random networks as other people write them: norms by hand, sizes in numbers, constants beside channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 def byhand(s: Shape, b: B, build: Build) -> tuple[nn.Module, Shape]:
     """Norms that no library computes, with weights of their own."""
-    c, h, w = s
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return x.mean(1, keepdim=True)
@@ -26,7 +25,7 @@ def byhand(s: Shape, b: B, build: Build) -> tuple[nn.Module, Shape]:
         lambda x: (x - mean(x)) * (x.flatten(1).var(1, correction=0) + 1e-3).rsqrt().view(-1, 1, 1, 1),
     )
     way = pick(ways, b.a)
-    own = {name: nn.Parameter(1 + 0.3 * torch.randn(c, 1, 1)) for name in ("weight", "bias")}
+    own = {name: nn.Parameter(1 + 0.3 * torch.randn(s[0], 1, 1)) for name in ("weight", "bias")}
     return Net(lambda m, x: way(x) * m.weight + m.bias, **own), s
 
 
