@@ -52,7 +52,7 @@ class Kept(nn.Module):
 
 def foreign(s: Shape, b: B, build: Build) -> tuple[nn.Module, Shape]:
     c, h, w = s
-    kind = pick(("standardised", "sizes", "constants", "copies", "branches", "noise"), b.a)
+    kind = pick(("standardised", "sizes", "constants", "copies", "branches"), b.a)
     if kind == "standardised":
         return Standardised(c, c, 3), s
     if kind == "sizes":
@@ -69,13 +69,11 @@ def foreign(s: Shape, b: B, build: Build) -> tuple[nn.Module, Shape]:
         net = Net(lambda m, x: F.conv2d(x, m.kernel, padding=1, groups=x.shape[1]))
         net.register_buffer("kernel", torch.randn(1, 1, 3, 3).repeat(c, 1, 1, 1), persistent=False)
         return net, s
-    if kind == "branches":
 
-        def weighed(m: Any, x: torch.Tensor) -> torch.Tensor:
-            both = torch.stack([m.a(x), m.b(x)], 1)
-            weights = m.fc(both.sum(1).mean((2, 3))).unflatten(1, (2, -1)).softmax(1)
-            return (both * weights[..., None, None]).sum(1)
+    def weighed(m: Any, x: torch.Tensor) -> torch.Tensor:
+        both = torch.stack([m.a(x), m.b(x)], 1)
+        weights = m.fc(both.sum(1).mean((2, 3))).unflatten(1, (2, -1)).softmax(1)
+        return (both * weights[..., None, None]).sum(1)
 
-        layers = {"a": nn.Conv2d(c, c, 1), "b": nn.Conv2d(c, c, 3, padding=1), "fc": nn.Linear(c, 2 * c)}
-        return Net(weighed, **layers), s
-    return Net(lambda m, x: x + m.a(x) * torch.randn_like(x), a=nn.Conv2d(c, c, 1)), s
+    layers = {"a": nn.Conv2d(c, c, 1), "b": nn.Conv2d(c, c, 3, padding=1), "fc": nn.Linear(c, 2 * c)}
+    return Net(weighed, **layers), s

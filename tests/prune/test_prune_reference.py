@@ -212,16 +212,17 @@ def test_attention_draws_nothing_and_random_slopes_are_their_mean():
 
 
 def test_running_statistics_stay_and_few_values_are_refused():
-    norm = nn.BatchNorm2d(3)
+    norm, x = nn.BatchNorm2d(3), image(4, 2)
     with Repeatable():
-        found = norm(image(4, 2))
+        found = norm(x)
         with pytest.raises(TooFewValuesError):
             norm(image(FEWEST_VALUES - 1, 1))
     assert not norm.running_mean.any()
-    torch.testing.assert_close(found, norm(image(4, 2)))
+    torch.testing.assert_close(found, norm(x))
+    x = image(2, 1)
     with Repeatable(batch_statistics=False):
-        few = norm(image(2, 1))
-    torch.testing.assert_close(few, norm.eval()(image(2, 1)))
+        few = norm(x)
+    torch.testing.assert_close(few, norm.eval()(x))
 
 
 # The check ------------------------------------------------------------------------------------------------
