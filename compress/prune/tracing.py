@@ -20,7 +20,7 @@ from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, clone, stand_ins, uncollected
-from compress.prune.remedies import Remedy, Tie, turns
+from compress.prune.remedies import Remedy, Tie, shared_out, turns
 from compress.prune.rules import tensors
 from compress.prune.sizes import Patch
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
@@ -353,6 +353,12 @@ class _Tracing:
         before = {b.call for b in blames}
         accepted: list[Remedy] = []
         known = self.choices.patches, self.choices.ties
+        if shared := shared_out(open_):
+            self._take(known, [(shared, [])])
+            tried = self._grouping()
+            if not self._blames(tried, list(tried.trace.groups)):
+                self.cleared = tried
+                return tried
         for turn in range(max((len(found) for _, found in open_), default=0)):
             trying = [(call, found[turn]) for call, found in open_ if turn < len(found)]
             if not trying or self.trials <= 0:
