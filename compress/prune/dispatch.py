@@ -26,19 +26,21 @@ PICKS = frozenset(
 )
 """Operators by which code selects channels by position."""
 
-FACTORIES = {
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "scalar_tensor",
-    "rand",
-    "randn",
-}
+FACTORIES = frozenset(
+    [
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "scalar_tensor",
+        "rand",
+        "randn",
+    ]
+)
 """Operators that make a tensor of one value, or of draws that are alike, in a size that the code gives."""
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from prune_nets import conv

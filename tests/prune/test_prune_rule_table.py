@@ -23,11 +23,8 @@ EQUIVALENT = {
     "aten.sqrt_": {"never zero"},
     # Of the columns, which a direction over all of them holds.
     "aten._weight_norm_interface": {"always zero"},
-    # Constants beside channels are made by nothing, and branches of a channel were split, which ties them.
-    "aten.cat": {"does not protect"},
-    "aten._softmax": {"does not equate"},
-    # A convolution's, whose own cases show them.
-    "torchvision.deform_conv2d": {"does not equate", "does not role"},
+    # Of channels that are taken in steps a trial cut finds those that have to go together.
+    "aten.slice": {"does not rectangle"},
     # What nothing has been written into is neither.
     "aten.empty_like": {"never zero"},
     # Padded channels that nothing makes cannot go, and of those that meet others a trial cut finds the number fixed.
