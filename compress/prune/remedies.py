@@ -53,26 +53,3 @@ def turns(model: nn.Module, grouping: Grouping, blame: Blame, tried: set[tuple[i
         remedies += [([p for p in likely if p is not patch], []) for patch in likely if len(likely) > 2]
     remedies += [([patch], []) for own in found for patch in own[1:3]]
     return remedies[:MOST_TURNS]
-
-
-def shared_out(open_: list[tuple[int, list[Remedy]]]) -> list[Patch]:
-    """The likeliest patches of all blames at once, where a module keeps several numbers of one size.
-
-    The first of them follows what the first call wants, the next one what the next call wants that wants something
-    else; plain trying would let all follow the first.
-    """
-    keys: dict[tuple[str, int], dict[tuple[str, str], None]] = {}
-    wants: dict[tuple[str, int], dict[bytes, Patch]] = {}
-    for _, remedies in open_:
-        for patch in remedies[0][0]:
-            same = patch.module, patch.value
-            keys.setdefault(same, {})[patch.key] = None
-            wants.setdefault(same, {}).setdefault(patch.labels.tobytes(), patch)
-    if not any(len(keys[same]) > 1 and len(wants[same]) > 1 for same in keys):
-        return []
-    found = []
-    for same, names in keys.items():
-        several = list(wants[same].values())
-        for k, (module, name) in enumerate(names):
-            found.append(Patch(module, name, same[1], several[min(k, len(several) - 1)].labels))
-    return found

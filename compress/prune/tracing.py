@@ -20,8 +20,7 @@ from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, clone, stand_ins, uncollected
-from compress.prune.recurrent import tie_hidden_units
-from compress.prune.remedies import Remedy, Tie, shared_out, turns
+from compress.prune.remedies import Remedy, Tie, turns
 from compress.prune.rules import tensors
 from compress.prune.sizes import Patch
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
@@ -197,7 +196,7 @@ class _Tracing:
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                tie_hidden_units(dispatch, path, module)
+                _recurrent(dispatch, path, module)
         paths = {id(module): path for path, module in net.named_modules()}
         for reason, (module, line) in dispatch.observed.where.items():
             self.where[reason] = _place(paths.get(id(module), ""), line)
@@ -354,12 +353,6 @@ class _Tracing:
         before = {b.call for b in blames}
         accepted: list[Remedy] = []
         known = self.choices.patches, self.choices.ties
-        if shared := shared_out(open_):
-            self._take(known, [(shared, [])])
-            tried = self._grouping()
-            if not self._blames(tried, list(tried.trace.groups)):
-                self.cleared = tried
-                return tried
         for turn in range(max((len(found) for _, found in open_), default=0)):
             trying = [(call, found[turn]) for call, found in open_ if turn < len(found)]
             if not trying or self.trials <= 0:
@@ -414,6 +407,26 @@ def _copied(value: Any, real: bool) -> Any:
     if isinstance(value, dict):
         return {k: _copied(v, real) for k, v in value.items()}
     return value
+
+
+def _recurrent(dispatch: LabelDispatch, path: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
+    """One number of hidden units goes for all layers and directions; a projection has no rule."""
+    slots = dispatch.observed.slots
+    own = {
+        name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1
+    }
+    hidden = [labels for name, labels in own.items() if ".weight_hh" in f".{name}"]
+    if getattr(module, "proj_size", 0) > 0 or len({len(labels) for labels in hidden}) != 1:
+        for (name, _), labels in slots.items():
+            if name.startswith(f"{path}."):
+                dispatch.protect(labels, f"{type(module).__name__} has no rule")
+        return
+    for name, labels in own.items():
+        if ".weight_hh" in f".{name}":
+            # What one step gives is what the next one reads, even where only one is seen.
+            gates = slots[name, 0].reshape(-1, len(labels))
+            dispatch.equate(gates, np.broadcast_to(labels, gates.shape))
+            dispatch.equate(hidden[0], labels)
 
 
 def _place(module: str, line: str) -> str:
