@@ -62,9 +62,12 @@ def test_gate_against_the_baseline(run_folder, engines, image, benchmark):
     told = {record.name: {"accuracy": record.accuracy, "held": record.held} for record in measured.records}
     timed = deploy.benchmark(list(engines.values()), image, reference="dense", rounds=100)
     records = tuple(record.model_copy(update=told[record.name]) for record in timed)
+    baseline = Bench.from_file(BASELINE)
+    # The baseline also tells of engines for graphics cards, which nothing here can run.
+    timed_here = tuple(record for record in baseline.records if record.name in FILES)
     result = deploy.gate(
         measured.model_copy(update={"records": records}),
-        Bench.from_file(BASELINE),
+        baseline.model_copy(update={"records": timed_here}),
         latency_tolerance=latency_tolerance(),
         accuracy_tolerance=0.02,
     )

@@ -207,7 +207,7 @@ for entry in skipped:
         [sys.executable, "-c", script % (absent,)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "onnxruntime CUDA fp32 Exporting to ONNX needs the package onnxscript" in done.stdout
+    assert "onnxruntime CUDA fp32 Exporting to ONNX needs the package pydantic" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

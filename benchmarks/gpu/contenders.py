@@ -113,10 +113,13 @@ def graphed(call):
 
 def _file(network, precision, folder, signed):
     """The ONNX file of `network` in `precision`, made at its first use."""
-    from deploy.errors import DeployError
-    from deploy.exporting.torch_to_onnx import export_onnx
-    from deploy.quantization.half import fp16_from_fp32
-    from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
+    try:
+        from deploy.errors import DeployError
+        from deploy.exporting.torch_to_onnx import export_onnx
+        from deploy.quantization.half import fp16_from_fp32
+        from deploy.quantization.int8 import int8_from_fp32, signed_from_unsigned
+    except ModuleNotFoundError as error:
+        raise Skip(f"Exporting to ONNX needs the package {error.name}") from None
 
     stem = f"{network.architecture}-{network.variant}"
     fp32, path = folder / f"{stem}.fp32.onnx", folder / f"{stem}.{precision}.onnx"
