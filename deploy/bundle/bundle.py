@@ -171,7 +171,7 @@ class Bundle(Engine):
         self._engine.close()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._engine.run(feeds)
+        return self._engine._run(feeds)  # its inputs are this bundle's, and checked
 
     def _top_classes(self, logits: np.ndarray, top: int) -> dict[str, Any]:
         if not np.isfinite(logits.max()):
