@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import read_trusted
+from deploy.bundle.signing import read_public_key
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.processing import preprocess
@@ -58,6 +60,9 @@ class Bundle(Engine):
         threads: int = 1,
         runtime: str | None = None,
         trusted_key: str | Path | None = None,
+        engine_key: str | Path | None = None,
+        min_version: int | None = None,
+        now: datetime | None = None,
     ) -> Self:
         """Verify every file of the bundle at ``path`` and load what runs it best on this machine.
 
@@ -70,15 +75,22 @@ class Bundle(Engine):
             threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
             runtime: a key of ``deploy.engines.ENGINES``; by default the best here.
             trusted_key: a PEM file with the Ed25519 public key whose owner must have signed the bundle.
+            engine_key: where ``trusted_key`` is given, another such key: engines run that its owner signed when they
+                were built on this device, or the owner of ``trusted_key``, and no others.
+            min_version: the least version that a signed bundle must state.
+            now: the time that expiry is held against; by default that of this machine's clock.
 
         Raises:
             DeployError: the folder is no bundle, a file of it is missing or altered, its parts do not fit together,
-                it is not signed as asked, or nothing in it runs as asked.
+                it is not signed as asked, has expired or is too old, or nothing in it runs as asked.
             MissingDependency: the runtime asked for, or every one, is not installed or finds no GPU.
         """
         folder = Path(path)
-        manifest = read_trusted(folder, trusted_key)
-        engine, why = load_best(folder, manifest, precision, runtime, threads, signed=trusted_key is not None)
+        if engine_key is not None and trusted_key is None:
+            raise DeployError("A key for engines means nothing where the bundle needs none; give the trusted key too.")
+        manifest = read_trusted(folder, trusted_key, min_version=min_version, now=now)
+        keys = [read_public_key(Path(key)) for key in (engine_key, trusted_key) if key is not None]
+        engine, why = load_best(folder, manifest, precision, runtime, threads, keys=keys)
         try:
             _check_fit(folder, manifest, engine)
         except DeployError:
@@ -189,9 +201,21 @@ def load(
     threads: int = 1,
     runtime: str | None = None,
     trusted_key: str | Path | None = None,
+    engine_key: str | Path | None = None,
+    min_version: int | None = None,
+    now: datetime | None = None,
 ) -> Bundle:
     """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load``."""
-    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trusted_key=trusted_key)
+    return Bundle.load(
+        path,
+        precision=precision,
+        threads=threads,
+        runtime=runtime,
+        trusted_key=trusted_key,
+        engine_key=engine_key,
+        min_version=min_version,
+        now=now,
+    )
 
 
 def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
