@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundle.engines import engines_folder
-from deploy.bundle.signed import read_trusted, sign_engine, signature_of_engine
+from deploy.bundle.signed import Trust, read_trusted, sign_engine, signature_of_engine
 from deploy.bundle.signing import read_private_key
 from deploy.engines.tensorrt.building import PRODUCTS, engine_from_onnx, import_api
 from deploy.errors import DeployError, MissingDependency
@@ -45,14 +45,13 @@ def build_engine(
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
-        DeployError: the bundle is damaged or not signed as asked, has no such model, or the model is one that
-            TensorRT would misread (uint8) or refuses, the bundle's folder of engines lies elsewhere, or ``key``
-            holds no private key.
+        DeployError: the bundle is damaged or not signed as asked, has no such model, or one that TensorRT would misread
+            (uint8) or refuses, its folder of engines lies elsewhere, or ``key`` holds no private key.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
     private_key = None if key is None else read_private_key(key)
-    manifest = read_trusted(folder, trusted_key)
+    manifest = read_trusted(folder, Trust(trusted_key))
     chosen = manifest.default if precision is None else precision
     if chosen not in manifest.models:
         raise DeployError(f"{folder} has no {chosen} model; it has {', '.join(sorted(manifest.models))}.")

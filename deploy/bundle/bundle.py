@@ -13,8 +13,7 @@ from PIL import Image, ImageOps
 from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.manifest import Manifest
-from deploy.bundle.signed import read_trusted
-from deploy.bundle.signing import read_public_key
+from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.processing import preprocess
@@ -59,10 +58,7 @@ class Bundle(Engine):
         precision: str | None = None,
         threads: int = 1,
         runtime: str | None = None,
-        trusted_key: str | Path | None = None,
-        engine_key: str | Path | None = None,
-        min_version: int | None = None,
-        now: datetime | None = None,
+        trust: Trust = Trust(),  # noqa: B008 - frozen
     ) -> Self:
         """Verify every file of the bundle at ``path`` and load what runs it best on this machine.
 
@@ -74,11 +70,7 @@ class Bundle(Engine):
             precision: which model; by default the one that the bundle prefers, or that of an engine for the GPU here.
             threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
             runtime: a key of ``deploy.engines.ENGINES``; by default the best here.
-            trusted_key: a PEM file with the Ed25519 public key whose owner must have signed the bundle.
-            engine_key: where ``trusted_key`` is given, another such key: engines run that its owner signed when they
-                were built on this device, or the owner of ``trusted_key``, and no others.
-            min_version: the least version that a signed bundle must state.
-            now: the time that expiry is held against; by default that of this machine's clock.
+            trust: whose signature the bundle and its engines need.
 
         Raises:
             DeployError: the folder is no bundle, a file of it is missing or altered, its parts do not fit together,
@@ -86,11 +78,8 @@ class Bundle(Engine):
             MissingDependency: the runtime asked for, or every one, is not installed or finds no GPU.
         """
         folder = Path(path)
-        if engine_key is not None and trusted_key is None:
-            raise DeployError("A key for engines means nothing where the bundle needs none; give the trusted key too.")
-        manifest = read_trusted(folder, trusted_key, min_version=min_version, now=now)
-        keys = [read_public_key(Path(key)) for key in (engine_key, trusted_key) if key is not None]
-        engine, why = load_best(folder, manifest, precision, runtime, threads, keys=keys)
+        manifest = read_trusted(folder, trust)
+        engine, why = load_best(folder, manifest, precision, runtime, threads, keys=trust.engine_keys())
         try:
             _check_fit(folder, manifest, engine)
         except DeployError:
@@ -205,17 +194,9 @@ def load(
     min_version: int | None = None,
     now: datetime | None = None,
 ) -> Bundle:
-    """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load``."""
-    return Bundle.load(
-        path,
-        precision=precision,
-        threads=threads,
-        runtime=runtime,
-        trusted_key=trusted_key,
-        engine_key=engine_key,
-        min_version=min_version,
-        now=now,
-    )
+    """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load`` and ``Trust``."""
+    trust = Trust(trusted_key, engine_key, min_version, now)
+    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trust=trust)
 
 
 def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:

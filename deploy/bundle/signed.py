@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,43 @@ def verify(
     return manifest
 
 
-def read_trusted(
-    bundle: Path, trusted_key: str | Path | None, *, min_version: int | None = None, now: datetime | None = None
-) -> Manifest:
+@dataclass(frozen=True)
+class Trust:
+    """Whose signature a bundle needs, and what else it must state.
+
+    Attributes:
+        trusted_key: a PEM file with the Ed25519 public key whose owner must have signed the bundle; None for nobody.
+        engine_key: beside ``trusted_key``, another such key: engines run that its owner signed when they were built on
+            this device, or that the owner of ``trusted_key`` signed, and no others.
+        min_version: the least version that a signed bundle must state.
+        now: the time that expiry is held against; by default that of this machine's clock.
+    """
+
+    trusted_key: str | Path | None = None
+    engine_key: str | Path | None = None
+    min_version: int | None = None
+    now: datetime | None = None
+
+    def engine_keys(self) -> list[Any]:
+        """Return the keys one of which must have signed an engine; none where no key is demanded."""
+        return [read_public_key(Path(key)) for key in (self.engine_key, self.trusted_key) if key is not None]
+
+
+def read_trusted(bundle: Path, trust: Trust) -> Manifest:
     """Verify the bundle's files and expiry, and its signature, version and whole folder where a key is given.
 
     Raises:
-        DeployError, MissingDependency: as ``verify``; a least version is asked for without a key, though whoever
-            altered the bundle may have written any version into it.
+        DeployError, MissingDependency: as ``verify``; something is asked for that means nothing without a key, for
+            whoever altered the bundle may have altered that too.
     """
-    if trusted_key is not None:
-        return verify(bundle, trusted_key, min_version=min_version, now=now)
-    if min_version is not None:
+    if trust.trusted_key is not None:
+        return verify(bundle, trust.trusted_key, min_version=trust.min_version, now=trust.now)
+    if trust.min_version is not None:
         raise DeployError("A least version means nothing without a signature; give the trusted key too.")
+    if trust.engine_key is not None:
+        raise DeployError("A key for engines means nothing where the bundle needs none; give the trusted key too.")
     manifest = read_manifest(bundle)
-    _check_expiry(bundle, manifest, now)
+    _check_expiry(bundle, manifest, trust.now)
     return manifest
 
 
