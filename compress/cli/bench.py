@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
     runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise; needs no torch."""
+    for path in engines:
+        probe_first(path, probe, runtime=runtime, batch=batch)
     result = _timed(engines, batch, threads, rounds, runtime)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
