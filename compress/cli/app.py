@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from compress.cli.bench import bench, gate, report
-from compress.cli.bundle import build, predict, sign
+from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
 from compress.cli.network import criteria, inspect
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (run, inspect, criteria, predict, build, sign, gate, bench, report, doctor):
+for command in (run, inspect, criteria, predict, build, sign, verify, gate, bench, report, doctor):
     app.command()(command)
 
 

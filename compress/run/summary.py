@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from compress.errors import ArtifactError
+from compress.files import read_bytes
 
 COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
 """Column -> the network that it is."""
@@ -19,6 +20,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: one of the two was altered and no longer holds them.
+        OSError: one of the two is missing, no regular file or larger than any.
     """
     try:
         return _figures(folder)
@@ -30,11 +32,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    ledger = json.loads(read_bytes(folder / "ledger.json"))
     models = {entry["name"]: entry for entry in ledger["models"]}
     timed = folder / "bench.json"
     if timed.is_file():
-        records = {r["name"]: r for r in json.loads(timed.read_text(encoding="utf-8"))["records"]}
+        records = {r["name"]: r for r in json.loads(read_bytes(timed))["records"]}
     else:
         # The networks themselves, whose fp32 artifact is their file.
         own = {name: models[network] for name, network in COLUMNS.items() if name != "int8"}
