@@ -12,10 +12,11 @@ from typing import NoReturn
 
 import typer
 
-from compress.cli.bench import bench, gate, report
+from compress.cli.bench import bench, report
 from compress.cli.bundle import build, predict, sign
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
+from compress.cli.gate import gate
 from compress.cli.network import criteria, inspect
 from compress.cli.run import run
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
