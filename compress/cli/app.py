@@ -12,10 +12,11 @@ from typing import NoReturn
 
 import typer
 
-from compress.cli.bench import bench, gate, report
+from compress.cli.bench import bench, report
 from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
+from compress.cli.gate import gate
 from compress.cli.network import criteria, inspect
 from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
