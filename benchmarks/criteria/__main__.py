@@ -55,5 +55,14 @@ def table(results: File = study.RESULTS) -> None:
     print(tables(study.read_lines(results)))
 
 
+@app.command()
+def plot(folder: Annotated[Path, typer.Argument(help="What is drawn into.")], results: File = study.RESULTS) -> None:
+    """Draw each subject's criteria."""
+    from benchmarks.criteria.plots import plot as draw
+
+    for path in draw(study.read_lines(results), folder):
+        print(path)
+
+
 if __name__ == "__main__":
     app()

@@ -65,12 +65,16 @@ def _test(subject: str, lines: Sequence[Line]) -> str:
 
 
 def drop(line: Line, name: str) -> str:
-    """Return the points lost against the dense network, with the 95 % interval of the paired difference."""
-    found, count = line[name], line["judged"]
-    lost, won = found["lost"], found["won"]
+    """Return the points lost against the dense network, with their interval."""
+    lost, error = points_lost(line, name)
+    return f"{lost:.1f} ± {error:.1f}"
+
+
+def points_lost(line: Line, name: str) -> tuple[float, float]:
+    """Return the points lost, and half of the 95 % interval of the paired difference."""
+    lost, won, count = line[name]["lost"], line[name]["won"], line["judged"]
     difference = (lost - won) / count
-    error = math.sqrt(max((lost + won) / count - difference**2, 0.0) / count)
-    return f"{100 * difference:.1f} ± {196 * error:.1f}"
+    return 100 * difference, 196 * math.sqrt(max((lost + won) / count - difference**2, 0.0) / count)
 
 
 def over_seeds(values: Sequence[float]) -> str:

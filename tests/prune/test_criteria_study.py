@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.criteria import cells, stages
 from benchmarks.criteria.cells import Cell, read_lines
+from benchmarks.criteria.plots import plot
 from benchmarks.criteria.subjects import Subject, answers_right
 from benchmarks.criteria.tables import drop, over_seeds, tables
 from compress.models.cifar_resnet import cifar_resnet
@@ -86,6 +87,12 @@ def test_intervals_by_hand():
     assert over_seeds([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
     text = tables([line("l1", "global", 80, "test", seed) for seed in range(3)])
     assert "| l1 | global | 80.0 ± 0.0 | 80.0 ± 0.0 | 10.0 ± 0.0 | 3 |" in text
+
+
+def test_a_plot_for_each_subject(tmp_path):
+    (file,) = plot([line("l1", "global", 80), line("kfac", "global", 85), line("kfac", "group", 86)], tmp_path / "new")
+    assert file.name == "criteria-small.svg"
+    assert file.read_text().startswith("<?xml")
 
 
 def test_answers_are_counted_image_by_image(subject):
