@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,35 @@ def summary(folder: Path) -> dict[str, Any]:
             f"{folder}: ledger.json or bench.json lacks what the run wrote into it ({type(error).__name__}: {error}); "
             "run the recipe again in another folder."
         ) from error
+
+
+def summary_of_several(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the figures of the runs of one table; raise ArtifactError as ``summary`` does."""
+    return [summary(folder) for folder in folders]
+
+
+def table_of_several(found: Sequence[dict[str, Any]]) -> Table:
+    """Lay out the networks of one teacher, a row each: what each costs, and how good it is on test."""
+    first = found[0]
+    shown = Table(
+        "network", "MACs", "parameters", f"{first['metric']}, student",
+        title=f"{first['name']}: {len(found)} networks of one teacher, {first['test_images']} test images",
+        title_justify="left",
+    )  # fmt: skip
+    engines = [column for column in ("distilled", "int8") if all(column in one["engines"] for one in found)]
+    timed = all(one["engines"][column]["median_ms"] is not None for one in found for column in engines)
+    if "int8" in engines:
+        shown.add_column("int8")
+    if timed:
+        shown.add_column("latency, " + " and ".join("student" if c == "distilled" else c for c in engines))
+    for one in ({"run": "teacher", "engines": dict.fromkeys(engines, first["engines"]["dense"])}, *found):
+        student = one["engines"]["distilled"]
+        row = [Path(one["run"]).name, f"{student['macs'] / 1e6:.1f} M", f"{student['params'] / 1e3:.0f} k"]
+        row += [f"{100 * one['engines'][column]['accuracy']:.1f} %" for column in engines]
+        if timed:
+            row.append(", ".join(f"{one['engines'][column]['median_ms']:.2f} ms" for column in engines))
+        shown.add_row(*row)
+    return shown
 
 
 def _figures(folder: Path) -> dict[str, Any]:
