@@ -100,7 +100,7 @@ class RecordPair:
 
 
 def pairs_of(now: Bench, past: Bench) -> list[RecordPair]:
-    """RecordPair each record of the baseline with the candidate's of its name, else with one of the same file and runtime."""
+    """Pair each record of the baseline with the candidate's of its name, else with one of the same file and runtime."""
     by_name = {record.name: record for record in now.records}
     names = {record.name for record in past.records}
     free = [record for record in now.records if record.name not in names]

@@ -66,7 +66,7 @@ def _ends(record: Record, best: float | None, quiet: bool) -> tuple[float, _Ends
 
 
 def _absurd(ratio: float, ends: _Ends) -> str | None:
-    """Return an interval that says nothing, as text: three times its low end at its high one, or without the ratio in it."""
+    """Return an interval that says nothing, as text: one too wide, or without the ratio in it."""
     low, high = ends
     if high > _WIDEST * low or not low / 1.05 <= ratio <= high * 1.05:
         return f"{ratio:.3g} in [{low:.3g}, {high:.3g}]"
