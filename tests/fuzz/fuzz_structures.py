@@ -40,7 +40,7 @@ def documents(known: Any) -> st.SearchStrategy[Any]:
 
     def like(value: Any, depth: int) -> st.SearchStrategy[Any]:
         own = st.just(value)
-        if isinstance(value, dict) and depth < 4:
+        if isinstance(value, dict) and value and depth < 4:
             own = st.fixed_dictionaries({}, optional={key: like(one, depth + 1) for key, one in value.items()})
             own = own | st.just(value).flatmap(lambda whole: replaced(whole, depth))
         elif isinstance(value, list) and value and depth < 4:

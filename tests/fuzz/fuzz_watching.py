@@ -23,6 +23,8 @@ MOST_SECONDS, MOST_WAITING, MOST_BYTES = 10.0, 60.0, 1 << 30
 """Of the processor, of the clock while it sleeps, and of memory added."""
 MOST_CASES = 500
 """A process is replaced after so many, lest what one leaves behind adds up."""
+MOST_SAID = 1500
+"""Characters of a sentence."""
 _LOOK, _PAGE, _TICK = 0.004, os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
@@ -130,7 +132,7 @@ def _fault(answer: dict, also: Sequence[int]) -> str | None:
         return f"exit code {code}"
     if code in (2, 3) and not (said.startswith("niwaki: ") and said.count("\n") == 1 and said.endswith("\n")):
         return "no sentence, or more than one"
-    if len(said) > 2000:
+    if code and len(said) > MOST_SAID:
         return f"a sentence of {len(said)} characters"
     if code == 0 and "Traceback" in said:
         return "a traceback on standard error"

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,24 @@ def others(home: Path, folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+@cache
+def command() -> Any:
+    """``niwaki`` as its ``app`` makes it anew at each call."""
+    import typer
+
+    from compress.cli import app
+
+    return typer.main.get_command(app.app)
+
+
 def carry_out(call: Callable[[Path], list[str] | None], folder: Path, watch: Watch) -> dict[str, Any]:
     from compress.cli import app
 
-    command = app.app
+    whole = app.app
 
     def work(*, args: list[str], standalone_mode: bool) -> int | None:
         told = call(folder)
-        return None if told is None else command(args=told, standalone_mode=standalone_mode)
+        return None if told is None else command().main(args=told, standalone_mode=standalone_mode)
 
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     before, trace, code = others(watch.home, folder), "", None
@@ -97,7 +108,7 @@ def carry_out(call: Callable[[Path], list[str] | None], folder: Path, watch: Wat
     except BaseException:  # noqa: BLE001  (whatever it is, it is what was looked for)
         trace = traceback.format_exc()
     finally:
-        app.app, watch.folder = command, None
+        app.app, watch.folder = whole, None
     if others(watch.home, folder) != before:
         watch.seen.append("a file outside the folder is written")
     if (watch.home / RAN).exists():
@@ -113,6 +124,7 @@ def main(asking: Path, answers: Path, home: Path) -> None:
     watch = Watch(home)
     with open(answers, "w", buffering=1, encoding="utf-8") as out, open(asking, encoding="utf-8") as requests:  # noqa: PTH123
         importlib.import_module("fuzz_calls").get_ready()
+        command()
         print("ready", file=out)
         for line in requests:
             asked = json.loads(line)
