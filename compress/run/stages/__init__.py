@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.artifact import WEIGHTS
 from compress.recipe.schema import Recipe
+from compress.run.sensitivity import SENSITIVITY
 from compress.run.stages import bundle, distill, export, measure, prune, qat, train
 from compress.run.stages.base import Stage
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
@@ -18,7 +19,9 @@ def _network(name: str) -> tuple[str, str]:
 
 
 def _onnx(recipe: Recipe) -> tuple[str, ...]:
-    return PARITY, *(variant.onnx for variant in variants_of(recipe))
+    made = [variant.onnx for variant in variants_of(recipe)]
+    # TensorRT's int8 file lies beside the one of the other runtimes.
+    return PARITY, *made, *(name.replace(".int8.onnx", ".int8.trt.onnx") for name in made if ".int8." in name)
 
 
 def _always(recipe: Recipe) -> bool:
@@ -58,7 +61,7 @@ STAGES: tuple[Stage, ...] = (
         "prune",
         "Prune whole channels and prove the cut",
         prune.cut,
-        lambda recipe: _network("pruned"),
+        lambda recipe: (*_network("pruned"), *((SENSITIVITY,) if recipe.prune.sensitivity else ())),
         "all",
         _always,
     ),
