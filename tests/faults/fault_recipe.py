@@ -80,7 +80,8 @@ def result(out: Path) -> dict[str, Any]:
     files = [*out.rglob("*.safetensors"), *out.glob("*/model.json"), *out.rglob("*.onnx"), *out.glob("logs/*.csv")]
     held = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     curves = {name: _values(out / name) for name in held if name.endswith(".csv")}
-    figures = {s["name"]: (s["metrics"], s["training_flops"]) for s in ledger["stages"] if s["name"] not in ("bench", "bundle")}
+    lasting = [s for s in ledger["stages"] if s["name"] not in ("bench", "bundle")]
+    figures = {s["name"]: (s["metrics"], s["training_flops"]) for s in lasting}
     return {"files": held | curves, "models": ledger["models"], "figures": figures, "plan": _lasting(ledger["plan"])}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ def get_ready() -> None:
     import onnxruntime  # noqa: F401
 
     torch.set_num_threads(1)
+    # Each is said each time, not only the first.
+    warnings.simplefilter("always")
 
 
 # --- networks and training
@@ -150,8 +153,11 @@ def engine(folder: Path) -> list[str]:
 def _read(recipe: CocoData | CsvData | FolderData | MasksData | VocData) -> None:
     preprocessing = Preprocessing(size=(SIDE, SIDE))
     reader = data.ImageReader(prepare._loaded, preprocessing, lambda image: prepare._seen(preprocessing, image))
-    found = data.load(recipe, reader, 0)
-    found.splits["train"].batch(torch.arange(len(found.splits["train"])))
+    with warnings.catch_warnings():
+        # As a run does: libraries warn their developers.
+        warnings.simplefilter("ignore")
+        found = data.load(recipe, reader, 0)
+        found.splits["train"].batch(torch.arange(len(found.splits["train"])))
 
 
 def coco(folder: Path) -> None:

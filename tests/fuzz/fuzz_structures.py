@@ -57,13 +57,16 @@ def documents(known: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def graphs(draw: st.DrawFn) -> bytes:
     """A few operators on an image, with constants of any size and names that may not be there."""
-    names = ["images", "a", "b", "c"]
-    some = st.lists(st.sampled_from(names), max_size=4)
-    shape = st.lists(SIZES, max_size=4)
-    kept = []
+    names, shape, kept = ["images"], st.lists(SIZES, max_size=4), []
     for name in draw(st.lists(st.sampled_from(["a", "b", "c"]), unique=True)):
+        names.append(name)
         numbers = draw(st.lists(SIZES, min_size=1, max_size=4))
         kept.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
+
+    def known() -> st.SearchStrategy[str]:
+        """Names that are there, and now and then one that is not."""
+        return st.sampled_from([*names * 4, "elsewhere"])
+
     inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("a", TensorProto.FLOAT, None)])
     nodes = []
     for place in range(draw(st.integers(1, 4))):
@@ -71,9 +74,13 @@ def graphs(draw: st.DrawFn) -> bytes:
             st.sampled_from(({}, {"axis": draw(SIZES)}, {"to": 1}, {"kernel_shape": draw(shape)}, {"body": inner}))
         )
         told = {name: value for name, value in told.items() if value != []}
-        nodes.append(helper.make_node(draw(st.sampled_from(OPERATORS)), draw(some), [f"n{place}"], **told))
+        nodes.append(
+            helper.make_node(
+                draw(st.sampled_from(OPERATORS)), draw(st.lists(known(), max_size=4)), [f"n{place}"], **told
+            )
+        )
         names.append(f"n{place}")
-    ends = [helper.make_tensor_value_info(draw(st.sampled_from(names)), TensorProto.FLOAT, draw(shape | st.none()))]
+    ends = [helper.make_tensor_value_info(draw(known()), TensorProto.FLOAT, draw(shape | st.none()))]
     begins = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *draw(shape)])]
     graph = helper.make_graph(nodes, "g", begins, ends, kept)
     opset = helper.make_opsetid("", draw(st.sampled_from((7, 13, 18, 23, 1 << 40))))

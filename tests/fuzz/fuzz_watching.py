@@ -75,7 +75,7 @@ class Watched:
             added, used = max(added, _memory(pid) - before), _cpu(pid) - start
             # One that waits for the processor does not sleep, however long a busy machine lets it wait.
             now = time.monotonic()
-            asleep, looked = asleep + (now - looked) * (_state(pid) == "S"), now
+            asleep, looked = asleep + (now - looked) * _asleep(pid), now
             if added > self.memory or used > self.seconds or asleep > self.waiting:
                 self.stop()
                 what = f"it takes more than {self.memory >> 20} MiB" if added > self.memory else "it hangs"
@@ -176,6 +176,11 @@ def _cpu(pid: int) -> float:
             continue
         total += sum(map(int, fields[11:15]))
     return total / _TICK
+
+
+def _asleep(pid: int) -> bool:
+    """Whether neither a process nor a child of it works or waits for the processor."""
+    return all(_state(one) == "S" for one in (pid, *_below(pid)))
 
 
 def _state(pid: int) -> str:
