@@ -1,5 +1,6 @@
 """What a machine does to a run: one sentence and the right exit code, and ``--resume`` comes to the same result."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,9 +17,8 @@ def goes_on(home, expected, out="out"):
     assert result(home / out) == expected
 
 
-@pytest.mark.parametrize("seconds", [86_400, -3_600])
-def test_a_clock_that_jumps_changes_nothing(seconds, expected, tmp_path):
-    done = ended(tmp_path, "clock", seconds)
+def test_a_clock_that_jumps_changes_nothing(expected, tmp_path):
+    done = ended(tmp_path, "clock", 86_400)
     assert (done.returncode, done.stderr) == (0, "")
     assert result(tmp_path / "out") == expected
 
@@ -33,19 +33,20 @@ def test_a_data_worker_that_dies(expected, tmp_path):
     goes_on(tmp_path, expected)
 
 
-@pytest.mark.parametrize("calls", [1, 6, 20])
-def test_a_loss_that_is_no_number(calls, expected, tmp_path):
-    done = ended(tmp_path, "no_number", calls)
+def test_a_loss_that_is_no_number(expected, tmp_path):
+    done = ended(tmp_path, "no_number", 6)
     assert done.returncode == 1
     one_sentence(done.stderr)
     assert "The loss is nan at step" in done.stderr
     goes_on(tmp_path, expected)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 7, 15, 25, 35, 45, 55])
-@pytest.mark.parametrize(("code", "said"), [("ENOSPC", "No space left on device"), ("EROFS", "Read-only file system")])
-def test_a_disk_that_takes_no_more_files(number, code, said, expected, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(0, "ENOSPC"), (1, "EROFS"), (7, "ENOSPC"), (25, "EROFS"), (40, "ENOSPC"), (55, "ENOSPC")]
+)
+def test_a_disk_that_takes_no_more_files(number, code, expected, tmp_path):
     done = ended(tmp_path, "refuse", number, code)
+    said = os.strerror(getattr(errno, code))
     assert done.returncode == 3, done.stderr
     one_sentence(done.stderr)
     assert said in done.stderr
@@ -53,7 +54,7 @@ def test_a_disk_that_takes_no_more_files(number, code, said, expected, tmp_path)
     goes_on(tmp_path, expected)
 
 
-@pytest.mark.parametrize("kilobytes", [40, 200, 500, 900])
+@pytest.mark.parametrize("kilobytes", [40, 500])
 def test_a_full_disk(kilobytes, expected, tmp_path):
     """A file system of so many kilobytes, which is then made larger."""
     disk = tmp_path / "disk"
@@ -81,7 +82,7 @@ def test_a_full_disk(kilobytes, expected, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("stage", ["prepare", "transfer", "prune", "export", "bench", "bundle", "report"])
+@pytest.mark.parametrize("stage", ["prepare", "transfer", "export", "report"])
 def test_a_folder_that_may_not_be_written_to(stage, expected, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -93,8 +94,7 @@ def test_a_folder_that_may_not_be_written_to(stage, expected, tmp_path):
     goes_on(tmp_path, expected)
 
 
-@pytest.mark.parametrize("megabytes", [1, 20])
-@pytest.mark.parametrize("stage", ["prepare", "transfer", "prune", "export", "test", "bench"])
+@pytest.mark.parametrize(("stage", "megabytes"), [("prepare", 1), ("transfer", 1), ("prune", 1), ("export", 20)])
 def test_no_memory(stage, megabytes, expected, tmp_path):
     done = ended(tmp_path, "no_memory", stage, megabytes)
     # What is small enough goes through.

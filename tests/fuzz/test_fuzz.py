@@ -18,7 +18,10 @@ from fuzz_smallest import smallest
 from fuzz_structures import structures
 from fuzz_watching import Verdict, Watched
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to watch a process")
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to watch a process"),
+]
 
 FEW, MANY, PARTS = 1000, 20_000, 10
 FINISHED_RUN = Path(__file__).resolve().parents[1] / "fixtures/before_the_move.tar.gz"

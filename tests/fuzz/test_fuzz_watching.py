@@ -11,7 +11,10 @@ from fuzz_structures import structures
 from fuzz_watching import Watched
 from fuzz_worker import CANARIES, RAN
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to watch a process")
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to watch a process"),
+]
 
 
 @pytest.fixture(scope="module")
