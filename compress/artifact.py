@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.data.targets import TaskName
@@ -27,6 +28,7 @@ from compress.prune.surgery import apply
 from compress.validation import explain
 
 WEIGHTS = "model.safetensors"
+_LARGEST = 1 << 36  # bytes of weights
 _LARGEST_SIDE = 8192
 
 
@@ -131,10 +133,12 @@ def weights(directory: str | Path, about: Description) -> dict[str, Tensor]:
     path = Path(directory) / WEIGHTS
     if not path.is_file():
         raise ArtifactError(f"{directory} holds no {WEIGHTS}; it is not a whole saved network.")
-    if _sha256(path) != about.weights_sha256:
+    # Once, so that what was hashed is what is used; a mapped file that is cut short would kill the process.
+    content = read_bytes(path, _LARGEST)
+    if hashlib.sha256(content).hexdigest() != about.weights_sha256:
         raise ArtifactError(f"{path} does not have the hash that model.json gives; copy the folder again.")
     try:
-        return load_file(path)
+        return read_tensors(content)
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
 

@@ -123,7 +123,10 @@ def check_source(recipe: Recipe, source: data.ImageData) -> None:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold the run folder against a second process; raise RecipeError where one has it."""
-    with (out / _LOG).open("a", encoding="utf-8") as file:
+    log = out / _LOG
+    if log.is_symlink() or (log.exists() and not log.is_file()):
+        raise RecipeError(f"{log} is no regular file, so nothing is written to it; remove it, or choose another --out.")
+    with log.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
