@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 
@@ -48,6 +49,7 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Measure accuracy on a folder with a folder for each class.")
     ] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise; needs no torch."""
@@ -56,6 +58,8 @@ def bench(
     places = places_of([str(path) for path in engines or []], name or [], runtime)
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
+    for place in places:
+        probe_first(place.path, probe, runtime=place.runtime, batch=batch)
     result = timed(places, batch, threads, rounds, isolate=isolate)
     if data is not None:
         result = _with_accuracy(result, places, threads, data)

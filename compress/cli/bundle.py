@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="This device's Ed25519 private key (PEM), to sign the engine with."),
     ] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
     import deploy
     from deploy.engines.sidecar import load_sidecar
 
+    probe_first(bundle, probe, precision=precision)
     path = deploy.build_engine(
         bundle,
         precision=precision,
