@@ -92,6 +92,13 @@ class SourceRecipe(Part):
     train: TrainRecipe
 
 
+LABELLED = ("rendered_digits", "handwritten_digits", "folder", "csv")
+"""Kinds of data whose images have a class each."""
+
+CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
+"""How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
+
+
 class SparsifyRecipe(Part):
     """A training of the whole network before it is cut, in which a penalty grows on what is to go.
 
@@ -292,6 +299,17 @@ class Recipe(Part):
     distill: DistillRecipe
     deploy: DeployRecipe | None = DeployRecipe()
     accept: AcceptRecipe | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cuts_classifiers_as_studied(cls, given: Any) -> Any:
+        """Fill in what a recipe leaves open of a classifier's cut; of other tasks the study says nothing yet."""
+        if not isinstance(given, dict):
+            return given
+        target, cut = given.get("target"), given.get("prune", {})
+        if not isinstance(target, dict) or target.get("kind") not in LABELLED or not isinstance(cut, dict):
+            return given
+        return {**given, "prune": {**CLASSIFIER, **cut}}
 
     @model_validator(mode="after")
     def _times_what_it_lowers(self) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from compress.errors import ArtifactError
+from compress.files import read_bytes
 
 COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
 """Column -> the network that it is."""
@@ -20,6 +21,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: one of the two was altered and no longer holds them.
+        OSError: one of the two is missing, no regular file or larger than any.
     """
     try:
         return _figures(folder)
@@ -60,11 +62,11 @@ def table_of_several(found: Sequence[dict[str, Any]]) -> Table:
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    ledger = json.loads(read_bytes(folder / "ledger.json"))
     models = {entry["name"]: entry for entry in ledger["models"]}
     timed = folder / "bench.json"
     if timed.is_file():
-        records = {r["name"]: r for r in json.loads(timed.read_text(encoding="utf-8"))["records"]}
+        records = {r["name"]: r for r in json.loads(read_bytes(timed))["records"]}
     else:
         # The networks themselves, whose fp32 artifact is their file.
         own = {name: models[network] for name, network in COLUMNS.items() if name != "int8"}
