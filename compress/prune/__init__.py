@@ -11,6 +11,7 @@ from compress.prune.allocation import smallest_share
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA, normalized, score
 from compress.prune.curves import Sensitivity
+from compress.prune.evolution import Evolution, evolve, recalibrated
 from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
@@ -22,6 +23,7 @@ from compress.prune.units import Group, Trace, protect
 __all__ = [
     "CRITERIA",
     "Budget",
+    "Evolution",
     "Group",
     "Plan",
     "Proof",
@@ -31,12 +33,14 @@ __all__ = [
     "apply",
     "check",
     "correlations",
+    "evolve",
     "mask",
     "measure_sensitivity",
     "normalized",
     "plan",
     "protect",
     "rank_correlation",
+    "recalibrated",
     "reconstruct",
     "score",
     "smallest_share",

@@ -11,6 +11,7 @@ from compress.models.names import RENAMED, is_own_code
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA
 from compress.prune.schedule import Schedule
+from compress.prune.sparsify import Kind
 from compress.recipe.data import DataRecipe, FunctionData, Part
 
 Positive = Annotated[float, Field(gt=0)]
@@ -98,6 +99,18 @@ CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
 """How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
 
 
+class SparsifyRecipe(Part):
+    """A training of the whole network before it is cut, in which a penalty grows on what is to go.
+
+    ``kind`` is one of ``compress.prune.sparsify``; a strength of None is the kind's own, an lr of None transfer's.
+    """
+
+    kind: Kind
+    epochs: Epochs
+    strength: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    lr: Rate | None = None
+
+
 class PruneRecipe(Part):
     """How channels are scored and how many of them go.
 
@@ -119,6 +132,7 @@ class PruneRecipe(Part):
     recover_epochs: Epochs = 8
     reconstruct: bool = False
     sensitivity: bool = False
+    sparsify: SparsifyRecipe | None = None
     protect: tuple[str, ...] = ()
 
     @field_validator("criterion")
@@ -151,6 +165,8 @@ class PruneRecipe(Part):
             raise ValueError("ratio is empty; give a share, or shares by pattern such as {'layer3.*': 0.6, '*': 0.3}")
         if self.ratio is not None and self.rounds > 1:
             raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
+        if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
+            raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
         if len(set(self.table)) != len(self.table):
             raise ValueError("budget.macs names a share twice")
         return self
