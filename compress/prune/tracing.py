@@ -148,16 +148,19 @@ class _Tracing:
     def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
         if training:
             net.train()
-        if variant is not None:
-            for module in net.modules():
-                if isinstance(module, variant[0]):
-                    module.forward = getattr(module, variant[1])
-        with torch.no_grad():
-            inputs = [_copied(value, self.real) for value in self.inputs]
-            dispatch.enter(inputs, "graph input")
-            # What training draws at random makes no difference here.
-            with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
-                return net(*inputs) if self.forward is None else self.forward(net, *inputs)
+        swapped = [m for m in net.modules() if variant is not None and isinstance(m, variant[0])]
+        for module in swapped:
+            module.forward = getattr(module, variant[1] if variant else "forward")
+        try:
+            with torch.no_grad():
+                inputs = [_copied(value, self.real) for value in self.inputs]
+                dispatch.enter(inputs, "graph input")
+                # What training draws at random makes no difference here.
+                with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
+                    return net(*inputs) if self.forward is None else self.forward(net, *inputs)
+        finally:
+            for module in swapped:
+                del module.forward
 
     def _observed(self) -> Observations:
         """Trace the whole network: without storage first, on its real tensors if that fails."""
@@ -188,7 +191,7 @@ class _Tracing:
         self._pass(net, dispatch, training=False)
         if listener.heard:
             self._train_too(net, dispatch)
-        self._others_too(dispatch)
+        self._others_too(net, dispatch)
         if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
@@ -202,24 +205,23 @@ class _Tracing:
             self.where[reason] = _place(paths.get(id(module), ""), line)
         return dispatch.observed
 
-    def _others_too(self, dispatch: LabelDispatch) -> None:
+    def _others_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
         """Follow what other methods would do in place of ``forward``, where they give what it does."""
         self.variants = []
         if self.real:
             return
         for variant in variants(self.model):
-            net, state = self._probe({})
+            other, state = self._probe({})
             scratch = LabelDispatch(state, Observations(), self.heads)
             try:
-                self._pass(net, scratch, training=False, variant=variant)
+                self._pass(other, scratch, training=False, variant=variant)
             except Exception:  # noqa: BLE001  (it is no other way of doing the same)
                 continue
             if scratch.calls and scratch.calls[-1].shapes == dispatch.observed.passes[0][-1].shapes:
                 self.variants.append(variant)
                 costs = len(dispatch.observed.costs)
-                net, state = self._probe({})
-                again = LabelDispatch(state, dispatch.observed, self.heads)
-                self._pass(net, again, training=False, variant=variant)
+                # By the network of the passes before, as in a trial: it may keep what it has computed once.
+                self._pass(net.eval(), dispatch, training=False, variant=variant)
                 del dispatch.observed.costs[costs:]
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
