@@ -22,6 +22,10 @@ from compress.prune.units import Group, Trace
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
 
+SIZED = frozenset(f"aten.{name}" for name in ("view", "expand", "split_with_sizes", "slice", "repeat"))
+"""Operators that are given sizes."""
+
+FOLLOWS_SIZE = "fixed size: a number follows the size"
 ANOTHER_WAY = "fixed size: the network takes another way after a cut"
 
 
@@ -153,7 +157,7 @@ class TrialDispatch(LabelDispatch):
             raise StoppedError
         wrong = ""
         if call.numbers != numbers(op, args, kwargs):
-            wrong = "fixed size: a number follows the size"
+            wrong = FOLLOWS_SIZE
         # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
         moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
