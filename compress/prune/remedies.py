@@ -155,7 +155,9 @@ class Mender:
         known = self.choices.patches, self.choices.ties
         remedies: list[Remedy] = []
         keys = {patch.key for patch in known[0]}
-        for _ in range(ROUNDS):
+        rounds, reached = ROUNDS, min(b.call for b in blames)
+        while rounds > 0:
+            rounds -= 1
             open_ = [(b.call, found) for b in blames if (found := turns(self.model, grouping, b, set()))]
             patches = shared_out(open_) or [patch for _, found in open_ for patch in found[0][0]]
             patches = [patch for patch in patches if patch.key not in keys]
@@ -171,6 +173,9 @@ class Mender:
             if not blames:
                 self.cleared = grouping
                 return grouping
+            # Where a pass ends at the first thing that fails, one is found in each round.
+            rounds += min(b.call for b in blames) > reached
+            reached = max(reached, min(b.call for b in blames))
         self._take(known, [])
         return None
 

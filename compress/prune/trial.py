@@ -25,6 +25,9 @@ REACH = 100
 SIZED = frozenset(f"aten.{name}" for name in ("view", "expand", "split_with_sizes", "slice", "repeat"))
 """Operators that are given sizes."""
 
+LAST = np.iinfo(np.int64).min
+"""The label of a channel that may be any."""
+
 FOLLOWS_SIZE = "fixed size: a number follows the size"
 ANOTHER_WAY = "fixed size: the network takes another way after a cut"
 
@@ -111,6 +114,9 @@ class TrialDispatch(LabelDispatch):
 
     def fresh(self, size: int) -> Labels:
         # Which they are is not known, only that they are some that no parameter has.
+        if size == 1:
+            # The only one that is left of some channels has no label any more either.
+            return np.full(1, LAST, dtype=np.int64)
         self.strangers += size
         return np.arange(-self.strangers, size - self.strangers, dtype=np.int64)
 
@@ -204,14 +210,14 @@ class TrialDispatch(LabelDispatch):
     def _equal(self, own: Labels, expected: Labels) -> bool:
         if own.shape != expected.shape:
             return False
-        wrong = expected[own != expected]
-        if not len(wrong):
+        other = (own != expected) & (own != LAST)
+        if not other.any():
             return True
         if self.foreign is None:
             self.foreign = np.zeros(self.whole.count, dtype=bool)
             for labels in self.whole.fresh:
                 self.foreign[labels] = True
-        return bool((own[own != expected] < 0).all() and self.foreign[wrong].all())
+        return bool((own[other] < 0).all() and self.foreign[expected[other]].all())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
