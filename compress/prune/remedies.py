@@ -59,6 +59,10 @@ def turns(model: nn.Module, grouping: Grouping, blame: Blame, tried: set[tuple[i
     return remedies[:MOST_TURNS]
 
 
+def _first_tie(remedies: list[Remedy]) -> list[Tie]:
+    return next((ties for _, ties in remedies if ties), [])
+
+
 def shared_out(open_: list[tuple[int, list[Remedy]]]) -> list[Patch]:
     """The likeliest patches of all blames at once, where a module keeps several numbers of one size.
 
@@ -158,11 +162,12 @@ class Mender:
         rounds, reached = ROUNDS, min(b.call for b in blames)
         while rounds > 0:
             rounds -= 1
-            open_ = [(b.call, found) for b in blames if (found := turns(self.model, grouping, b, set()))]
+            helped = [(b, found) for b in blames if (found := turns(self.model, grouping, b, set()))]
+            open_ = [(b.call, found) for b, found in helped]
             patches = shared_out(open_) or [patch for _, found in open_ for patch in found[0][0]]
             patches = [patch for patch in patches if patch.key not in keys]
-            mended = {b.call for b in blames for patch in patches if patch.module == b.module}
-            ties = [b.ties[0] for b in blames if b.ties and b.call not in mended]
+            mended = {b.call for b, _ in helped for patch in patches if patch.module == b.module}
+            ties = [tie for b, found in helped if b.call not in mended for tie in _first_tie(found)]
             if self.spent() or not (patches or ties):
                 break
             keys.update(patch.key for patch in patches)
