@@ -204,7 +204,7 @@ class _Tracing:
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                _recurrent(dispatch, path, module)
+                tie_hidden_units(dispatch, path, module)
         paths = {id(module): path for path, module in net.named_modules()}
         for reason, (module, line) in dispatch.observed.where.items():
             self.where[reason] = ", ".join(part for part in (paths.get(id(module), ""), line) if part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -282,8 +281,8 @@ class TrialDispatch(LabelDispatch):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
-        numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
-        ties = tuple(self._followed(wants, numbers_given))
+        # Channels that meet are told by the rules; only a size that is asked for may be that of others.
+        ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
         self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))
@@ -361,24 +360,26 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
 
     The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
     numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
+    get different sizes. A small group loses its last channel; in a further trial each group loses another number than
+    the one before it of its size. Trials for picks remove the first or last channel alone.
     """
     rng = np.random.default_rng(len(groups))
-    kept, front, back = np.ones((3, trace.units), dtype=bool)
+    kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
+    alike: dict[int, int] = {}
     for group in groups:
         n = len(group.units)
+        turn = alike[n] = alike.get(n, -1) + 1
         front[group.units[0]] = False
         back[group.units[-1]] = False
+        mixed[group.units[: 1 + turn % (n - 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
+            kept[group.units[more[(turn + int(rng.integers(0, 2))) % (len(more) + 1) :]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False
-    small = any(len(group.units) < LARGE for group in groups)
-    if picks:
-        return [kept, front, back]
-    return [kept, front] if small else [kept]
+    small = any(n < 2 * LARGE and (n < LARGE or many) for n, many in alike.items())
+    return [kept, *([front, back] if picks else []), *([mixed] if small else [])]
 
 
 def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:
