@@ -356,30 +356,34 @@ LARGE = 5
 
 
 def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
+    """What stays in each trial: two trials, or more if the code picks channels by position.
 
-    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
-    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get different sizes. A small group loses its last channel; in a further trial each group loses another number than
-    the one before it of its size. Trials for picks remove the first or last channel alone.
+    The first two channels go, the last one, and a share of the first half: halves, thirds and quarters lose different
+    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups that follow
+    each other lose other shares. A small group loses its last channel. In the second trial each group loses a number
+    from the front that those before it and those of its size do not. Trials for picks remove the first or last channel
+    alone.
     """
     rng = np.random.default_rng(len(groups))
     kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
     alike: dict[int, int] = {}
-    for group in groups:
+    for k, group in enumerate(groups):
         n = len(group.units)
         turn = alike[n] = alike.get(n, -1) + 1
         front[group.units[0]] = False
         back[group.units[-1]] = False
-        mixed[group.units[: 1 + turn % (n - 1)]] = False
+        mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[(turn + int(rng.integers(0, 2))) % (len(more) + 1) :]]] = False
+            kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False
-    small = any(n < 2 * LARGE and (n < LARGE or many) for n, many in alike.items())
-    return [kept, *([front, back] if picks else []), *([mixed] if small else [])]
+    return [kept, mixed, *([front, back] if picks else [])]
+
+
+_SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)
+"""Of the channels of the first half, what one group after another loses in a trial."""
 
 
 def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:
