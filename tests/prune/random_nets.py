@@ -55,6 +55,7 @@ _IMAGE_WEIGHTS = {
     "conv": 6, "unit": 6, "residual": 7, "act": 3, "norm": 3, "dense": 3, "branches": 4, "halves": 4, "grouped": 3,
     "depthwise": 3, "transposed": 2, "conv1d": 1, "math": 2, "space": 3, "shuffle": 2, "order": 2, "pixels": 1,
     "mix": 2, "gate": 4, "glu": 2, "tied": 2, "scale": 2, "widen": 1, "tokens": 4,
+    "byhand": 2, "foreign": 4,
 }  # fmt: skip
 _TOKEN_WEIGHTS = {"mlp": 4, "norm": 2, "residual": 6, "attention": 6, "multihead": 4, "first": 1, "recurrent": 0.25}
 
