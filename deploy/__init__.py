@@ -16,9 +16,26 @@ if TYPE_CHECKING:
     from deploy.bundle.building import build_engine
     from deploy.bundle.bundle import Bundle, load
     from deploy.bundle.signed import sign, verify
+    from deploy.calls import export, parity, quantize, write_bundle
+    from deploy.engines import load_engine
     from deploy.engines.base import Engine
 
-__all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "load", "sign", "verify"]
+__all__ = [
+    "Bundle",
+    "Engine",
+    "Record",
+    "benchmark",
+    "build_engine",
+    "export",
+    "gate",
+    "load",
+    "load_engine",
+    "parity",
+    "quantize",
+    "sign",
+    "verify",
+    "write_bundle",
+]
 
 _HOME = {
     "Bundle": "deploy.bundle.bundle",
@@ -26,10 +43,15 @@ _HOME = {
     "Record": "deploy.bench.records",
     "benchmark": "deploy.bench.timing",
     "build_engine": "deploy.bundle.building",
+    "export": "deploy.calls",
     "gate": "deploy.bench.gate",
     "load": "deploy.bundle.bundle",
+    "load_engine": "deploy.engines",
+    "parity": "deploy.calls",
+    "quantize": "deploy.calls",
     "sign": "deploy.bundle.signed",
     "verify": "deploy.bundle.signed",
+    "write_bundle": "deploy.calls",
 }
 
 

@@ -14,6 +14,7 @@ from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
 from compress.prune.sensitivity import Sensitivity, measure_sensitivity, rank_correlation
+from compress.prune.shrinking import shrink
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
@@ -37,6 +38,7 @@ __all__ = [
     "rank_correlation",
     "reconstruct",
     "score",
+    "shrink",
     "smallest_share",
     "trace",
     "validate",
