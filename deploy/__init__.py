@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from deploy.bundle.building import build_engine
     from deploy.bundle.bundle import Bundle, load
     from deploy.bundle.signed import sign, verify
-    from deploy.calls import export, parity, quantize, write_bundle
     from deploy.engines import load_engine
     from deploy.engines.base import Engine
+    from deploy.exporting.calls import export, parity, quantize, write_bundle
 
 __all__ = [
     "Bundle",
@@ -43,15 +43,15 @@ _HOME = {
     "Record": "deploy.bench.records",
     "benchmark": "deploy.bench.timing",
     "build_engine": "deploy.bundle.building",
-    "export": "deploy.calls",
+    "export": "deploy.exporting.calls",
     "gate": "deploy.bench.gate",
     "load": "deploy.bundle.bundle",
     "load_engine": "deploy.engines",
-    "parity": "deploy.calls",
-    "quantize": "deploy.calls",
+    "parity": "deploy.exporting.calls",
+    "quantize": "deploy.exporting.calls",
     "sign": "deploy.bundle.signed",
     "verify": "deploy.bundle.signed",
-    "write_bundle": "deploy.calls",
+    "write_bundle": "deploy.exporting.calls",
 }
 
 

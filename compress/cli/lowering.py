@@ -193,7 +193,8 @@ def compare(
 
     runtimes = [*(runtime or []), *[None] * 2][:2] if len(runtime or []) != 1 else [runtime[0]] * 2  # type: ignore[index]
     with ExitStack() as stack:
-        engines, classes = [], ()
+        engines: list[Engine] = []
+        classes: tuple[str, ...] = ()
         for path, which in zip((first, second), runtimes, strict=True):
             if path.is_dir():
                 import deploy
@@ -213,7 +214,7 @@ def compare(
         prepare = _both((first, second), size, mean, std)
         console = Terminal(stderr=True, quiet=quiet)
         with console.status(f"Comparing on {len(files)} images"):
-            found = compared(*engines, _fed(files, prepare), classes)
+            found = compared(engines[0], engines[1], _fed(files, prepare), classes)
     if as_json:
         print(found.model_dump_json(indent=1))
     elif not quiet:
@@ -291,10 +292,8 @@ def _given(size: int | None, mean: str | None, std: str | None) -> Preprocessing
         raise DeployError("Of --size, --mean and --std only some are given; give all three, or none.")
     try:
         values = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
-        mode = "L" if len(values[0]) == 1 else "RGB"
-        return Preprocessing(
-            size=(size, size), mode=mode, mean=values[0], std=values[1], resize="shorter_side_center_crop"
-        )
+        given = {"size": (size, size), "mean": values[0], "std": values[1], "resize": "shorter_side_center_crop"}
+        return Preprocessing.model_validate({**given, "mode": "L" if len(values[0]) == 1 else "RGB"})
     except ValidationError as error:
         raise DeployError(f"{explain(error)}; mend --size, --mean or --std.") from None
     except ValueError:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import PlanError
-from compress.prune.allocation import Scope
 from compress.prune.budget import Budget
 from compress.prune.calibration import Forward, Loss, batches
 from compress.prune.criteria import CRITERIA, score
@@ -30,14 +29,10 @@ def shrink(
     criterion: str = "l1",
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    scope: Scope = "global",
-    round_to: int = 8,
-    min_kept: int = 8,
-    max_ratio: float = 1.0,
     keep: Sequence[str] = (),
     repair: bool = False,
     forward: Forward | None = None,
-    seed: int = 0,
+    **options: Any,
 ) -> tuple[nn.Module, Plan]:
     """Remove whole channels of a network until it fits, and prove the cut.
 
@@ -52,11 +47,10 @@ def shrink(
         data: batches of images, or pairs of images and targets, for criteria that need them and for ``repair``; by
             default ``example`` where that is a loader.
         loss: for criteria of gradients.
-        scope, round_to, min_kept, max_ratio: as for ``plan``.
         keep: patterns of parameters whose channels stay.
         repair: whether what reads the kept channels is solved again over ``data``.
         forward: called as ``forward(model, *example)`` instead of the model.
-        seed: of all that is drawn.
+        options: ``scope``, ``round_to`` (8 here), ``min_kept`` (8 here) and ``max_ratio`` of ``plan``.
 
     Returns:
         The new network and the plan, whose ``asked`` holds the proof as ``proof``, its largest relative error.
@@ -73,20 +67,10 @@ def shrink(
     if data is None and (repair or CRITERIA.get(criterion, CRITERIA["l1"]).needs != "weights"):
         raise PlanError(f"The criterion '{criterion}', or repair, looks at images; give data=, batches of them.")
     seen = protect(trace(model, *inputs, forward=forward), tuple(keep))
-    scores = score(seen, model, criterion, data=data, loss=loss, seed=seed, forward=forward)
-    bounds = Budget(macs=macs) if macs is not None else budget
-    made = plan(
-        seen,
-        scores,
-        budget=bounds,
-        ratio=ratio,
-        scope=scope,
-        round_to=round_to,
-        min_kept=min_kept,
-        max_ratio=max_ratio,
-        asked={"criterion": criterion},
-    )
-    proof = check(model, made, *inputs, seed=seed, forward=forward)
+    scores = score(seen, model, criterion, data=data, loss=loss, forward=forward)
+    bounds: dict[str, Any] = {"budget": Budget(macs=macs) if macs is not None else budget, "ratio": ratio}
+    made = plan(seen, scores, **bounds, **{"round_to": 8, "min_kept": 8, **options}, asked={"criterion": criterion})
+    proof = check(model, made, *inputs, forward=forward)
     made = made.model_copy(update={"asked": {**made.asked, "proof": proof.worst}})
     small = apply(model, made)
     if repair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -104,9 +105,7 @@ def compare(
             parted.append(_parting(str(file), a, b, classes))
     if not count:
         raise DeployError("There are 0 images to compare on; name some, or a folder of them.")
-    pairs: dict[tuple[str, str], int] = {}
-    for one in parted:
-        pairs[one.first, one.second] = pairs.get((one.first, one.second), 0) + 1
+    pairs = Counter((one.first, one.second) for one in parted)
     return Comparison(
         first=first.name,
         second=second.name,

@@ -172,7 +172,10 @@ def write_bundle(
         if not models:
             raise DeployError("network names 0 files; give a module, an ONNX file, or a file for each precision.")
         stated = Metadata.from_file(next(iter(models.values())))
-        found = {"classes": classes or stated.classes, "preprocessing": prepared or stated.preprocessing}
+        found: dict[str, Any] = {
+            "classes": classes or stated.classes,
+            "preprocessing": prepared or stated.preprocessing,
+        }
         for what, value in found.items():
             if value is None:
                 raise DeployError(f"The bundle {folder} needs {what}, which the network does not state; give {what}.")
