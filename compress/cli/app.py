@@ -20,6 +20,7 @@ from compress.cli.doctor import doctor
 from compress.cli.lowering import compare, export, quantize
 from compress.cli.network import criteria, inspect
 from compress.cli.run import run
+from compress.cli.starting import init
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 
 for command in (
-    *(run, inspect, criteria, export, quantize, compare),
+    *(init, run, inspect, criteria, export, quantize, compare),
     *(predict, build, sign, gate, bench, report, doctor),
 ):
     app.command()(command)

@@ -160,8 +160,9 @@ def write_bundle(
             models = {name: Path(file) for name, file in network.items()}
             default = options.pop("default", list(models)[-1]) if models else ""
         else:
-            models = {"fp32": Path(network)} if isinstance(network, str | Path) else {}
-            if not models:
+            if isinstance(network, str | Path):
+                models = {"fp32": Path(network)}
+            else:
                 models, options = _exported(network, Path(scratch), images, options)
             for name in precisions:
                 if name not in models:
