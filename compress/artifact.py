@@ -92,9 +92,7 @@ def save(
     temporary.mkdir()
     try:
         _write(model, temporary, description, model.state_dict())
-        own = description.factory.partition(":")[0]
-        # Code that made the network runs here already; no other is imported for the proof.
-        trusted = (own,) if own in sys.modules else ()
+        trusted = _running(description.factory.partition(":")[0])
         back = _loaded(temporary, trusted, directory)
         if changed := altered_buffers(model, back):
             _write(model, temporary, description, {**model.state_dict(), **changed})
@@ -111,6 +109,12 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _running(module: str) -> tuple[str, ...]:
+    """The module that made the network, where its code runs here already; no other is imported for the proof."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return (module,) if module in sys.modules or (script and Path(script).stem == module) else ()
 
 
 def remembered(model: nn.Module, known: Mapping[str, Any]) -> Description:
@@ -197,8 +201,13 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     """
     about, path = describe(directory), Path(directory) / WEIGHTS
     state = weights(directory, about)
-    with on_meta():
-        model = models.build(about.factory, about.arguments, len(about.classes), trusted=trusted)
+    asked = about.factory, about.arguments, len(about.classes)
+    try:
+        with on_meta():
+            model = models.build(*asked, trusted=trusted)
+    except ModelError:
+        # A constructor that runs the network, as ultralytics' do, needs its weights; any other fault shows again.
+        model = models.build(*asked, trusted=trusted)
     if about.task == "detection" and "size" in about.preprocessing:
         take_prepared(model, about.preprocessing["size"])
     if about.plan is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deploy.bundle.signed import sign, verify
     from deploy.engines import load_engine
     from deploy.engines.base import Engine
-    from deploy.exporting.calls import export, parity, quantize, write_bundle
+    from deploy.exporting.calls import export, measure, parity, quantize, write_bundle
 
 __all__ = [
     "Bundle",
@@ -30,6 +30,7 @@ __all__ = [
     "gate",
     "load",
     "load_engine",
+    "measure",
     "parity",
     "quantize",
     "sign",
@@ -47,6 +48,7 @@ _HOME = {
     "gate": "deploy.bench.gate",
     "load": "deploy.bundle.bundle",
     "load_engine": "deploy.engines",
+    "measure": "deploy.exporting.calls",
     "parity": "deploy.exporting.calls",
     "quantize": "deploy.exporting.calls",
     "sign": "deploy.bundle.signed",

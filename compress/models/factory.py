@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models import torchvision
+from compress.models.adapters import ADAPTERS, adapter
 from compress.models.arguments import (
     Arguments,
     CifarResNetArguments,
@@ -63,8 +65,8 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     """Build a network with random weights.
 
     Args:
-        factory: ``torchvision:NAME``, ``niwaki:NAME`` or ``module:function``; the function takes ``num_classes``,
-            or makes a network for a number of classes of its own.
+        factory: ``torchvision:NAME``, ``niwaki:NAME``, that of another library (``compress.models.adapters``) or
+            ``module:function``; the function takes ``num_classes``, or makes a network for a number of its own.
         arguments: keyword arguments for the factory; torchvision's and ours take numbers within bounds alone.
         num_classes: outputs of the classifier; detectors and segmenters count the background.
         trusted: modules of the user's own whose functions may run.
@@ -82,6 +84,10 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     elif module == "niwaki":
         make = own(name)
         given = checked(OWN[name].arguments, arguments, factory)
+    elif module in ADAPTERS:
+        library = adapter(module)
+        arguments = given = library.whole(name, checked(library.arguments, arguments, factory))
+        make, given = partial(library.make, name, num_classes, given), {}
     else:
         make, given = trusted_function(factory, trusted, "model factory", ModelError), dict(arguments)
     if takes_classes(make):
@@ -89,7 +95,7 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     try:
         model = make(**given)
     except _REFUSALS as error:
-        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {_short(error)}.") from None
+        raise ModelError(f"The factory '{factory}' refuses {str(dict(arguments))[:200]}: {_short(error)}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
     remember(model, Origin(RENAMED.get(factory, factory), dict(arguments), num_classes))

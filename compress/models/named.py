@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compress import artifact
 from compress.errors import ModelError
 from compress.models import factory, torchvision
+from compress.models.adapters import ADAPTERS
 from compress.models.detection import RawHeads, example_input, raw_heads
 from compress.models.names import RENAMED
 from compress.models.origin import Origin, remember
@@ -80,6 +81,8 @@ def _made(name: str) -> nn.Module:
         made = torchvision.maker(function)()
         remember(made, Origin(f"torchvision:{function}", {}, _TORCHVISION[torchvision.names()[function]]))
         return made
+    if module in ADAPTERS:
+        return factory.build(name, {}, _LIBRARY_CLASSES)
     try:
         make = factory.own(function) if module == "niwaki" else getattr(importlib.import_module(module), function)
     except ModelError:
@@ -99,6 +102,9 @@ def _made(name: str) -> nn.Module:
     remember(made, Origin(RENAMED.get(name, name), {}, _outputs(make, made)))
     return made
 
+
+_LIBRARY_CLASSES = 80
+"""Classes that networks of other libraries are made for where nothing says how many: COCO's."""
 
 _TORCHVISION = {"classification": 1000, "segmentation": 21, "detection": 91}
 """Classes that torchvision's builders make a network for where they are not told."""
@@ -130,6 +136,9 @@ def _with_example(name: str, model: nn.Module, sides: tuple[int, ...] | None) ->
     """Put a network and a batch for it together; ``sides`` are (H, W) or (C, H, W), None where nothing says them."""
     # The one torchvision network that does not tell its size itself.
     side = 299 if type(model).__name__ == "Inception3" else None
+    library = name.partition(":")[0]
+    if library in ADAPTERS and not Path(name).is_dir():
+        side = ADAPTERS[library].side(model)
     example = example_input(model, side, BATCH)
     if sides is not None:
         example = torch.rand((BATCH, *example.shape[1:2], *sides) if len(sides) == 2 else (BATCH, *sides)).to(example)

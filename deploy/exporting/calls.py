@@ -1,4 +1,4 @@
-"""The whole way from a network to a bundle in five calls, each with what most callers need."""
+"""The whole way from a network to a bundle and a record in a few calls, each with what most callers need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.bench.records import Bench
+from deploy.bench.timing import benchmark
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
+from deploy.files import write_text
 from deploy.onnx.metadata import Metadata
 from deploy.processing.arrays import arrays_of, first_batch
 from deploy.processing.preprocess import Preprocessing
@@ -121,6 +124,29 @@ def parity(model: nn.Module, engine: Engine | str | Path, example: Any, **option
         return compared.parity(model, engine, rows, **options)
     with load_engine(engine) as opened:
         return compared.parity(model, opened, rows, **options)
+
+
+def measure(engines: Sequence[Engine], images: Any, path: str | Path | None = None, **options: Any) -> Bench:
+    """Time engines against the first one, in turns, on one image; ``gate`` compares what is returned.
+
+    Args:
+        engines: open engines with distinct names and one input each.
+        images: preprocessed images, or a loader of them; the first image is taken.
+        path: where the record goes; None writes nothing.
+        options: more of what ``deploy.benchmark`` takes: ``rounds``, ``warmup``, ``seed`` and so on.
+
+    Raises:
+        DeployError: there is no engine or no image, or an engine does not take it.
+    """
+    image = first_batch(images, 1)
+    if not engines:
+        raise DeployError("There are 0 engines to measure; give at least one.")
+    (name,) = engines[0].inputs
+    records = benchmark(engines, {name: image}, **options)
+    found = Bench(name=engines[0].name, settings={"batch": 1, "engines": len(engines)}, records=tuple(records))
+    if path is not None:
+        write_text(Path(path), found.to_json())
+    return found
 
 
 def write_bundle(

@@ -1,5 +1,8 @@
 """The calls of ``deploy``: what they take images in, and the way from a module to a bundle."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deploy
 from conftest import CLASSES
+from deploy.bench.records import Bench
 from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
 from deploy.processing.arrays import arrays_of
@@ -123,3 +127,19 @@ def test_a_bundle_without_a_part_is_refused(tmp_path, resnet, images, change, sa
     with pytest.raises(DeployError, match=said):
         deploy.write_bundle(resnet, tmp_path / "b", **given)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_example_goes_from_a_loop_of_ones_own_to_a_gate_in_less_than_forty_lines(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "examples/pipeline.py"
+    assert len(script.read_text().splitlines()) < 40
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("True")
+    names = {"small", "bundle", "0.onnx", "1.onnx", "int8.onnx", "bench.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    with deploy.load(tmp_path / "bundle") as bundle:
+        assert (bundle.classes, bundle.precision) == (("dark", "bright"), "int8")
+    dense, student = Bench.from_file(tmp_path / "bench.json").records
+    assert (dense.precision, student.precision, student.reference) == ("fp32", "int8", dense.name)
