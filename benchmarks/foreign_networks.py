@@ -139,6 +139,20 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "rt_detr": ("RTDetrForObjectDetection", "RTDetrConfig", {}, 128),
 }  # fmt: skip
 
+WHOLE_WAY: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ultralytics:yolov8n": ("ultralytics:yolov8n.yaml", {}, 64),
+    "ultralytics:yolo11n": ("ultralytics:yolo11n.yaml", {}, 64),
+    "ultralytics:rtdetr-l": ("ultralytics:rtdetr-l.yaml", {}, 128),
+    "transformers:segformer": (
+        "transformers:SegformerConfig",
+        {"config": {"hidden_sizes": [16, 32, 48, 64]}, "head": "semantic_segmentation"},
+        64,
+    ),
+    "transformers:dinov3": ("transformers:DINOv3ViTConfig", {"config": dict(_SMALL), "head": "none"}, 64),
+    "timm:swin_tiny_patch4_window7_224": ("timm:swin_tiny_patch4_window7_224", {}, 224),
+}
+"""Networks that are saved, loaded and exported too: the factory, its arguments and the images' side."""
+
 
 def names() -> Iterator[str]:
     """Every network, as ``library:name``."""

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable
@@ -23,7 +24,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.foreign_networks import LIBRARIES, build, names
+import torch
+from torch import Tensor, nn
+
+import compress
+import deploy
+from benchmarks.foreign_networks import LIBRARIES, WHOLE_WAY, build, names
+from compress import prune
+from compress.errors import NiwakiError
+from compress.models import factory as factories
+from compress.prune.rules import tensors
 
 RATIO = 0.5
 SECONDS = 300
@@ -32,11 +42,6 @@ EXACT = "exact"
 
 def examine(name: str) -> dict[str, Any]:
     """Trace, plan, apply and check one network; the row says what came of it."""
-    import torch
-
-    from compress import prune
-    from compress.errors import NiwakiError
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     row: dict[str, Any] = {"name": name}
@@ -63,7 +68,40 @@ def examine(name: str) -> dict[str, Any]:
         proof = prune.check(model, plan, *inputs)
     except NiwakiError as error:
         return row | {"outcome": "differs", "why": _said(error)}
-    return row | {"outcome": EXACT, "error": proof.worst, "unproved": proof.unproved}
+    row |= {"outcome": EXACT, "error": proof.worst, "unproved": proof.unproved}
+    if name in WHOLE_WAY:
+        try:
+            row["whole_way"] = whole_way(name)
+        except Exception as error:  # noqa: BLE001  (the row says which part fails)
+            row["whole_way"] = {"why": _said(error)}
+    return row
+
+
+class First(nn.Module):
+    """A network's first tensor alone: what a detector decodes, without the raw outputs beside it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return tensors(self.model(images))[0]
+
+
+def whole_way(name: str) -> dict[str, Any]:
+    """Cut a network by its factory, save it, load it, export what was loaded and compare that with torch."""
+    factory, arguments, side = WHOLE_WAY[name]
+    torch.manual_seed(0)
+    model, x = factories.build(factory, arguments, 10).eval(), torch.rand(2, 3, side, side)
+    small, plan = prune.shrink(model, x, ratio=RATIO, scope="group", min_kept=1, round_to=1)
+    with tempfile.TemporaryDirectory() as folder:
+        compress.save(small, Path(folder) / "small", example=x)
+        back = compress.load(Path(folder) / "small")
+        file = deploy.export(First(back), x, Path(folder) / "m.onnx", output_name="out")
+        rows = deploy.parity(First(back), file, x, batches=(2,))
+        size = file.stat().st_size
+    worst = max(row["max_relative_error"] for row in rows)
+    return {"factory": factory, "proof": plan.asked["proof"], "onnx_bytes": size, "parity": worst}
 
 
 def _said(error: BaseException) -> str:
@@ -131,6 +169,16 @@ def page(rows: list[dict[str, Any]]) -> str:
         if exact
         else "Nothing was exact.",
     ]
+    whole = [row for row in built if "whole_way" in row]
+    lines += (
+        ["", "## The whole way", "", "Cut, saved without pickle, loaded, exported, compared with torch:", ""]
+        if whole
+        else []
+    )
+    for row in whole:
+        done = row["whole_way"]
+        said = done.get("why") or f"parity {done['parity']:.0e}, {done['onnx_bytes'] / 1e6:.1f} MB"
+        lines.append(f"- `{done.get('factory', row['name'])}`: {said}")
     for library in LIBRARIES:
         own = [row for row in built if row["name"].partition(":")[0] == library]
         if not own:

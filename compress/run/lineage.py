@@ -11,7 +11,7 @@ from compress.recipe.schema import Recipe
 from compress.run.ledger import StageEntry
 from compress.run.stages.base import Stage
 
-_UNREAD = ("tensorboard", "device", "twin", "distill.compare", "accept")
+_UNREAD = ("tensorboard", "device", "twin", "distill.compare")
 """Keys that change no stage's work: at most which stages there are, or where they run."""
 
 
