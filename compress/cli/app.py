@@ -13,12 +13,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compress.cli.bench import bench, gate, report
-from compress.cli.bundle import build, predict, sign
+from compress.cli.bench import bench, report
+from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
+from compress.cli.gate import gate
 from compress.cli.lowering import compare, export, quantize
 from compress.cli.network import criteria, inspect
+from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
 from compress.cli.starting import init
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
@@ -31,8 +33,9 @@ app = typer.Typer(
 )
 
 for command in (
-    *(init, run, inspect, criteria, export, quantize, compare),
-    *(predict, build, sign, gate, bench, report, doctor),
+    *(init, run, inspect, criteria, sensitivity, prune),
+    *(export, quantize, compare, predict, build, sign, verify),
+    *(gate, bench, report, doctor),
 ):
     app.command()(command)
 

@@ -11,8 +11,8 @@ from compress.recipe.schema import Recipe
 from compress.run.ledger import StageEntry
 from compress.run.stages.base import Stage
 
-_UNREAD = ("tensorboard", "device", "twin", "distill.compare")
-"""Keys that change no stage's work: at most which stages there are, or where they run."""
+_UNREAD = ("tensorboard", "device", "twin", "distill.compare", "accept")
+"""Keys that change no stage's work: at most which stages there are, where they run, or what is accepted at the end."""
 
 
 def basis(recipe: Recipe, stages: Sequence[Stage], stage: Stage, before: Sequence[StageEntry]) -> str:
