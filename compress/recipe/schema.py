@@ -293,7 +293,7 @@ class Recipe(Part):
     source: SourceRecipe | None = None
     target: DataRecipe
     preprocessing: PreprocessingRecipe
-    transfer: TrainRecipe
+    transfer: TrainRecipe | None
     twin: bool = True
     prune: PruneRecipe = PruneRecipe()
     distill: DistillRecipe
@@ -311,6 +311,29 @@ class Recipe(Part):
             return given
         return {**given, "prune": {**CLASSIFIER, **cut}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_twin_of_what_is_not_trained(cls, given: Any) -> Any:
+        """Where nothing is transferred, nothing is trained beside it, unless that is asked for."""
+        if isinstance(given, dict) and "transfer" in given and given["transfer"] is None:
+            return {"twin": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _starts_from_what_is_trained(self) -> Recipe:
+        if self.transfer is None:
+            if self.model.weights is None:
+                raise ValueError("transfer is null, so model.weights has to name those of the trained network")
+            if self.twin:
+                raise ValueError("twin is true, but it trains as transfer does, which is null; give twin: false")
+            if self.source is not None:
+                raise ValueError("source trains before transfer, which is null; leave source out, or give transfer")
+            if self.prune.sparsify is not None:
+                raise ValueError(
+                    "prune.sparsify trains as transfer does, which is null; leave it out, or give transfer"
+                )
+        return self
+
     @model_validator(mode="after")
     def _times_what_it_lowers(self) -> Recipe:
         if self.deploy is None and self.prune.budget.latency is not None:
@@ -327,6 +350,6 @@ class Recipe(Part):
         return found
 
     def to_yaml(self) -> str:
-        """Write the recipe with every default; a deploy of null is not the default one and is kept."""
-        kept = {"deploy": None} if self.deploy is None else {}
+        """Write the recipe with every default; a deploy or a transfer of null is not the default one and is kept."""
+        kept = {key: None for key in ("transfer", "deploy") if getattr(self, key) is None}
         return yaml.safe_dump({**self.model_dump(mode="json", exclude_none=True), **kept}, sort_keys=False)
