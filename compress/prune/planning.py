@@ -23,6 +23,7 @@ from compress.prune.allocation import (
     within,
 )
 from compress.prune.budget import Budget
+from compress.prune.knapsack import Steps, within_steps
 from compress.prune.units import Role, Slot, Trace
 from compress.validation import explain
 
@@ -137,6 +138,7 @@ def plan(
     round_to: int = 1,
     min_kept: int = 1,
     max_ratio: float = 1.0,
+    steps: Steps | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Chooses the units that stay.
@@ -152,6 +154,8 @@ def plan(
         round_to: kept channels of a group are rounded up to a multiple of it.
         min_kept: channels of a group that always stay.
         max_ratio: the largest share of a group that goes.
+        steps: for a budget with a latency, the milliseconds of each group at the widths that it may have, from a
+            measured table: group, by `knapsack.group_keys`, -> [(width, ms)]. They take the place of `round_to`.
         asked: what to record of the request beside these arguments.
 
     Raises:
@@ -165,10 +169,12 @@ def plan(
         check_ratio(ratio)
     if not trace.groups and ratio != 0:
         raise PlanError(f"No channel of this network is free to go: {why_nothing_is_free(trace)}.")
-    if budget is not None and budget.latency is not None:
-        raise PlanError("A latency budget is met by measuring: search over plans with macs budgets.")
+    if (budget is not None and budget.latency is not None) != (steps is not None):
+        raise PlanError("A latency is planned from steps, (width, ms) for each group; give plan() both or neither.")
     order = removal_order(trace, values, scope)
-    if budget is not None:
+    if budget is not None and steps is not None:
+        kept = within_steps(trace, values, budget, steps, limits)
+    elif budget is not None:
         kept = within(trace, order, budget, limits)
     elif isinstance(ratio, Mapping):
         kept = by_pattern(trace, values, ratio, limits)

@@ -18,6 +18,7 @@ from compress.prune import CRITERIA, Trace
 from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import Recipe
+from compress.run.latency import check_latency
 from compress.run.tracing import traced
 from compress.run.transfer import fresh, started
 from compress.train import TASKS
@@ -90,6 +91,8 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     if not trace.groups:
         raise PlanError(f"No channel of {recipe.model.factory} is free to go: {why_nothing_is_free(trace)}.")
     _check_prune(recipe, trace, target.task)
+    if recipe.prune.budget.latency is not None:
+        check_latency(recipe, target, model, trace)
 
 
 def _check_prune(recipe: Recipe, trace: Trace, task: str) -> None:
