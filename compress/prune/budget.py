@@ -20,7 +20,7 @@ WIDTHS: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class Budget(BaseModel):
-    """Upper bounds on a network's cost; all that are given hold together.
+    """Upper bounds on a network's cost; all that are given hold together, max_drop stands alone.
 
     Args:
         macs: multiply-accumulates of one forward pass, as a share.
@@ -30,6 +30,8 @@ class Budget(BaseModel):
             1, bytes above.
         latency: best latency on the runtime and in the precision that ship, measured while planning: a share of the
             dense network's there, or milliseconds such as ``3.2 ms``.
+        max_drop: points (hundredths) of the metric that chooses by which the cut network may end below the whole one on
+            validation data, measured while planning; the smallest such network is taken.
         precision: of numbers; vectors (biases, norms) stay in fp32 under int8.
         batch: images at once.
     """
@@ -41,13 +43,16 @@ class Budget(BaseModel):
     size: Bytes | None = None
     memory: Bytes | None = None
     latency: Latency | None = None
+    max_drop: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
     precision: Precision = "fp32"
     batch: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _some(self) -> Budget:
-        if not self.bounds and self.latency is None:
-            raise ValueError("give at least one of macs, params, size, memory and latency")
+        if not self.bounds and self.latency is None and self.max_drop is None:
+            raise ValueError("give at least one of macs, params, size, memory, latency and max_drop")
+        if self.max_drop is not None and (self.bounds or self.latency is not None):
+            raise ValueError("max_drop is met by measuring and stands alone; give it without other bounds")
         if isinstance(self.latency, str) and self.latency_limit(0.0) <= 0:
             raise ValueError(f"latency is {self.latency}; give more than 0 ms, or a share of the dense network's")
         return self

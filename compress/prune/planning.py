@@ -23,6 +23,7 @@ from compress.prune.allocation import (
     within,
 )
 from compress.prune.budget import Budget
+from compress.prune.curves import Sensitivity
 from compress.prune.knapsack import Steps, within_steps
 from compress.prune.units import Role, Slot, Trace
 from compress.validation import explain
@@ -138,6 +139,7 @@ def plan(
     round_to: int = 1,
     min_kept: int = 1,
     max_ratio: float = 1.0,
+    curves: Sensitivity | None = None,
     steps: Steps | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -154,6 +156,8 @@ def plan(
         round_to: kept channels of a group are rounded up to a multiple of it.
         min_kept: channels of a group that always stay.
         max_ratio: the largest share of a group that goes.
+        curves: in place of the scope, the network's sensitivity: each group is cut as far as the loss measured for it
+            alone rises by one and the same amount.
         steps: for a budget with a latency, the milliseconds of each group at the widths that it may have, from a
             measured table: group, by `knapsack.group_keys`, -> [(width, ms)]. They take the place of `round_to`.
         asked: what to record of the request beside these arguments.
@@ -161,17 +165,12 @@ def plan(
     Raises:
         PlanError: both or neither of budget and ratio, nothing is free, or the budget cannot be reached.
     """
-    if (budget is None) == (ratio is None):
-        raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    _check_request(budget, ratio, steps)
     limits = Limits(round_to, min_kept, max_ratio)
     values = ranked(trace, scores)
-    if isinstance(ratio, int | float):
-        check_ratio(ratio)
     if not trace.groups and ratio != 0:
         raise PlanError(f"No channel of this network is free to go: {why_nothing_is_free(trace)}.")
-    if (budget is not None and budget.latency is not None) != (steps is not None):
-        raise PlanError("A latency is planned from steps, (width, ms) for each group; give plan() both or neither.")
-    order = removal_order(trace, values, scope)
+    order = removal_order(trace, values, scope, curves)
     if budget is not None and steps is not None:
         kept = within_steps(trace, values, budget, steps, limits)
     elif budget is not None:
@@ -184,10 +183,24 @@ def plan(
     request: dict[str, Any] = {"scope": scope, "round_to": round_to, "min_kept": min_kept, "ratio": ratio}
     if max_ratio != 1:
         request["max_ratio"] = max_ratio
+    if curves is not None:
+        request["scope"] = "sensitivity"
     request.update(asked or {})
     if budget is not None:
         request["budget"] = budget.model_dump(exclude_defaults=True)
     return plan_from_kept(trace, kept, asked=request)
+
+
+def _check_request(budget: Budget | None, ratio: float | Mapping[str, float] | None, steps: Steps | None) -> None:
+    """Raise PlanError where what is asked of a plan does not go together."""
+    if (budget is None) == (ratio is None):
+        raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    if isinstance(ratio, int | float):
+        check_ratio(ratio)
+    if (budget is not None and budget.latency is not None) != (steps is not None):
+        raise PlanError("A latency is planned from steps, (width, ms) for each group; give plan() both or neither.")
+    if budget is not None and budget.max_drop is not None:
+        raise PlanError("A budget of max_drop is met by measuring: search over plans with macs budgets.")
 
 
 def why_nothing_is_free(trace: Trace) -> str:

@@ -24,7 +24,7 @@ from compress.prune.allocation import Limits, ranked
 from compress.recipe.schema import DeployRecipe, Recipe
 from compress.run.additive import AdditiveModel
 from compress.run.filling import Shipping, filled
-from compress.run.fitting import FittedCut, LatencyFit, Target, floor_of
+from compress.run.fitting import AGREE, FittedCut, LatencyFit, Target, floor_of
 from compress.run.probes import Precision, placed_layers
 from compress.run.progress import Advance
 from compress.run.variants import exporting
@@ -141,7 +141,7 @@ class LatencyJob:
             # The file itself is thrown away, so it may agree with fp32 as little as it likes.
             return fastest_int8(path, into, list(self.images), min_snr_db=None, **how).kept
 
-    def fit(self, dense: nn.Module, network: nn.Module, trace: Trace, scores: Tensor, kept: bool = True) -> Fit:
+    def fit(self, dense: nn.Module, network: nn.Module, trace: Trace, scores: Tensor, kept: bool = True) -> ProfiledFit:
         """Profile the layers and return what meets a latency.
 
         Args:
@@ -157,11 +157,13 @@ class LatencyJob:
         asked = self.recipe.prune
         limits = Limits(1, asked.min_kept, asked.max_ratio)
         model = AdditiveModel(layers, entries, trace)
-        return Fit(LatencyFit(dense, network, model, ranked(trace, scores), shipping, limits, self.advance), seconds)
+        return ProfiledFit(
+            LatencyFit(dense, network, model, ranked(trace, scores), shipping, limits, self.advance), seconds
+        )
 
 
 @dataclass(frozen=True)
-class Fit:
+class ProfiledFit:
     """What meets a latency, and the seconds that profiling for it took."""
 
     fit: LatencyFit
@@ -169,7 +171,7 @@ class Fit:
 
 
 def within_latency(
-    job: LatencyJob, networks: tuple[nn.Module, nn.Module], trace: Trace, scores: Tensor, part: float
+    job: LatencyJob, networks: tuple[nn.Module, nn.Module], trace: Trace, scores: Tensor, turn: int = 1
 ) -> tuple[FittedCut, str]:
     """Return the plan that meets the recipe's latency, or a part of the way to it, and what was measured in words.
 
@@ -177,14 +179,14 @@ def within_latency(
         job: what is asked for.
         networks: the whole network and the one that is cut now.
         trace, scores: of the latter.
-        part: how much of the way, 1 at the end.
+        turn: which of the recipe's rounds this is, from 1.
 
     Raises:
         PlanError: it cannot be reached; the sentence says what can.
     """
-    budget = job.recipe.prune.budget
+    asked = job.recipe.prune
     made = job.fit(*networks, trace, scores)
-    found = made.fit.fit(budget, Target.of(budget, part))
+    found = made.fit.fit(asked.budget, Target.of(asked.budget, turn, asked.rounds, asked.schedule))
     return found, found.sentence(made.seconds)
 
 
@@ -218,7 +220,7 @@ def reached(recipe: Recipe, shipped: Path, dense: Path, timer: Timer = time_file
     from deploy.latency.profile import How, Job
 
     assert recipe.deploy is not None
-    how = How(runtime=recipe.deploy.runtime, threads=recipe.deploy.threads, rounds=20, min_seconds=2.0)
+    how = How(runtime=recipe.deploy.runtime, threads=recipe.deploy.threads, rounds=20, min_seconds=2.0, agree=AGREE)
     size = recipe.preprocessing.size
     shapes: dict[str, tuple[int, ...]] = {"image": (1, 1 if recipe.preprocessing.mode == "L" else 3, *size)}
     whole, cut = timer([Job(path=str(dense), shapes=shapes), Job(path=str(shipped), shapes=shapes)], how)

@@ -60,10 +60,9 @@ def fastest_int8(
     calibration's size.
 
     Args:
-        src, dst, calibration, seed: as for ``int8_from_fp32``.
+        src, dst, calibration, seed, min_snr_db: as for ``int8_from_fp32``.
         threads, runtime: how the file will be run.
         rounds: of each comparison.
-        min_snr_db: as for ``int8_from_fp32``.
 
     Raises:
         DeployError, MissingDependency: as ``int8_from_fp32``.
@@ -90,9 +89,7 @@ def fastest_int8(
                 sizes = np.shape(trial[0])[1 - len(spec.shape) :]
                 feed = np.random.default_rng(seed).standard_normal((1, *sizes))
                 rows = benchmark(engines, {name: feed.astype(spec.dtype)}, rounds=rounds, warmup=3, runs_per_block=2)
-                for kinds, row in zip(sets, rows[1:], strict=True):
-                    if row.ratio_to_dense is not None:
-                        tried[kinds] = row.ratio_to_dense
+                tried.update((kinds, row.ratio_to_dense or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
         attempt([(), *((kind,) for kind in present)])
         while True:

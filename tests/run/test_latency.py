@@ -179,13 +179,14 @@ def test_rounds_go_a_part_of_the_way_each(monkeypatch, net, trace, scores):
     machine = Machine()
     fit = fit_on(machine, monkeypatch, net, trace, scores)
     budget = Budget(latency=0.5)
-    first = fit.fit(budget, Target.of(budget, 0.5))
+    first = fit.fit(budget, Target.of(budget, 1, 2))
+    assert Target.of(budget, 1, 2, "cubic").share_of(7.0) == 0.5625
     assert first.asked == 0.75 and 0.5 < first.reading.share <= 0.75 * 1.05
     small = prune.apply(net, first.plan)
     again = prune.trace(small, EXAMPLE)
     values = prune.score(again, small, "l1").numpy()
     later = replace(fit, network=small, model=replace(fit.model, trace=again), scores=values)
-    second = later.fit(budget, Target.of(budget))
+    second = later.fit(budget, Target.of(budget, 2, 2, "cubic"))
     assert second.reading.share <= 0.5 * 1.05
     prune.validate(net, first.plan.then(second.plan))
 
