@@ -45,6 +45,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
         raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
+    _make_way(raw, overrides)
     for override in overrides:
         _set(raw, override)
     try:
@@ -54,6 +55,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     for key, function in recipe.functions().items():
         check_trusted(function, trusted, f"in {path}, {key}", RecipeError)
     return recipe
+
+
+_COUNTED_AT = ("precision", "batch")
+
+
+def _make_way(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Remove the file's bounds in place where an override sets one that the file does not have.
+
+    ``prune.budget.latency=0.5`` over a file with ``macs: 0.5`` asks for the latency instead; several bounds that are
+    set on one command line hold together.
+    """
+    prune = raw.get("prune")
+    budget = prune.get("budget") if isinstance(prune, dict) else None
+    keys = [override.partition("=")[0] for override in overrides]
+    new = {key.removeprefix("prune.budget.") for key in keys if key.startswith("prune.budget.")} - {*_COUNTED_AT}
+    if isinstance(budget, dict) and isinstance(prune, dict) and new - budget.keys():
+        prune["budget"] = {key: value for key, value in budget.items() if key in (*_COUNTED_AT, *new)}
 
 
 def _set(raw: dict[str, Any], override: str) -> None:

@@ -134,6 +134,7 @@ class PruneRecipe(Part):
     sensitivity: bool = False
     sparsify: SparsifyRecipe | None = None
     protect: tuple[str, ...] = ()
+    latency_table: str | None = None
 
     @field_validator("criterion")
     @classmethod
@@ -173,8 +174,11 @@ class PruneRecipe(Part):
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:
-        if self.rounds > 1 and set(self.budget.bounds) != {"macs"}:
-            raise ValueError("rounds above 1 need a budget of macs alone; any other is met in one cut")
+        bounds = {*self.budget.bounds} | ({"latency"} if self.budget.latency is not None else set())
+        if self.rounds > 1 and bounds not in ({"macs"}, {"latency"}):
+            raise ValueError("rounds above 1 need a budget of macs or latency alone; any other is met in one cut")
+        if self.latency_table is not None and self.budget.latency is None:
+            raise ValueError("latency_table holds the times that a budget of latency is met by; give one, or no table")
         return self
 
 
@@ -254,6 +258,7 @@ class DeployRecipe(Part):
     in_graph: bool = False
     opset: Annotated[int, Field(ge=1)] | Literal["auto"] = 18
     dynamic_size: bool = False
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
     ship: Literal["fp32", "fp16", "int8"] = "int8"
@@ -338,6 +343,8 @@ class Recipe(Part):
     def _times_what_it_lowers(self) -> Recipe:
         if self.deploy is None and self.prune.budget.latency is not None:
             raise ValueError("prune.budget.latency is timed as deploy says, which is null; give a macs budget")
+        if self.deploy is not None and self.deploy.ship == "fp16" and self.prune.budget.latency is not None:
+            raise ValueError("prune.budget.latency is timed in what deploy.ship names, on a CPU fp32 or int8, not fp16")
         return self
 
     def functions(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import Recipe
 from compress.run.cutting import plan_for
+from compress.run.latency import check_latency
 from compress.run.lineage import changed
 from compress.run.scoring import scored
 from compress.run.stages import STAGES
@@ -114,6 +115,8 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
         # Not every loss has the derivatives that a criterion asks for.
         two = target.splits["train"].batch(torch.arange(min(2, len(target.splits["train"]))))
         scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task])
+    if recipe.prune.budget.latency is not None:
+        check_latency(recipe, target, model, trace)
 
 
 def _check_prune(recipe: Recipe, trace: Trace) -> None:
@@ -127,7 +130,7 @@ def _check_prune(recipe: Recipe, trace: Trace) -> None:
                 f"{floor:.3f} of its MACs remain with min_kept {asked.min_kept} and round_to "
                 f"{asked.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
             )
-    if asked.ratio is not None or asked.budget.bounds:
+    if asked.ratio is not None or (asked.budget.bounds and asked.budget.latency is None):
         plan_for(trace, torch.zeros(trace.units), asked.model_copy(update={"scope": "group"}))
 
 
