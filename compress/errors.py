@@ -41,6 +41,12 @@ class TrainingError(NiwakiError):
     exit_code = 1
 
 
+class AcceptError(NiwakiError):
+    """A finished run whose student misses what its recipe accepts."""
+
+    exit_code = 1
+
+
 class MissingError(NiwakiError):
     """Something that this machine or environment lacks."""
 

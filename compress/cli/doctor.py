@@ -101,7 +101,7 @@ def _describe_bundle(bundle: Path, *, as_json: bool) -> None:
     shown = Table(box=None, pad_edge=False, show_header=False)
     for key, value in about.items():
         said = ", ".join(value) if isinstance(value, list) else value
-        shown.add_row(key, escape(str(said or "–")))
+        shown.add_row(key, escape("–" if said in (None, "") else str(said)))
     Terminal().print(shown)
 
 
