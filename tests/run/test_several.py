@@ -26,13 +26,7 @@ def home(tmp_path_factory):
         "preprocessing": {"size": [8, 8], "mode": "L", "mean": [0.3], "std": [0.4], "resize": "stretch"},
         "transfer": {"epochs": 4, "batch_size": 25, "lr": 0.1, "evaluations": 1},
         "twin": False,
-        "prune": {
-            "criterion": "l1",
-            "reconstruct": False,
-            "budget": {"macs": list(SHARES)},
-            "round_to": 1,
-            "min_kept": 1,
-        },
+        "prune": {**cut, "budget": {"macs": list(SHARES)}},
         "distill": {"epochs": 1, "batch_size": 25, "lr": 0.0001, "compare": [], "evaluations": 1},
         "deploy": None,
     }
