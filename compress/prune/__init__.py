@@ -16,6 +16,7 @@ from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
 from compress.prune.sensitivity import correlations, measure_sensitivity, rank_correlation
+from compress.prune.shrinking import shrink
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
@@ -43,6 +44,7 @@ __all__ = [
     "recalibrated",
     "reconstruct",
     "score",
+    "shrink",
     "smallest_share",
     "trace",
     "validate",

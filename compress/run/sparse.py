@@ -29,6 +29,7 @@ def sparsified(work: Workspace, teacher: nn.Module, advance: Advance) -> tuple[n
     """
     recipe, asked = work.recipe, work.recipe.prune.sparsify
     assert asked is not None
+    assert recipe.transfer is not None
     network = copy.deepcopy(teacher).requires_grad_(True)
     trace = traced(recipe, network, work.example, work.target.task)
     update = {

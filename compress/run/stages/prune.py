@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress import cost, prune
-from compress.errors import PlanError
 from compress.files import read_bytes, write_text
 from compress.models.detection import raw_heads
 from compress.prune import CRITERIA, Budget, Plan, Sensitivity, Trace
 from compress.prune.drop import Judges
 from compress.prune.schedule import left_after
+from compress.run.calibration import calibration_images
 from compress.run.cutting import plan_for, within_drop
-from compress.run.latency import share_of_dense
+from compress.run.latency import LatencyJob, within_latency
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.measuring import measured_on
 from compress.run.progress import StageView
@@ -137,7 +137,7 @@ def _step(
         return plan_for(trace, values, asked, budget)
 
     if asked.budget.latency is not None:
-        return _within_latency(work, planned, (trace, network), view)
+        return _within_latency(work, networks, trace, values, turn, view)
     if asked.budget.max_drop is not None:
         return _within_drop(work, planned, (trace, network), view)
     if asked.rounds == 1:
@@ -190,44 +190,17 @@ def _recover(work: Workspace, view: StageView, networks: tuple[nn.Module, nn.Mod
 
 
 def _within_latency(
-    work: Workspace, planned: Callable[[Budget], Plan], networks: tuple[Trace, nn.Module], view: StageView
+    work: Workspace, networks: tuple[nn.Module, nn.Module], trace: Trace, values: Tensor, turn: int, view: StageView
 ) -> tuple[Plan, tuple[str, ...]]:
-    """Bisect the MACs for the largest network whose measured latency is within the target.
-
-    Returns:
-        The plan, and a note of what it measured.
+    """Return the plan that meets the latency, or a part of the way to it, and a note of what was measured.
 
     Raises:
-        PlanError: the smallest network that the recipe allows is too slow.
+        PlanError: the narrowest network that the recipe allows is too slow.
     """
-    asked = work.recipe.prune
-    target = asked.budget.latency
-    assert target is not None
-    measure = share_of_dense(work)
-    trace, teacher = networks
-    low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio), 1.0, 7
-    best: tuple[Plan, float] | None = None
-    fastest = 1.0
-    for attempt in range(tries):
-        share = low if attempt == 0 else (low + high) / 2
-        # A hair above the floor, so that rounding does not push the floor out of reach.
-        plan = planned(Budget(macs=min(1.0, share * 1.0001)))
-        ratio = measure(prune.apply(teacher, plan))
-        fastest = min(fastest, ratio)
-        view.advance(attempt + 1, tries, f"{100 * share:.0f} % of the MACs: latency x {ratio:.2f}")
-        if ratio <= target:
-            low, best = share, (plan, ratio)
-        elif attempt == 0:
-            break
-        else:
-            high = share
-    if best is None:
-        raise PlanError(
-            f"A latency of {target:g} of the dense one is impossible here: the smallest network that the recipe "
-            f"allows measured {fastest:.2f}; ask for latency: {min(1.0, fastest * 1.05):.2f} or more, "
-            "or lower prune.min_kept."
-        )
-    return best[0], (f"Measured latency of the cut network: {best[1]:.3f} of the dense one's.",)
+    job = LatencyJob(work.recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
+    found, said = within_latency(job, networks, trace, values, turn)
+    view.notes.append(f"latency x {found.reading.share:.3f} of the dense network's")
+    return found.plan, (said,)
 
 
 def _within_drop(
