@@ -285,7 +285,7 @@ def _labels(masks: Path) -> list[int]:
             raise DataError(f"The mask {path} is missing or damaged ({error}); replace the file.") from None
         if colours is None:
             raise DataError(f"The mask {path} has pixels of mode {image.mode}, not labels; save grey or palette PNG.")
-        found |= {int(value) for _, value in colours}
+        found |= {value for _, value in colours if isinstance(value, int)}
     return sorted(found)
 
 
