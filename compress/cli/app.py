@@ -17,6 +17,7 @@ from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
 from compress.cli.gate import gate
+from compress.cli.latency import explain, profile
 from compress.cli.network import criteria, inspect
 from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
@@ -42,6 +43,8 @@ for command in (
     verify,
     gate,
     bench,
+    profile,
+    explain,
     report,
     doctor,
 ):
