@@ -7,24 +7,26 @@ import math
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
     from deploy.bench.isolate import Place
     from deploy.bench.records import Bench, Record
 
+_LARGEST_BATCH = 4096
 # Of an input that is timed: 8 GB in float32.
 _MOST_NUMBERS = 2_000_000_000
 
@@ -38,7 +40,7 @@ def bench(
         typer.Option("--name", metavar="NAME=PATH", help="An engine under a name, before the others; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096)] = 1,
+    batch: Annotated[str, typer.Option(help="Images of one run, or several such as 1,8,64.")] = "1",
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
     runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
@@ -48,6 +50,12 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Measure accuracy on a folder with a folder for each class.")
     ] = None,
+    probe: Probe = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
+    streams: Annotated[int, typer.Option(min=0, max=256, help="Also so many threads at once.")] = 0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, max=1e6, help="Also requests that come at so many a second.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise; needs no torch."""
@@ -56,7 +64,12 @@ def bench(
     places = places_of([str(path) for path in engines or []], name or [], runtime)
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
-    result = timed(places, batch, threads, rounds, isolate=isolate)
+    batches = batches_of(batch)
+    for place in places:
+        probe_first(place.path, probe, runtime=place.runtime, batch=batches[0])
+    result = timed(places, batches, threads, rounds, isolate=isolate)
+    if cold or streams or rate:
+        result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate))
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
     if out is not None:
@@ -66,6 +79,9 @@ def bench(
     else:
         console = Terminal()
         console.print(_bench_table(result, console.width))
+        for record in result.records:
+            for sentence in _more_of(record):
+                console.print(sentence, markup=False, soft_wrap=True)
         for sentence in _noise_of(result):
             console.print(sentence, style="yellow", markup=False)
 
@@ -84,27 +100,80 @@ def report(
     print(json.dumps({"report": str(path)}) if as_json else plain(path))
 
 
-def timed(places: Sequence[Place], batch: int, threads: int, rounds: int, *, isolate: int = 0) -> Bench:
-    """Open the engines and time them on the same noise, here or in processes of their own.
+class _More(NamedTuple):
+    """What else is measured of each engine."""
+
+    cold: bool
+    streams: int
+    rate: float | None
+
+
+def batches_of(said: str) -> list[int]:
+    """Return the batch sizes that ``said`` names, such as ``1,8,64``; refuse what names none."""
+    found = said.split(",")
+    if not all(one.strip().isdecimal() and 1 <= int(one) <= _LARGEST_BATCH for one in found):
+        raise typer.BadParameter(f"--batch is {said!r}; give sizes from 1 to {_LARGEST_BATCH}, such as 1,8,64")
+    return list(dict.fromkeys(int(one) for one in found))
+
+
+def timed(places: Sequence[Place], batches: Sequence[int], threads: int, rounds: int, *, isolate: int = 0) -> Bench:
+    """Open the engines and time them on the same noise, here or in processes of their own, one batch after the other.
 
     Raises:
         DeployError: what the first one takes is no batch of that size, or too large to be timed.
     """
+    from deploy.bench.records import Bench
+
+    records: list[Record] = []
+    for batch in batches:
+        found = _one_batch(places, batch, threads, rounds, isolate)
+        if batch != batches[0]:
+            found = [
+                one.model_copy(
+                    update={"name": f"{one.name}, batch {batch}", "reference": f"{one.reference}, batch {batch}"}
+                )
+                for one in found
+            ]
+        records += found
+    settings = {"threads": threads, "batch": batches[0], "rounds": rounds, "isolate": isolate}
+    return Bench(name=places[0].name, settings=settings, records=tuple(records))
+
+
+def _one_batch(places: Sequence[Place], batch: int, threads: int, rounds: int, isolate: int) -> list[Record]:
     import deploy
     from deploy.bench.figures import records_of
     from deploy.bench.isolate import open_engine, sit_apart
-    from deploy.bench.records import Bench
 
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(place, threads)) for place in places]
         noise = _noise(engines[0], places[0].path, batch)
-        records = [] if isolate else deploy.benchmark(engines, noise, rounds=rounds)
-    if isolate:
-        feeds = [noise] * len(places)
-        sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
-        records = records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=batch)
-    settings = {"threads": threads, "batch": batch, "rounds": rounds, "isolate": isolate}
-    return Bench(name=places[0].name, settings=settings, records=tuple(records))
+        if not isolate:
+            return deploy.benchmark(engines, noise, rounds=rounds)
+    feeds = [noise] * len(places)
+    sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
+    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=batch)
+
+
+def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int, more: _More) -> Bench:
+    """Measure cold starts, streams and requests at a rate, of one engine after the other."""
+    from deploy.bench.isolate import cold_start, open_engine
+    from deploy.bench.traffic import open_loop, run_streams
+
+    records = list(result.records)
+    for index, place in enumerate(places):
+        with ExitStack() as stack:
+            first = stack.enter_context(open_engine(place, threads))
+            noise = _noise(first, place.path, batch)
+            others = [stack.enter_context(open_engine(place, threads)) for _ in range(more.streams - 1)]
+            update: dict[str, Any] = {}
+            if more.streams:
+                update["streams"] = run_streams([first, *others], noise)
+            if more.rate:
+                update["open_loop"] = open_loop([first, *others], noise, rate=more.rate)
+        if more.cold:
+            update["cold"] = cold_start(place, noise, threads=threads)
+        records[index] = records[index].model_copy(update=update)
+    return result.model_copy(update={"records": tuple(records)})
 
 
 def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: Path) -> Bench:
@@ -113,9 +182,12 @@ def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: P
     from deploy.bench.labelled import accuracy_on
 
     records, images = [], 0
-    for place, record in zip(places, result.records, strict=True):
+    found = {}
+    for place in places:
         with open_engine(place, threads) as engine:
-            accuracy, images = accuracy_on(engine, place.path, data)
+            found[place.name], images = accuracy_on(engine, place.path, data)
+    for record in result.records:  # of every batch
+        accuracy = found[record.name.removesuffix(f", batch {record.batch}")]
         records.append(record.model_copy(update={"accuracy": accuracy}))
     settings = {**result.settings, "images": images}
     return result.model_copy(update={"records": tuple(records), "settings": settings})
@@ -171,6 +243,18 @@ def _times(record: Record) -> list[str]:
     times = [f"{value:.3f}" for value in figures if value is not None]
     best = "–" if record.ratio_of_best is None else f"{record.ratio_of_best:.3f}"
     return [*times, best, f"{record.ratio_to_dense:.3f} [{low:.3f}, {high:.3f}]"]
+
+
+def _more_of(record: Record) -> Iterator[str]:
+    """Say what else was measured of an engine."""
+    if (cold := record.cold) is not None:
+        memory = "" if cold.peak_rss_bytes is None else f", {cold.peak_rss_bytes / 1e6:.0f} MB at most"
+        yield f"{record.name}: loads in {cold.load_ms:.0f} ms, first run {cold.first_ms:.2f} ms{memory}."
+    if (streams := record.streams) is not None:
+        yield f"{record.name}: {streams.throughput:.1f} images a second by {streams.streams} streams."
+    if (loop := record.open_loop) is not None:
+        times = f"median {loop.median_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
+        yield f"{record.name}: {times} at {loop.rate:g} requests a second ({loop.answered:.1f} answered)."
 
 
 def _noise_of(result: Bench) -> list[str]:

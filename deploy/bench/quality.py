@@ -24,7 +24,7 @@ def quality(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
         limit = old.file_bytes * (1 + tolerances.size)
         ok = new.file_bytes <= limit or "size" in tolerances.allow
         yield pair.line("size", float(new.file_bytes), float(old.file_bytes), limit, ok)
-    was, now = (r.conditions.peak_rss_bytes if r.conditions else None for r in (old, new))
+    was, now = (r.cold.peak_rss_bytes if r.cold else None for r in (old, new))
     if was and now and pair.same_processor():
         limit = was * (1 + tolerances.memory)
         ok = now <= limit or "memory" in tolerances.allow

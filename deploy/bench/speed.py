@@ -11,7 +11,7 @@ from deploy.bench.tolerances import Tolerances
 
 ENOUGH_SITTINGS = 4
 """Processes that a slow-down has to show in before it fails without doubt, where more can be had."""
-_WIDEST = 2.0
+_WIDEST = 3.0
 _Ends = tuple[float, float]
 
 
@@ -66,7 +66,7 @@ def _ends(record: Record, best: float | None, quiet: bool) -> tuple[float, _Ends
 
 
 def _absurd(ratio: float, ends: _Ends) -> str | None:
-    """Return an interval that says nothing, as text: twice as wide as its low end, or without the ratio in it."""
+    """Return an interval that says nothing, as text: one too wide, or without the ratio in it."""
     low, high = ends
     if high > _WIDEST * low or not low / 1.05 <= ratio <= high * 1.05:
         return f"{ratio:.3g} in [{low:.3g}, {high:.3g}]"

@@ -21,8 +21,9 @@ from compress.run.measuring import measured_on
 from compress.run.progress import StageView
 from compress.run.scoring import drawn, reconstructed, said_of, scored, scores, scoring_images
 from compress.run.sensitivity import SENSITIVITY, plain, sensitivity_of
+from compress.run.sparse import sparsified
 from compress.run.tracing import traced
-from compress.run.training import DistillJob, distil_student
+from compress.run.training import DistillJob, distil_student, on_validation
 from compress.run.workspace import MadeNetwork, Workspace
 from compress.train import TASKS, evaluate
 from compress.train.ranks import once
@@ -41,6 +42,10 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     network, flops = teacher, 0.0
     plan: Plan | None = None
     notes: list[str] = []
+    if asked.sparsify is not None:
+        network, result = sparsified(work, teacher, view.advance)
+        flops += result.training_flops
+        notes.append(f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}.")
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
@@ -108,6 +113,7 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         "rounds": asked.rounds,
         **({"schedule": asked.schedule} if asked.rounds > 1 else {}),
         **bound,
+        **({} if asked.sparsify is None else {"sparsify": asked.sparsify.kind}),
         "macs_before": dense.macs,
         "macs_after": pruned.macs,
         "params_before": dense.params,
