@@ -15,11 +15,12 @@ from deploy.latency.explain import Explanation, explain_files, explained, weight
 from deploy.latency.layers import LayerTime
 
 
-def conv(name, reads, makes, ms, side=28, padded=0, groups=1, precision="fp32", kind="Conv"):
+def conv(name, reads, makes, ms, **more):
     """A 3x3 convolution as a runtime tells of it; ``padded`` is what it makes of ``makes``."""
-    ran = padded or makes
-    shapes = ((1, reads, side, side), (ran, reads // groups, 3, 3))
-    return LayerTime(name, kind, kind, precision, ms, shapes, ((1, ran, side, side),))
+    side, precision = more.get("side", 28), more.get("precision", "fp32")
+    ran = more.get("padded", makes)
+    shapes = ((1, reads, side, side), (ran, reads // more.get("groups", 1), 3, 3))
+    return LayerTime(name, "Conv", "Conv", precision, ms, shapes, ((1, ran, side, side),))
 
 
 def other(kind, ms):
