@@ -32,6 +32,9 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
     ] = 1,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Layer times of the device, from niwaki profile.")
+    ] = None,
     trust: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="Your own code that the recipe may call; repeatable.")
     ] = None,
@@ -42,6 +45,8 @@ def run(
     need("run", ("torch", "yaml", "lightning", "nncf"))
     search_here()
     _check_launcher()
+    if table is not None:
+        overrides = [*(overrides or []), f"prune.latency_table={json.dumps(str(table))}"]
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if devices > 1:
