@@ -67,6 +67,7 @@ def run(
 def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what the run came to, and what to do with it."""
     from compress.run.summary import summary, table
+    from deploy.bench.shipping import Shipping
 
     figures = summary(folder)
     if as_json:
@@ -79,6 +80,9 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
             console.print(said, soft_wrap=True, markup=False)
             return
+        if (decided := figures["shipping"]) is not None:
+            shipping = Shipping.model_validate(decided)
+            console.print(f"Ships    {str(shipping).removeprefix('ships ')}", soft_wrap=True, markup=False)
         bundle, samples = (shlex.quote(str(folder / name)) for name in ("bundle", "samples"))
         prefix = f"niwaki predict {bundle} {samples}/*.png"
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)

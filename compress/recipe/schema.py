@@ -197,7 +197,7 @@ class DeployRecipe(Part):
     dynamic_size: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
-    ship: Literal["fp32", "fp16", "int8"] = "int8"
+    ship: Literal["auto", "fp32", "fp16", "int8"] = "auto"
 
     @model_validator(mode="after")
     def _ships_what_it_makes(self) -> DeployRecipe:
@@ -206,7 +206,7 @@ class DeployRecipe(Part):
         for key in ("precisions", "rtx_targets"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
-        if self.ship not in self.precisions:
+        if self.ship not in ("auto", *self.precisions):
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
         if self.qat is not None and "int8" not in self.precisions:
             raise ValueError("qat trains for int8, which precisions does not hold; add int8 or leave qat out")

@@ -1,8 +1,8 @@
-"""Times that decide within a run: the cut network's against the dense one's, OpenVINO's against ONNX Runtime's."""
+"""Times that decide within a run: the cut network's against the dense one's, each file's on each runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,32 +14,38 @@ from torch import nn
 import deploy
 from compress.run.variants import exporting, lowered_of
 from compress.run.workspace import Workspace
+from deploy.bench.shipping import Runtime, Timed
 from deploy.engines import load_engine
 from deploy.exporting.torch_to_onnx import export_onnx
 
-OPENVINO_SHARE = "openvino_time_of_onnxruntime"
-"""The figure in the ledger that says which runtime the bundle prefers."""
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
-def openvino_share(path: Path, image: np.ndarray, threads: int, rounds: int) -> float | None:
-    """Measure OpenVINO's time as a share of ONNX Runtime's, medians of rounds in turns; None where it is not installed.
+def timed_by_runtime(
+    files: Mapping[str, tuple[Path, float | None]], image: np.ndarray, threads: int, rounds: int
+) -> list[Timed]:
+    """Time each file on each runtime that is installed, all in turns against fp32 on ONNX Runtime.
 
     Args:
-        path: an ONNX file.
-        image: its input, shape (1, C, H, W).
+        files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
+        image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
     """
-    if find_spec("openvino") is None:
-        return None
+    runtimes = [name for name in RUNTIMES if name == "onnxruntime" or find_spec(name) is not None]
+    pairs = [(precision, runtime) for runtime in runtimes for precision in files]
     with ExitStack() as stack:
         engines = []
-        for runtime in ("onnxruntime", "openvino"):
-            engine = stack.enter_context(load_engine(path, runtime=runtime, threads=threads))
-            engine.name = runtime
+        for precision, runtime in pairs:
+            engine = stack.enter_context(load_engine(files[precision][0], runtime=runtime, threads=threads))
+            engine.name = f"{precision} {runtime}"
             engines.append(engine)
         (name,) = tuple(engines[0].inputs)
-        return deploy.benchmark(engines, {name: image}, reference="onnxruntime", rounds=rounds)[1].ratio_to_dense
+        records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
+    return [
+        Timed(precision=precision, runtime=runtime, share=record.ratio_to_dense or 1.0, accuracy=files[precision][1])
+        for (precision, runtime), record in zip(pairs, records, strict=True)
+    ]
 
 
 def share_of_dense(work: Workspace) -> Callable[[nn.Module], float]:

@@ -28,16 +28,18 @@ class Int8Choice:
         kept: the kinds of operators left in fp32, keys of ``deploy.quantization.int8.KINDS``.
         ratio: milliseconds of the int8 file over those of the fp32 file, medians of interleaved rounds.
         tried: that ratio for every set of kinds that was tried.
+        runtime: what they were timed by; another one may find int8 faster, so this is no advice on what to ship.
     """
 
     path: Path
     kept: tuple[str, ...]
     ratio: float
     tried: dict[tuple[str, ...], float]
+    runtime: str = "onnxruntime"
 
     def __str__(self) -> str:
         kept = f"{' and '.join(self.kept)} kept in fp32" if self.kept else "everything in int8"
-        slower = "" if self.ratio <= 1 else "; int8 is no faster here: ship the fp32 file"
+        slower = "" if self.ratio <= 1 else f"; int8 is no faster than fp32 by {self.runtime} here"
         return f"{kept}, {self.ratio:.2f} of the time of fp32{slower}"
 
 
@@ -100,4 +102,4 @@ def fastest_int8(
                 break
             kept = best
     int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept)
-    return Int8Choice(Path(dst), kept, tried[kept], tried)
+    return Int8Choice(Path(dst), kept, tried[kept], tried, runtime)

@@ -11,13 +11,14 @@ from typing import Any
 import deploy
 from compress.files import write_text
 from compress.run.evaluation import accuracy_of_file
-from compress.run.latency import OPENVINO_SHARE, openvino_share
+from compress.run.latency import timed_by_runtime
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.progress import StageView
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.run.workspace import Workspace
 from compress.train import TASKS, evaluate
 from deploy.bench.records import Bench, Record
+from deploy.bench.shipping import EQUAL, Shipping, choose
 from deploy.engines import load_engine
 
 
@@ -47,7 +48,7 @@ def test(work: Workspace, view: StageView) -> Outcome:
 
 
 def bench(work: Workspace, view: StageView) -> Outcome:
-    """Time every engine against the dense teacher in one sitting and write ``bench.json``."""
+    """Time every engine against the dense teacher in one sitting, write ``bench.json`` and decide what ships."""
     recipe, settings = work.recipe, work.deploy
     variants = variants_of(recipe)
     records = _timed(work, view, variants)
@@ -63,14 +64,25 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     )
     write_text(work.out / "bench.json", timed.to_json())
     metrics = {f"speedup_{r.name}": r.speedup or 0.0 for r in records}
-    shipped = next(v for v in variants if v.model == "student" and v.precision == settings.ship)
+    shipping = decide(work)
+    named = next(v.name for v in variants if v.model == "student" and v.precision == shipping.precision)
+    shown = next(r for r in records if r.name == named)
+    view.notes.append(f"{shown.name}: {shown.median_ms:.2f} ms, {shown.speedup:.2f}x the dense network")
+    return Outcome(metrics=metrics, shipping=shipping, notes=(f"The bundle {shipping}",))
+
+
+def decide(work: Workspace) -> Shipping:
+    """Time the student's files on every runtime here and choose what ships, or keep to what the recipe asks for."""
+    settings = work.deploy
+    files = {
+        v.precision: (work.out / v.onnx, work.ledger.figure(f"val_accuracy_{v.name}"))
+        for v in variants_of(work.recipe)
+        if v.model == "student"
+    }
     image = work.target.splits["val"].inputs(0, 1).numpy()
-    share = openvino_share(work.out / shipped.onnx, image, settings.threads, settings.rounds)
-    if share is not None:
-        metrics[OPENVINO_SHARE] = share
-    last = records[-1]
-    view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
-    return Outcome(metrics=metrics)
+    timed = timed_by_runtime(files, image, settings.threads, settings.rounds)
+    drop = EQUAL if settings.accuracy_drop is None else settings.accuracy_drop
+    return choose(timed, settings.ship, max_drop=drop)
 
 
 def _timed(work: Workspace, view: StageView, variants: Sequence[Variant]) -> list[Record]:
