@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deploy.engines.cores import cpu_quota, usable_cores
+
 
 def machine_info() -> dict[str, Any]:
     """Return this machine's CPU model, usable cores, platform and Python version; never a host or user name."""
+    quota = cpu_quota()
+    limited = {} if quota is None else {"cpu_quota": quota}
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
+        **limited,
         "platform": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),

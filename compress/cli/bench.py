@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,32 +17,48 @@ from compress.cli.common import JsonFlag
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from deploy.bench.records import Bench, Record
 
-# Of an input that is timed: 8 GB in float32.
-_MOST_NUMBERS = 2_000_000_000
+
+@dataclass(frozen=True)
+class Asked:
+    """How engines are timed: images of one run, (height, width) where a file leaves them open, threads, rounds."""
+
+    batch: int | None
+    size: tuple[int, int] | None
+    threads: int
+    rounds: int
+    runtime: str | None
 
 
 def bench(
     engines: Annotated[list[Path], typer.Argument(help="ONNX files or bundles; the first is the reference.")],
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096)] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Images of one run; by default 1, or what a file fixes.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
     runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time engines against the first one, in turns, on seeded noise; needs no torch."""
-    result = _timed(engines, batch, threads, rounds, runtime)
+    """Time engines against the first one, in turns, on seeded noise for the inputs of each; needs no torch."""
+    result = _timed(engines, Asked(batch, _size(size), threads, rounds, runtime))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(result.to_json(), encoding="utf-8")
     if as_json:
         print(result.to_json(), end="")
     else:
-        Terminal().print(_bench_table(result))
+        console = Terminal()
+        console.print(_bench_table(result))
+        for engine, taken in result.settings.get("inputs", {}).items():
+            console.print(f"{engine} takes {taken}", soft_wrap=True, markup=False)
+        if "note" in result.settings:
+            console.print(result.settings["note"], soft_wrap=True, markup=False)
 
 
 def gate(
@@ -95,56 +111,60 @@ def report(
     print(json.dumps({"report": str(path)}) if as_json else plain(path))
 
 
-def _timed(paths: list[Path], batch: int, threads: int, rounds: int, runtime: str | None) -> Bench:
-    """Open the engines and time them on the same noise.
+def _timed(paths: list[Path], asked: Asked) -> Bench:
+    """Open the engines and time each on noise of its own inputs.
 
     Raises:
-        DeployError: what the first one takes is no batch of that size, or too large to be timed.
+        DeployError: what one takes is no batch of that size, has an open size that nobody gave, or is too large.
     """
     import deploy
+    from deploy.bench.noise import noise
     from deploy.bench.records import Bench
     from deploy.engines import load_engine
+    from deploy.engines.cores import over_cores
+    from deploy.errors import DeployError
 
     with ExitStack() as stack:
-        engines = []
+        engines, feeds, rows = [], [], {}
         for path in paths:
             load = deploy.load if path.is_dir() else load_engine
-            engines.append(stack.enter_context(load(path, threads=threads, runtime=runtime)))
-            engines[-1].name = str(path)
-        records = deploy.benchmark(engines, _noise(engines[0], paths[0], batch), rounds=rounds)
-    settings = {"threads": threads, "batch": batch, "rounds": rounds}
+            engine = stack.enter_context(load(path, threads=asked.threads, runtime=asked.runtime))
+            engine.name = str(path)
+            feed, rows[engine.name] = noise(
+                engine.inputs, str(path), asked.batch, size=asked.size, stated=_stated(engine, path)
+            )
+            engines.append(engine)
+            feeds.append(feed)
+        if len(set(rows.values())) > 1:
+            raise DeployError(
+                f"One run takes {rows} images; only runs of as many images can be compared, give --batch."
+            )
+        batch = next(iter(rows.values()))
+        records = deploy.benchmark(engines, feeds, batch=batch, rounds=asked.rounds)
+        taken = [", ".join(f"{name} {spec}" for name, spec in engine.inputs.items()) for engine in engines]
+    settings: dict[str, Any] = {"threads": asked.threads, "batch": batch, "rounds": asked.rounds}
+    if len(set(taken)) > 1:
+        settings["inputs"] = dict(zip(map(str, paths), taken, strict=True))
+    if (crowded := over_cores(asked.threads)) is not None:
+        settings["note"] = crowded
     return Bench(name=paths[0].stem, settings=settings, records=tuple(records))
 
 
-def _noise(engine: Any, path: Path, batch: int) -> dict[str, np.ndarray]:
-    """Draw seeded noise for every input of an engine, which ``path`` was opened as."""
-    import numpy as np
-
-    from deploy.errors import DeployError
-
-    inputs = {}
-    for name, spec in engine.inputs.items():
-        sizes = [size for size in spec.shape[1:] if size is not None]
-        if len(sizes) != len(spec.shape[1:]):
-            sizes = _sizes_of_preprocessing(engine, path, name)
-        if spec.shape[:1] not in ((None,), (batch,)):
-            way_out = f"give --batch {spec.shape[0]}" if spec.shape and spec.shape[0] else "export it with a free batch"
-            raise DeployError(f"{path} takes '{name}' as {spec}, which is no batch of {batch}; {way_out}.")
-        if batch * math.prod(sizes) > _MOST_NUMBERS:
-            raise DeployError(f"{path} takes '{name}' as {spec}: too large to be timed with a batch of {batch}.")
-        inputs[name] = np.random.default_rng(0).standard_normal((batch, *sizes)).astype(spec.dtype)
-    return inputs
-
-
-def _sizes_of_preprocessing(engine: Any, path: Path, name: str) -> list[int]:
-    """Return the sizes of one image where the file leaves them open: what its preprocessing makes."""
-    from deploy.errors import DeployError
+def _stated(engine: Any, path: Path) -> list[int] | None:
+    """Return the sizes of one image, (C, H, W), where a bundle or a file states its preprocessing."""
     from deploy.onnx.metadata import Metadata
 
     said = engine.preprocessing if path.is_dir() else Metadata.from_file(path).preprocessing
-    if said is None:
-        raise DeployError(f"{path} leaves the size of '{name}' open and names no preprocessing; export it with one.")
-    return list(said.shape)
+    return None if said is None else list(said.shape)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height[:9]) > 0 and int(width[:9]) > 0):
+        raise typer.BadParameter(f"'{text}' is no size; give HEIGHTxWIDTH, such as 224x320", param_hint="--size")
+    return int(height[:9]), int(width[:9])
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, say
 from compress.terminal import plain
 
 if TYPE_CHECKING:
@@ -34,8 +34,11 @@ def predict(
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
+    from deploy.engines.cores import over_cores
     from deploy.errors import DeployError
 
+    if (crowded := over_cores(threads)) is not None:
+        say(crowded)
     asked = {"runtime": runtime, "precision": precision, "trusted_key": trusted_key}
     with deploy.load(bundle, threads=threads, **asked) as engine:  # type: ignore[arg-type]
         (found, bad), classes = _answers(engine, images), engine.classes
@@ -44,7 +47,8 @@ def predict(
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
     else:
         for item in found:
-            print(plain(f"{item['file']}: {_found(item, classes)}"))
+            note = f" ({item['note']})" if "note" in item else ""
+            print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
         others = f", nor have {', '.join(map(str, more))}" if more else ""

@@ -14,6 +14,7 @@ import typer
 from compress.cli.common import JsonFlag, QuietFlag, launched, need, search_here
 from compress.terminal import Terminal
 from compress.trust import trusted_modules
+from deploy.engines.cores import cpu_quota, usable_cores
 
 if TYPE_CHECKING:
     from compress.recipe.schema import Recipe
@@ -43,6 +44,8 @@ def run(
     _check_launcher()
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if cpu_quota() is not None:  # of which torch knows nothing
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     if devices > 1:
         arguments = [str(recipe), *(part for override in overrides or [] for part in ("--set", override))]
         arguments += [part for module in trust or [] for part in ("--trust", module)]
@@ -80,7 +83,7 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
             console.print(said, soft_wrap=True, markup=False)
             return
-        if (decided := figures["shipping"]) is not None:
+        if (decided := figures.get("shipping")) is not None:
             shipping = Shipping.model_validate(decided)
             console.print(f"Ships    {str(shipping).removeprefix('ships ')}", soft_wrap=True, markup=False)
         bundle, samples = (shlex.quote(str(folder / name)) for name in ("bundle", "samples"))

@@ -14,6 +14,7 @@ from compress.recipe.data import DataRecipe, FunctionData, Part
 
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
+Level = Annotated[int, Field(ge=0, le=255)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Augment = Literal[
@@ -44,7 +45,11 @@ class PreprocessingRecipe(Part):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
-    resize: Literal["stretch", "shorter_side_center_crop"] = "shorter_side_center_crop"
+    resize: Literal["stretch", "shorter_side_center_crop", "letterbox"] = "shorter_side_center_crop"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    background: tuple[Level, Level, Level] | None = None
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    padding: Level = 0
 
 
 class TrainRecipe(Part):

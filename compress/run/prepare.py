@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -122,10 +122,10 @@ def take_up(work: Workspace, ui: Ui) -> None:
         work.note(new)
 
 
-def _loaded(path: Path) -> Image.Image:
+def _loaded(path: Path, read: Callable[[Path], Image.Image] = preprocess.load) -> Image.Image:
     """Read an image as the bundle does; raise ImageError for what may be left out of a data set."""
     try:
-        return preprocess.load(path)
+        return read(path)
     except DeployError as error:
         raise ImageError(str(error)) from None
 
@@ -146,7 +146,7 @@ def _data(recipe: Recipe) -> tuple[ImageReader, ImageData]:
         preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
     except ValidationError as error:
         raise RecipeError(f"{explain(error, under='preprocessing')}; change it in the recipe.") from None
-    reader = ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
+    reader = ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
     target = data.load(recipe.target, reader, recipe.seed)
     if "test" not in target.splits:
         raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")

@@ -24,8 +24,9 @@ _MAX_DRAWS = 4_000_000
 
 def benchmark(
     engines: Sequence[Engine],
-    inputs: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
     *,
+    batch: int | None = None,
     reference: str | None = None,
     warmup: int = 20,
     rounds: int = 50,
@@ -40,7 +41,8 @@ def benchmark(
 
     Args:
         engines: open engines with distinct names.
-        inputs: what every engine is fed; the first dimension is the batch.
+        inputs: what every engine is fed, or a mapping for each of them where their inputs differ in name, size or type.
+        batch: images of one run; by default the first dimension of the first input that has one.
         reference: the name of the engine that the ratios refer to; by default the first.
         warmup: untimed runs of each engine, at least two.
         rounds: the least number of rounds.
@@ -56,26 +58,30 @@ def benchmark(
         DeployError: a setting cannot be used, or an engine returns values that are not finite or that differ
             between runs on the same input.
     """
-    if not all(getattr(value, "ndim", 0) for value in inputs.values()) or not inputs:
-        raise DeployError(f"Inputs with a batch are timed, and {sorted(inputs)} have none; export one with a batch.")
+    feeds = [inputs] * len(engines) if isinstance(inputs, Mapping) else list(inputs)
+    if len(feeds) != len(engines):
+        raise DeployError(
+            f"There are {len(engines)} engines and {len(feeds)} sets of inputs; give each its own, or one."
+        )
     names = [engine.name for engine in engines]
     base_name = _check_settings(
         names, reference, {"warmup": warmup, "rounds": rounds, "runs_per_block": runs_per_block}
     )
-    round_seconds = sum(_warm_up(engine, inputs, warmup) for engine in engines) * runs_per_block
+    warmed = (_warm_up(engine, feed, warmup) for engine, feed in zip(engines, feeds, strict=True))
+    round_seconds = sum(warmed) * runs_per_block
     total = max(rounds, math.ceil(min_seconds / max(round_seconds, 1e-9)))
-    times = _time_rounds(engines, inputs, total, runs_per_block, progress)
-    batch = next(iter(inputs.values())).shape[0]
+    times = _time_rounds(engines, feeds, total, runs_per_block, progress)
+    rows = batch or next((value.shape[0] for value in feeds[0].values() if value.ndim), 1)
     base = times[names.index(base_name)]
     return [
-        _record(engine, figures, base, batch=batch, reference=base_name, warmup=warmup, seed=seed)
+        _record(engine, figures, base, batch=rows, reference=base_name, warmup=warmup, seed=seed)
         for engine, figures in zip(engines, times, strict=True)
     ]
 
 
 def _time_rounds(
     engines: Sequence[Engine],
-    inputs: Mapping[str, np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
     total: int,
     runs_per_block: int,
     progress: Callable[[int, int], None] | None,
@@ -86,7 +92,7 @@ def _time_rounds(
         for index in range(total):
             for step in range(len(engines)):
                 turn = (index + step) % len(engines)
-                run = engines[turn].run
+                run, inputs = engines[turn].run, feeds[turn]
                 for block in range(runs_per_block):
                     start = time.perf_counter_ns()
                     run(inputs)

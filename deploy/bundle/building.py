@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundle.engines import engines_folder
+from deploy.bundle.fitting import check_predictable
 from deploy.bundle.signed import read_trusted
 from deploy.engines.tensorrt.building import PRODUCTS, engine_from_onnx, import_api
 from deploy.errors import DeployError, MissingDependency
@@ -41,12 +42,13 @@ def build_engine(
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
-        DeployError: the bundle is damaged or not signed as asked, has no such model, or the model is one that
-            TensorRT would misread (uint8) or refuses, or the bundle's folder of engines lies elsewhere.
+        DeployError: the bundle is damaged or not signed as asked, has no such model, cannot predict, or the model is
+            one that TensorRT would misread (uint8) or refuses, or the bundle's folder of engines lies elsewhere.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
     manifest = read_trusted(folder, trusted_key)
+    check_predictable(folder, manifest)
     chosen = manifest.default if precision is None else precision
     if chosen not in manifest.models:
         raise DeployError(f"{folder} has no {chosen} model; it has {', '.join(sorted(manifest.models))}.")

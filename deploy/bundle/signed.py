@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from deploy.bundle.fitting import check_predictable
 from deploy.bundle.manifest import Manifest, read_manifest
 from deploy.bundle.signing import Signature, is_valid_signature, read_private_key, read_public_key, sign_bytes
 from deploy.errors import DeployError
@@ -27,13 +28,14 @@ def sign(bundle: str | Path, key: str | Path) -> Path:
         The path of the signature, ``manifest.json.sig`` in the bundle.
 
     Raises:
-        DeployError: the bundle is damaged, or the file holds no Ed25519 private key without a password.
+        DeployError: the bundle is damaged or cannot predict, or the file holds no Ed25519 private key without a
+            password.
         MissingDependency: the package cryptography is not installed.
     """
     folder = Path(bundle)
     private_key = read_private_key(Path(key))
     read: list[bytes] = []
-    read_manifest(folder, check=read.append)
+    check_predictable(folder, read_manifest(folder, check=read.append))
     signature = sign_bytes(_PURPOSE + read[0], private_key)  # the bytes that were checked
     return write_text(folder / SIGNATURE, signature.model_dump_json(indent=2) + "\n")
 

@@ -20,6 +20,7 @@ from compress.train import TASKS, evaluate
 from deploy.bench.records import Bench, Record
 from deploy.bench.shipping import EQUAL, Shipping, choose
 from deploy.engines import load_engine
+from deploy.engines.cores import over_cores
 
 
 def test(work: Workspace, view: StageView) -> Outcome:
@@ -68,7 +69,9 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     named = next(v.name for v in variants if v.model == "student" and v.precision == shipping.precision)
     shown = next(r for r in records if r.name == named)
     view.notes.append(f"{shown.name}: {shown.median_ms:.2f} ms, {shown.speedup:.2f}x the dense network")
-    return Outcome(metrics=metrics, shipping=shipping, notes=(f"The bundle {shipping}",))
+    crowded = over_cores(settings.threads)
+    notes = (f"The bundle {shipping}", *(() if crowded is None else (crowded,)))
+    return Outcome(metrics=metrics, shipping=shipping, notes=notes)
 
 
 def decide(work: Workspace) -> Shipping:
