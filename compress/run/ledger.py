@@ -13,8 +13,21 @@ from compress.validation import explain
 from deploy.bench.shipping import Shipping
 
 
+class Made(BaseModel):
+    """What a stage was made from and what it left, each a SHA-256 in hexadecimal.
+
+    ``recipe`` is of what was asked for, ``parents`` of all that the stages before it left, ``outputs`` of each file
+    that it left, by its path in the run folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    recipe: str
+    parents: str
+    outputs: dict[str, str]
+
+
 class StageEntry(BaseModel):
-    """One finished stage: its seconds, the FLOPs it trained with and what it measured."""
+    """One finished stage: its seconds, the FLOPs it trained with, what it measured and what it was made from."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -23,6 +36,7 @@ class StageEntry(BaseModel):
     training_flops: float | None = None
     metrics: dict[str, float] = {}
     notes: tuple[str, ...] = ()
+    made: Made | None = None
 
 
 class ModelEntry(BaseModel):
@@ -107,7 +121,7 @@ class Ledger(BaseModel):
             raise ArtifactError(f"The ledger knows no network '{name}'; start the run again in another folder.")
         return found
 
-    def with_stage(self, name: str, title: str, seconds: float, outcome: Outcome) -> Ledger:
+    def with_stage(self, name: str, title: str, seconds: float, outcome: Outcome, made: Made | None = None) -> Ledger:
         """Add a finished stage; its networks replace entries of the same name in their places."""
         entry = StageEntry(
             name=name,
@@ -116,6 +130,7 @@ class Ledger(BaseModel):
             training_flops=outcome.training_flops,
             metrics=outcome.metrics,
             notes=outcome.notes,
+            made=made,
         )
         models = {model.name: model for model in (*self.models, *outcome.models)}
         plan = self.plan if outcome.plan is None else outcome.plan

@@ -16,6 +16,7 @@ from compress.run.preflight import alone
 from compress.run.prepare import join, prepare, take_up
 from compress.run.progress import StageView, Ui
 from compress.run.stages import STAGES, Stage
+from compress.run.standing import made, standing
 from compress.run.workspace import Workspace
 from compress.train import make_fabric
 from compress.train.fabric import deterministic, is_first
@@ -66,7 +67,7 @@ def _lost_another_process(error: RuntimeError) -> bool:
 def _carry_out(work: Workspace, ui: Ui) -> Path:
     todo = [stage for stage in STAGES if stage.wanted(work.recipe)]
     once(lambda: take_up(work, ui))
-    once(lambda: work.take_back(_standing(work, todo)))
+    once(lambda: _take_back(work, todo, ui))
     work.share_ledger()
     done = len(work.ledger.stages)
     for number, stage in enumerate(todo, start=1):
@@ -80,16 +81,13 @@ def _carry_out(work: Workspace, ui: Ui) -> Path:
     return Path(once(lambda: str(write_report(work.out))))
 
 
-def _standing(work: Workspace, todo: Sequence[Stage]) -> int:
-    """Count the stages whose work still holds: done in the order that is wanted now, with all their files there.
-
-    All that follows the first one that is missing was made from something else and is done again.
-    """
-    for count, (entry, stage) in enumerate(zip(work.ledger.stages, todo, strict=False)):
-        there = all((work.out / name).is_file() for name in stage.outputs(work.recipe))
-        if entry.name != stage.name or not there:
-            return count
-    return min(len(work.ledger.stages), len(todo))
+def _take_back(work: Workspace, todo: Sequence[Stage], ui: Ui) -> None:
+    """Forget the stages whose work no longer holds, and say why."""
+    count, why = standing(work, todo)
+    if why is not None:
+        ui.line(why)
+        work.log("again", why=why)
+    work.take_back(count)
 
 
 def _do(work: Workspace, view: StageView, stage: Stage) -> None:
@@ -97,7 +95,8 @@ def _do(work: Workspace, view: StageView, stage: Stage) -> None:
     start = time.perf_counter()
 
     def enter(outcome: Outcome) -> None:
-        work.finish(stage.name, stage.title, time.perf_counter() - start, outcome)
+        seconds = time.perf_counter() - start
+        work.finish(stage.name, stage.title, seconds, outcome, made(work, stage))
 
     if stage.ranks == "all":
         outcome = stage.run(work, view)

@@ -17,7 +17,7 @@ from compress.data import ImageData, ImageReader
 from compress.errors import RecipeError
 from compress.prune.planning import Plan
 from compress.recipe.schema import DeployRecipe, Recipe
-from compress.run.ledger import Ledger, ModelEntry, Outcome
+from compress.run.ledger import Ledger, Made, ModelEntry, Outcome
 from compress.train import TASKS, make_fabric
 from compress.train.fabric import is_first
 from compress.train.ranks import once
@@ -142,9 +142,9 @@ class Workspace:
             val_metrics=dict(made.val_metrics),
         )
 
-    def finish(self, name: str, title: str, seconds: float, outcome: Outcome) -> None:
+    def finish(self, name: str, title: str, seconds: float, outcome: Outcome, made: Made | None = None) -> None:
         """Enter a finished stage and write the ledger; from here on a resumed run skips it."""
-        self.ledger = self.ledger.with_stage(name, title, seconds, outcome)
+        self.ledger = self.ledger.with_stage(name, title, seconds, outcome, made)
         self.write_ledger()
         for state in self.training_state("*").parent.glob(self.training_state("*").name):
             state.unlink()

@@ -31,10 +31,11 @@ class Checkpoints:
     Args:
         path: the file.
         seconds: the least time between two; the last state, when training is over, is always written.
+        made_from: names what the training begins from; a state that names anything else is of another training.
     """
 
-    def __init__(self, path: Path, seconds: float = 30.0) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, seconds: float = 30.0, *, made_from: str = "") -> None:
+        self.path, self.seconds, self.made_from = path, seconds, made_from
         self._last = time.monotonic()
 
     def due(self, over: bool) -> bool:
@@ -48,6 +49,7 @@ class Checkpoints:
             MissingError: the disk is full or refuses; the checkpoint before is kept.
         """
         tensors, about = _packed(state)
+        about["made_from"] = self.made_from
         try:
             with replacing(self.path) as temporary:
                 save_file(tensors, temporary, {"niwaki": json.dumps(about)})
@@ -76,6 +78,8 @@ class Checkpoints:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             if about["format"] != FORMAT or about["total"] != state.total or about["seed"] != state.seed:
                 raise ValueError("it is of another training")
+            if about.get("made_from", self.made_from) != self.made_from:
+                raise ValueError("it was made by another recipe or from other networks")
             _restore(state, tensors, about)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:120]

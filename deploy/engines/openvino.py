@@ -23,6 +23,7 @@ class OpenVinoEngine(Engine):
         path: an ONNX file.
         threads: how many threads one run may use; 0 takes as many as cores may be used.
         sha256: the hash that the file must have.
+        profile: whether OpenVINO counts what each layer takes.
 
     Raises:
         DeployError: the file is missing or OpenVINO cannot compile it.
@@ -31,7 +32,7 @@ class OpenVinoEngine(Engine):
 
     runtime = "openvino"
 
-    def __init__(self, path: Path, *, threads: int = 1, sha256: str | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, sha256: str | None = None, profile: bool = False) -> None:
         try:
             import openvino as ov
         except ImportError as error:
@@ -46,6 +47,8 @@ class OpenVinoEngine(Engine):
         # By default OpenVINO computes in bf16 where the CPU has it, whatever the file says.
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         options["INFERENCE_NUM_THREADS"] = str(threads)
+        if profile:
+            options["PERF_COUNT"] = "YES"
         try:
             core = ov.Core()
             # Tensors in another file are found from the path alone.
@@ -61,6 +64,7 @@ class OpenVinoEngine(Engine):
         self.inputs = {port.get_any_name(): _spec(port) for port in compiled.inputs}
         self.outputs = {name: _spec(port) for name, port in zip(names, compiled.outputs, strict=True)}
         self._lock = threading.Lock()
+        self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,9 +78,25 @@ class OpenVinoEngine(Engine):
                 raise DeployError(f"OpenVINO could not run {self.name} ({first_line(error)}).") from error
             return {name: values[name] for name in self.outputs}
 
+    def layer_counts(self) -> list[Any]:
+        """Return OpenVINO's own counts of the last run, one for each layer, where it was asked to profile."""
+        with self._lock:
+            if self._request is None:
+                raise DeployError(f"{self.name} is closed; load it again before running it.")
+            return list(self._request.get_profiling_info())
+
+    def layer_shapes(self) -> dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]]:
+        """Return the shapes that each layer of the compiled network reads and makes, where they are fixed, by name."""
+        shapes = {}
+        for layer in self._compiled.get_runtime_model().get_ordered_ops():
+            ends = [[port.get_partial_shape() for port in ports] for ports in (layer.inputs(), layer.outputs())]
+            reads, makes = ([tuple(s.to_shape()) for s in end if s.is_static] for end in ends)
+            shapes[layer.get_friendly_name()] = (reads, makes)
+        return shapes
+
     def close(self) -> None:
         with self._lock:
-            self._request = None
+            self._request = self._compiled = None
 
 
 def load(path: Path, *, threads: int = 1, sha256: str | None = None) -> OpenVinoEngine:

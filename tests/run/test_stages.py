@@ -7,9 +7,9 @@ from compress.cli import app
 from compress.recipe.loading import load_recipe
 from compress.run import runner
 from compress.run.ledger import Ledger, Outcome
-from compress.run.runner import _standing
 from compress.run.stages import STAGES
 from compress.run.stages.base import Stage
+from compress.run.standing import standing
 from compress.run.workspace import Workspace
 
 pytestmark = pytest.mark.heavy
@@ -32,23 +32,24 @@ def test_a_stage_whose_file_is_gone_and_all_after_it_stand_no_longer(old_run):
     work = workspace(old_run, ledger)
     todo = wanted(work.recipe)
     assert [entry.name for entry in ledger.stages] == [stage.name for stage in todo]
-    assert _standing(work, todo) == 8
+    assert standing(work, todo) == (8, None)
     for lost, count in (("bundle/manifest.json", 7), ("deploy/parity.json", 4), ("pruned/model.json", 2)):
         (old_run / lost).unlink()
-        assert _standing(work, todo) == count
+        found, why = standing(work, todo)
+        assert found == count and why.startswith(f"{lost} is gone: '{todo[count].title}' and what follows")
 
 
 def test_what_comes_after_a_stage_that_is_wanted_anew_stands_no_longer(kept):
     ledger = Ledger.read(kept / "ledger.json")
     work = workspace(kept, ledger)
-    assert _standing(work, wanted(work.recipe.model_copy(update={"twin": True}))) == 2
+    assert standing(work, wanted(work.recipe.model_copy(update={"twin": True}))) == (2, None)
     # A run that stopped after distilling has tested; the engines that it goes on to come before the test.
     stopped = tuple(
         entry for entry in ledger.stages if entry.name in ("pretrain", "transfer", "prune", "distill", "test")
     )
     work = workspace(kept, ledger.model_copy(update={"stages": stopped}))
-    assert _standing(work, wanted(work.recipe)) == 4
-    assert _standing(work, wanted(work.recipe.model_copy(update={"deploy": None}))) == 5
+    assert standing(work, wanted(work.recipe)) == (4, None)
+    assert standing(work, wanted(work.recipe.model_copy(update={"deploy": None}))) == (5, None)
 
 
 def count_layers(work, view):

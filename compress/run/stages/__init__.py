@@ -18,7 +18,9 @@ def _network(name: str) -> tuple[str, str]:
 
 
 def _onnx(recipe: Recipe) -> tuple[str, ...]:
-    return PARITY, *(variant.onnx for variant in variants_of(recipe))
+    made = [variant.onnx for variant in variants_of(recipe)]
+    # TensorRT's int8 file lies beside the one of the other runtimes.
+    return PARITY, *made, *(name.replace(".int8.onnx", ".int8.trt.onnx") for name in made if ".int8." in name)
 
 
 def _always(recipe: Recipe) -> bool:

@@ -43,6 +43,7 @@ class OnnxRuntimeEngine(Engine):
         threads: how many threads one run may use on the CPU; 0 takes as many as cores may be used.
         runtime: ``onnxruntime`` (the CPU), ``onnxruntime_cuda`` or ``onnxruntime_tensorrt``.
         sha256: the hash that the file must have.
+        profile: where ONNX Runtime writes its profile of every run, as the beginning of a path; by default nowhere.
 
     Raises:
         DeployError: the file is missing, is not an ONNX model, uses an operator the runtime lacks, or is
@@ -52,7 +53,13 @@ class OnnxRuntimeEngine(Engine):
     """
 
     def __init__(
-        self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime", sha256: str | None = None
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        runtime: str = "onnxruntime",
+        sha256: str | None = None,
+        profile: Path | None = None,
     ) -> None:
         try:
             import onnxruntime as ort
@@ -76,6 +83,8 @@ class OnnxRuntimeEngine(Engine):
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # errors are raised anyway
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         # Tensors in another file are found from the path alone, so such a file runs as it is.
         fixed = bool(wire.outside)
         model, disabled, self.kernels = _rewrite(data, fixed=fixed) if runtime == "onnxruntime" else (data, [], None)
@@ -111,6 +120,12 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(f"ONNX Runtime could not run {self.name} ({first_line(error)}).") from error
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file that ONNX Runtime wrote, one event for each node of each run."""
+        if self._session is None:
+            raise DeployError(f"{self.name} is closed; load it again before running it.")
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         self._session = None
