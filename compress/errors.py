@@ -41,6 +41,12 @@ class TrainingError(NiwakiError):
     exit_code = 1
 
 
+class AcceptError(NiwakiError):
+    """A finished run whose student misses what its recipe accepts."""
+
+    exit_code = 1
+
+
 class MissingError(NiwakiError):
     """Something that this machine or environment lacks."""
 
@@ -56,6 +62,11 @@ class ElsewhereError(NiwakiError):
 
 
 INTERRUPTED = 130
+
+
+def said_by(error: BaseException) -> str:
+    """Return the first line of what an error of a library says, shortened, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def exit_code_of(error: BaseException) -> int:

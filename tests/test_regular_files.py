@@ -7,12 +7,18 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from compress import artifact
 from compress import files as training
-from compress.errors import NiwakiError
+from compress.data.formats.masks import load_mask
+from compress.distill import cache
+from compress.errors import ImageError, NiwakiError, TrainingError
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
+from compress.run.stages.measure import _built_records
+from compress.run.summary import summary
+from compress.run.variants import ENGINES
 from deploy import files as running
 from deploy.bench.records import Bench
 from deploy.bundle.manifest import read_manifest
@@ -93,5 +99,43 @@ def test_the_pixels_of_an_image_are_counted_before_it_is_decoded(tmp_path):
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"not decoded") + chunk(b"IEND", b"")
     )
-    with pytest.raises(DeployError, match="13000 x 13000 pixels, which is too large"):
-        preprocess.load(path)
+    for load, error in ((preprocess.load, DeployError), (load_mask, ImageError)):
+        with pytest.raises(error, match="13000 x 13000 pixels, which is too large"):
+            load(path)
+
+
+def test_a_mask_of_half_a_megabyte_does_not_take_gigabytes(tmp_path):
+    """Every pixel of a mask becomes eight bytes."""
+    path = tmp_path / "mask.png"
+    Image.new("L", (8000, 8000)).save(path, optimize=True)
+    assert path.stat().st_size < 1 << 19
+    with pytest.raises(ImageError, match="8000 x 8000 pixels, which is too large"):
+        load_mask(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ImageError, match="it is no regular file"):
+        load_mask(path)
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "bench.json"])
+def test_the_summary_of_a_run_waits_for_no_pipe(name, tmp_path):
+    (tmp_path / "ledger.json").write_text('{"models": []}')
+    (tmp_path / "bench.json").write_text('{"records": []}')
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((OSError, NiwakiError), match=r"regular file|lacks what the run wrote"):
+        summary(tmp_path)
+
+
+def test_what_a_run_measured_and_stored_is_read_within_a_limit(tmp_path):
+    (tmp_path / "key").mkdir()
+    (tmp_path / "key/0.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(TrainingError, match="cannot be read back"):
+        cache.read(tmp_path, "key", 1, 1 << 20)
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / ENGINES).symlink_to("/dev/zero")
+    assert list(_built_records(tmp_path)) == []
+    (tmp_path / ENGINES).unlink()
+    (tmp_path / ENGINES).write_bytes(b"[" * (65 << 20))
+    with pytest.raises(OSError, match="are the limit"):
+        list(_built_records(tmp_path))

@@ -12,11 +12,13 @@ from typing import NoReturn
 
 import typer
 
-from compress.cli.bench import bench, gate, report
-from compress.cli.bundle import build, predict, sign
+from compress.cli.bench import bench, report
+from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
+from compress.cli.gate import gate
 from compress.cli.network import criteria, inspect
+from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
@@ -28,7 +30,21 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (run, inspect, criteria, predict, build, sign, gate, bench, report, doctor):
+for command in (
+    run,
+    inspect,
+    criteria,
+    sensitivity,
+    prune,
+    predict,
+    build,
+    sign,
+    verify,
+    gate,
+    bench,
+    report,
+    doctor,
+):
     app.command()(command)
 
 

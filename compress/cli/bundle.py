@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli.common import JsonFlag, say
+from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ TrustedKey = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="An Ed25519 public key (PEM): refuse a bundle that its owner did not sign."),
 ]
+MinVersion = Annotated[
+    int | None, typer.Option(min=0, help="Refuse a signed bundle whose manifest states a lower version.")
+]
 
 
 def predict(
@@ -30,6 +34,11 @@ def predict(
     runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
     trusted_key: TrustedKey = None,
+    engine_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of this device: run engines too that `niwaki build --key` signed with it."),
+    ] = None,
+    min_version: MinVersion = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
@@ -39,8 +48,15 @@ def predict(
 
     if (crowded := over_cores(threads)) is not None:
         say(crowded)
-    asked = {"runtime": runtime, "precision": precision, "trusted_key": trusted_key}
-    with deploy.load(bundle, threads=threads, **asked) as engine:  # type: ignore[arg-type]
+    with deploy.load(
+        bundle,
+        threads=threads,
+        runtime=runtime,
+        precision=precision,
+        trusted_key=trusted_key,
+        engine_key=engine_key,
+        min_version=min_version,
+    ) as engine:
         (found, bad), classes = _answers(engine, images), engine.classes
     if as_json:
         # A mask is an array: rows of class indices.
@@ -95,12 +111,18 @@ def build(
     ] = None,
     largest: Annotated[int, typer.Option("--batch", min=1, max=4096, help="The largest batch.")] = 8,
     trusted_key: TrustedKey = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="This device's Ed25519 private key (PEM), to sign the engine with."),
+    ] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
     import deploy
     from deploy.engines.sidecar import load_sidecar
 
+    probe_first(bundle, probe, precision=precision)
     path = deploy.build_engine(
         bundle,
         precision=precision,
@@ -109,6 +131,7 @@ def build(
         runtime=runtime,
         largest=largest,
         trusted_key=trusted_key,
+        key=key,
     )
     made = load_sidecar(path)
     if as_json:
@@ -121,13 +144,37 @@ def build(
 def sign(
     bundle: BundleArgument,
     key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
+    version: Annotated[int | None, typer.Option(min=0, help="The bundle's version, for --min-version.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="DATE", help="From when on it is refused, such as 2027-12-31 (UTC).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Sign a bundle; ``--trusted-key`` of predict and build then refuses anything else."""
     import deploy
 
-    path = deploy.sign(bundle, key)
+    path = deploy.sign(bundle, key, version=version, expires=expires)
     print(json.dumps({"signature": str(path)}) if as_json else plain(path))
+
+
+def verify(
+    bundle: BundleArgument,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The Ed25519 public key (PEM) of who must have signed it.")],
+    min_version: MinVersion = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Hold a bundle against a key, and every file of it against its hash; nothing is loaded."""
+    import deploy
+
+    manifest = deploy.verify(bundle, key, min_version=min_version)
+    expires = None if manifest.expires is None else manifest.expires.isoformat()
+    if as_json:
+        said = {"bundle": str(bundle), "version": manifest.version, "expires": expires}
+        print(json.dumps(said | {"files": {item.file: item.sha256 for item in manifest.files}}, indent=1))
+        return
+    version = "no version" if manifest.version is None else f"version {manifest.version}"
+    until = "no expiry" if expires is None else f"expires {expires}"
+    print(plain(f"{bundle} is what the owner of {key} signed: {len(manifest.files)} files, {version}, {until}."))
 
 
 def describe(bundle: Path) -> dict[str, Any]:
@@ -144,6 +191,8 @@ def describe(bundle: Path) -> dict[str, Any]:
             "task": said.task,
             "models": sorted(said.models),
             "default": said.default,
+            "version": said.version,
+            "expires": None if said.expires is None else said.expires.isoformat(),
             "licence": said.licence,
             "weights": None if said.weights is None else said.weights.source,
             "weights_sha256": own.weights_sha256,

@@ -18,6 +18,7 @@ from deploy.engines.cores import cpu_quota, usable_cores
 
 if TYPE_CHECKING:
     from compress.recipe.schema import Recipe
+    from compress.run.progress import Ui
 
 _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
@@ -57,14 +58,41 @@ def run(
         warnings.simplefilter("ignore")
         from compress import run as runs
         from compress.recipe.loading import load_recipe
+        from compress.run.acceptance import check_accepted
         from compress.run.progress import Ui
 
         asked = load_recipe(recipe, overrides or [], trusted=trusted_modules(trust or ()))
         folder = out or Path("runs") / asked.name
         first = launched("RANK", 0) == 0
-        report = runs.run(asked, folder, Ui.choose(quiet=quiet or not first, json=as_json), resume=resume)
+        ui = Ui.choose(quiet=quiet or not first, json=as_json)
+        if asked.prune.table:
+            _several(asked, folder, ui, resume=resume, as_json=as_json)
+            return
+        report = runs.run(asked, folder, ui, resume=resume)
     if first:
         _show(asked, folder, report, quiet=quiet, as_json=as_json)
+        check_accepted(asked, folder)
+
+
+def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: bool) -> None:
+    """Run a recipe that asks for several networks of one teacher and print their table."""
+    from compress.errors import RecipeError
+    from compress.files import write_json
+    from compress.run.acceptance import check_accepted
+    from compress.run.several import parts, run_several
+    from compress.run.summary import summary_of_several, table_of_several
+
+    if launched("WORLD_SIZE", 1) > 1:
+        raise RecipeError("A table of networks (budget.macs is a list) runs in one process; give one share a run.")
+    folders = run_several(recipe, folder, ui, resume=resume)
+    found = summary_of_several(folders)
+    write_json(folder / "table.json", found)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif ui.style != "quiet":
+        Terminal().print(table_of_several(found))
+    for part, own in zip(parts(recipe).values(), folders, strict=True):
+        check_accepted(part, own)
 
 
 def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: bool) -> None:

@@ -19,6 +19,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 SEVERAL = "niwaki.several"
 """The key that marks, in ``Image.info``, the first of several frames or pages, as bundles have it."""
+_MOST_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 32  # as bundles have it; photographs have less than 10 pixels a byte
 
 DAMAGED = (
     ArithmeticError,
@@ -53,6 +54,26 @@ TEXTS = {
 }
 """Endings of what lies beside images and is none."""
 T = TypeVar("T")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no regular file, such as a pipe, which would be waited for without end; raise OSError."""
+    if not path.is_file():
+        raise OSError("there is no such file" if not path.exists() else "it is no regular file")
+
+
+def check_pixels(image: Image.Image, path: Path) -> None:
+    """Refuse an image that would take far more memory than its file is large, before it is decoded.
+
+    Raises:
+        ImageError: it does.
+    """
+    size = path.stat().st_size
+    if image.width * image.height > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
+        raise ImageError(
+            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
+            "opened safely; scale it down first."
+        )
 
 
 class Decoded(Generic[T]):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compress.distill.registry import Features
 from compress.errors import TrainingError
-from compress.files import replacing
+from compress.files import read_bytes, replacing
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def fill(
     images: Callable[[int], Iterator[Tensor]],
     compute: Callable[[Tensor], Features],
     progress: Callable[[int, int], None],
+    limit: int,
 ) -> None:
     """Compute what ``folder`` lacks under ``key``, one file a variant; each appears whole. Other keys are removed.
 
@@ -68,13 +69,14 @@ def fill(
         images: a variant's images in the split's order, in batches (n, C, H, W).
         compute: the teacher's features of a batch.
         progress: told variants done and in all.
+        limit: the most bytes that one file may have; a larger one is computed again.
     """
     for other in folder.iterdir() if folder.is_dir() else ():
         if other.name != key:
             shutil.rmtree(other)
     (folder / key).mkdir(parents=True, exist_ok=True)
     for variant in range(variants):
-        if _read(folder, key, variant) is None:
+        if _read(folder, key, variant, limit) is None:
             gathered: dict[str, list[Tensor]] = {}
             for batch in images(variant):
                 for name, value in compute(batch).items():
@@ -84,11 +86,11 @@ def fill(
         progress(variant + 1, variants)
 
 
-def read(folder: Path, key: str, variants: int) -> Cache:
-    """Read what ``fill`` left there; raise TrainingError where the disk does not give it back."""
+def read(folder: Path, key: str, variants: int, limit: int) -> Cache:
+    """Read what ``fill`` left there, at most ``limit`` bytes a file; raise TrainingError where that cannot be had."""
     held = []
     for variant in range(variants):
-        features = _read(folder, key, variant)
+        features = _read(folder, key, variant, limit)
         if features is None:
             raise TrainingError(
                 f"{_file(folder, key, variant)} cannot be read back; check the disk, "
@@ -102,10 +104,10 @@ def _file(folder: Path, key: str, variant: int) -> Path:
     return folder / key / f"{variant}.safetensors"
 
 
-def _read(folder: Path, key: str, variant: int) -> Features | None:
+def _read(folder: Path, key: str, variant: int, limit: int) -> Features | None:
     try:
         # Read, not mapped: a mapped file that is cut short while training kills the process.
-        return load(_file(folder, key, variant).read_bytes())
+        return load(read_bytes(_file(folder, key, variant), limit))
     except (OSError, SafetensorError):
         # Missing or damaged: it is computed again.
         return None

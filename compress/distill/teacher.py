@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Images of one pass of the teacher while its features are stored."""
+_HEADER = 1 << 20
+"""Bytes that a stored file may have beside its tensors."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ def stored_features(
             lambda variant: _images(pair, variant),
             lambda batch: features(batch.to(fabric.device)),
             storage.progress,
+            needed + _HEADER,
         )
     fabric.barrier()
-    return cache.read(folder, key, variants), ()
+    return cache.read(folder, key, variants, needed + _HEADER), ()
 
 
 def _images(pair: Pair, variant: int) -> Iterator[Tensor]:

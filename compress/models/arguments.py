@@ -6,7 +6,7 @@ No field takes a callable, a file or an address, and none lets a file of a few b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
@@ -42,6 +42,7 @@ class CifarResNetArguments(Arguments):
     depth: Annotated[int, Field(ge=8, le=1202)] = 20
     width: Annotated[int, Field(ge=1, le=1024)] = 16
     in_channels: Annotated[int, Field(ge=1, le=1024)] = 3
+    shortcut: Literal["projection", "pad"] = "projection"
 
 
 class LeNetArguments(Arguments):

@@ -6,7 +6,8 @@ that a detector can be traced and proved like any other network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+_DENSE = FCOS | RetinaNet | SSD
 
 RawHeads = Callable[[nn.Module, Tensor], dict[str, Any]]
 """From a detector and an image batch to its raw outputs by name."""
@@ -36,7 +40,7 @@ def raw_heads(model: nn.Module) -> RawHeads | None:
     Returns:
         The function; None unless ``model`` is a Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD.
     """
-    if isinstance(model, RetinaNet | FCOS | SSD):
+    if isinstance(model, _DENSE):
         return dense_heads
     if isinstance(model, GeneralizedRCNN) and isinstance(model.roi_heads, RoIHeads):
         pools = (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool, model.roi_heads.keypoint_roi_pool)
@@ -64,6 +68,20 @@ def rcnn_heads(model: Any, images: Tensor) -> dict[str, Any]:
         pooled = _pooled(roi.keypoint_roi_pool, features, regions, images)
         outputs["keypoint_logits"] = roi.keypoint_predictor(roi.keypoint_head(pooled))
     return outputs
+
+
+@contextmanager
+def learning(model: nn.Module) -> Iterator[None]:
+    """Inside, a torchvision detector takes targets and gives its losses; its norms and dropout stay as they are."""
+    parts = [m for m in model.modules() if isinstance(m, GeneralizedRCNN | RegionProposalNetwork | RoIHeads | _DENSE)]
+    before = [part.training for part in parts]
+    for part in parts:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part, training in zip(parts, before, strict=True):
+            part.training = training
 
 
 class AsGiven(GeneralizedRCNNTransform):

@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from compress.errors import ModelError
+from compress.errors import ModelError, said_by
 from compress.models import torchvision
 from compress.models.arguments import (
     Arguments,
@@ -93,7 +93,7 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     try:
         model = make(num_classes=num_classes, **given)
     except _REFUSALS as error:
-        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {_short(error)}.") from None
+        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {said_by(error)}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -141,7 +141,3 @@ def on_meta() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -10,10 +10,11 @@ prune.check(model, plan, example)
 from compress.prune.allocation import smallest_share
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA, normalized, score
+from compress.prune.curves import Sensitivity
 from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
-from compress.prune.sensitivity import Sensitivity, measure_sensitivity, rank_correlation
+from compress.prune.sensitivity import correlations, measure_sensitivity, rank_correlation
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
@@ -29,6 +30,7 @@ __all__ = [
     "Trace",
     "apply",
     "check",
+    "correlations",
     "mask",
     "measure_sensitivity",
     "normalized",

@@ -14,6 +14,7 @@ import torch
 
 from compress.errors import PlanError
 from compress.prune.budget import WIDTHS, Budget
+from compress.prune.curves import Sensitivity
 from compress.prune.units import Group, Trace
 
 Kept = npt.NDArray[np.bool_]
@@ -61,12 +62,16 @@ class Limits:
         return f"with at least {max(self.min_kept, 1)} channels a group, in multiples of {self.round_to}{most}"
 
 
-def removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: Scope) -> Order:
+def removal_order(
+    trace: Trace, scores: npt.NDArray[np.float64], scope: Scope, curves: Sensitivity | None = None
+) -> Order:
     """What goes, first to go first.
 
     `global` ranks all units by their scores; `per_mac` by score for each MAC that goes with a unit; `group` takes the
     same share of every group; `isomorphic` the same share of every kind of group, ranked by score within a kind (Fang
-    et al., Isomorphic Pruning for Vision Models, 2024).
+    et al., Isomorphic Pruning for Vision Models, 2024). With `curves` every group is cut as far as the loss, measured
+    with that group alone cut, rises by one and the same amount (as Li et al., Pruning Filters for Efficient ConvNets,
+    2017, choose ratios by eye from such curves); scores only say which channels of a group go first.
     """
     if scope not in get_args(Scope):
         raise PlanError(f"scope='{scope}' is unknown; give {', '.join(map(repr, get_args(Scope)))}.")
@@ -75,17 +80,21 @@ def removal_order(trace: Trace, scores: npt.NDArray[np.float64], scope: Scope) -
     values = scores
     if scope == "per_mac":
         values = scores / np.maximum(trace.unit_macs(), 1e-12)
+    rises = None if curves is None else curves.rises(trace)
     kinds = [_kind(trace, group) for group in trace.groups]
     keys, ranks, owner, unit = [], [], [], []
     for g, group in enumerate(trace.groups):
         own = values[group.units]
         ranked = np.argsort(own, kind="stable")
-        keys.append((np.arange(len(ranked)) + 0.5) / len(ranked) if scope == "group" else own[ranked])
+        if rises is not None:
+            keys.append(rises[g])
+        else:
+            keys.append((np.arange(len(ranked)) + 0.5) / len(ranked) if scope == "group" else own[ranked])
         ranks.append(own[ranked])
         owner.append(np.full(len(ranked), g))
         unit.append(group.units[ranked])
     whole = [np.concatenate(parts) for parts in (unit, owner, ranks, keys)]
-    if scope == "isomorphic":
+    if scope == "isomorphic" and curves is None:
         whole[3] = _shares(whole, np.array([sorted(set(kinds)).index(kind) for kind in kinds]))
     return np.stack([whole[1], whole[0]], axis=1)[np.lexsort(whole)]
 

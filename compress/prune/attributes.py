@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from compress.prune.attention import MultiheadAttention, RelativeAttention, WindowAttention
@@ -139,3 +140,39 @@ def _put(module: Any, path: str, last: str, value: Any) -> None:
 def _like(holder: Any, entries: Iterator[Any]) -> Any:
     """A tuple or list of the same kind."""
     return type(holder)(*entries) if hasattr(holder, "_fields") else type(holder)(entries)
+
+
+def kept_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Plain integers above 1 that a module holds, in tuples, lists and plain objects too, each with its name."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or isinstance(value, torch.Tensor | nn.Module):
+            continue
+        yield from _numbers(name, value, 0)
+
+
+def _numbers(name: str, value: Any, depth: int) -> Iterator[tuple[str, int]]:
+    if type(value) is int:
+        if value > 1:
+            yield name, value
+    elif isinstance(value, tuple | list):
+        for k, entry in enumerate(value):
+            if type(entry) is int:
+                yield from _numbers(f"{name}.{k}", entry, depth)
+    elif depth == 0 and _is_plain(value):
+        entries = value.items() if isinstance(value, dict) else vars(value).items()
+        for key, entry in entries:
+            if type(key) is str and key.isidentifier() and not key.startswith("_"):
+                yield from _numbers(f"{name}.{key}", entry, 1)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dictionary, or an object that holds attributes, such as a configuration."""
+    if isinstance(value, dict):
+        return True
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type)
+        and not callable(value)
+        and (kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy"))
+    )

@@ -17,7 +17,7 @@ WIDTHS: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class Budget(BaseModel):
-    """Upper bounds on a network's cost; all that are given hold together, latency stands alone.
+    """Upper bounds on a network's cost; all that are given hold together, latency and max_drop stand alone.
 
     Args:
         macs: multiply-accumulates of one forward pass, as a share.
@@ -26,6 +26,8 @@ class Budget(BaseModel):
         memory: most bytes of activations that are alive at once, at `precision`, for `batch` images: a share up to
             1, bytes above.
         latency: median latency on ONNX Runtime, measured while planning, as a share.
+        max_drop: points (hundredths) of the metric that chooses by which the cut network may end below the whole one on
+            validation data, measured while planning; the smallest such network is taken.
         precision: of numbers; vectors (biases, norms) stay in fp32 under int8.
         batch: images at once.
     """
@@ -37,16 +39,17 @@ class Budget(BaseModel):
     size: Bytes | None = None
     memory: Bytes | None = None
     latency: Share | None = None
+    max_drop: Annotated[float, Field(gt=0.0, lt=100.0)] | None = None
     precision: Precision = "fp32"
     batch: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _some(self) -> Budget:
-        bounds = self.bounds
-        if not bounds and self.latency is None:
-            raise ValueError("give at least one of macs, params, size, memory and latency")
-        if bounds and self.latency is not None:
-            raise ValueError("latency is met by measuring and stands alone; give it without macs, params, size, memory")
+        measured = [name for name in ("latency", "max_drop") if getattr(self, name) is not None]
+        if not self.bounds and not measured:
+            raise ValueError("give at least one of macs, params, size, memory, latency and max_drop")
+        if measured and (self.bounds or len(measured) > 1):
+            raise ValueError(f"{measured[0]} is met by measuring and stands alone; give it without other bounds")
         return self
 
     @property

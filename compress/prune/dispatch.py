@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress.prune.attributes import kept_numbers
 from compress.prune.labels import Flow, Labels, Layer, Slot
 from compress.prune.rules import POINTWISE, RULES, Call, Role, Rule, tensors
 from compress.prune.shapes import SHAPES
@@ -29,6 +30,8 @@ PICKS = frozenset(
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor"}
 """Operators that make a tensor of one value, in a size that the code gives."""
 
+
+PAD = "aten.constant_pad_nd"
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
@@ -53,7 +56,7 @@ class OpCall:
         shapes: of what it returned.
         flows: what that carries.
         numbers: plain numbers that it computes with.
-        bounds: a slice's dimension, start and end.
+        bounds: a slice's dimension, start and end; what a padding adds, dimension by dimension.
     """
 
     name: str
@@ -198,7 +201,7 @@ class LabelDispatch(TorchDispatchMode):
         self.set_sources(outs, len(self.calls))
         self.observed.picks = self.observed.picks or (op.name in PICKS and any(flow.layers for flow in flows))
         shapes = tuple([tuple(t.shape) for t in outs])
-        bounds = tuple(args[1:4]) if op.name == "aten.slice" else ()
+        bounds = tuple(args[1:4]) if op.name == "aten.slice" else tuple(args[1]) if op.name == PAD else ()
         self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs), bounds))
 
     def source(self, tensor: torch.Tensor) -> Source:
@@ -364,6 +367,11 @@ class LabelDispatch(TorchDispatchMode):
 
     def altered(self, labels: Labels, reason: str) -> None:
         self.observed.altered.append((labels.reshape(-1), reason))
+
+    def keeps(self, number: int) -> bool:
+        """Whether the module that is running holds a number in a tuple or a list, where a cut can patch it."""
+        module, _ = running()
+        return module is not None and any("." in name and n == number for name, n in kept_numbers(module))
 
     def spend(self, macs: float, *factors: Labels) -> None:
         self.observed.costs.append((float(macs), factors))

@@ -23,6 +23,7 @@ from compress.prune.allocation import (
     within,
 )
 from compress.prune.budget import Budget
+from compress.prune.curves import Sensitivity
 from compress.prune.units import Role, Slot, Trace
 from compress.validation import explain
 
@@ -137,6 +138,7 @@ def plan(
     round_to: int = 1,
     min_kept: int = 1,
     max_ratio: float = 1.0,
+    curves: Sensitivity | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Chooses the units that stay.
@@ -152,6 +154,8 @@ def plan(
         round_to: kept channels of a group are rounded up to a multiple of it.
         min_kept: channels of a group that always stay.
         max_ratio: the largest share of a group that goes.
+        curves: in place of the scope, the network's sensitivity: each group is cut as far as the loss measured for it
+            alone rises by one and the same amount.
         asked: what to record of the request beside these arguments.
 
     Raises:
@@ -165,9 +169,9 @@ def plan(
         check_ratio(ratio)
     if not trace.groups and ratio != 0:
         raise PlanError(f"No channel of this network is free to go: {why_nothing_is_free(trace)}.")
-    if budget is not None and budget.latency is not None:
-        raise PlanError("A latency budget is met by measuring: search over plans with macs budgets.")
-    order = removal_order(trace, values, scope)
+    if budget is not None and not budget.bounds:
+        raise PlanError("A budget of latency or max_drop is met by measuring: search over plans with macs budgets.")
+    order = removal_order(trace, values, scope, curves)
     if budget is not None:
         kept = within(trace, order, budget, limits)
     elif isinstance(ratio, Mapping):
@@ -178,6 +182,8 @@ def plan(
     request: dict[str, Any] = {"scope": scope, "round_to": round_to, "min_kept": min_kept, "ratio": ratio}
     if max_ratio != 1:
         request["max_ratio"] = max_ratio
+    if curves is not None:
+        request["scope"] = "sensitivity"
     request.update(asked or {})
     if budget is not None:
         request["budget"] = budget.model_dump(exclude_defaults=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from compress.prune.dispatch import OpCall
+from compress.prune.attributes import kept_numbers
+from compress.prune.dispatch import PAD, OpCall
 from compress.prune.labels import Flow, Labels, Slot, shrink
 from compress.prune.units import Attribute, Trace
 
@@ -60,12 +60,23 @@ def axes(flow: Flow) -> Iterator[Want]:
 def wanted(call: OpCall, inputs: Sequence[Flow]) -> list[Want]:
     """The sizes that a call may have been given: of what it made, of runs that it picked, of what it was fed."""
     found = [want for flow in call.flows for want in axes(flow)]
+    if call.name == PAD:
+        return [*_padded(call), *found, *(want for flow in inputs for want in axes(flow))]
     if call.bounds and inputs:
         for layer in inputs[0].layers:
             at = call.bounds[0] % layer.labels.ndim
             rows = np.moveaxis(layer.labels, at, 0).reshape(layer.labels.shape[at], -1)
             found += [Want(n, rows[:n]) for n in call.bounds[1:] if type(n) is int and 1 < n < len(rows)]
     return found + [want for flow in inputs for want in axes(flow)]
+
+
+def _padded(call: OpCall) -> Iterator[Want]:
+    """What a padding adds before and after the channels of its input."""
+    for want in (want for flow in call.flows for want in axes(flow)):
+        for left, right in zip(call.bounds[::2], call.bounds[1::2], strict=True):
+            if 0 < left + right < want.size and min(left, right) >= 0:
+                yield Want(left, want.labels[:left])
+                yield Want(right, want.labels[want.size - right :])
 
 
 def whole_numbers(values: Any) -> set[int]:
@@ -75,42 +86,6 @@ def whole_numbers(values: Any) -> set[int]:
     if isinstance(values, list | tuple):
         return {n for value in values for n in whole_numbers(value)}
     return set()
-
-
-def kept_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Plain integers above 1 that a module holds, in tuples, lists and plain objects too, each with its name."""
-    for name, value in vars(module).items():
-        if name.startswith("_") or isinstance(value, torch.Tensor | nn.Module):
-            continue
-        yield from _numbers(name, value, 0)
-
-
-def _numbers(name: str, value: Any, depth: int) -> Iterator[tuple[str, int]]:
-    if type(value) is int:
-        if value > 1:
-            yield name, value
-    elif isinstance(value, tuple | list):
-        for k, entry in enumerate(value):
-            if type(entry) is int:
-                yield from _numbers(f"{name}.{k}", entry, depth)
-    elif depth == 0 and _is_plain(value):
-        entries = value.items() if isinstance(value, dict) else vars(value).items()
-        for key, entry in entries:
-            if type(key) is str and key.isidentifier() and not key.startswith("_"):
-                yield from _numbers(f"{name}.{key}", entry, 1)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is a dictionary, or an object that holds attributes, such as a configuration."""
-    if isinstance(value, dict):
-        return True
-    kind = type(value)
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, type)
-        and not callable(value)
-        and (kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy"))
-    )
 
 
 def candidates(

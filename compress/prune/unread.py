@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from compress.prune.attributes import kept_numbers
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Labels, Slot
-from compress.prune.sizes import Patch, kept_numbers
+from compress.prune.sizes import Patch
 
 _WIDTHS = re.compile(
     r"(^|_)(c|ch|chs|chan|chans|channel|channels|dim|dims|width|widths|features|planes|inplanes|outplanes|hidden|embed"

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from compress.models.names import RENAMED, is_own_code
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA
+from compress.prune.schedule import Schedule
 from compress.recipe.data import DataRecipe, FunctionData, Part
 
 Positive = Annotated[float, Field(gt=0)]
@@ -95,19 +96,34 @@ class SourceRecipe(Part):
     train: TrainRecipe
 
 
+LABELLED = ("rendered_digits", "handwritten_digits", "folder", "csv")
+"""Kinds of data whose images have a class each."""
+
+CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
+"""How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
+
+
 class PruneRecipe(Part):
-    """How channels are scored and how many of them go."""
+    """How channels are scored and how many of them go.
+
+    ``ratio`` takes the budget's place: the share of all free channels that goes, or of each group's, by pattern.
+    ``budget: {macs: [0.7, 0.5]}`` asks for several networks from one teacher: ``table`` holds the shares then.
+    """
 
     criterion: str = "l1"
     budget: Budget = Budget(macs=0.5)
+    table: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    ratio: float | dict[str, float] | None = None
     images: Annotated[int, Field(ge=4, le=100_000)] = 256
     scope: Literal["global", "group", "isomorphic", "per_mac"] = "global"
     max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     round_to: Annotated[int, Field(ge=1, le=65_536)] = 8
     min_kept: Annotated[int, Field(ge=1, le=65_536)] = 8
     rounds: Annotated[int, Field(ge=1, le=50)] = 1
+    schedule: Schedule = "linear"
     recover_epochs: Epochs = 8
     reconstruct: bool = False
+    sensitivity: bool = False
     protect: tuple[str, ...] = ()
 
     @field_validator("criterion")
@@ -116,6 +132,33 @@ class PruneRecipe(Part):
         if value not in CRITERIA:
             raise ValueError(f"there is no such criterion; there are {', '.join(CRITERIA)}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_networks(cls, given: Any) -> Any:
+        """Read a list of MACs as a table; the budget is its first."""
+        budget = given.get("budget") if isinstance(given, dict) else None
+        several = budget.get("macs") if isinstance(budget, dict) else None
+        if not isinstance(budget, dict) or not isinstance(several, list | tuple):
+            return given
+        if not several or given.get("table"):
+            raise ValueError("budget.macs is a list: give one share or more, and no table beside it")
+        return {**given, "budget": {**budget, "macs": several[0]}, "table": several}
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> PruneRecipe:
+        if self.ratio is not None and "budget" in self.model_fields_set and self.budget != Budget(macs=0.5):
+            raise ValueError("give either a budget or a ratio, not both")
+        shares = self.ratio.values() if isinstance(self.ratio, dict) else (self.ratio or 0.0,)
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError("a ratio is the share that goes, at least 0 and less than 1")
+        if self.ratio == {}:
+            raise ValueError("ratio is empty; give a share, or shares by pattern such as {'layer3.*': 0.6, '*': 0.3}")
+        if self.ratio is not None and self.rounds > 1:
+            raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
+        if len(set(self.table)) != len(self.table):
+            raise ValueError("budget.macs names a share twice")
+        return self
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:
@@ -220,6 +263,12 @@ class DeployRecipe(Part):
         return self
 
 
+class AcceptRecipe(Part):
+    """What a run must reach: the student's points (hundredths of the metric that chooses) below its teacher on test."""
+
+    max_drop: Annotated[float, Field(ge=0, le=100)]
+
+
 class Recipe(Part):
     """Everything one run is asked to do."""
 
@@ -238,6 +287,18 @@ class Recipe(Part):
     prune: PruneRecipe = PruneRecipe()
     distill: DistillRecipe
     deploy: DeployRecipe | None = DeployRecipe()
+    accept: AcceptRecipe | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cuts_classifiers_as_studied(cls, given: Any) -> Any:
+        """Fill in what a recipe leaves open of a classifier's cut; of other tasks the study says nothing yet."""
+        if not isinstance(given, dict):
+            return given
+        target, cut = given.get("target"), given.get("prune", {})
+        if not isinstance(target, dict) or target.get("kind") not in LABELLED or not isinstance(cut, dict):
+            return given
+        return {**given, "prune": {**CLASSIFIER, **cut}}
 
     @model_validator(mode="after")
     def _times_what_it_lowers(self) -> Recipe:

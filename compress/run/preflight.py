@@ -18,6 +18,8 @@ from compress.prune import CRITERIA, Trace
 from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
 from compress.recipe.schema import PreprocessingRecipe, Recipe
+from compress.run.cutting import plan_for
+from compress.run.scoring import scored
 from compress.run.tracing import traced
 from compress.run.transfer import fresh, started
 from compress.train import TASKS
@@ -90,7 +92,11 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     TASKS[target.task].check(model, example)
     if not trace.groups:
         raise PlanError(f"No channel of {recipe.model.factory} is free to go: {why_nothing_is_free(trace)}.")
-    _check_prune(recipe, trace, target.task)
+    _check_prune(recipe, trace)
+    if CRITERIA[recipe.prune.criterion].needs == "gradients":
+        # Not every loss has the derivatives that a criterion asks for.
+        two = target.splits["train"].batch(torch.arange(min(2, len(target.splits["train"]))))
+        scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task])
 
 
 def check_preprocessing(recipe: Recipe) -> None:
@@ -116,16 +122,10 @@ def check_preprocessing(recipe: Recipe) -> None:
             )
 
 
-def _check_prune(recipe: Recipe, trace: Trace, task: str) -> None:
-    """Check that the criterion can judge this task's networks and that some plan meets the budget."""
+def _check_prune(recipe: Recipe, trace: Trace) -> None:
+    """Check that some plan meets the budget."""
     asked = recipe.prune
-    if task == "detection" and CRITERIA[asked.criterion].needs == "gradients":
-        fit = ", ".join(name for name, criterion in CRITERIA.items() if criterion.needs != "gradients")
-        raise RecipeError(
-            f"prune.criterion: {asked.criterion} looks at gradients of class scores, which a detector does not give; "
-            f"take one of {fit}."
-        )
-    if asked.budget.macs is not None:
+    if asked.ratio is None and asked.budget.macs is not None:
         floor = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio)
         if floor > asked.budget.macs:
             raise RecipeError(
@@ -133,16 +133,8 @@ def _check_prune(recipe: Recipe, trace: Trace, task: str) -> None:
                 f"{floor:.3f} of its MACs remain with min_kept {asked.min_kept} and round_to "
                 f"{asked.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
             )
-    if asked.budget.bounds:
-        prune.plan(
-            trace,
-            torch.zeros(trace.units),
-            budget=asked.budget,
-            scope="group",
-            round_to=asked.round_to,
-            min_kept=asked.min_kept,
-            max_ratio=asked.max_ratio,
-        )
+    if asked.ratio is not None or asked.budget.bounds:
+        plan_for(trace, torch.zeros(trace.units), asked.model_copy(update={"scope": "group"}))
 
 
 def check_source(recipe: Recipe, source: data.ImageData) -> None:

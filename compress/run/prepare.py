@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     """
     resuming = going_on(recipe, out, resume)
     check_tensorboard(recipe.tensorboard)
-    reader, target = _data(recipe)
+    reader, target = read_data(recipe)
     if resuming:
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
@@ -135,18 +135,24 @@ def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
     return Geometry(preprocessing.visible_box(image), preprocessing.size)
 
 
+def reader_of(preprocessing: Preprocessing) -> ImageReader:
+    """Return how images become inputs, by the functions that a bundle uses."""
+    return ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
+
+
 def join(recipe: Recipe, out: Path) -> Workspace:
     """Return what the other processes of a run work with, once the first one has prepared the folder."""
-    reader, target = _data(recipe)
+    reader, target = read_data(recipe)
     return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
 
 
-def _data(recipe: Recipe) -> tuple[ImageReader, ImageData]:
+def read_data(recipe: Recipe) -> tuple[ImageReader, ImageData]:
+    """Read the target data that a recipe names; raise RecipeError or DataError where it cannot be used."""
     try:
         preprocessing = Preprocessing(**recipe.preprocessing.model_dump())
     except ValidationError as error:
         raise RecipeError(f"{explain(error, under='preprocessing')}; change it in the recipe.") from None
-    reader = ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
+    reader = reader_of(preprocessing)
     target = data.load(recipe.target, reader, recipe.seed)
     if "test" not in target.splits:
         raise RecipeError("target.kind rendered_digits has no test split; use it under source, not under target.")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress import prune
-from compress.models.detection import raw_heads
+from compress.data.images import Batch, Split
+from compress.models.detection import learning, raw_heads
 from compress.prune import CRITERIA, Plan, Reconstruction, Trace
 from compress.run.workspace import Workspace
+from compress.train import TASKS
+from compress.train.tasks import Task
 
 BATCH = 32
 
@@ -17,16 +23,62 @@ BATCH = 32
 def scores(work: Workspace, trace: Trace, network: nn.Module) -> Tensor:
     """Score every unit of a network by the recipe's criterion; float64 (units,), higher stays."""
     asked = work.recipe.prune
-    data = None if CRITERIA[asked.criterion].needs == "weights" else calibration_batches(work)
-    seed, forward = work.recipe.seed, raw_heads(network)
-    return prune.score(trace, network, asked.criterion, data=data, seed=seed, forward=forward)
+    images = [] if CRITERIA[asked.criterion].needs == "weights" else scoring_images(work)
+    return scored(trace, network, asked.criterion, images, TASKS[work.target.task], seed=work.recipe.seed)
+
+
+def scored(
+    trace: Trace, network: nn.Module, criterion: str, images: Sequence[Batch], task: Task, *, seed: int = 0
+) -> Tensor:
+    """Score every unit of a network by a criterion; gradients are those of the task's own loss.
+
+    Args:
+        trace: of the network, a detector's of its raw heads.
+        network: the network.
+        criterion: a name in ``CRITERIA``.
+        images: with their targets; none for criteria of weights.
+        task: what the network is for.
+        seed: of all that is drawn.
+
+    Returns:
+        float64 (units,), higher stays.
+
+    Raises:
+        PlanError: the criterion cannot judge this network.
+    """
+    needs = CRITERIA[criterion].needs if criterion in CRITERIA else "weights"
+    if needs == "weights":
+        return prune.score(trace, network, criterion, seed=seed)
+    if needs == "gradients" and task.name != "classification":
+        # Detectors are fed their boxes too, and answer with their losses.
+        given = [((batch.images, batch.targets), None) for batch in images]
+        loss, forward = _as_it_is, loss_of(task)
+        return prune.score(trace, network, criterion, data=given, loss=loss, seed=seed, forward=forward)
+    return prune.score(trace, network, criterion, data=pairs(images), seed=seed, forward=raw_heads(network))
+
+
+def loss_of(task: Task) -> Callable[[nn.Module, Any], Tensor]:
+    """Return a function from a network in eval mode and a pair of images and targets to the task's own loss."""
+
+    def forward(network: nn.Module, inputs: Any) -> Tensor:
+        images, targets = inputs
+        # The norms stay as they are, and what an R-CNN draws of its regions is always the same.
+        with learning(network), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return task.loss(network, Batch(images, targets, torch.arange(len(images))))
+
+    return forward
+
+
+def _as_it_is(outputs: Any, targets: Any) -> Tensor:
+    return outputs
 
 
 def reconstructed(
     work: Workspace, network: nn.Module, small: nn.Module, plan: Plan
 ) -> tuple[nn.Module, Reconstruction]:
     """Solve the layers of a cut network again for the outputs of the one that it was cut from."""
-    data, seed = calibration_batches(work), work.recipe.seed
+    data, seed = pairs(scoring_images(work)), work.recipe.seed
     return prune.reconstruct(network, small, plan, data, seed=seed, forward=raw_heads(network))
 
 
@@ -40,10 +92,18 @@ def said_of(report: Reconstruction) -> str:
     )
 
 
-def calibration_batches(work: Workspace) -> list[tuple[Tensor, Tensor | None]]:
-    """Draw training images with the run's seed, in batches with their labels where these are tensors."""
-    split = work.target.splits["train"]
-    count = min(work.recipe.prune.images, len(split))
-    chosen = np.sort(np.random.default_rng(work.recipe.seed).permutation(len(split))[:count])
-    drawn = (split.batch(torch.from_numpy(part)) for part in np.array_split(chosen, -(-count // BATCH)))
-    return [(batch.images, batch.targets if isinstance(batch.targets, Tensor) else None) for batch in drawn]
+def scoring_images(work: Workspace) -> list[Batch]:
+    """Draw the run's training images to score by and to solve on."""
+    return drawn(work.target.splits["train"], work.recipe.prune.images, work.recipe.seed)
+
+
+def drawn(split: Split, count: int, seed: int) -> list[Batch]:
+    """Draw up to ``count`` images of a split, in batches, in the order of the split."""
+    count = min(count, len(split))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
+    return [split.batch(torch.from_numpy(part)) for part in np.array_split(chosen, -(-count // BATCH))]
+
+
+def pairs(images: Sequence[Batch]) -> list[tuple[Tensor, Tensor | None]]:
+    """Return images and their targets where these are tensors, as criteria and reconstruction take them."""
+    return [(batch.images, batch.targets if isinstance(batch.targets, Tensor) else None) for batch in images]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from compress.errors import ArtifactError
+from compress.files import read_bytes
 
 COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
 """Column -> the network that it is."""
@@ -19,6 +21,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: one of the two was altered and no longer holds them.
+        OSError: one of the two is missing, no regular file or larger than any.
     """
     try:
         return _figures(folder)
@@ -29,12 +32,41 @@ def summary(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def summary_of_several(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the figures of the runs of one table; raise ArtifactError as ``summary`` does."""
+    return [summary(folder) for folder in folders]
+
+
+def table_of_several(found: Sequence[dict[str, Any]]) -> Table:
+    """Lay out the networks of one teacher, a row each: what each costs, and how good it is on test."""
+    first = found[0]
+    shown = Table(
+        "network", "MACs", "parameters", f"{first['metric']}, student",
+        title=f"{first['name']}: {len(found)} networks of one teacher, {first['test_images']} test images",
+        title_justify="left",
+    )  # fmt: skip
+    engines = [column for column in ("distilled", "int8") if all(column in one["engines"] for one in found)]
+    timed = all(one["engines"][column]["median_ms"] is not None for one in found for column in engines)
+    if "int8" in engines:
+        shown.add_column("int8")
+    if timed:
+        shown.add_column("latency, " + " and ".join("student" if c == "distilled" else c for c in engines))
+    for one in ({"run": "teacher", "engines": dict.fromkeys(engines, first["engines"]["dense"])}, *found):
+        student = one["engines"]["distilled"]
+        row = [Path(one["run"]).name, f"{student['macs'] / 1e6:.1f} M", f"{student['params'] / 1e3:.0f} k"]
+        row += [f"{100 * one['engines'][column]['accuracy']:.1f} %" for column in engines]
+        if timed:
+            row.append(", ".join(f"{one['engines'][column]['median_ms']:.2f} ms" for column in engines))
+        shown.add_row(*row)
+    return shown
+
+
 def _figures(folder: Path) -> dict[str, Any]:
-    ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+    ledger = json.loads(read_bytes(folder / "ledger.json"))
     models = {entry["name"]: entry for entry in ledger["models"]}
     timed = folder / "bench.json"
     if timed.is_file():
-        records = {r["name"]: r for r in json.loads(timed.read_text(encoding="utf-8"))["records"]}
+        records = {r["name"]: r for r in json.loads(read_bytes(timed))["records"]}
     else:
         # The networks themselves, whose fp32 artifact is their file.
         own = {name: models[network] for name, network in COLUMNS.items() if name != "int8"}

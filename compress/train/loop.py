@@ -119,25 +119,33 @@ def fit(
     return _Training(task, recipe, fabric, _Observers(progress, checkpoints, log), budget).run()
 
 
-def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric) -> dict[str, float]:
-    """Measure the task's metrics on one split, as shares of 1, in this process alone."""
+def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric, *, every: int = 1) -> dict[str, float]:
+    """Measure the task's metrics on one split, as shares of 1, in this process alone.
+
+    Args:
+        model: the network.
+        data: what holds the split.
+        split: its name.
+        fabric: the device.
+        every: of so many images one is looked at.
+    """
     model.to(fabric.device)
-    found = _measured(model, data, data.splits[split], fabric.device)
+    images = data.splits[split]
+    found = _measured(model, data, images, fabric.device, torch.arange(0, len(images), every))
     model.cpu()
     return found
 
 
 def _measured(
-    model: nn.Module, data: ImageData, split: Split, device: torch.device, rank: int = 0, ranks: int = 1
+    model: nn.Module, data: ImageData, split: Split, device: torch.device, own: Tensor, alone: bool = True
 ) -> dict[str, float]:
-    """Measure one split, a part on each rank; leave the network in the mode that it had."""
+    """Measure the images ``own`` of one split, alone or with the other ranks; leave the network in its mode."""
     task, modes = TASKS[data.task], [(module, module.training) for module in model.modules()]
     metrics = task.metrics(data.classes).to(device)
-    if ranks == 1:
+    if alone:
         measured_alone(metrics)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     model.eval()
-    own = torch.arange(rank, len(split), ranks)
     with torch.inference_mode():
         for start in range(0, len(own), EVALUATION_BATCH):
             batch = split.batch(own[start : start + EVALUATION_BATCH]).to(device)
@@ -298,9 +306,8 @@ class _Training:
             self.network.load_state_dict(state.average.weights)
             agree(self.network)
         val = self.task.data.splits["val"]
-        state.metrics = _measured(
-            self.network, self.task.data, val, fabric.device, fabric.global_rank, fabric.world_size
-        )
+        own = torch.arange(fabric.global_rank, len(val), fabric.world_size)
+        state.metrics = _measured(self.network, self.task.data, val, fabric.device, own, fabric.world_size == 1)
         state.best.offer(self.network, self.task.task.selects, state.metrics)
         if trained is not None:
             self.network.load_state_dict(trained)

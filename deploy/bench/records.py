@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from deploy.bench.conditions import Conditions
 from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError
 from deploy.files import read_bytes
@@ -35,8 +36,15 @@ class Record(BaseModel):
     Attributes:
         status: ``measured``, or ``built`` for an engine that exists but was not run here; ``reason`` says why.
         ratio_to_dense: the median over rounds, divided by the median of ``reference`` over the same rounds.
-        ratio_interval: the 95 % interval of that ratio, from a seeded bootstrap over rounds.
-        speedup: the inverse of the ratio.
+        ratio_interval: the 95 % interval of that ratio, from a seeded bootstrap over blocks of rounds.
+        ratio_of_best: the best time of all sittings, divided by that of ``reference``.
+        best_interval: the 95 % interval of that ratio.
+        by_sitting: of each process that timed it, the ratio of best times and that of medians.
+        speedup: the smaller of the two inverse ratios.
+        steady: whether the times had settled when the warm-up ended.
+        throughput: images per second, one run after the other.
+        structure: a hash of the network without its weights.
+        conditions: how busy the machine was while it was timed.
         accuracy: a share of 1, measured through this engine.
         parity: what ``deploy.exporting.parity.parity`` returned.
         kernels: which kernels ran, in words, where the runtime tells.
@@ -63,12 +71,19 @@ class Record(BaseModel):
     min_ms: Milliseconds | None = None
     ratio_to_dense: Ratio | None = None
     ratio_interval: tuple[Ratio, Ratio] | None = None
+    ratio_of_best: Ratio | None = None
+    best_interval: tuple[Ratio, Ratio] | None = None
+    by_sitting: tuple[tuple[Ratio, Ratio], ...] | None = None
     speedup: Ratio | None = None
+    steady: bool | None = None
+    throughput: Ratio | None = None
     accuracy: Share | None = None
     parity: tuple[dict[str, FiniteFloat | str], ...] | None = None
     file_bytes: NonNegativeInt | None = None
     sha256: str | None = None
+    structure: str | None = None
     kernels: str | None = None
+    conditions: Conditions | None = None
     held: bool | None = None
 
     @model_validator(mode="after")

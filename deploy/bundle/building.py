@@ -10,7 +10,8 @@ from typing import Any
 
 from deploy.bundle.engines import engines_folder
 from deploy.bundle.fitting import check_predictable
-from deploy.bundle.signed import read_trusted
+from deploy.bundle.signed import Trust, read_trusted, sign_engine, signature_of_engine
+from deploy.bundle.signing import read_private_key
 from deploy.engines.tensorrt.building import PRODUCTS, engine_from_onnx, import_api
 from deploy.errors import DeployError, MissingDependency
 
@@ -24,6 +25,7 @@ def build_engine(
     runtime: str | None = None,
     largest: int = 8,
     trusted_key: Path | None = None,
+    key: Path | None = None,
     api: Any = None,
     cuda: Any = None,
 ) -> Path:
@@ -38,16 +40,20 @@ def build_engine(
             TensorRT-RTX before TensorRT, which builds only for the GPU of this machine.
         largest: the largest batch.
         trusted_key: as for ``deploy.load``.
+        key: a PEM file with the Ed25519 private key of this device, which signs the engine: where a key is demanded,
+            ``deploy.load(engine_key=...)`` takes no other.
         api: the API object; by default the package ``runtime`` is imported.
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
         DeployError: the bundle is damaged or not signed as asked, has no such model, cannot predict, or the model is
-            one that TensorRT would misread (uint8) or refuses, or the bundle's folder of engines lies elsewhere.
+            one that TensorRT would misread (uint8) or refuses, the folder of engines lies elsewhere, or ``key`` holds
+            no private key.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
-    manifest = read_trusted(folder, trusted_key)
+    private_key = None if key is None else read_private_key(key)
+    manifest = read_trusted(folder, Trust(trusted_key))
     check_predictable(folder, manifest)
     chosen = manifest.default if precision is None else precision
     if chosen not in manifest.models:
@@ -57,7 +63,7 @@ def build_engine(
     source = manifest.tensorrt.get(chosen, manifest.models[chosen])
     if out is None:
         out = engines_folder(folder)
-    return engine_from_onnx(
+    made = engine_from_onnx(
         folder / source.file,
         out,
         target=target,
@@ -67,6 +73,11 @@ def build_engine(
         api=api,
         cuda=cuda,
     )
+    if private_key is None:
+        signature_of_engine(made).unlink(missing_ok=True)  # of an engine that was there before
+    else:
+        sign_engine(made, private_key)
+    return made
 
 
 def _default_builder(target: str | None) -> str:

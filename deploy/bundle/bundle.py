@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.fitting import check_fit, compatible, expected_outputs
 from deploy.bundle.manifest import Manifest
-from deploy.bundle.signed import read_trusted
+from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
 from deploy.engines.cores import over_cores
 from deploy.errors import DeployError
@@ -60,7 +61,7 @@ class Bundle(Engine):
         precision: str | None = None,
         threads: int = 1,
         runtime: str | None = None,
-        trusted_key: str | Path | None = None,
+        trust: Trust = Trust(),  # noqa: B008 - frozen
     ) -> Self:
         """Verify every file of the bundle at ``path`` and load what runs it best on this machine.
 
@@ -72,16 +73,16 @@ class Bundle(Engine):
             precision: which model; by default the one that the bundle prefers, or that of an engine for the GPU here.
             threads: how many threads one run may use on a CPU; 0 takes as many as cores may be used here.
             runtime: a key of ``deploy.engines.ENGINES``; by default the best here.
-            trusted_key: a PEM file with the Ed25519 public key whose owner must have signed the bundle.
+            trust: whose signature the bundle and its engines need.
 
         Raises:
             DeployError: the folder is no bundle, a file of it is missing or altered, its parts do not fit together,
-                it is not signed as asked, or nothing in it runs as asked.
+                it is not signed as asked, has expired or is too old, or nothing in it runs as asked.
             MissingDependency: the runtime asked for, or every one, is not installed or finds no GPU.
         """
         folder = Path(path)
-        manifest = read_trusted(folder, trusted_key)
-        engine, why = load_best(folder, manifest, precision, runtime, threads, signed=trusted_key is not None)
+        manifest = read_trusted(folder, trust)
+        engine, why = load_best(folder, manifest, precision, runtime, threads, keys=trust.engine_keys())
         try:
             check_fit(folder, manifest, engine)
         except DeployError:
@@ -192,7 +193,7 @@ class Bundle(Engine):
         self._engine.close()
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._engine.run(feeds)
+        return self._engine._run(feeds)  # its inputs are this bundle's, and checked
 
     def _top_classes(self, logits: np.ndarray, top: int) -> dict[str, Any]:
         if not np.isfinite(logits.max()):
@@ -210,9 +211,13 @@ def load(
     threads: int = 1,
     runtime: str | None = None,
     trusted_key: str | Path | None = None,
+    engine_key: str | Path | None = None,
+    min_version: int | None = None,
+    now: datetime | None = None,
 ) -> Bundle:
-    """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load``."""
-    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trusted_key=trusted_key)
+    """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load`` and ``Trust``."""
+    trust = Trust(trusted_key, engine_key, min_version, now)
+    return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trust=trust)
 
 
 def _filename(image: str | Path | Image.Image) -> str | None:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from deploy.bundle.manifest import Manifest
+from deploy.bundle.manifest import ENGINES_FOLDER, Manifest
+from deploy.bundle.signed import check_engine_signature
 from deploy.engines import ENGINES, load_engine
 from deploy.engines.base import Engine
 from deploy.engines.selection import Candidate, detect_machine, rank
 from deploy.engines.sidecar import load_sidecar
 from deploy.errors import DeployError, MissingDependency
 
-# The manifest does not name the engines in this folder, for they are built after it. Each is bound to the bundle by
-# its sidecar, which holds the hash of an ONNX file that the manifest names.
-ENGINES_FOLDER = "engines"
-_UNSIGNED = "the bundle's signature does not cover it: name its runtime to use it all the same"
-
 
 def load_best(
-    folder: Path, manifest: Manifest, precision: str | None, runtime: str | None, threads: int, *, signed: bool
+    folder: Path,
+    manifest: Manifest,
+    precision: str | None,
+    runtime: str | None,
+    threads: int,
+    *,
+    keys: Sequence[Any],
 ) -> tuple[Engine, str]:
     """Load what runs the verified bundle at ``folder`` best on this machine.
+
+    Args:
+        folder: the bundle.
+        manifest: its manifest.
+        precision: which model; None for the one that the bundle prefers.
+        runtime: a key of ``deploy.engines.ENGINES``; None for the best here.
+        threads: how many threads one run may use on a CPU.
+        keys: public keys, one of whose owners must have signed an engine; empty where no key is demanded.
 
     Returns:
         The engine, and why it was chosen.
@@ -33,7 +45,7 @@ def load_best(
         raise DeployError(f"{folder} has no {precision} model; it has {', '.join(sorted(manifest.models))}.")
     if runtime is not None and runtime not in ENGINES:
         raise DeployError(f"There is no runtime {runtime!r}; choose one of {', '.join(sorted(ENGINES))}.")
-    found = find_candidates(folder, manifest, signed=signed)
+    found = find_candidates(folder, manifest, keys=keys)
     ranking = rank(
         found,
         detect_machine(found),
@@ -43,7 +55,7 @@ def load_best(
         cpu=manifest.cpu_runtime,
     )
     skipped = list(ranking.skipped)
-    hashes = {item.file: item.sha256 for item in manifest.models.values()}
+    hashes = {candidate.file: candidate.sha256 for candidate in found}
     for index, choice in enumerate(ranking.choices):
         try:
             engine = load_engine(
@@ -75,20 +87,19 @@ def engines_folder(folder: Path) -> Path:
     return path
 
 
-def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[Candidate]:
+def find_candidates(folder: Path, manifest: Manifest, *, keys: Sequence[Any]) -> list[Candidate]:
     """Return the models of the bundle at ``folder`` and the engines that lie in it.
 
-    An engine that fits none of the bundle's models is returned with its fault. Where the bundle was checked against
-    a signature (``signed``), engines carry a caveat and are used only on request, for the signature does not cover
-    them.
+    An engine is returned with its fault where it fits none of the bundle's models, or where ``keys`` are demanded and
+    the owner of none signed it.
     """
-    found = [Candidate(item.file, precision) for precision, item in manifest.models.items()]
+    found = [Candidate(item.file, precision, sha256=item.sha256) for precision, item in manifest.models.items()]
     models = {item.sha256: precision for precision, item in manifest.models.items()}
     models |= {item.sha256: precision for precision, item in manifest.tensorrt.items()}
     for path in sorted(engines_folder(folder).glob("*.engine")):
         name = f"{ENGINES_FOLDER}/{path.name}"
         try:
-            sidecar = load_sidecar(path)
+            sidecar = load_sidecar(path, check=_signed_by(path, keys) if keys else None)
         except DeployError as error:
             found.append(Candidate(name, "unknown", "tensorrt", fault=str(error)))
             continue
@@ -101,7 +112,11 @@ def find_candidates(folder: Path, manifest: Manifest, *, signed: bool) -> list[C
                 sidecar.version,
                 sidecar.target,
                 fault=None if fits else "it was built from none of the bundle's models: build it again",
-                caveat=_UNSIGNED if signed else None,
+                sha256=sidecar.engine_sha256,
             )
         )
     return found
+
+
+def _signed_by(path: Path, keys: Sequence[Any]) -> Callable[[bytes], None]:
+    return lambda content: check_engine_signature(path, content, keys)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploy.bundle.calibration_summary import Calibration
 from deploy.errors import DeployError
@@ -18,6 +18,9 @@ from deploy.processing.preprocess import Preprocessing
 from deploy.validation import explain
 
 MANIFEST = "manifest.json"
+# The manifest does not name the engines in this folder, for they are built after it. Each is bound to the bundle by
+# its sidecar, which holds the hash of an ONNX file that the manifest names.
+ENGINES_FOLDER = "engines"
 Task = Literal["classification", "detection", "segmentation"]
 CpuRuntime = Literal["onnxruntime", "openvino"]
 Outputs = Literal["logits", "probabilities"]
@@ -29,7 +32,7 @@ class BundledFile(BaseModel):
 
     model_config = _STRICT
 
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=255)
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -55,6 +58,8 @@ class Manifest(BaseModel):
         metrics: its quality; ``latency``: its speed; ``calibration``: what its int8 model was calibrated with.
         licence: of the weights, an SPDX expression or words; None where nobody stated it.
         weights: what training started from; ``provenance``: the rest of its origin.
+        version: which of the bundles of its product it is, counted upwards; None where nobody counts.
+        expires: from when on it is refused; None for never.
     """
 
     # By default pydantic writes NaN as null without a word; as a constant it is refused when the manifest is written.
@@ -77,6 +82,13 @@ class Manifest(BaseModel):
     weights: Weights | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    version: int | None = Field(default=None, ge=0)
+    expires: AwareDatetime | None = None
+
+    @property
+    def files(self) -> tuple[BundledFile, ...]:
+        """Every file that the bundle reads beside the manifest and what is built from it."""
+        return (*self.models.values(), *self.tensorrt.values())
 
     @model_validator(mode="after")
     def _check_parts_fit(self) -> Self:
@@ -119,7 +131,7 @@ def read_manifest(folder: Path, *, check: Callable[[bytes], None] | None = None)
         ) from error
     except ValidationError as error:
         raise DeployError(f"{path} is not a bundle's manifest ({explain(error)}); make the bundle again.") from error
-    for item in (*manifest.models.values(), *manifest.tensorrt.values()):
+    for item in manifest.files:
         _verify_file(folder, item)
     return manifest
 

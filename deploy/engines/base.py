@@ -87,7 +87,8 @@ class Engine(Closeable):
         """Run once on ``feeds`` and return every output by name.
 
         Raises:
-            DeployError: a name is missing or unknown, a type or a shape differs, or the engine is closed.
+            DeployError: a name is missing or unknown, a type or a shape differs, an input holds NaN or infinity, or
+                the engine is closed.
         """
         self._check(feeds)
         return self._run(feeds)
@@ -114,6 +115,10 @@ class Engine(Closeable):
                     f"{self.name} takes input {key!r} as {spec} but was given "
                     f"{array.dtype}{list(array.shape)}; convert or reshape it first."
                 )
+            # Some runtimes, and every int8 file, would make a finite answer of it that looks like any other.
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                what = "NaN" if np.isnan(array).any() else "infinity"
+                raise DeployError(f"{self.name} was given {what} in input {key!r}; feed finite numbers.")
 
 
 def check_threads(threads: int) -> int:

@@ -34,7 +34,7 @@ class Candidate:
         version: the version of that runtime that built the engine.
         target: the compute capability that the engine was built for, such as ``sm86``.
         fault: why it must not run on any machine.
-        caveat: why it runs only if its runtime is asked for by name.
+        sha256: the hash that it must have when it is loaded.
     """
 
     file: str
@@ -43,7 +43,7 @@ class Candidate:
     version: str = ""
     target: str = ""
     fault: str | None = None
-    caveat: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,6 @@ def _engine_fault(candidate: Candidate, machine: Machine, precision: str | None,
         return f"it is {candidate.precision}, not {precision}"
     if runtime is not None:
         return None if runtime == candidate.engine else f"{runtime} was asked for"
-    if candidate.caveat is not None:
-        return candidate.caveat
     if candidate.engine not in machine.runtimes:
         return f"the package {candidate.engine} cannot be imported here"
     if machine.gpu is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn, Self
 
@@ -41,7 +42,7 @@ class Sidecar(BaseModel):
     engine: str
     engine_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
-    source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=255)
     source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     precision: str
     profile: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -68,8 +69,12 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     write_text(sidecar_of(path), sidecar.model_dump_json(indent=2) + "\n")
 
 
-def load_sidecar(path: Path) -> Sidecar:
+def load_sidecar(path: Path, *, check: Callable[[bytes], None] | None = None) -> Sidecar:
     """Read the sidecar of the engine at ``path``; the engine itself is not read.
+
+    Args:
+        path: the engine.
+        check: called with the bytes of the sidecar before they are parsed; it raises where it does not trust them.
 
     Raises:
         DeployError: the engine or its sidecar is missing, or the sidecar is damaged or describes another file.
@@ -78,7 +83,10 @@ def load_sidecar(path: Path) -> Sidecar:
         raise DeployError(f"There is no engine at {path}; build it first.")
     beside = sidecar_of(path)
     try:
-        sidecar = Sidecar.model_validate_json(read_bytes(beside))
+        content = read_bytes(beside)
+        if check is not None:
+            check(content)
+        sidecar = Sidecar.model_validate_json(content)
     except OSError as error:
         raise DeployError(
             f"{path.name} has no sidecar {beside.name} ({error.strerror}), so nothing says what it is; "
@@ -96,14 +104,20 @@ def verify_engine(path: Path) -> Sidecar:
     return read_engine(path)[0]
 
 
-def read_engine(path: Path) -> tuple[Sidecar, bytes]:
+def read_engine(path: Path, expected: str | None = None) -> tuple[Sidecar, bytes]:
     """Read the engine at ``path`` and its sidecar, once, and check the one against the other.
+
+    Args:
+        path: the engine.
+        expected: the SHA-256 that the sidecar named when it was checked before; None where it was not.
 
     Raises:
         DeployError: the engine or its sidecar is missing or damaged, the engine is not the file that the sidecar
             describes, its own header contradicts it, or the ONNX file beside it has changed since.
     """
     sidecar = load_sidecar(path)
+    if expected not in (None, sidecar.engine_sha256):
+        _refuse(path, "its sidecar was replaced meanwhile", "load the bundle again")
     if (size := path.stat().st_size) != sidecar.bytes:
         _refuse(path, f"it has {size} bytes instead of {sidecar.bytes}", "copy it again, or build it again")
     try:

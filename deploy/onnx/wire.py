@@ -10,6 +10,7 @@ import numpy as np
 
 from deploy.errors import DeployError
 from deploy.files import read_bytes
+from deploy.onnx.joined import check_joined
 from deploy.onnx.outside import check_inside, find_outside
 from deploy.onnx.protobuf import fields, text, varints
 
@@ -80,12 +81,14 @@ def read_model(path: Path, sha256: str | None = None) -> tuple[bytes, Wire]:
         folder, has to be opened by its path.
 
     Raises:
-        DeployError: the file is missing, is not ONNX, was altered, or keeps tensors where it must not.
+        DeployError: the file is missing, is not ONNX, was altered, takes what nothing in it makes, or keeps tensors
+            where it must not.
     """
     data = read_onnx(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DeployError(f"{path} was altered: its SHA-256 is not {sha256[:12]}...; copy the whole bundle again.")
     wire = scan_bytes(data, path)
+    check_joined(path, data)
     if sha256 is not None:
         check_whole(path, wire)
     check_inside(path, wire.outside)

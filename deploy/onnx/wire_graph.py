@@ -42,15 +42,11 @@ class GraphNode:
 
 @dataclass
 class Graph:
-    """Nodes in order, constants by name, and the shape of each input, 0 where a dimension is free.
-
-    ``sparse`` tells whether there are sparse constants too, which are not parsed.
-    """
+    """Nodes in order, constants by name, and the shape of each input, 0 where a dimension is free."""
 
     nodes: list[GraphNode] = field(default_factory=list)
     tensors: dict[str, GraphTensor] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
-    sparse: bool = False
 
 
 def parse_graph(data: bytes | bytearray) -> Graph:
@@ -68,8 +64,6 @@ def parse_graph(data: bytes | bytearray) -> Graph:
                 _parse_tensor(value, found.tensors)
             elif part == 11:
                 _parse_input(value, found.inputs)
-            elif part == 15:
-                found.sparse = True
     return found
 
 

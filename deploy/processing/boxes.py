@@ -49,34 +49,40 @@ def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return boxes.clip(0, np.asarray([width, height, width, height], np.float32))
 
 
-def suppress(boxes: np.ndarray, overlap: float) -> np.ndarray:
-    """Run non-maximum suppression on corners (M, 4), likeliest first, and return the indices of those that stay."""
+def suppress_by_class(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, *, overlap: float, limit: int
+) -> dict[str, np.ndarray]:
+    """Suppress boxes within each class and return ``boxes``, ``scores`` and ``labels`` of the likeliest ``limit``.
+
+    Args:
+        boxes: corners (M, 4).
+        scores: (M,).
+        labels: (M,), the class of each.
+        overlap: the intersection over union above which the less likely of two boxes of one class is dropped.
+        limit: where to stop; the time taken grows with it times M.
+    """
+    order = np.lexsort((labels, -scores))  # stable: of equal boxes the first stays
+    boxes, labels = boxes[order], labels[order]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     gone = np.zeros(len(boxes), bool)
-    kept = []
+    # Of each class the boxes that are still to come, likeliest first.
+    waiting = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    kept: list[int] = []
     for k in range(len(boxes)):
         if gone[k]:
             continue
         kept.append(k)
-        rest = boxes[k + 1 :]
-        sides = np.minimum(boxes[k, 2:], rest[:, 2:]) - np.maximum(boxes[k, :2], rest[:, :2])
+        if len(kept) == limit:
+            break
+        rest = waiting[labels[k]]
+        rest = rest[(rest > k) & ~gone[rest]]
+        sides = np.minimum(boxes[k, 2:], boxes[rest, 2:]) - np.maximum(boxes[k, :2], boxes[rest, :2])
         common = sides.clip(0).prod(axis=1)
         with np.errstate(invalid="ignore"):  # two empty boxes give 0 / 0, which exceeds no bound
-            shares = common / (areas[k] + areas[k + 1 :] - common)
+            shares = common / (areas[k] + areas[rest] - common)
         # In double precision like torchvision, so that each share falls on the same side of the bound.
-        gone[k + 1 :] |= shares.astype(np.float64) > overlap
-    return np.asarray(kept, np.int64)
-
-
-def suppress_by_class(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, *, overlap: float, limit: int
-) -> dict[str, np.ndarray]:
-    """Suppress boxes within each class and return ``boxes``, ``scores`` and ``labels`` of the likeliest ``limit``."""
-    kept = [np.empty(0, np.int64)]
-    for label in np.unique(labels):
-        (chosen,) = np.nonzero(labels == label)
-        order = chosen[np.argsort(-scores[chosen], kind="stable")]
-        kept.append(order[suppress(boxes[order], overlap)])
-    every = np.concatenate(kept)
-    order = every[np.argsort(-scores[every], kind="stable")[:limit]]
-    return {"boxes": boxes[order], "scores": scores[order], "labels": labels[order]}
+        over = shares.astype(np.float64) > overlap
+        gone[rest[over]] = True
+        waiting[labels[k]] = rest[~over]
+    found = np.asarray(kept, np.int64)
+    return {"boxes": boxes[found], "scores": scores[order[found]], "labels": labels[found]}

@@ -24,8 +24,18 @@ _Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 Grid = tuple[_Side, _Side]
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 Factors = tuple[_Positive, _Positive, _Positive, _Positive]
+_MOST_ANCHORS = 1 << 21  # twice what a network on an image of 2,000 x 2,000 pixels has
+_Candidates = Annotated[int, Field(ge=1, le=5_000)]
+_Detections = Annotated[int, Field(ge=1, le=1_000)]
+_Maps = 16
 # torchvision's bound: a two-stage detector drops boxes with a shorter side, in pixels.
 _MIN_SIDE = 1e-2
+
+
+def _check_anchors(count: int) -> None:
+    """Refuse more anchors than any network has: each takes memory and time before the first box is known."""
+    if count > _MOST_ANCHORS:
+        raise ValueError(f"the grids hold {count} anchors, and {_MOST_ANCHORS} are the limit")
 
 
 class DetectionDecoder(BaseModel):
@@ -44,7 +54,7 @@ class DetectionDecoder(BaseModel):
     size: Grid
     score_threshold: float = Field(default=0.05, ge=0, le=1)
     overlap: float = Field(default=0.5, ge=0, le=1)
-    detections: int = Field(default=100, ge=1)
+    detections: _Detections = 100
 
     def __call__(self, *outputs: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Decode a batch.
@@ -86,22 +96,23 @@ class SsdDecoder(DetectionDecoder):
     """
 
     kind: Literal["ssd"] = "ssd"
-    grids: tuple[Grid, ...] = Field(min_length=1)
+    grids: tuple[Grid, ...] = Field(min_length=1, max_length=_Maps)
     scales: tuple[_Positive, ...]
     aspect_ratios: tuple[tuple[_Positive, ...], ...]
     steps: tuple[_Positive, ...] = ()
     clip: bool = True
     weights: Factors = (10.0, 10.0, 5.0, 5.0)
     score_threshold: float = Field(default=0.01, ge=0, le=1)
-    candidates: int = Field(default=400, ge=1)
+    candidates: _Candidates = 400
     overlap: float = Field(default=0.45, ge=0, le=1)
-    detections: int = Field(default=200, ge=1)
+    detections: _Detections = 200
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         maps = len(self.grids)
         if len(self.scales) <= maps or len(self.aspect_ratios) < maps or 0 < len(self.steps) < maps:
             raise ValueError(f"{maps} grids need {maps + 1} scales, {maps} aspect_ratios and {maps} steps or none")
+        _check_anchors(self.shapes(1)["boxes"][0])
         return self
 
     def default_boxes(self) -> np.ndarray:
@@ -164,16 +175,17 @@ class RetinaNetDecoder(DetectionDecoder):
     """
 
     kind: Literal["retinanet"] = "retinanet"
-    grids: tuple[Grid, ...] = Field(min_length=1)
+    grids: tuple[Grid, ...] = Field(min_length=1, max_length=_Maps)
     cells: tuple[tuple[Box, ...], ...]
     weights: Factors = (1.0, 1.0, 1.0, 1.0)
-    candidates: int = Field(default=1000, ge=1)
-    detections: int = Field(default=300, ge=1)
+    candidates: _Candidates = 1000
+    detections: _Detections = 300
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         if len(self.cells) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids need as many cells, not {len(self.cells)}")
+        _check_anchors(self.shapes(1)["boxes"][0])
         return self
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
@@ -221,7 +233,7 @@ class FcosDecoder(RetinaNetDecoder):
     kind: Literal["fcos"] = "fcos"  # type: ignore[assignment]
     score_threshold: float = Field(default=0.2, ge=0, le=1)
     overlap: float = Field(default=0.6, ge=0, le=1)
-    detections: int = Field(default=100, ge=1)
+    detections: _Detections = 100
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
         found = super().shapes(classes)
@@ -252,7 +264,7 @@ class RcnnDecoder(DetectionDecoder):
     OUTPUTS: ClassVar[tuple[str, ...]] = ("boxes", "logits", "regions", "kept")
 
     kind: Literal["rcnn"] = "rcnn"
-    regions: int = Field(ge=1)
+    regions: int = Field(ge=1, le=10_000)
     weights: Factors = (10.0, 10.0, 5.0, 5.0)
 
     def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:

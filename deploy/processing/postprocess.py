@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from deploy.processing.boxes import suppress
 from deploy.processing.detection import (
     DecodedBoxes,
     DetectionDecoder,
@@ -19,7 +18,7 @@ from deploy.processing.detection import (
 
 __all__ = [
     "DecodedBoxes", "DetectionDecoder", "FcosDecoder", "Postprocessing", "RcnnDecoder", "RetinaNetDecoder",
-    "SegmentationDecoder", "SsdDecoder", "resize_bilinear", "suppress",
+    "SegmentationDecoder", "SsdDecoder", "resize_bilinear",
 ]  # fmt: skip
 
 _MAX_LOGITS = 1 << 24  # resized at a time: 64 MB

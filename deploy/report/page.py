@@ -11,6 +11,7 @@ from deploy.report import units
 from deploy.report.evidence import built, proof, stages, widths
 from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, section
 from deploy.report.outcome import render_outcome, render_step_gains
+from deploy.report.sensitivity import render_sensitivity
 from deploy.report.view import Facts, Results, mapping, ratio, rows
 
 TREE = Markup(
@@ -30,6 +31,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         render_outcome(results),
         render_step_gains(results),
         widths(results.plan()),
+        render_sensitivity(results.plan()),
         stages(rows(results.ledger.get("stages"))),
         proof(results),
         built(results.records("built")),

@@ -1,38 +1,23 @@
-"""Draw accuracy against latency with matplotlib, as an inline SVG in the colours of the page."""
+"""Draw accuracy against latency, as an inline SVG in the colours of the page."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploy.errors import MissingDependency
+from deploy.report.drawing import CARD, DENSE, FP16, INK, INT8, LINE, MUTED, PRUNED, STUDENT, drawn, inline
 from deploy.report.units import milliseconds, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
-
-# Placeholder colours -> the page's variables that replace them, so that one drawing serves both themes.
-THEME = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--line)",
-    "#040404": "var(--card)",
-    "#050505": "var(--c-dense)",
-    "#060606": "var(--c-pruned)",
-    "#070707": "var(--c-student)",
-    "#080808": "var(--c-fp16)",
-    "#090909": "var(--c-int8)",
-}
-INK, MUTED, LINE, CARD, DENSE, PRUNED, STUDENT, FP16, INT8 = THEME
 
 # Record -> marker, colour, filled: shape and filling tell records apart even when printed in black.
 LOOK = {
@@ -70,30 +55,8 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency(
-            f"the report draws its plot with matplotlib, which cannot be imported here ({error}): "
-            'pip install "niwaki-vision[compress]".'
-        ) from error
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": MUTED,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+
+    def draw(figure: Figure, canvas: FigureCanvasAgg) -> None:
         axes = figure.add_subplot()
         floor = _floor(points)
         _frame(axes, points, floor, metric)
@@ -101,10 +64,8 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, sa
             _mark(axes, point, floor)
         canvas.draw()  # labels can be kept apart only in the final layout
         _label(figure, axes, points, floor, canvas.get_renderer())
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue())
+
+    return inline(drawn(draw, width=width, height=height, salt=salt))
 
 
 def _floor(points: Sequence[Point]) -> float | None:
@@ -258,18 +219,3 @@ def _overlap(one: Bbox, other: Bbox) -> float:
 def _gap(box: Bbox, spot: tuple[float, float]) -> float:
     """Return the distance from a box to a spot outside it, 0 within."""
     return math.hypot(max(box.x0 - spot[0], 0.0, spot[0] - box.x1), max(box.y0 - spot[1], 0.0, spot[1] - box.y1))
-
-
-def _inline(svg: str) -> str:
-    """Return only the ``<svg>`` element, scaled by the page, in the page's font and colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace('<style type="text/css">*{', '<style type="text/css">.plot *{')
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to groups, and ids would clash between two drawings
-    for drawn, meant in THEME.items():
-        svg = svg.replace(drawn, meant)
-    return svg.strip()

@@ -113,6 +113,19 @@ def bundle_dir(tmp_path, files, preprocessing) -> Path:
 
 
 @pytest.fixture
+def keys(tmp_path) -> Path:
+    """A folder with three pairs of key files: mine.pem, mine.pub, and so for other and device."""
+    pytest.importorskip("cryptography", reason="the package cryptography is not installed")
+    from pems import write_pair
+
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for seed, name in enumerate(("mine", "other", "device"), start=1):
+        write_pair(folder, name, seed)
+    return folder
+
+
+@pytest.fixture
 def picture(tmp_path) -> Path:
     path = tmp_path / "picture.png"
     pixels = np.random.default_rng(3).integers(0, 256, (40, 30, 3), dtype=np.uint8)

@@ -100,5 +100,5 @@ def test_number_12_each_engine_takes_its_own_inputs(tmp_path):
         feeds = [{"in0": np.ones((2, 4), np.float32)}, {"in1": np.ones((2, 5), np.float32)}]
         records = deploy.benchmark([one, other], feeds, rounds=2, warmup=2, min_seconds=0)
         assert [record.batch for record in records] == [2, 2]
-        with pytest.raises(DeployError, match="2 engines and 1 sets of inputs"):
+        with pytest.raises(DeployError, match="inputs for 1 engines and 2 to time"):
             deploy.benchmark([one, other], feeds[:1])

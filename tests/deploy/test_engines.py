@@ -180,6 +180,23 @@ def test_a_wrong_feed_is_one_sentence(engine, feeds, says):
         engine.run(feeds)
 
 
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_what_is_no_number_is_refused_by_every_engine_alike(engine, value, said, images):
+    feed = images[:2].copy()
+    feed[1, 0, 7, 9] = value
+    with pytest.raises(DeployError, match=rf"was given {said} in input 'image'; feed finite numbers\.$"):
+        engine.run({"image": feed})
+    assert np.isfinite(engine.run({"image": images[:2]})["logits"]).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "signed"])
+def test_no_precision_makes_nan_finite(runtime, precision, files, images):
+    feed = images[:1].copy()
+    feed[0, 0, 0, 0] = np.nan
+    with load_engine(files[precision], runtime=runtime) as engine, pytest.raises(DeployError, match="was given NaN"):
+        engine.run({"image": feed})
+
+
 @pytest.mark.parametrize("runtime", [*RUNTIMES, "torch"])
 def test_closed_means_closed(runtime, files, resnet, images):
     torch_engine = runtime == "torch"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 from torch.nn import functional
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 import deploy
 from deploy.bundle.writing import BundleSpec, write_bundle
@@ -22,7 +24,8 @@ from deploy.errors import DeployError
 from deploy.exporting.lowering import Lowered, lower, segmentation_logits, ssd_heads
 from deploy.exporting.parity import parity
 from deploy.exporting.torch_to_onnx import export_onnx
-from deploy.processing.postprocess import SegmentationDecoder, SsdDecoder, resize_bilinear, suppress
+from deploy.processing.boxes import suppress_by_class
+from deploy.processing.postprocess import SegmentationDecoder, SsdDecoder, resize_bilinear
 from deploy.processing.preprocess import Preprocessing
 
 pytestmark = pytest.mark.heavy
@@ -76,13 +79,38 @@ def test_the_same_boxes_as_torchvision(detector, lowered):
         np.testing.assert_allclose(ours["boxes"], want["boxes"].numpy(), atol=2e-2)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.55, 1.0]))
-def test_suppression_is_torchvisions(seed, count, overlap):
+@given(
+    st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.55, 1.0]), st.sampled_from([1, 5, 99])
+)
+def test_suppression_is_torchvisions(seed, count, overlap, limit):
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 20, (count, 2))
     boxes = np.concatenate([corner, corner + rng.integers(0, 12, (count, 2))], axis=1).astype(np.float32)
     scores = torch.linspace(1, 0, max(count, 1))[:count]
-    np.testing.assert_array_equal(suppress(boxes, overlap), nms(torch.from_numpy(boxes), scores, overlap).numpy())
+    labels = rng.integers(0, 3, count)
+    found = suppress_by_class(boxes, scores.numpy(), labels, overlap=overlap, limit=limit)
+    kept = batched_nms(torch.from_numpy(boxes), scores, torch.from_numpy(labels), overlap)[:limit].numpy()
+    for name, wanted in (("boxes", boxes), ("scores", scores.numpy()), ("labels", labels)):
+        np.testing.assert_array_equal(found[name], wanted[kept])
+
+
+def test_claims_of_anchors_are_bounded_before_any_is_made():
+    """180,000 boxes that hide none of each other took hours when all of them went into suppression."""
+    said = {"kind": "ssd", "size": [320, 320], "grids": [[300, 300]], "scales": [0.1, 0.2], "aspect_ratios": [[]]}
+    for claimed, says in (
+        ({"candidates": 180_000}, "less than or equal to 5000"),
+        ({"detections": 180_000}, "less than or equal to 1000"),
+        ({"grids": [[4096, 4096]]}, "hold 33554432 anchors, and 2097152 are the limit"),
+        ({"grids": [[1, 1]] * 17, "scales": [0.1] * 18, "aspect_ratios": [[]] * 17}, "at most 16"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            SsdDecoder(**{**said, **claimed})
+    decoder = SsdDecoder(**said, candidates=5000, detections=1000, overlap=1.0)
+    logits = np.zeros((1, 180_000, 3), np.float32)
+    start = time.process_time()
+    (found,) = decoder(np.zeros((1, 180_000, 4), np.float32), logits)
+    assert len(found["scores"]) == 1000
+    assert time.process_time() - start < 10
 
 
 def test_the_file_gives_what_the_heads_give(lowered):

@@ -33,7 +33,7 @@ def test_number_14_a_convolution_without_weights_does_not_end_the_process(inputs
     with pytest.raises(DeployError) as caught:
         load_engine(path, runtime=runtime)
     assert "\n" not in str(caught.value) and "hollow.onnx" in str(caught.value)
-    if runtime == "openvino":
+    if runtime == "openvino" and "lost" not in inputs:
         assert "has a Conv without weights" in str(caught.value)
 
 

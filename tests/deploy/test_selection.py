@@ -19,7 +19,6 @@ FP32, INT8 = Candidate("model.fp32.onnx", "fp32"), Candidate("model.int8.onnx", 
 TRT = Candidate("engines/t.engine", "int8", "tensorrt", "10.16", "sm86")
 RTX = Candidate("engines/r.engine", "fp32", "tensorrt_rtx", "1.7", "sm86")
 STALE = Candidate("engines/s.engine", "int8", "tensorrt", "10.16", "sm86", fault="it is stale")
-DOUBT = Candidate("engines/d.engine", "int8", "tensorrt", "10.16", "sm86", caveat="it is unsigned")
 ORT = {"onnxruntime": "1.31"}
 GPU = Machine({**ORT, "tensorrt": "10.16", "tensorrt_rtx": "1.7"}, "sm86")
 
@@ -63,8 +62,6 @@ TABLE = [
     ),
     ("a stale engine", [INT8, STALE], GPU, {}, ["int8 onnxruntime"], ["it is stale"]),
     ("not even when asked", [INT8, STALE], GPU, {"runtime": "tensorrt"}, [], ["it is stale"]),
-    ("an unsigned engine", [INT8, DOUBT], GPU, {}, ["int8 onnxruntime"], ["it is unsigned"]),
-    ("when its runtime is named", [INT8, DOUBT], GPU, {"runtime": "tensorrt"}, ["int8 tensorrt"], []),
     # Asked for, it is left to the loader to say what is missing.
     ("an engine asked for", [INT8, TRT, RTX], Machine(ORT), {"runtime": "tensorrt"}, ["int8 tensorrt"], []),
     ("a runtime asked for", [FP32, INT8, TRT], GPU, {"runtime": "openvino"}, ["int8 openvino"], []),

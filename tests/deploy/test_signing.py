@@ -16,6 +16,7 @@ ed25519 = pytest.importorskip(
 )
 from cryptography.hazmat.primitives import serialization  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from pems import private_pem, public_pem  # noqa: E402
 
 GOLDEN_MANIFEST = """{
   "format": "niwaki-bundle-1", "task": "classification", "default": "fp32",
@@ -41,26 +42,6 @@ MDIwEAYHKoZIzj0CAQYFK4EEAAYDHgAEKqrsw9vROFwnZ5/HL9o1coPJ9TJfW6k1
 8B0ewA==
 -----END PUBLIC KEY-----
 """
-
-
-def private_pem(key, password=None):
-    how = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
-
-
-def public_pem(key):
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
-
-
-@pytest.fixture
-def keys(tmp_path):
-    """Two pairs of key files: mine.pem, mine.pub, other.pem, other.pub."""
-    for name, seed in (("mine", 1), ("other", 2)):
-        key = ed25519.Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
-        (tmp_path / f"{name}.pem").write_bytes(private_pem(key))
-        (tmp_path / f"{name}.pub").write_bytes(public_pem(key))
-    return tmp_path
 
 
 def niwaki(*arguments):
@@ -183,22 +164,6 @@ def test_a_damaged_bundle_is_not_signed(bundle_dir, keys):
     with pytest.raises(DeployError, match="was altered"):
         deploy.sign(bundle_dir, keys / "mine.pem")
     assert not (bundle_dir / SIGNATURE).exists()
-
-
-def test_an_engine_is_not_covered_so_only_who_names_it_gets_it(bundle_dir, keys):
-    """Its refusal is the table's in test_selection; here, that a trusted key reaches it."""
-    engines = bundle_dir / "engines"
-    engines.mkdir()
-    sha = json.loads((bundle_dir / MANIFEST).read_text())["models"]["int8"]["sha256"]
-    (engines / "x.engine").write_bytes(b"x")
-    said = {"engine": "x.engine", "engine_sha256": "0" * 64, "bytes": 1, "source": "model.int8.onnx"}
-    said |= {"source_sha256": sha, "precision": "int8", "profile": [1, 1, 8], "runtime": "tensorrt"}
-    said |= {"version": "10.16", "target": "sm86", "build_seconds": 1}
-    (engines / "x.engine.json").write_text(json.dumps(said))
-    deploy.sign(bundle_dir, keys / "mine.pem")
-    with deploy.load(bundle_dir, trusted_key=keys / "mine.pub") as bundle:
-        assert bundle.runtime == "onnxruntime"
-        assert "x.engine (the bundle's signature does not cover it" in bundle.why
 
 
 def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):

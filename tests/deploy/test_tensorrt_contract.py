@@ -100,6 +100,8 @@ def test_it_builds_for_the_gpu_here_and_runs(api, runtime, built, cuda):
         np.testing.assert_array_equal(engine.run({"image": batch[:1, :, ::-1]})["doubled"], 2 * batch[:1, :, ::-1])
         with pytest.raises(DeployError, match=r"takes batches of 1 to 4 in 'image' but was given 5"):
             engine.run({"image": np.zeros((5, 1, 16, 16), np.float32)})
+        with pytest.raises(DeployError, match="was given NaN in input 'image'; feed finite numbers"):
+            engine.run({"image": np.where(batch == batch[1, 0, 2, 3], np.nan, batch).astype(np.float32)})
         assert engine.layers() == [{"Name": "doubling", "LayerType": "x"}]
         assert engine.layer_times({"image": batch}, runs=3) == {"doubling": 0.25}
     with pytest.raises(DeployError, match="is closed"):

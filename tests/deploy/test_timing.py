@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import deploy
+from deploy.bench.figures import ratio_of_medians
 from deploy.bench.records import Bench, Record
-from deploy.bench.timing import benchmark, ratio_of_medians
+from deploy.bench.timing import benchmark
 from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
 
@@ -34,6 +35,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("deploy.bench.timing.time", clock)
+    monkeypatch.setattr("deploy.bench.warmup.time", clock)
     return clock
 
 
@@ -79,11 +81,14 @@ def test_known_delays_give_known_ratios(clock):
     assert second.median_ms == pytest.approx(10.0)
 
 
-def test_engines_take_turns_in_a_rotating_order():
+def test_engines_take_turns_in_an_order_that_is_drawn_for_each_round():
     calls = []
     engines = [Fake(name, calls=calls) for name in "abc"]
-    benchmark(engines, FEED, warmup=2, rounds=3, runs_per_block=2, min_seconds=0)
-    assert "".join(calls) == "aabbcc" + "aabbcc" + "bbccaa" + "ccaabb"
+    benchmark(engines, FEED, warmup=2, rounds=40, runs_per_block=2, min_seconds=0)
+    timed = "".join(calls[-240:])
+    rounds = [timed[at : at + 6] for at in range(0, 240, 6)]
+    assert all(sorted(one[::2]) == ["a", "b", "c"] and one[::2] == one[1::2] for one in rounds)
+    assert len(set(rounds)) == 6  # each engine follows each other one, and comes first, in the middle and last
 
 
 def test_no_garbage_is_collected_while_timing_and_it_is_on_again_after():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from compress import prune
 from compress.errors import PlanError
+from compress.prune.curves import Cell, Curve
 from compress.prune.planning import plan_from_kept
 
 
@@ -90,3 +91,75 @@ def test_sensitivity_refuses_what_makes_no_sense(net, trace, data):
         prune.measure_sensitivity(prune.protect(trace, "*"), net, torch.zeros(trace.units), data)
     with pytest.raises(PlanError, match="loss of batch 1 is nan"):
         prune.measure_sensitivity(trace, net, prune.score(trace, net), data, loss=lambda out, _: out.sum() * math.nan)
+
+
+# Ratios from curves --------------------------------------------------------------------------------------
+
+
+def curve(name, channels, *cells):
+    return Curve(
+        group=name,
+        channels=channels,
+        cells=[Cell(ratio=ratio, units=(), loss=loss, accuracy=None) for ratio, loss in cells],
+    )
+
+
+def test_a_curve_is_straight_between_cells_and_never_falls():
+    rises = curve("a", 8, (0.25, 1.5), (0.5, 1.2), (0.75, 4.0)).rises(1.0)
+    # 0.5 at a quarter, no less at the half, 3 at three quarters, and on at 4 a whole.
+    assert rises.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5, 1.75, 3.0, 3.5, 4.0])
+
+
+def test_a_plan_by_curves_spares_what_costs_most(net, trace, data):
+    scores = prune.score(trace, net)
+    found = prune.measure_sensitivity(trace, net, scores, data, ratios=(0.25, 0.5, 0.75))
+    plan = prune.plan(trace, scores, budget=prune.Budget(macs=0.6), curves=found)
+    assert plan.costs["macs_after"] <= 0.6 * plan.costs["macs_before"]
+    assert plan.asked["scope"] == "sensitivity"
+    rises = found.rises(trace)
+    gone = [group.before - group.after for group in plan.groups]
+    reached = max(rise[count - 1] for rise, count in zip(rises, gone, strict=True) if count)
+    for group, rise, count in zip(plan.groups, rises, gone, strict=True):
+        assert count == group.before - 1 or rise[count] >= reached
+    # Within a group the lowest scores went.
+    for group, count in zip(trace.groups, gone, strict=True):
+        lowest = set(group.units[np.argsort(scores[group.units].numpy(), kind="stable")][:count].tolist())
+        slot = next(slot for slot in group.slots if trace.roles[slot] == "producer")
+        left = set(trace.slots[slot][plan.kept_indices(slot, len(trace.slots[slot]))].tolist())
+        assert set(group.units.tolist()) - left == lowest
+
+
+def test_another_networks_curves_are_refused(net, trace):
+    other = prune.Sensitivity(loss=1.0, accuracy=None, images=1, curves=[curve("nowhere", 3, (0.5, 2.0))])
+    with pytest.raises(PlanError, match=f"no curve of the group '{trace.groups[0].name}'"):
+        prune.plan(trace, prune.score(trace, net), budget=prune.Budget(macs=0.6), curves=other)
+    with pytest.raises(PlanError, match="Not a measured sensitivity"):
+        prune.Sensitivity.from_json('{"curves": 3}')
+
+
+def test_correlations_name_what_cannot_judge(net, trace, data):
+    found = prune.measure_sensitivity(trace, net, prune.score(trace, net), data, ratios=(0.5,))
+
+    def scored(name):
+        if name == "thinet":
+            raise PlanError("it cannot")
+        return prune.score(trace, net, name) if name == "l1" else torch.zeros(trace.units)
+
+    said = prune.correlations(found, scored, criteria=("l1", "thinet", "random"))
+    assert said["l1"] == prune.rank_correlation(found, prune.score(trace, net))
+    assert said["thinet"] is said["random"] is None
+
+
+def test_a_measure_of_ones_own_takes_the_place_of_data(net, trace):
+    told = []
+    found = prune.measure_sensitivity(
+        trace,
+        net,
+        prune.score(trace, net),
+        ratios=(0.5,),
+        measure=lambda network: (float(sum(p.numel() for p in network.parameters())), 0.25, 7),
+        advance=lambda done, total, group: told.append((done, total, group)),
+    )
+    assert (found.accuracy, found.images) == (0.25, 7)
+    assert all(cell.loss < found.loss for own in found.curves for cell in own.cells)
+    assert told == [(n, len(trace.groups), group.name) for n, group in enumerate(trace.groups, 1)]

@@ -11,6 +11,7 @@ from torch import nn
 
 from compress import prune
 from compress.errors import ModelError, PlanError
+from compress.models.cifar_resnet import cifar_resnet
 from compress.prune.planning import plan_from_kept
 
 # Over space -----------------------------------------------------------------------------------------------
@@ -66,6 +67,21 @@ def test_a_shortcut_that_pads_frees_the_channels_that_it_carries():
     assert sizes(trace) == {"stem": 6, "a": 7}
     held = trace.protected_units[trace.slots["up.weight", 0]]
     assert held.tolist() == [True] * 3 + [False] * 6 + [True] * 3
+
+
+def test_zeros_whose_numbers_the_module_keeps_follow_a_cut():
+    net = cifar_resnet(8, 8, shortcut="pad")
+    trace = proved(net, image(8, 16))
+    assert set(trace.protected.values()) == {"graph input", "graph output"}
+    assert sizes(trace)["layer2.0.conv2"] == 8
+    assert sizes(trace)["layer3.0.conv2"] == 16
+    units = trace.slots["layer2.0.conv2.weight", 0]
+    scores = torch.ones(trace.units, dtype=torch.float64)
+    scores[units[[0, 2, 3, 15]]] = 0
+    plan = prune.plan(trace, scores, ratio={"layer2.0.conv2": 0.5})
+    assert plan.attributes["layer2.0.downsample"] == {"zeros.0": (4, 1), "zeros.1": (4, 3)}
+    assert prune.check(net, plan, image(8, 16)).worst < 1e-10
+    assert prune.apply(net, plan).layer2[0].downsample.zeros == (1, 3)
 
 
 @pytest.mark.parametrize("keep", [True, False])

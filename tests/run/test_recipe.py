@@ -371,3 +371,16 @@ def test_values_out_of_bounds_are_named(override, key):
     with pytest.raises(RecipeError) as caught:
         load_recipe("recipes/digits.yaml", [override])
     assert key in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_classifier_is_cut_as_studied_unless_its_recipe_says_otherwise(tmp_path):
+    def cut(change):
+        asked = load_recipe(altered(tmp_path / "recipe.yaml", change)).prune
+        return asked.criterion, asked.reconstruct
+
+    assert cut(drop("prune")) == ("kfac", True)
+    assert cut(lambda raw: raw.update(prune={"criterion": "l1"})) == ("l1", True)
+    assert cut(lambda raw: None) == ("l1", False)
+    masks = {"kind": "masks", "path": ".", "train": {"images": "a", "masks": "b"}, "classes": ["c"]}
+    masks["val"] = masks["test"] = masks["train"]
+    assert cut(lambda raw: raw.update(prune={}, target=masks)) == ("l1", False)

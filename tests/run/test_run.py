@@ -323,9 +323,11 @@ def test_the_gate_passes_itself_and_stops_what_is_worse(done, out, tmp_path):
     assert "failed" in worse.stdout
     assert all(c.isprintable() or c == "\n" for c in worse.stdout)
     better["records"][4]["accuracy"] -= 0.05
-    better["records"][4]["ratio_to_dense"] /= 2
+    for key in ("ratio_to_dense", "ratio_of_best"):
+        better["records"][4][key] /= 2
+    better["records"][4]["best_interval"] = [better["records"][4]["ratio_of_best"]] * 2
     doctored.write_text(json.dumps(better), encoding="utf-8")
-    assert niwaki("gate", bench, "--baseline", doctored, cwd=done[0]).returncode == 1
+    assert niwaki("gate", bench, "--baseline", doctored, "--repeats", "0", cwd=done[0]).returncode == 1
 
 
 def interrupted(cwd, after):

@@ -10,14 +10,15 @@ from typer.testing import CliRunner
 
 from compress import prune
 from compress.cli.app import app
-from compress.errors import RecipeError
+from compress.errors import PlanError, RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run.prepare import prepare
 from compress.run.progress import StageView
-from compress.run.scoring import calibration_batches
+from compress.run.scoring import scoring_images
 from compress.run.stages import prune as stage
 from compress.run.stages import train
 from compress.train import evaluate
+from deploy.report import render
 
 
 def tiny(num_classes):
@@ -36,11 +37,11 @@ def loaded(folder, **cut):
         "preprocessing": {"size": [8, 8], "mode": "L", "mean": [0.3], "std": [0.4], "resize": "stretch"},
         "transfer": {"epochs": 6, "batch_size": 50, "lr": 0.1, "evaluations": 1},
         "twin": False,
-        "prune": {"budget": {"macs": 0.5}, "round_to": 1, "min_kept": 2, **cut},
+        "prune": {**({} if "ratio" in cut else {"budget": {"macs": 0.5}}), "round_to": 1, "min_kept": 2, **cut},
         "distill": {"epochs": 1, "reuse_classifier": False},
         "deploy": None,
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return load_recipe(folder / "recipe.yaml", trusted=[__name__])
 
 
@@ -64,13 +65,14 @@ def cut(tmp_path_factory):
 
 def test_the_images_are_drawn_by_the_seed(cut):
     work = cut(criterion="taylor", images=70)[0]
-    one, other = calibration_batches(work), calibration_batches(work)
-    assert [len(images) for images, _ in one] == [24, 23, 23]
-    assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(one, other, strict=True))
+    one, other = scoring_images(work), scoring_images(work)
+    assert [len(batch) for batch in one] == [24, 23, 23]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a.targets, b.targets) for a, b in zip(one, other, strict=True))
 
 
 def test_reconstruction_serves_accuracy_and_says_so(cut):
-    _, plain, _ = cut(criterion="taylor")
+    _, plain, _ = cut(criterion="taylor", reconstruct=False)
     solved_work, solved, network = cut(criterion="taylor", reconstruct=True)
     assert solved.metrics["macs_share"] == plain.metrics["macs_share"] <= 0.5
     assert solved.metrics["val_accuracy"] > plain.metrics["val_accuracy"] + 0.1
@@ -82,7 +84,7 @@ def test_reconstruction_serves_accuracy_and_says_so(cut):
 
 @pytest.mark.parametrize("criterion", ["fisher", "apoz", "bn_scale"])
 def test_every_kind_of_criterion_meets_the_budget_in_rounds(cut, criterion):
-    outcome = cut(criterion=criterion, rounds=2, recover_epochs=1, scope="isomorphic")[1]
+    outcome = cut(criterion=criterion, rounds=2, recover_epochs=1, scope="isomorphic", schedule="cubic")[1]
     assert outcome.metrics["macs_share"] <= 0.5
 
 
@@ -91,6 +93,64 @@ def test_several_budgets_hold_together(cut):
     dense = sum(p.numel() for p in tiny(10).parameters())
     assert sum(p.numel() for p in network.parameters()) <= 0.4 * dense
     assert outcome.metrics["macs_share"] <= 0.9
+
+
+def test_ratios_by_pattern_take_the_budgets_place(cut):
+    _, outcome, network = cut(ratio={"3.*": 0.5, "*": 0.25}, criterion="l2")
+    assert (network[0].out_channels, network[3].out_channels) == (12, 16)
+    assert outcome.plan["ratio"] == {"3.*": 0.5, "*": 0.25}
+    assert "budget" not in outcome.plan
+    assert cut(ratio=0.5, scope="group")[2][3].out_channels == 16
+
+
+def test_the_smallest_network_within_the_drop_is_kept_as_it_was_confirmed(cut):
+    work, outcome, network = cut(budget={"max_drop": 6.0}, criterion="fisher", images=64)
+    lost = work.ledger.model("teacher").val_accuracy - outcome.metrics["val_accuracy"]
+    assert lost <= 0.06
+    assert outcome.metrics["macs_share"] < 0.9
+    said = next(note for note in outcome.notes if "points on validation before any training" in note)
+    assert f"lose {100 * lost:.1f} points" in said
+    assert evaluate(network, work.target, "val", work.fabric)["top1"] == outcome.metrics["val_accuracy"]
+
+
+def test_sensitivity_goes_into_the_folder_the_ledger_and_the_report(cut):
+    work, outcome, _ = cut(sensitivity=True, images=40)
+    found = prune.Sensitivity.from_json((work.out / "sensitivity.json").read_text())
+    shown = outcome.plan["sensitivity"]
+    assert [curve["group"] for curve in shown["curves"]] == [curve.group for curve in found.curves] == ["0", "3"]
+    assert "units" not in shown["curves"][0]["cells"][0]
+    assert set(found.correlations) == set(prune.CRITERIA)
+    assert found.images == 40
+    assert found.metric == "accuracy"
+    page = render({"format": "niwaki-ledger-1", "plan": outcome.plan}, {}, "")
+    assert "What each group lost" in page
+    assert page.count('class="plot') == 2
+    assert "Which criteria foresaw it" in page
+
+
+def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
+    with pytest.raises(PlanError, match=r"No free group matches 'layer9\.\*'"):
+        prepare(loaded(tmp_path, ratio={"layer9.*": 0.5}), tmp_path / "out", False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"ratio": 0.5, "budget": {"macs": 0.4}}, "either a budget or a ratio"),
+        ({"ratio": {}, "budget": {"macs": 0.5}}, "ratio is empty"),
+        ({"ratio": 0.5, "rounds": 2, "budget": {"macs": 0.5}}, "not a ratio"),
+        ({"ratio": {"*": 1.0}, "budget": {"macs": 0.5}}, "less than 1"),
+        ({"budget": {"max_drop": 1.0, "macs": 0.5}}, "max_drop is met by measuring and stands alone"),
+        ({"budget": {"max_drop": 1.0}, "rounds": 2}, "budget of macs alone"),
+        ({"budget": {"macs": []}}, "one share or more"),
+        ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
+        ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, keys, said):
+    with pytest.raises(RecipeError, match=said):
+        loaded(tmp_path, **keys)
 
 
 def test_rounds_want_a_budget_of_macs_alone(tmp_path):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from compress.data.files import DAMAGED, FORMATS, Decoded, Unreadable, by_stem, existing, first, held_out, read_all
+from compress.data.files import (
+    DAMAGED,
+    FORMATS,
+    Decoded,
+    Unreadable,
+    by_stem,
+    check_file,
+    check_pixels,
+    existing,
+    first,
+    held_out,
+    read_all,
+)
 from compress.data.formats.boxes import upright_size
 from compress.data.images import ImageData, ImageReader, Split
 from compress.data.targets import IGNORED
@@ -94,17 +107,21 @@ def load_mask(path: Path) -> np.ndarray:
     """The labels (H, W) that a file holds, whatever its palette.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: the file is missing, damaged or implausibly large.
         DataError: it is a colour image.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            if image.mode not in _INDEX_MODES:
-                raise DataError(
-                    f"The mask {path} has pixels of mode {image.mode}, not class indices; save grey or palette PNG."
-                )
-            return np.asarray(image).astype(np.int64)
+        check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels, which are counted here
+            with Image.open(path, formats=FORMATS) as image:
+                check_pixels(image, path)
+                image.load()
+        if image.mode not in _INDEX_MODES:
+            raise DataError(
+                f"The mask {path} has pixels of mode {image.mode}, not class indices; save grey or palette PNG."
+            )
+        return np.asarray(image).astype(np.int64)
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ImageError(f"The mask {path} is missing or damaged ({error}); replace the file.") from None
 

@@ -87,7 +87,15 @@ def _gradients(loss: Tensor, wanted: Sequence[Tensor], again: bool = False) -> l
     """The slopes of the loss; zero for what it does not depend on."""
     if not loss.requires_grad:
         raise PlanError("The loss does not depend on the weights; give a loss of the network's outputs, not detached.")
-    found = torch.autograd.grad(loss, wanted, allow_unused=True, create_graph=again)
+    try:
+        found = torch.autograd.grad(loss, wanted, allow_unused=True, create_graph=again)
+    except RuntimeError as error:
+        if "double backward" not in str(error):
+            raise
+        raise PlanError(
+            f"The loss has no second derivative ({str(error).splitlines()[0][:120]}); take a criterion of the first, "
+            "such as fisher."
+        ) from None
     return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
 
 

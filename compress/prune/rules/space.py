@@ -50,7 +50,7 @@ def unpool(n: int) -> Rule:
 
 
 def pad(tracer: Labeller, call: Call) -> Flow:
-    """y = x between constants: added channels have a number that the code fixes and stay, those between may go."""
+    """y = x between constants: those between may go, the added ones only where their number can be patched."""
     x, flow, widths = call.args[0], tracer.flow(call.args[0]), call.args[1]
     moved = []
     for layer in flow.layers:
@@ -63,7 +63,8 @@ def pad(tracer: Labeller, call: Call) -> Flow:
                 return tracer.unknown(call, "padded channels")
             made = [tracer.fresh(width) for width in (left, right)]
             for new in made:
-                tracer.protect(new, "padded channels")
+                if len(new) and not tracer.keeps(len(new)):
+                    tracer.protect(new, "padded channels")
             labels = placed(np.concatenate([made[0], labels.reshape(-1), made[1]]), x.dim(), d)
         moved.append(labels)
     flow = flow.moved(moved)

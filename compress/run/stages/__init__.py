@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compress.artifact import WEIGHTS
 from compress.recipe.schema import Recipe
+from compress.run.sensitivity import SENSITIVITY
 from compress.run.stages import bundle, distill, export, measure, prune, qat, train
 from compress.run.stages.base import Stage
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
@@ -60,7 +61,7 @@ STAGES: tuple[Stage, ...] = (
         "prune",
         "Prune whole channels and prove the cut",
         prune.cut,
-        lambda recipe: _network("pruned"),
+        lambda recipe: (*_network("pruned"), *((SENSITIVITY,) if recipe.prune.sensitivity else ())),
         "all",
         _always,
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import deploy
-from compress.files import write_text
+from compress.files import read_bytes, write_text
 from compress.run.evaluation import accuracy_of_file
 from compress.run.latency import timed_by_runtime
 from compress.run.ledger import ModelEntry, Outcome
@@ -90,7 +90,7 @@ def decide(work: Workspace) -> Shipping:
 
 def _timed(work: Workspace, view: StageView, variants: Sequence[Variant]) -> list[Record]:
     """Time all engines in turns; each record has the engine's test accuracy and its parity with torch."""
-    checked = json.loads((work.out / PARITY).read_text(encoding="utf-8"))
+    checked = json.loads(read_bytes(work.out / PARITY))
     with ExitStack() as stack:
         engines = []
         for variant in variants:
@@ -123,7 +123,7 @@ def _test_accuracy(work: Workspace, variant: Variant) -> float | None:
 def _built_records(out: Path) -> Iterator[Record]:
     """Record the engines for GPUs as built, with the reason why they have no times."""
     listed = out / ENGINES
-    for built in json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []:
+    for built in json.loads(read_bytes(listed)) if listed.is_file() else []:
         yield Record(
             name=f"distilled-{built['precision']}-rtx-{built['target']}",
             model="student",

@@ -9,12 +9,18 @@ from torch import nn
 
 from compress import cost, prune
 from compress.errors import PlanError
+from compress.files import read_bytes, write_text
 from compress.models.detection import raw_heads
-from compress.prune import Budget, Plan
+from compress.prune import CRITERIA, Budget, Plan, Sensitivity, Trace
+from compress.prune.drop import Judges
+from compress.prune.schedule import left_after
+from compress.run.cutting import plan_for, within_drop
 from compress.run.latency import share_of_dense
 from compress.run.ledger import ModelEntry, Outcome
+from compress.run.measuring import measured_on
 from compress.run.progress import StageView
-from compress.run.scoring import reconstructed, said_of, scores
+from compress.run.scoring import drawn, reconstructed, said_of, scored, scores, scoring_images
+from compress.run.sensitivity import SENSITIVITY, plain, sensitivity_of
 from compress.run.tracing import traced
 from compress.run.training import DistillJob, distil_student
 from compress.run.workspace import MadeNetwork, Workspace
@@ -38,23 +44,15 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
-            planned = _planner(work, network)
-            if asked.budget.latency is not None:
-                step, measured = _within_latency(work, planned, network, view)
-                return step.to_json(), measured
-            if asked.rounds == 1:
-                return planned(asked.budget).to_json(), ()
-            assert asked.budget.macs is not None
-            left = 1 - (1 - asked.budget.macs) * turn / asked.rounds
-            now = cost.macs(network, work.example) / cost.macs(teacher, work.example)
-            return planned(Budget(macs=min(1.0, left / now))).to_json(), ()
+            step, said = _step(work, view, (teacher, network), turn)
+            return step.to_json(), said
 
         text, said = once(found)
         step = Plan.from_json(text)
         plan = step if plan is None else plan.then(step)
         whole, network = network, prune.apply(network, step)
         notes += said
-        if asked.reconstruct:
+        if asked.reconstruct or asked.budget.max_drop is not None:
             # Every process of a run does the same on the same images.
             network, report = reconstructed(work, whole, network, step)
             notes.append(said_of(report))
@@ -62,6 +60,8 @@ def cut(work: Workspace, view: StageView) -> Outcome:
             flops += _recover(work, view, (teacher, network), plan, turn)
     done = plan
     assert done is not None
+    if asked.sensitivity:
+        once(lambda: _sensitivity(work, view, teacher))
     proved = once(lambda: _proved(work, view, (teacher, network), done, flops).model_dump_json())
     return Outcome.model_validate_json(proved).model_copy(update={"notes": tuple(notes)})
 
@@ -97,13 +97,17 @@ def _proved(
 def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry, pruned: ModelEntry) -> dict[str, Any]:
     """Return what the ledger holds of the plan."""
     asked = work.recipe.prune
+    measured = work.out / SENSITIVITY
+    bound = {"budget": asked.budget.model_dump(exclude_none=True)} if asked.ratio is None else {"ratio": asked.ratio}
+    curves = plain(Sensitivity.from_json(read_bytes(measured))) if asked.sensitivity else None
     return {
         "criterion": asked.criterion,
         "scope": asked.scope,
         "round_to": asked.round_to,
         "reconstruct": asked.reconstruct,
         "rounds": asked.rounds,
-        "budget": asked.budget.model_dump(exclude_none=True),
+        **({"schedule": asked.schedule} if asked.rounds > 1 else {}),
+        **bound,
         "macs_before": dense.macs,
         "macs_after": pruned.macs,
         "params_before": dense.params,
@@ -111,28 +115,50 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         "proof": proof.model_dump(),
         "groups": [g.model_dump() for g in plan.groups],
         "protected": plan.protected,
+        **({} if curves is None else {"sensitivity": curves}),
     }
 
 
-def _planner(work: Workspace, network: nn.Module) -> Callable[[Budget], Plan]:
-    """Trace and score a network once and return a function from a budget to its plan."""
-    asked = work.recipe.prune
+def _step(
+    work: Workspace, view: StageView, networks: tuple[nn.Module, nn.Module], turn: int
+) -> tuple[Plan, tuple[str, ...]]:
+    """Plan one round; return its plan and notes of what was measured for it."""
+    asked, (teacher, network) = work.recipe.prune, networks
     trace = traced(work.recipe, network, work.example, work.target.task)
-    scored = scores(work, trace, network)
+    values = scores(work, trace, network)
 
     def planned(budget: Budget) -> Plan:
-        return prune.plan(
-            trace,
-            scored,
-            budget=budget,
-            scope=asked.scope,
-            round_to=asked.round_to,
-            min_kept=asked.min_kept,
-            max_ratio=asked.max_ratio,
-            asked={"criterion": asked.criterion},
-        )
+        return plan_for(trace, values, asked, budget)
 
-    return planned
+    if asked.budget.latency is not None:
+        return _within_latency(work, planned, (trace, network), view)
+    if asked.budget.max_drop is not None:
+        return _within_drop(work, planned, (trace, network), view)
+    if asked.rounds == 1:
+        return plan_for(trace, values, asked), ()
+    assert asked.budget.macs is not None
+    left = left_after(turn, asked.rounds, asked.budget.macs, asked.schedule)
+    now = cost.macs(network, work.example) / cost.macs(teacher, work.example)
+    return planned(Budget(macs=min(1.0, left / now))), ()
+
+
+def _sensitivity(work: Workspace, view: StageView, teacher: nn.Module) -> None:
+    """Measure the teacher's sensitivity on validation images and leave it in the run folder."""
+    recipe, task = work.recipe, TASKS[work.target.task]
+    trace = traced(recipe, teacher, work.example, work.target.task)
+    images = scoring_images(work)
+    judging = drawn(work.target.splits["val"], recipe.prune.images, recipe.seed)
+    found = sensitivity_of(
+        trace,
+        teacher,
+        lambda name: scored(trace, teacher, name, images, task, seed=recipe.seed),
+        measured_on(task, judging, work.target.classes),
+        criterion=recipe.prune.criterion,
+        metric=task.title,
+        criteria=tuple(CRITERIA),
+        advance=view.advance,
+    )
+    write_text(work.out / SENSITIVITY, found.model_dump_json(indent=1) + "\n")
 
 
 def _recover(work: Workspace, view: StageView, networks: tuple[nn.Module, nn.Module], plan: Plan, turn: int) -> float:
@@ -158,7 +184,7 @@ def _recover(work: Workspace, view: StageView, networks: tuple[nn.Module, nn.Mod
 
 
 def _within_latency(
-    work: Workspace, planned: Callable[[Budget], Plan], teacher: nn.Module, view: StageView
+    work: Workspace, planned: Callable[[Budget], Plan], networks: tuple[Trace, nn.Module], view: StageView
 ) -> tuple[Plan, tuple[str, ...]]:
     """Bisect the MACs for the largest network whose measured latency is within the target.
 
@@ -172,7 +198,7 @@ def _within_latency(
     target = asked.budget.latency
     assert target is not None
     measure = share_of_dense(work)
-    trace = traced(work.recipe, teacher, work.example, work.target.task)
+    trace, teacher = networks
     low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio), 1.0, 7
     best: tuple[Plan, float] | None = None
     fastest = 1.0
@@ -196,3 +222,28 @@ def _within_latency(
             "or lower prune.min_kept."
         )
     return best[0], (f"Measured latency of the cut network: {best[1]:.3f} of the dense one's.",)
+
+
+def _within_drop(
+    work: Workspace, planned: Callable[[Budget], Plan], networks: tuple[Trace, nn.Module], view: StageView
+) -> tuple[Plan, tuple[str, ...]]:
+    """Find the smallest network within the drop: searched on half of the validation images, confirmed on all.
+
+    Returns:
+        The plan, and a note of what it lost.
+
+    Raises:
+        PlanError: no network that was tried is within it.
+    """
+    key = TASKS[work.target.task].selects
+
+    def accuracy(every: int) -> Callable[[nn.Module], float]:
+        return lambda network: evaluate(network, work.target, "val", work.fabric, every=every)[key]
+
+    def repaired(small: nn.Module, plan: Plan) -> nn.Module:
+        return reconstructed(work, networks[1], small, plan)[0]
+
+    judges = Judges(accuracy(2), accuracy(1))
+    found = within_drop(networks, planned, repaired, judges, work.recipe.prune, view.advance)
+    share = 100 * found.share
+    return found.plan, (f"{share:.0f} % of the MACs lose {found.drop:.1f} points on validation before any training.",)

@@ -35,15 +35,18 @@ class TensorRtEngine(Engine):
         threads: has no effect on a GPU; invalid values are refused as everywhere.
         api: the API object; by default the package that the sidecar names is imported.
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default it is imported.
+        sha256: the hash that the sidecar must name.
 
     Raises:
         DeployError: the engine is outdated, foreign, truncated or altered, or the runtime cannot load it.
         MissingDependency: the runtime, the CUDA bindings or a GPU is missing.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, api: Any = None, cuda: Any = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 1, api: Any = None, cuda: Any = None, sha256: str | None = None
+    ) -> None:
         check_threads(threads)
-        sidecar, content = read_engine(path)
+        sidecar, content = read_engine(path, sha256)
         self.name = path.name.removesuffix(".engine")
         self.path = path
         self.runtime = sidecar.runtime
@@ -178,8 +181,8 @@ class TensorRtEngine(Engine):
 
 
 def load(path: Path, *, threads: int = 1, sha256: str | None = None) -> TensorRtEngine:
-    """Load the engine at ``path``, whose hash stands in its sidecar and not in ``sha256``; see ``TensorRtEngine``."""
-    return TensorRtEngine(path, threads=threads)
+    """Load the engine at ``path``; see ``TensorRtEngine``."""
+    return TensorRtEngine(path, threads=threads, sha256=sha256)
 
 
 def _profiler(trt: Any) -> Any:

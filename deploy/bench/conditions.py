@@ -1,0 +1,112 @@
+"""Say how busy the machine was while something was timed; a figure from a noisy machine is said to be one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
+_NOISY_SHARE = 0.9
+_NOISY_LOAD = 1.25
+
+
+class Conditions(BaseModel):
+    """What a machine was like during one sitting; None where the platform does not tell.
+
+    Attributes:
+        load: the average number of processes that wanted to run, over the last minute, at the end.
+        cores: those that this process may use.
+        processor_share: processor time over wall time of the process. Of a run with one thread it is 1 on an idle
+            machine, and less where other processes took their turns.
+        involuntary_switches: how often the process was stopped for another one.
+        peak_rss_bytes: the most memory that the process ever had.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    load: FiniteFloat | None = None
+    cores: NonNegativeInt | None = None
+    processor_share: FiniteFloat | None = None
+    involuntary_switches: NonNegativeInt | None = None
+    peak_rss_bytes: NonNegativeInt | None = None
+
+    def noise(self) -> str | None:
+        """Say in words why the machine counts as noisy, or None where it does not."""
+        said = []
+        if self.load is not None and self.cores and self.load > _NOISY_LOAD * self.cores:
+            said.append(f"a load of {self.load:.1f} on {self.cores} cores")
+        if self.processor_share is not None and self.processor_share < _NOISY_SHARE:
+            said.append(f"the processor was had for {100 * self.processor_share:.0f} % of the time")
+        return " and ".join(said) or None
+
+
+class Watch:
+    """Looks on from when it is made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time(), _switches()
+
+    def conditions(self) -> Conditions:
+        """Return what the machine was like since then."""
+        wall, cpu, switches = self._began
+        passed = time.monotonic() - wall
+        return Conditions(
+            load=_load(),
+            cores=usable_cores(),
+            processor_share=(time.process_time() - cpu) / passed if passed > 0 else None,
+            involuntary_switches=None if switches is None else (_switches() or 0) - switches,
+            peak_rss_bytes=peak_rss(),
+        )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those of its affinity, or fewer where a container's limit says so."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cgroup_cores()
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
+
+
+def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return how many cores' worth of time the container may use, or None where it is not limited."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((root / name).read_text("ascii") for name in names).split()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+            return int(words[0]) / int(words[1])
+    return None
+
+
+def peak_rss() -> int | None:
+    """Return the most memory that this process ever had, in bytes."""
+    try:
+        # What getrusage tells on Linux is inherited from the process that started this one.
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    if resource is None:
+        return None
+    told = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return told if platform.system() == "Darwin" else told * 1024
+
+
+def _switches() -> int | None:
+    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):  # Windows has none
+        return None
