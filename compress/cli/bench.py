@@ -33,9 +33,7 @@ def bench(
         typer.Option("--name", metavar="NAME=PATH", help="An engine under a name, before the others; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Images of one run; by default 1, or what a file fixes.")
-    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
     ] = None,
@@ -58,7 +56,7 @@ def bench(
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
     for place in places:
-        probe_first(place.path, probe, runtime=place.runtime, batch=batch or 1)
+        probe_first(place.path, probe, runtime=place.runtime, batch=batch)
     result = timed(places, batch, threads, rounds, isolate=isolate, size=_size(size))
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
@@ -91,7 +89,7 @@ def report(
 
 def timed(
     places: Sequence[Place],
-    batch: int | None,
+    batch: int,
     threads: int,
     rounds: int,
     *,

@@ -52,6 +52,9 @@ def noise(
         DeployError: an input takes no such batch, leaves a size open that nobody gave, or is too large to be timed.
     """
     feeds, rows = {}, {}
+    if not any(spec.shape for spec in inputs.values()):
+        said = ", ".join(f"'{name}' as {spec}" for name, spec in inputs.items()) or "nothing"
+        raise DeployError(f"{what} takes {said}, which is no batch of {batch or 1}; export it with a free batch.")
     for name, spec in inputs.items():
         shape = list(spec.shape)
         if has_batch(spec):
