@@ -46,9 +46,8 @@ def build_engine(
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
-        DeployError: the bundle is damaged or not signed as asked, has no such model, cannot predict, or the model is
-            one that TensorRT would misread (uint8) or refuses, the folder of engines lies elsewhere, or ``key`` holds
-            no private key.
+        DeployError: the bundle is damaged, not signed as asked or cannot predict, has no such model, or one that TensorRT
+            misreads (uint8) or refuses, its folder of engines lies elsewhere, or ``key`` holds no private key.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
@@ -61,11 +60,9 @@ def build_engine(
     if largest < 1:
         raise DeployError(f"The largest batch is {largest}; give 1 or more.")
     source = manifest.tensorrt.get(chosen, manifest.models[chosen])
-    if out is None:
-        out = engines_folder(folder)
     made = engine_from_onnx(
         folder / source.file,
-        out,
+        engines_folder(folder) if out is None else out,
         target=target,
         profile=(1, 1, largest),
         runtime=runtime or _default_builder(target),

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
-from deploy.bundle.fitting import check_fit, compatible, expected_outputs
+from deploy.bundle.fitting import check_fit as _check_fit
+from deploy.bundle.fitting import compatible, expected_outputs
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
@@ -84,7 +85,7 @@ class Bundle(Engine):
         manifest = read_trusted(folder, trust)
         engine, why = load_best(folder, manifest, precision, runtime, threads, keys=trust.engine_keys())
         try:
-            check_fit(folder, manifest, engine)
+            _check_fit(folder, manifest, engine)
         except DeployError:
             engine.close()
             raise

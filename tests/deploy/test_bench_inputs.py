@@ -43,7 +43,7 @@ def test_number_12_engines_may_differ_in_name_size_and_type(tmp_path):
     code, found = bench(one, other, "--batch", 2)
     assert code == 0 and [record["batch"] for record in found["records"]] == [2, 2]
     assert found["settings"]["inputs"] == {
-        str(one): "image float32[any, 3, 8, 8]", str(other): "pixels uint8[any, 16, 16, 3]",
+        "a": "image float32[any, 3, 8, 8]", "b": "pixels uint8[any, 16, 16, 3]",
     }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def ort_from_onnx(src: Path, dst: Path) -> Path:
         options.log_severity_level = 4
         try:
             ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            create_config_from_models([str(written)], str(listed), enable_type_reduction=False)
+            create_config_from_models([written], listed, False)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(f"ONNX Runtime {ort.__version__} cannot convert {src} ({first_line(error)}).") from error
         # The list begins with the paths of this machine.
