@@ -6,7 +6,7 @@ import json
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -18,10 +18,14 @@ from compress.files import write_text
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
 
     from deploy.bench.isolate import Place
     from deploy.bench.records import Bench, Record
+
+_LARGEST_BATCH = 4096
 
 
 def bench(
@@ -33,7 +37,7 @@ def bench(
         typer.Option("--name", metavar="NAME=PATH", help="An engine under a name, before the others; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
+    batch: Annotated[str, typer.Option(help="Images of one run, or several such as 1,8,64.")] = "1",
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
     ] = None,
@@ -47,6 +51,11 @@ def bench(
         Path | None, typer.Option(help="Measure accuracy on a folder with a folder for each class.")
     ] = None,
     probe: Probe = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
+    streams: Annotated[int, typer.Option(min=0, max=256, help="Also so many threads at once.")] = 0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, max=1e6, help="Also requests that come at so many a second.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time engines against the first one, in turns, on seeded noise for the inputs of each; needs no torch."""
@@ -55,9 +64,13 @@ def bench(
     places = places_of([str(path) for path in engines or []], name or [], runtime)
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
+    batches = batches_of(batch)
     for place in places:
-        probe_first(place.path, probe, runtime=place.runtime, batch=batch)
-    result = timed(places, batch, threads, rounds, isolate=isolate, size=_size(size))
+        probe_first(place.path, probe, runtime=place.runtime, batch=batches[0])
+    pixels = _size(size)
+    result = timed(places, batches, threads, rounds, isolate=isolate, size=pixels)
+    if cold or streams or rate:
+        result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate, pixels))
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
     if out is not None:
@@ -69,6 +82,9 @@ def bench(
         console.print(_bench_table(result, console.width))
         for engine, taken in result.settings.get("inputs", {}).items():
             console.print(f"{engine} takes {taken}", soft_wrap=True, markup=False)
+        for record in result.records:
+            for sentence in _more_of(record):
+                console.print(sentence, markup=False, soft_wrap=True)
         for sentence in _noise_of(result):
             console.print(sentence, style="yellow", markup=False)
 
@@ -87,47 +103,102 @@ def report(
     print(json.dumps({"report": str(path)}) if as_json else plain(path))
 
 
+class _More(NamedTuple):
+    """What else is measured of each engine."""
+
+    cold: bool
+    streams: int
+    rate: float | None
+    size: tuple[int, int] | None
+
+
+def batches_of(said: str) -> list[int]:
+    """Return the batch sizes that ``said`` names, such as ``1,8,64``; refuse what names none."""
+    found = said.split(",")
+    if not all(one.strip().isdecimal() and 1 <= int(one) <= _LARGEST_BATCH for one in found):
+        raise typer.BadParameter(f"--batch is {said!r}; give sizes from 1 to {_LARGEST_BATCH}, such as 1,8,64")
+    return list(dict.fromkeys(int(one) for one in found))
+
+
 def timed(
     places: Sequence[Place],
-    batch: int,
+    batches: Sequence[int],
     threads: int,
     rounds: int,
     *,
     isolate: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Bench:
-    """Open the engines and time each on noise of its own inputs, here or in processes of their own.
+    """Open the engines and time each on noise of its own inputs, here or apart, one batch after the other.
 
     Raises:
         DeployError: what one takes is no batch of that size, has an open size that nobody gave, or is too large.
     """
+    from deploy.bench.records import Bench
+
+    records: list[Record] = []
+    for batch in batches:
+        found, taken = _one_batch(places, batch, threads, rounds, isolate, size)
+        if batch != batches[0]:
+            found = [
+                one.model_copy(
+                    update={"name": f"{one.name}, batch {batch}", "reference": f"{one.reference}, batch {batch}"}
+                )
+                for one in found
+            ]
+        records += found
+    settings: dict[str, Any] = {
+        "threads": threads, "batch": records[0].batch, "rounds": rounds, "isolate": isolate,
+    }  # fmt: skip
+    if len(set(taken.values())) > 1:
+        settings["inputs"] = taken
+    return Bench(name=places[0].name, settings=settings, records=tuple(records))
+
+
+def _one_batch(
+    places: Sequence[Place], batch: int, threads: int, rounds: int, isolate: int, size: tuple[int, int] | None
+) -> tuple[list[Record], dict[str, str]]:
+    """Time one batch; return also what each engine takes, in words."""
     import deploy
     from deploy.bench.figures import records_of
     from deploy.bench.isolate import open_engine, sit_apart
-    from deploy.bench.noise import noise
-    from deploy.bench.records import Bench
     from deploy.errors import DeployError
 
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(place, threads)) for place in places]
-        drawn = [
-            noise(engine.inputs, str(place.path), batch, size=size, stated=_stated(engine, place.path))
-            for engine, place in zip(engines, places, strict=True)
-        ]
+        drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
         feeds = [one for one, _ in drawn]
         rows = {place.name: count for place, (_, count) in zip(places, drawn, strict=True)}
         if len(set(rows.values())) > 1:
             raise DeployError(f"One run takes {rows} images; only runs of as many can be compared, give --batch.")
         count = drawn[0][1]
-        records = [] if isolate else deploy.benchmark(engines, feeds, batch=count, rounds=rounds)
-        taken = [", ".join(f"{name} {spec}" for name, spec in engine.inputs.items()) for engine in engines]
-    if isolate:
-        sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
-        records = records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=count)
-    settings: dict[str, Any] = {"threads": threads, "batch": count, "rounds": rounds, "isolate": isolate}
-    if len(set(taken)) > 1:
-        settings["inputs"] = {place.name: said for place, said in zip(places, taken, strict=True)}
-    return Bench(name=places[0].name, settings=settings, records=tuple(records))
+        taken = {one.name: ", ".join(f"{name} {spec}" for name, spec in one.inputs.items()) for one in engines}
+        if not isolate:
+            return deploy.benchmark(engines, feeds, batch=count, rounds=rounds), taken
+    sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
+    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=count), taken
+
+
+def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int, more: _More) -> Bench:
+    """Measure cold starts, streams and requests at a rate, of one engine after the other."""
+    from deploy.bench.isolate import cold_start, open_engine
+    from deploy.bench.traffic import open_loop, run_streams
+
+    records = list(result.records)
+    for index, place in enumerate(places):
+        with ExitStack() as stack:
+            first = stack.enter_context(open_engine(place, threads))
+            noise, _ = _noise(first, place.path, batch, more.size)
+            others = [stack.enter_context(open_engine(place, threads)) for _ in range(more.streams - 1)]
+            update: dict[str, Any] = {}
+            if more.streams:
+                update["streams"] = run_streams([first, *others], noise)
+            if more.rate:
+                update["open_loop"] = open_loop([first, *others], noise, rate=more.rate)
+        if more.cold:
+            update["cold"] = cold_start(place, noise, threads=threads)
+        records[index] = records[index].model_copy(update=update)
+    return result.model_copy(update={"records": tuple(records)})
 
 
 def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: Path) -> Bench:
@@ -136,12 +207,22 @@ def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: P
     from deploy.bench.labelled import accuracy_on
 
     records, images = [], 0
-    for place, record in zip(places, result.records, strict=True):
+    found = {}
+    for place in places:
         with open_engine(place, threads) as engine:
-            accuracy, images = accuracy_on(engine, place.path, data)
+            found[place.name], images = accuracy_on(engine, place.path, data)
+    for record in result.records:  # of every batch
+        accuracy = found[record.name.removesuffix(f", batch {record.batch}")]
         records.append(record.model_copy(update={"accuracy": accuracy}))
     settings = {**result.settings, "images": images}
     return result.model_copy(update={"records": tuple(records), "settings": settings})
+
+
+def _noise(engine: Any, path: Path, batch: int, size: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], int]:
+    """Draw seeded noise for every input of an engine, which ``path`` was opened as; count its images, too."""
+    from deploy.bench.noise import noise
+
+    return noise(engine.inputs, str(path), batch, size=size, stated=_stated(engine, path))
 
 
 def _stated(engine: Any, path: Path) -> list[int] | None:
@@ -180,6 +261,18 @@ def _times(record: Record) -> list[str]:
     times = [f"{value:.3f}" for value in figures if value is not None]
     best = "–" if record.ratio_of_best is None else f"{record.ratio_of_best:.3f}"
     return [*times, best, f"{record.ratio_to_dense:.3f} [{low:.3f}, {high:.3f}]"]
+
+
+def _more_of(record: Record) -> Iterator[str]:
+    """Say what else was measured of an engine."""
+    if (cold := record.cold) is not None:
+        memory = "" if cold.peak_rss_bytes is None else f", {cold.peak_rss_bytes / 1e6:.0f} MB at most"
+        yield f"{record.name}: loads in {cold.load_ms:.0f} ms, first run {cold.first_ms:.2f} ms{memory}."
+    if (streams := record.streams) is not None:
+        yield f"{record.name}: {streams.throughput:.1f} images a second by {streams.streams} streams."
+    if (loop := record.open_loop) is not None:
+        times = f"median {loop.median_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
+        yield f"{record.name}: {times} at {loop.rate:g} requests a second ({loop.answered:.1f} answered)."
 
 
 def _noise_of(result: Bench) -> list[str]:

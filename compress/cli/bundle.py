@@ -29,7 +29,7 @@ MinVersion = Annotated[
 
 def predict(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them at any depth.")],
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
@@ -45,6 +45,7 @@ def predict(
     import deploy
     from deploy.engines.cores import over_cores
     from deploy.errors import DeployError
+    from deploy.processing.files import image_files
 
     if (crowded := over_cores(threads)) is not None:
         say(crowded)
@@ -57,7 +58,7 @@ def predict(
         engine_key=engine_key,
         min_version=min_version,
     ) as engine:
-        (found, bad), classes = _answers(engine, images), engine.classes
+        (found, bad), classes = _answers(engine, image_files(images)), engine.classes
     if as_json:
         # A mask is an array: rows of class indices.
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))

@@ -33,6 +33,9 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
     ] = 1,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Layer times of the device, from niwaki profile.")
+    ] = None,
     trust: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="Your own code that the recipe may call; repeatable.")
     ] = None,
@@ -43,6 +46,8 @@ def run(
     need("run", ("torch", "yaml", "lightning", "nncf"))
     search_here()
     _check_launcher()
+    if table is not None:
+        overrides = [*(overrides or []), f"prune.latency_table={json.dumps(str(table))}"]
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if cpu_quota() is not None:  # of which torch knows nothing
@@ -98,7 +103,7 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
 def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what the run came to, and what to do with it."""
     from compress.run.summary import summary, table
-    from deploy.bench.shipping import Shipping
+    from deploy.bench.shipping import ShipDecision
 
     figures = summary(folder)
     if as_json:
@@ -112,7 +117,7 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             console.print(said, soft_wrap=True, markup=False)
             return
         if (decided := figures.get("shipping")) is not None:
-            shipping = Shipping.model_validate(decided)
+            shipping = ShipDecision.model_validate(decided)
             console.print(f"Ships    {str(shipping).removeprefix('ships ')}", soft_wrap=True, markup=False)
         bundle, samples = (shlex.quote(str(folder / name)) for name in ("bundle", "samples"))
         prefix = f"niwaki predict {bundle} {samples}/*.png"

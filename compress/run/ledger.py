@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.errors import ArtifactError
 from compress.files import read_bytes, write_text
 from compress.validation import explain
-from deploy.bench.shipping import Shipping
+from deploy.bench.shipping import ShipDecision
 
 
 class Made(BaseModel):
@@ -75,7 +75,7 @@ class Outcome(BaseModel):
     notes: tuple[str, ...] = ()
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
-    shipping: Shipping | None = None
+    shipping: ShipDecision | None = None
 
 
 class Ledger(BaseModel):
@@ -101,7 +101,7 @@ class Ledger(BaseModel):
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
     test_images: int | None = None
-    shipping: Shipping | None = None
+    shipping: ShipDecision | None = None
     made_by: dict[str, str] = {}
     notes: tuple[str, ...] = ()
 

@@ -37,7 +37,7 @@ class Timed(BaseModel):
     accuracy: _Share | None = None
 
 
-class Shipping(BaseModel):
+class ShipDecision(BaseModel):
     """What ships, and every figure that it was chosen by; ledger, terminal, report and bundle tell this and no other.
 
     Attributes:
@@ -60,7 +60,9 @@ class Shipping(BaseModel):
         return f"ships {self.precision} on {_NAMES[self.runtime]} first: {self.reason}"
 
 
-def choose(timed: Sequence[Timed], asked: str = "auto", *, max_drop: float = EQUAL) -> Shipping:
+def choose(
+    timed: Sequence[Timed], asked: str = "auto", *, max_drop: float = EQUAL, runtime: Runtime | None = None
+) -> ShipDecision:
     """Choose what ships.
 
     Of each precision the runtime goes first that is faster, OpenVINO only where it takes less than ``MARGIN`` of ONNX
@@ -71,11 +73,12 @@ def choose(timed: Sequence[Timed], asked: str = "auto", *, max_drop: float = EQU
         timed: the files, fp32 on ONNX Runtime among them.
         asked: ``auto``, or the precision that ships whatever was measured.
         max_drop: how far the accuracy may lie below that of fp32, a share of 1.
+        runtime: the only one that counts; by default the faster.
 
     Raises:
         DeployError: fp32 on ONNX Runtime, or what was asked for, was not measured.
     """
-    best = {one.precision: _fastest(timed, one.precision) for one in timed}
+    best = {one.precision: _fastest(timed, one.precision, runtime) for one in timed}
     if "fp32" not in best or asked not in ("auto", *best):
         missing = "fp32" if "fp32" not in best else asked
         raise DeployError(f"Nothing ships as {missing}, which was not timed; {', '.join(best) or 'nothing'} was.")
@@ -92,14 +95,19 @@ def choose(timed: Sequence[Timed], asked: str = "auto", *, max_drop: float = EQU
         reason = f"the recipe asks for {asked}{against}; {reason}"
     elif chosen is fp32 and others:
         reason = f"nothing else is faster by {100 * (1 - MARGIN):.0f} % at equal accuracy; {reason}"
-    return Shipping(precision=chosen.precision, runtime=chosen.runtime, asked=asked, reason=reason, timed=tuple(timed))
+    return ShipDecision(
+        precision=chosen.precision, runtime=chosen.runtime, asked=asked, reason=reason, timed=tuple(timed)
+    )
 
 
-def _fastest(timed: Sequence[Timed], precision: str) -> Timed:
+def _fastest(timed: Sequence[Timed], precision: str, runtime: Runtime | None) -> Timed:
     """Return the runtime that goes first for a precision."""
     own = {one.runtime: one for one in timed if one.precision == precision}
-    if "onnxruntime" not in own:
-        raise DeployError(f"{precision} was not timed by ONNX Runtime, which every bundle can be run by.")
+    wanted: Runtime = runtime or "onnxruntime"
+    if wanted not in own:
+        raise DeployError(f"{precision} was not timed by {_NAMES[wanted]}; install it, or name another runtime.")
+    if runtime is not None:
+        return own[runtime]
     ours, theirs = own["onnxruntime"], own.get("openvino")
     return theirs if theirs is not None and theirs.share < MARGIN * ours.share else ours
 

@@ -46,8 +46,8 @@ def build_engine(
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
-        DeployError: the bundle is damaged, not signed as asked or cannot predict, has no such model, or one that TensorRT
-            misreads (uint8) or refuses, its folder of engines lies elsewhere, or ``key`` holds no private key.
+        DeployError: the bundle is damaged, not signed as asked or cannot predict, has no such model, or one that
+            TensorRT misreads (uint8) or refuses, its engines lie elsewhere, or ``key`` holds no private key.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deploy.bench.timing import benchmark
 from deploy.engines import load_engine
 from deploy.onnx.file import read
+from deploy.quantization.agreement import MIN_SNR_DB
 from deploy.quantization.int8 import KINDS, int8_from_fp32, operators
 
 _TRIAL_IMAGES = 4  # calibration sets ranges, which change no time: a few images do
@@ -53,6 +55,7 @@ def fastest_int8(
     runtime: str = "onnxruntime",
     rounds: int = 15,
     held_out: Sequence[np.ndarray] = (),
+    min_snr_db: float | None = MIN_SNR_DB,
 ) -> Int8Choice:
     """Quantise ``src`` to ``dst``, leaving in fp32 the kinds of operators that are faster so on this machine.
 
@@ -60,7 +63,7 @@ def fastest_int8(
     two per cent. Each set is timed against the fp32 file in turn, on one image of the calibration's size.
 
     Args:
-        src, dst, calibration, seed, held_out: as for ``int8_from_fp32``.
+        src, dst, calibration, seed, held_out, min_snr_db: as for ``int8_from_fp32``.
         threads, runtime: how the file will be run.
         rounds: of each comparison.
 
@@ -89,9 +92,7 @@ def fastest_int8(
                 sizes = np.shape(trial[0])[1 - len(spec.shape) :]
                 feed = np.random.default_rng(seed).standard_normal((1, *sizes))
                 rows = benchmark(engines, {name: feed.astype(spec.dtype)}, rounds=rounds, warmup=3, runs_per_block=2)
-                for kinds, row in zip(sets, rows[1:], strict=True):
-                    if row.ratio_to_dense is not None:
-                        tried[kinds] = row.ratio_to_dense
+                tried.update((kinds, row.ratio_to_dense or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
         attempt([(), *((kind,) for kind in present)])
         while True:
@@ -101,5 +102,6 @@ def fastest_int8(
             if best == kept or tried[best] > tried[kept] * _MIN_GAIN:
                 break
             kept = best
-    int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept, held_out=held_out)
+    how: dict[str, Any] = {"held_out": held_out, "min_snr_db": min_snr_db}
+    int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept, **how)
     return Int8Choice(Path(dst), kept, tried[kept], tried, runtime)

@@ -49,7 +49,7 @@ def fills(folder: Path) -> None:
 
 
 def fills_elsewhere(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "fuzz_bad_calls"], check=True, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, __file__], check=True)
 
 
 def crashes(folder: Path) -> None:

@@ -23,6 +23,7 @@ from compress.train.checkpoint import Checkpoints
 from compress.train.log import Log
 from compress.train.state import BestWeights, TrainingState
 from deploy.engines.sidecar import read_engine
+from deploy.latency.table import Table
 from deploy.onnx.file import read
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.precision import precision_in
@@ -108,6 +109,13 @@ def gated(folder: Path) -> list[str]:
     return ["gate", str(folder / "bench.json"), "--baseline", str(folder / "base.json")]
 
 
+def tabled(folder: Path) -> None:
+    table = Table.read(folder / "latency.json")
+    setting = table.setting("onnxruntime", "fp32", 1)
+    for entry in table.entries:
+        table.entry(entry.layer, setting).ms(16, 32, (32, 32))
+
+
 # --- bundles and models
 
 
@@ -125,6 +133,10 @@ def predicted_if_signed(folder: Path) -> list[str]:
 
 def signed(folder: Path) -> list[str]:
     return ["sign", str(folder / "bundle"), "--key", str(folder / "key.pem")]
+
+
+def verified(folder: Path) -> list[str]:
+    return ["verify", str(folder / "bundle"), "--key", str(folder / "key.pub")]
 
 
 def described(folder: Path) -> list[str]:

@@ -22,9 +22,12 @@ from PIL import Image
 from compress.sparse.masks import Masks
 from compress.sparse.storage import save_sparse
 from compress.train.checkpoint import Checkpoints
-from deploy.bundle.signed import sign
+from deploy.bundle.signed import _BUNDLE, sign
+from deploy.bundle.signing import read_private_key, sign_bytes
 from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines.sidecar import Sidecar, write_sidecar
+from deploy.latency.table import Entry as Timed
+from deploy.latency.table import Setting, Table, TimedLayer, TimedPoint
 from deploy.processing.detection import SsdDecoder
 from deploy.processing.postprocess import SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
@@ -54,11 +57,27 @@ def seal_models(folder: Path) -> None:
     about.write_text(json.dumps(told))
 
 
+def seal_signature(folder: Path) -> None:
+    """Sign what stands there, whatever it is, as its owner would not."""
+    about = folder / "bundle/manifest.json.sig"
+    key = read_private_key(folder / "key.pem")
+    about.write_text(sign_bytes(_BUNDLE + (folder / BUNDLE).read_bytes(), key).model_dump_json())
+
+
 def seal_engine(folder: Path) -> None:
     about = folder / "bundle/engines/x.engine.json"
     told = json.loads(about.read_text())
     told["bytes"], told["engine_sha256"] = hashed(folder / "bundle/engines/x.engine")
     about.write_text(json.dumps(told))
+
+
+SEALS: dict[Callable[[Path], None], str] = {
+    seal_weights: "student/model.json",
+    seal_models: "bundle/manifest.json",
+    seal_signature: "bundle/manifest.json.sig",
+    seal_engine: "bundle/engines/x.engine.json",
+}
+"""Each seal, and the file that it writes to."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,9 @@ ENTRIES = (
     Entry("report-of-records", "reported", "bench.json", "json", "run", share=0.15),
     Entry("report-of-recipe", "reported", "recipe.yaml", "yaml", "run", share=0.1),
     Entry("records", "gated", "bench.json", "json", "run", None, (1,)),
+    Entry("latency-table", "tabled", "latency.json", "json", "network"),
     Entry("manifest", "predicted", BUNDLE, "json", "run"),
+    Entry("manifest-signed", "verified", BUNDLE, "json", "run", seal_signature),
     Entry("manifest-described", "described", BUNDLE, "json", "run"),
     Entry("manifest-of-detector", "predicted", BUNDLE, "json", "detector"),
     Entry("manifest-of-masks", "predicted", BUNDLE, "json", "segmenter"),
@@ -205,6 +226,10 @@ def make_networks(folder: Path) -> None:
     Masks(kept).save(folder / "masks.safetensors")
     save_sparse(network, folder / "sparse.safetensors", Masks(kept))
     Checkpoints(folder / "state.safetensors").save(fuzz_calls.training_state())
+    setting = Setting(runtime="onnxruntime", version="1.22", device="a phone", precision="fp32", threads=1)
+    points = tuple(TimedPoint(inputs=a, outputs=b, ms=a * b / 100) for a in (16, 32) for b in (16, 32))
+    layer = TimedLayer(kind="conv", size=(8, 8), kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    Table(entries=(Timed(layer=layer, setting=setting, points=points),)).write(folder / "latency.json")
     (folder / "transfer.csv").write_text("step,name,value\n1,loss,2.5\n2,loss,2.25\n2,val_top1,0.5\n4,loss,1\n")
 
 

@@ -95,6 +95,8 @@ def graphs(draw: st.DrawFn) -> bytes:
 @cache
 def structures(form: str, seed_file: bytes, count: int, number: int) -> tuple[bytes, ...]:
     """The first ``count`` files of a form that Hypothesis draws from a seed; none for a form without structures."""
+    if not count:
+        return ()
     if form == "onnx":
         strategy: st.SearchStrategy[bytes] = graphs()
     elif form == "json":

@@ -18,8 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import deploy
+
 CANARIES = ("evil.py", "hubconf.py")
 RAN = "RAN"
+OURS = (str(Path(deploy.__file__).parent), str(Path(__file__).parent))
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
     "os.chmod": 1, "os.link": 2, "os.mkdir": 1, "os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.symlink": 2,
@@ -64,7 +67,9 @@ class Watch:
 
 def _own(event: str, given: tuple[Any, ...]) -> bool:
     """Whether the process that is started is a Python of ours, in which a file is tried."""
-    return event == "subprocess.Popen" and given[0] == sys.executable and "-m" in map(str, given[1])
+    if event != "subprocess.Popen" or given[0] != sys.executable:
+        return False
+    return any(str(part).startswith(OURS) for part in given[1])
 
 
 def others(home: Path, folder: Path) -> dict[str, tuple[int, int]]:
@@ -92,9 +97,9 @@ def carry_out(call: Callable[[Path], list[str] | None], folder: Path, watch: Wat
 
     whole = app.app
 
-    def work(*, args: list[str], standalone_mode: bool) -> int | None:
+    def work(*, args: list[str], **how: Any) -> int | None:
         told = call(folder)
-        return None if told is None else command().main(args=told, standalone_mode=standalone_mode)
+        return None if told is None else command().main(args=told, **how)
 
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     before, trace, code = others(watch.home, folder), "", None

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from fuzz_entries import ENTRIES, Entry, make_home
+from fuzz_entries import ENTRIES, SEALS, Entry, make_home
 from fuzz_mutations import damaged
 from fuzz_smallest import smallest
 from fuzz_structures import structures
@@ -79,17 +79,13 @@ def tried(entry: Entry, content: bytes, home: Path, watched: Watched) -> Verdict
     try:
         path.write_bytes(content)
         if entry.seal is not None:
-            about = next(folder.rglob(SEALS[entry.seal.__name__]))
+            about = folder / SEALS[entry.seal]
             before[about] = about.read_bytes()
             entry.seal(folder)
         return watched.run(f"fuzz_calls:{entry.call}", entry.name, entry.also)
     finally:
         for file, held in before.items():
             file.write_bytes(held)
-
-
-SEALS = {"seal_weights": "student/model.json", "seal_models": "bundle/manifest.json", "seal_engine": "*.engine.json"}
-"""Where each seal writes its hashes."""
 
 
 def fuzz(entry: Entry, home: Path, watched: Watched, count: int, seed: int) -> None:

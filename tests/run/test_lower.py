@@ -53,8 +53,11 @@ def weights_in_fp32(path):
 
 
 def choose(monkeypatch, *kinds, ratio=0.8):
-    def fastest(src, dst, images, *, seed, threads, held_out):
-        assert len(held_out) == 64  # validation images, of which no range is taken
+    def fastest(src, dst, images, *, seed, held_out, **how):
+        assert len(held_out) == 64 and set(how) == {
+            "threads",
+            "runtime",
+        }  # validation images, of which no range is taken
         int8_from_fp32(src, dst, images, seed=seed, keep_fp32=kinds)
         return Int8Choice(dst, kinds, ratio, {})
 

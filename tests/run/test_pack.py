@@ -9,7 +9,7 @@ from report import sample
 from compress.run import latency
 from compress.run.ledger import Ledger, Outcome
 from compress.run.summary import summary
-from deploy.bench.shipping import Shipping, Timed, choose
+from deploy.bench.shipping import ShipDecision, Timed, choose
 from deploy.errors import DeployError
 from deploy.report.view import Results
 
@@ -68,7 +68,7 @@ def test_number_6_ledger_terminal_and_report_tell_one_decision(tmp_path):
     assert results.final().name == "distilled" and results.verdict().startswith("The distilled network")
     (tmp_path / "ledger.json").write_text(json.dumps(told))
     (tmp_path / "bench.json").write_text(json.dumps(sample.bench()))
-    assert Shipping.model_validate(summary(tmp_path)["shipping"]) == decided
+    assert ShipDecision.model_validate(summary(tmp_path)["shipping"]) == decided
     ledger = Ledger(name="n", seed=0, created="now", kernels="none")
     kept = ledger.with_stage("bench", "Bench", 1.0, Outcome(shipping=decided)).with_stage("b", "B", 1.0, Outcome())
     assert kept.shipping == decided

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ OPERATORS = ".required_operators.config"
 
 
 def ort_from_onnx(src: Path, dst: Path) -> Path:
-    """Write the ONNX file ``src`` as ``dst`` in ONNX Runtime's format, optimised for the processor of this machine.
+    """Write the ONNX file ``src`` as ``dst`` in ONNX Runtime's format, optimised for any processor.
 
     A minimal build (``build.sh --minimal_build --include_ops_by_config``) reads no other format; the list of operators
     that it is built with is written beside ``dst``, as NAME.required_operators.config. Any build of ONNX Runtime of
@@ -51,7 +52,10 @@ def ort_from_onnx(src: Path, dst: Path) -> Path:
         options.add_session_config_entry("session.save_model_format", "ORT")
         options.log_severity_level = 4
         try:
-            ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            # Blocks of channels are of this machine's vectors, and the file is for another's.
+            unfit = ["NchwcTransformer"]
+            ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=unfit)
+            logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
             create_config_from_models([written], listed, False)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise DeployError(f"ONNX Runtime {ort.__version__} cannot convert {src} ({first_line(error)}).") from error
