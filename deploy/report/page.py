@@ -162,6 +162,10 @@ def _machine(results: Results) -> Markup:
         for title, values in parts.items()
         if values
     ]
+    decided = mapping(results.ledger.get("shipping"))
+    if decided:
+        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(decided.get("runtime")), "")
+        lines.append(("Ships", f"{decided.get('precision')} on {where} first: {decided.get('reason')}"))
     notes = results.ledger.get("notes")
     if isinstance(notes, list | tuple) and notes:
         lines.append(("Notes", " ".join(map(str, notes))))
