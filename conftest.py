@@ -18,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 MOST_PROCESSES = 8
 """Each takes about a gigabyte of memory."""
-COSTS = {"heavy": 1, "network": 10, "slow": 10, "zoo": 10}
+COSTS = {"heavy": 1, "fuzz": 10, "faults": 10, "network": 10, "slow": 10, "zoo": 10}
 """Seconds, about, that a test with the marker takes."""
 BY_PARAMETER = ("test_prune_zoo.py", "test_prune_detection.py")
 """What the tests of these share belongs to one parameter, so that a file need not stay in one process."""

@@ -64,6 +64,11 @@ class ElsewhereError(NiwakiError):
 INTERRUPTED = 130
 
 
+def said_by(error: BaseException) -> str:
+    """Return the first line of what an error of a library says, shortened, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
 def exit_code_of(error: BaseException) -> int:
     """Return an error's exit code: its own, 130 for Ctrl-C, 2 for a path that cannot be used, 3 for a full disk."""
     if isinstance(error, KeyboardInterrupt):

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 
@@ -49,6 +50,7 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Measure accuracy on a folder with a folder for each class.")
     ] = None,
+    probe: Probe = None,
     cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
     streams: Annotated[int, typer.Option(min=0, max=256, help="Also so many threads at once.")] = 0,
     rate: Annotated[
@@ -63,6 +65,8 @@ def bench(
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
     batches = batches_of(batch)
+    for place in places:
+        probe_first(place.path, probe, runtime=place.runtime, batch=batches[0])
     result = timed(places, batches, threads, rounds, isolate=isolate)
     if cold or streams or rate:
         result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MinVersion = Annotated[
 
 def predict(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them at any depth.")],
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
@@ -43,6 +44,7 @@ def predict(
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
     from deploy.errors import DeployError
+    from deploy.processing.files import image_files
 
     with deploy.load(
         bundle,
@@ -53,7 +55,7 @@ def predict(
         engine_key=engine_key,
         min_version=min_version,
     ) as engine:
-        (found, bad), classes = _answers(engine, images), engine.classes
+        (found, bad), classes = _answers(engine, image_files(images)), engine.classes
     if as_json:
         # A mask is an array: rows of class indices.
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
@@ -110,12 +112,14 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="This device's Ed25519 private key (PEM), to sign the engine with."),
     ] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Build a TensorRT engine from a bundle's ONNX file, on the device or ahead of time; needs no torch."""
     import deploy
     from deploy.engines.sidecar import load_sidecar
 
+    probe_first(bundle, probe, precision=precision)
     path = deploy.build_engine(
         bundle,
         precision=precision,

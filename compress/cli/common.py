@@ -16,6 +16,8 @@ from compress.terminal import Terminal, plain
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
+_SHOWN = 1200  # characters of a sentence
+
 
 def need(command: str, packages: tuple[str, ...]) -> None:
     """Raise MissingError, with the way to get them, where packages of the training side are not installed."""
@@ -42,5 +44,11 @@ def launched(name: str, otherwise: int) -> int:
 
 
 def say(sentence: str) -> None:
-    """Print one sentence to standard error, with what a terminal would obey spelt out."""
-    Terminal(stderr=True).print(f"niwaki: {plain(sentence)}", soft_wrap=True, markup=False)
+    """Print one sentence to standard error, with what a terminal would obey spelt out.
+
+    What a file says of itself may be long: of more than ``_SHOWN`` characters the middle is left out.
+    """
+    said = plain(sentence)
+    if len(said) > _SHOWN:
+        said = f"{said[: 2 * _SHOWN // 3]} ... {said[-_SHOWN // 3 :]}"
+    Terminal(stderr=True).print(f"niwaki: {said}", soft_wrap=True, markup=False)

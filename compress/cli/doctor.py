@@ -31,6 +31,7 @@ from rich.text import Text
 
 from compress.cli.bundle import describe
 from compress.cli.common import JsonFlag
+from compress.cli.probe import Probe, probe_first
 from compress.terminal import Terminal
 
 DISTRIBUTION = "niwaki-vision"
@@ -77,10 +78,12 @@ class Requirement:
 
 def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
+    probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what is installed, what works here, and how to get what is missing; or what runs a bundle here."""
     if bundle is not None:
+        probe_first(bundle, probe)
         _describe_bundle(bundle, as_json=as_json)
         return
     checks = diagnose()

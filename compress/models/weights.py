@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.errors import ModelError
+from compress.errors import ModelError, said_by
 
 
 def pretrained(factory: str, weights: str) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"{path} is not a readable weight file ({_short(error)}); fetch it again.") from None
+        raise ModelError(f"{path} is not a readable weight file ({said_by(error)}); fetch it again.") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -160,7 +160,3 @@ def classifier_name(model: nn.Module) -> str:
     if not linears:
         raise ModelError(f"{type(model).__name__} has no linear classifier, which transfer and distilling need.")
     return linears[-1]
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from compress.errors import ArtifactError, ModelError
+from compress.errors import ArtifactError, ModelError, said_by
 from compress.files import replacing
 
 FORMAT = "niwaki-masks-1"
@@ -166,8 +166,7 @@ class Masks:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             return cls({n: torch.from_numpy(m) for n, m in _unpacked(about, packed)})
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError, ModelError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise ArtifactError(f"{path} is not a file of masks ({reason}); save them again.") from None
+            raise ArtifactError(f"{path} is not a file of masks ({said_by(error)}); save them again.") from None
 
 
 def _unpacked(about: Any, packed: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from compress.errors import ArtifactError, ModelError
+from compress.errors import ArtifactError, ModelError, said_by
 from compress.files import replacing
 from compress.sparse.masks import Masks, bare, weights_of
 
 FORMAT = "niwaki-sparse-1"
 ESCAPE = 255
-LARGEST = 1 << 31
-"""Weights of one file at most, so that a few bytes cannot ask for any amount of memory."""
+LARGEST = 1 << 26
+"""Masked weights of a file at most, unless it is so large that gaps can tell of more: a few bytes ask for no more."""
 
 
 def save_sparse(model: nn.Module, path: str | Path, masks: Masks) -> int:
@@ -60,10 +60,9 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("niwaki", "{}"))
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return _unpacked(about, stored)
+        return _unpacked(about, stored, max(LARGEST, ESCAPE * path.stat().st_size))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ArtifactError(f"{path} is not a sparse network ({reason}); save it again.") from None
+        raise ArtifactError(f"{path} is not a sparse network ({said_by(error)}); save it again.") from None
 
 
 def keep_for_bytes(model: nn.Module, budget: int) -> int:
@@ -136,7 +135,8 @@ def places(steps: np.ndarray, count: int) -> np.ndarray:
     return kept
 
 
-def _unpacked(about: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unpacked(about: Any, stored: Mapping[str, Tensor], left: int) -> dict[str, Tensor]:
+    """Spell the stored tensors out, ``left`` masked weights at most."""
     if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("shapes"), dict):
         raise ValueError(f"its header does not say {FORMAT}")
     state = {name: tensor for name, tensor in stored.items() if ":" not in name}
@@ -145,8 +145,9 @@ def _unpacked(about: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"the shape of '{name}' is no list of sizes")
         count, values = prod(shape), stored[f"{name}:values"]
-        if count > LARGEST:
-            raise ValueError(f"'{name}' is to have {count} weights")
+        left -= count
+        if left < 0:
+            raise ValueError(f"'{name}' is to have more weights than a file of this size tells of")
         kind = "bits" if f"{name}:bits" in stored else "gaps"
         where = stored[f"{name}:{kind}"]
         if where.dtype != torch.uint8 or where.dim() != 1 or (kind == "bits" and len(where) != -(-count // 8)):

@@ -17,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.errors import ArtifactError, MissingError
+from compress.errors import ArtifactError, MissingError, said_by
 from compress.files import replacing
 from compress.train.fabric import is_first
 from compress.train.state import TrainingState
 
 FORMAT = "niwaki-checkpoint-1"
+# What a state of other numbers, names or shapes may raise on its way into a training.
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Checkpoints:
@@ -81,12 +83,11 @@ class Checkpoints:
             if about.get("made_from", self.made_from) != self.made_from:
                 raise ValueError("it was made by another recipe or from other networks")
             _restore(state, tensors, about)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:120]
+            return differences(about["made_by"])
+        except (*_DAMAGED, SafetensorError) as error:
             raise ArtifactError(
-                f"The checkpoint {self.path} cannot be used ({reason}); remove it, and this stage starts again."
+                f"The checkpoint {self.path} cannot be used ({said_by(error)}); remove it, and this stage starts again."
             ) from None
-        return differences(about["made_by"])
 
 
 def made_by() -> dict[str, str]:

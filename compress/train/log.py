@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ArtifactError, MissingError
-from compress.files import replacing
+from compress.files import LIST_BYTES, read_bytes, replacing
 
 COLUMNS = ("step", "name", "value")
 
@@ -75,12 +76,12 @@ class Log:
             self._writer.close()
 
     def _drop_rows_after(self, done: int) -> None:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            held = list(csv.reader(file))
         try:
+            with io.StringIO(read_bytes(self.path, LIST_BYTES).decode(), newline="") as file:
+                held = list(csv.reader(file))
             # The last row of a killed process may be half a row.
             kept = [row for row in held[1:] if len(row) == len(COLUMNS) and int(row[0]) <= done]
-        except ValueError:
+        except (OSError, ValueError, csv.Error):
             raise ArtifactError(f"{self.path} is not a log of this version; remove it and go on.") from None
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *kept])

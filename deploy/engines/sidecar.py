@@ -42,7 +42,7 @@ class Sidecar(BaseModel):
     engine: str
     engine_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
-    source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    source: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=255)
     source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     precision: str
     profile: tuple[PositiveInt, PositiveInt, PositiveInt]

@@ -10,11 +10,11 @@ import numpy as np
 
 from deploy.errors import DeployError
 from deploy.files import read_bytes
+from deploy.onnx.joined import check_joined
 from deploy.onnx.outside import check_inside, find_outside
-from deploy.onnx.protobuf import fields, text, varints
+from deploy.onnx.protobuf import LARGEST, fields, text, varints
 
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16"}
-_LARGEST = (1 << 31) - 1  # protocol buffers take no more
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -63,7 +63,7 @@ def read_onnx(path: Path) -> bytes:
     if not path.is_file():
         raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
     try:
-        return read_bytes(path, _LARGEST)
+        return read_bytes(path, LARGEST)
     except OSError as error:
         raise DeployError(f"{path} cannot be read ({error.strerror}); export the model again.") from error
 
@@ -80,12 +80,14 @@ def read_model(path: Path, sha256: str | None = None) -> tuple[bytes, Wire]:
         folder, has to be opened by its path.
 
     Raises:
-        DeployError: the file is missing, is not ONNX, was altered, or keeps tensors where it must not.
+        DeployError: the file is missing, is not ONNX, was altered, takes what nothing in it makes, or keeps tensors
+            where it must not.
     """
     data = read_onnx(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DeployError(f"{path} was altered: its SHA-256 is not {sha256[:12]}...; copy the whole bundle again.")
     wire = scan_bytes(data, path)
+    check_joined(path, data)
     if sha256 is not None:
         check_whole(path, wire)
     check_inside(path, wire.outside)

@@ -13,6 +13,7 @@ import numpy as np
 from deploy.bench.timing import benchmark
 from deploy.engines import load_engine
 from deploy.onnx.file import read
+from deploy.quantization.agreement import MIN_SNR_DB
 from deploy.quantization.int8 import KINDS, int8_from_fp32, operators
 
 _TRIAL_IMAGES = 4  # calibration sets ranges, which change no time: a few images do
@@ -50,6 +51,7 @@ def fastest_int8(
     threads: int = 1,
     runtime: str = "onnxruntime",
     rounds: int = 15,
+    min_snr_db: float | None = MIN_SNR_DB,
 ) -> Int8Choice:
     """Quantise ``src`` to ``dst``, leaving in fp32 the kinds of operators that are faster so on this machine.
 
@@ -58,7 +60,7 @@ def fastest_int8(
     calibration's size.
 
     Args:
-        src, dst, calibration, seed: as for ``int8_from_fp32``.
+        src, dst, calibration, seed, min_snr_db: as for ``int8_from_fp32``.
         threads, runtime: how the file will be run.
         rounds: of each comparison.
 
@@ -87,9 +89,7 @@ def fastest_int8(
                 sizes = np.shape(trial[0])[1 - len(spec.shape) :]
                 feed = np.random.default_rng(seed).standard_normal((1, *sizes))
                 rows = benchmark(engines, {name: feed.astype(spec.dtype)}, rounds=rounds, warmup=3, runs_per_block=2)
-                for kinds, row in zip(sets, rows[1:], strict=True):
-                    if row.ratio_to_dense is not None:
-                        tried[kinds] = row.ratio_to_dense
+                tried.update((kinds, row.ratio_to_dense or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
         attempt([(), *((kind,) for kind in present)])
         while True:
@@ -99,5 +99,5 @@ def fastest_int8(
             if best == kept or tried[best] > tried[kept] * _MIN_GAIN:
                 break
             kept = best
-    int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept)
+    int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept, min_snr_db=min_snr_db)
     return Int8Choice(Path(dst), kept, tried[kept], tried)

@@ -37,6 +37,8 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     records = {r.name: r for r in bench.records}
     int8, signed = out / "deploy/student.int8.onnx", out / "deploy/student.int8.trt.onnx"
     runtime, reason = preferred(work.ledger.figure(OPENVINO_SHARE))
+    if "runtime" in work.deploy.model_fields_set:
+        runtime, reason = work.deploy.runtime, "the recipe says so"
     write_bundle(
         out / "bundle",
         BundleSpec(

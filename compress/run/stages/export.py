@@ -142,7 +142,9 @@ def _about(work: Workspace, model: str) -> Metadata:
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     """Write the int8 file that is fastest here, and the signed one; return its time as a share of fp32's."""
     recipe, images = work.recipe, calibration_images(work)
-    choice = fastest_int8(fp32, path, images, seed=recipe.seed, threads=work.deploy.threads)
+    choice = fastest_int8(
+        fp32, path, images, seed=recipe.seed, threads=work.deploy.threads, runtime=work.deploy.runtime
+    )
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
     if (drop := work.deploy.accuracy_drop) is not None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import deploy
 from compress.files import read_bytes, write_text
+from compress.run.calibration import calibration_images
 from compress.run.evaluation import accuracy_of_file
-from compress.run.latency import OPENVINO_SHARE, openvino_share
+from compress.run.latency import OPENVINO_SHARE, LatencyJob, after_training, openvino_share
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.progress import StageView
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
@@ -68,9 +69,15 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     share = openvino_share(work.out / shipped.onnx, image, settings.threads, settings.rounds)
     if share is not None:
         metrics[OPENVINO_SHARE] = share
+    notes: tuple[str, ...] = ()
+    if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
+        job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
+        found = after_training(job, work.load("teacher"), work.out / shipped.onnx)
+        metrics |= {"latency_share": found["share"], "latency_asked": found["asked"]}
+        notes = (found["said"],)
     last = records[-1]
     view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
-    return Outcome(metrics=metrics)
+    return Outcome(metrics=metrics, notes=notes)
 
 
 def _timed(work: Workspace, view: StageView, variants: Sequence[Variant]) -> list[Record]:

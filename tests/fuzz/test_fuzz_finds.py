@@ -1,0 +1,91 @@
+"""What the fuzzer found, by name."""
+
+import json
+
+import fuzz_calls
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compress.cli.common import say
+from compress.errors import ArtifactError, said_by
+from compress.sparse.storage import load_sparse
+from compress.train.checkpoint import Checkpoints
+from compress.train.log import Log
+from deploy.bundle.manifest import BundledFile
+from deploy.engines import load_engine
+from deploy.errors import DeployError
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,name,value\n\xff,loss,1\n", b"step\n" + b'"' + b"a" * 200_000, b"s\n\0,b,c\n"]
+)
+def test_a_log_that_is_no_log_is_a_sentence(content, tmp_path):
+    (tmp_path / "transfer.csv").write_bytes(content)
+    with pytest.raises(ArtifactError, match="is not a log of this version; remove it"):
+        Log(tmp_path, "transfer").begin(3)
+
+
+@pytest.mark.parametrize("key", ["python", "numpy", "made_by", "rank", "kept"])
+@pytest.mark.parametrize("value", [[], [3, [1 << 80] * 625, None], {"a": 1}, 10**400, None])
+def test_a_checkpoint_of_other_values_is_a_sentence_or_restored(key, value, tmp_path):
+    path = tmp_path / "state.safetensors"
+    Checkpoints(path).save(fuzz_calls.training_state())
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["niwaki"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    save_file(tensors, path, {"niwaki": json.dumps(about | {key: value})})
+    generators = torch.get_rng_state(), np.random.get_state()
+    try:
+        Checkpoints(path).restore(fuzz_calls.training_state())
+    except ArtifactError as error:
+        assert "cannot be used (" in str(error) and "()" not in str(error)
+    else:
+        assert key in ("rank", "kept", "made_by")
+    finally:
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+
+
+def test_an_error_that_says_nothing_is_named():
+    assert said_by(KeyError()) == "KeyError"
+    assert said_by(ValueError("\n a\n b")) == "a"
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_it_is_looked_for():
+    told = {"bytes": 1, "sha256": "0" * 64}
+    assert BundledFile(file="a" * 255, **told)
+    with pytest.raises(ValidationError, match="at most 255 characters"):
+        BundledFile(file="a" * 256, **told)
+
+
+def test_a_sentence_keeps_its_ends_whatever_a_file_says(capsys):
+    say(f"It is {'9' * 5000}; mend it.")
+    said = capsys.readouterr().err
+    assert said.startswith("niwaki: It is 999") and said.endswith("9; mend it.\n") and " ... " in said
+    assert len(said) < 1300
+
+
+def test_a_few_bytes_ask_for_no_gigabytes(tmp_path):
+    about = {"format": "niwaki-sparse-1", "shapes": {"a": [1 << 25], "b": [1 << 25], "c": [1]}}
+    nothing = torch.zeros(0, dtype=torch.uint8)
+    parts = {f"{name}:{kind}": nothing.clone() for name in "abc" for kind in ("values", "gaps")}
+    save_file(parts, tmp_path / "a.safetensors", {"niwaki": json.dumps(about)})
+    with pytest.raises(ArtifactError, match="'c' is to have more weights than a file of this size tells of"):
+        load_sparse(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("takes", "returns"), [("elsewhere", "y"), ("x", "elsewhere"), ("y", "y")])
+def test_a_graph_that_takes_what_nothing_makes_is_refused(takes, returns, runtime, tmp_path):
+    pytest.importorskip(runtime)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", returns)]
+    graph = helper.make_graph([helper.make_node("Relu", [takes], ["y"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=r"takes '(elsewhere|y)', which nothing in it makes"):
+        load_engine(tmp_path / "m.onnx", runtime=runtime)
