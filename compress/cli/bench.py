@@ -90,16 +90,26 @@ def bench(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; several are put side by side.")],
+    form: Annotated[str, typer.Option("--format", help="html, md or json.")] = "html",
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a run's report.html again."""
-    from deploy.report import write_report
+    """Write a run's report.html again, or put several runs side by side."""
+    from deploy.report import compare, write_report
 
     with warnings.catch_warnings():
         # matplotlib warns of a name that its font cannot draw.
         warnings.simplefilter("ignore")
-        path = write_report(folder)
+        if form == "html" and len(folders) == 1 and out is None:
+            path = write_report(folders[0])
+        else:
+            text = compare(folders, form)
+            if out is None and form != "html":
+                print(text, end="")
+                return
+            path = out or Path("report.html")
+            write_text(path, text)
     print(json.dumps({"report": str(path)}) if as_json else plain(path))
 
 

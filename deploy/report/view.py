@@ -138,6 +138,11 @@ class Results:
         total = number(self.ledger.get("test_images") or self.role("teacher").get("test_total"))
         return int(total) if total is not None and total >= 1 else None
 
+    def figure(self, name: str) -> float | None:
+        """Return the newest figure of that name among the stages' metrics."""
+        found = [mapping(stage.get("metrics")).get(name) for stage in rows(self.ledger.get("stages"))]
+        return next((value for one in reversed(found) if (value := number(one)) is not None), None)
+
     def metric(self) -> str:
         """Return what a network is judged by: ``accuracy``, ``mAP`` or ``mIoU``."""
         return str(self.ledger.get("metric") or "accuracy")
