@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -81,6 +82,7 @@ def explain_files(
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     timer: Timer = time_files,
 ) -> Explanation:
     """Measure the layers of one file, or of two in turns, and say where the time goes.
@@ -90,6 +92,7 @@ def explain_files(
         before: the network before the cut.
         runtime: one whose profile of layers is read.
         threads: of one run.
+        shapes: of the inputs, where the files leave them open.
         timer: what times files.
 
     Raises:

@@ -70,14 +70,15 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     if share is not None:
         metrics[OPENVINO_SHARE] = share
     notes: tuple[str, ...] = ()
+    plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
         found = after_training(job, work.load("teacher"), work.out / shipped.onnx)
         metrics |= {"latency_share": found["share"], "latency_asked": found["asked"]}
-        notes = (found["said"],)
+        notes, plan = (found["said"],), {**(work.ledger.plan or {}), "latency": found}
     last = records[-1]
     view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
-    return Outcome(metrics=metrics, notes=notes)
+    return Outcome(metrics=metrics, notes=notes, plan=plan)
 
 
 def _timed(work: Workspace, view: StageView, variants: Sequence[Variant]) -> list[Record]:
