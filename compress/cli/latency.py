@@ -102,8 +102,9 @@ def explain(
     whole = (
         f"{found.after_ms:.3f} ms" if found.before_ms is None else f"{found.before_ms:.3f} to {found.after_ms:.3f} ms"
     )
-    parts = ", ".join(f"{reason} {100 * ms / found.after_ms:.0f} %" for reason, ms in found.by_reason().items())
-    console.print(plain(f"{whole}; {parts or 'nothing holds it up'}"), soft_wrap=True, markup=False)
+    parts = ", ".join(f"{reason} {100 * ms / found.layers_ms:.0f} %" for reason, ms in found.by_reason().items())
+    said = f"{whole} (its layers {found.layers_ms:.3f} ms, each at its best); {parts or 'nothing holds it up'}"
+    console.print(plain(said), soft_wrap=True, markup=False)
 
 
 def explained_table(found: Explanation, *, everything: bool = False) -> Shown:
@@ -111,7 +112,7 @@ def explained_table(found: Explanation, *, everything: bool = False) -> Shown:
     shown = Shown(
         "layer", "widths", "before", "expected", "now", "why", title=f"{found.runtime}, {found.threads} thread(s)"
     )
-    least = 0.0 if everything else 0.005 * found.after_ms
+    least = 0.0 if everything else 0.005 * found.layers_ms
     for row in found.rows:
         if row.after_ms >= least:
             times = [_ms(row.before_ms), _ms(row.expected_ms), _ms(row.after_ms)]

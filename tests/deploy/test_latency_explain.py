@@ -53,8 +53,9 @@ def test_depthwise_layers_that_dominate_are_memory_bound():
     after = [conv("d", 32, 32, 0.9, groups=32), conv("p", 32, 32, 0.025)]
     rows = explained(after, before, [(32, 1, 3, 3), (32, 32, 3, 3)], [(64, 1, 3, 3), (64, 64, 3, 3)])
     assert [row.reason for row in rows] == ["memory-bound", ""]
+    assert rows[0].widths == "32 depthwise, before 64 depthwise"
     found = Explanation(runtime="x", threads=1, after="a", after_ms=0.93, rows=tuple(rows))
-    assert next(iter(found.by_reason())) == "memory-bound"
+    assert next(iter(found.by_reason())) == "memory-bound" and found.layers_ms == pytest.approx(0.925)
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,14 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     view.notes.append(f"{shown.name}: {shown.median_ms:.2f} ms, {shown.speedup:.2f}x the dense network")
     crowded = over_cores(settings.threads)
     notes = (f"The bundle {shipping}", *(() if crowded is None else (crowded,)))
+    plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
         shipped = next(v for v in variants if v.model == "student" and v.precision == shipping.precision)
         found = after_training(job, work.load("teacher"), work.out / shipped.onnx)
         metrics |= {"latency_share": found["share"], "latency_asked": found["asked"]}
-        notes = (*notes, found["said"])
-    return Outcome(metrics=metrics, shipping=shipping, notes=notes)
+        notes, plan = (*notes, found["said"]), {**(work.ledger.plan or {}), "latency": found}
+    return Outcome(metrics=metrics, shipping=shipping, notes=notes, plan=plan)
 
 
 def decide(work: Workspace) -> ShipDecision:
