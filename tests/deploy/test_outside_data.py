@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_signing import keys  # noqa: F401  (a fixture)
 
 import deploy
 from deploy.bundle.manifest import MANIFEST
