@@ -100,9 +100,10 @@ def unfilled() -> Iterator[None]:
 def unmade(name: str, classes: int, **more: Any) -> Any:
     """A network of torchvision in eval mode whose parameters are on the meta device."""
     from compress.models import factory, torchvision
+    from compress.models.meta import on_meta
 
     # Some detectors run a pass while they are made, which takes parameters and buffers on one device.
-    with factory.on_meta() if torchvision.names()[name] == "detection" else unfilled():
+    with on_meta() if torchvision.names()[name] == "detection" else unfilled():
         return factory.build(f"torchvision:{name}", settings(name) | more, classes).eval()
 
 

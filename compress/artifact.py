@@ -12,14 +12,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.data.targets import TaskName
 from compress.errors import ArtifactError, ModelError, PlanError
 from compress.files import read_bytes, write_text
 from compress.models import factory as models
+from compress.models import torchvision
 from compress.models.detection import take_prepared
+from compress.models.meta import on_meta
+from compress.models.origin import Origin, origin_of, remember
 from compress.models.reload import altered_buffers, difference, set_buffers, unsaved_buffers
 from compress.prune.architecture import architecture_hash
 from compress.prune.planning import Plan
@@ -27,6 +31,7 @@ from compress.prune.surgery import apply
 from compress.validation import explain
 
 WEIGHTS = "model.safetensors"
+_LARGEST = 1 << 36  # bytes of weights
 _LARGEST_SIDE = 8192
 
 
@@ -55,19 +60,33 @@ class Description(BaseModel):
         return value
 
 
-def save(model: nn.Module, directory: str | Path, description: Description, *, example: Any = None) -> Path:
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    description: Description | None = None,
+    *,
+    example: Any = None,
+    **known: Any,
+) -> Path:
     """Writes `model.json` and `model.safetensors` into a new folder that appears whole, and is loaded once to prove it.
 
     Args:
         model: the network, cut by `description.plan` if there is one.
         directory: the folder; replaced when it exists.
-        description: how to build it; the hashes are filled in here.
+        description: how to build it; the hashes are filled in here. Without it what the network remembers is taken: a
+            factory by name that made it, and what `prune.apply` cut since; torchvision's classifiers are recognised.
+        known: fields of a description that the network does not remember or that are to be others: `factory`,
+            `arguments`, `classes`, `task`, `preprocessing`, `plan`.
         example: a tensor or a tuple of arguments that `model` is fed, for the proof that what is loaded gives the
             same answers; without it an image is tried.
 
     Raises:
-        ArtifactError: what was written does not load as `model`; the folder is left as it was.
+        ArtifactError: what was written does not load as `model`, or nothing says what made it; the folder is left as
+            it was.
     """
+    if description is not None and known:
+        raise ArtifactError(f"save is given a description and {', '.join(known)} beside; put these into it.")
+    description = description or remembered(model, known)
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
@@ -75,9 +94,7 @@ def save(model: nn.Module, directory: str | Path, description: Description, *, e
     temporary.mkdir()
     try:
         _write(model, temporary, description, model.state_dict())
-        own = description.factory.partition(":")[0]
-        # Code that made the network runs here already; no other is imported for the proof.
-        trusted = (own,) if own in sys.modules else ()
+        trusted = _running(description.factory.partition(":")[0])
         back = _loaded(temporary, trusted, directory)
         if changed := altered_buffers(model, back):
             _write(model, temporary, description, {**model.state_dict(), **changed})
@@ -94,6 +111,40 @@ def save(model: nn.Module, directory: str | Path, description: Description, *, e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _running(module: str) -> tuple[str, ...]:
+    """The module that made the network, where its code runs here already; no other is imported for the proof."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return (module,) if module in sys.modules or (script and Path(script).stem == module) else ()
+
+
+def remembered(model: nn.Module, known: Mapping[str, Any]) -> Description:
+    """Describe a network by what it remembers, and by fields that are known beside.
+
+    Raises:
+        ArtifactError: that is too little, or a field is none of a description's.
+    """
+    origin = origin_of(model)
+    plan = known.get("plan", origin.plan)
+    factory, outputs = known.get("factory", origin.factory), origin.outputs
+    if not factory:
+        found = torchvision.recognised(model, plan.architecture if plan else architecture_hash(model))
+        if found is None:
+            raise ArtifactError(
+                f"Nothing says what made this {type(model).__name__}; give factory='torchvision:NAME', "
+                "'niwaki:NAME' or 'module:function', and its arguments."
+            )
+        factory, outputs = found
+    fields = {"arguments": dict(origin.arguments), **origin.about, **known, "factory": factory, "plan": plan}
+    if not fields.get("classes"):
+        if outputs is None:
+            raise ArtifactError(f"Nothing says what the classes of '{factory}' are; give classes, a name for each.")
+        fields["classes"] = tuple(map(str, range(outputs)))
+    try:
+        return Description(**fields)
+    except ValidationError as error:
+        raise ArtifactError(f"The network cannot be described: {explain(error)}; give that differently.") from None
 
 
 def _write(model: nn.Module, directory: Path, description: Description, state: Mapping[str, Tensor]) -> None:
@@ -131,10 +182,12 @@ def weights(directory: str | Path, about: Description) -> dict[str, Tensor]:
     path = Path(directory) / WEIGHTS
     if not path.is_file():
         raise ArtifactError(f"{directory} holds no {WEIGHTS}; it is not a whole saved network.")
-    if _sha256(path) != about.weights_sha256:
+    # Once, so that what was hashed is what is used; a mapped file that is cut short would kill the process.
+    content = read_bytes(path, _LARGEST)
+    if hashlib.sha256(content).hexdigest() != about.weights_sha256:
         raise ArtifactError(f"{path} does not have the hash that model.json gives; copy the folder again.")
     try:
-        return load_file(path)
+        return read_tensors(content)
     except SafetensorError as error:
         raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
 
@@ -152,8 +205,13 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     """
     about, path = describe(directory), Path(directory) / WEIGHTS
     state = weights(directory, about)
-    with models.on_meta():
-        model = models.build(about.factory, about.arguments, len(about.classes), trusted=trusted)
+    asked = about.factory, about.arguments, len(about.classes)
+    try:
+        with on_meta():
+            model = models.build(*asked, trusted=trusted)
+    except ModelError:
+        # A constructor that runs the network, as ultralytics' do, needs its weights; any other fault shows again.
+        model = models.build(*asked, trusted=trusted)
     if about.task == "detection" and "size" in about.preprocessing:
         take_prepared(model, about.preprocessing["size"])
     if about.plan is not None:
@@ -183,6 +241,8 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             state[name] = filled.setdefault(id(tensor), nn.Parameter(state[name], tensor.requires_grad))
     model.load_state_dict(state, assign=True)
+    saved = {"task": about.task, "classes": about.classes, "preprocessing": about.preprocessing}
+    remember(model, Origin(about.factory, about.arguments, len(about.classes), saved, about.plan))
     return model.eval()
 
 

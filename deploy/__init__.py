@@ -16,9 +16,27 @@ if TYPE_CHECKING:
     from deploy.bundle.building import build_engine
     from deploy.bundle.bundle import Bundle, load
     from deploy.bundle.signed import sign, verify
+    from deploy.engines import load_engine
     from deploy.engines.base import Engine
+    from deploy.exporting.calls import export, measure, parity, quantize, write_bundle
 
-__all__ = ["Bundle", "Engine", "Record", "benchmark", "build_engine", "gate", "load", "sign", "verify"]
+__all__ = [
+    "Bundle",
+    "Engine",
+    "Record",
+    "benchmark",
+    "build_engine",
+    "export",
+    "gate",
+    "load",
+    "load_engine",
+    "measure",
+    "parity",
+    "quantize",
+    "sign",
+    "verify",
+    "write_bundle",
+]
 
 _HOME = {
     "Bundle": "deploy.bundle.bundle",
@@ -26,10 +44,16 @@ _HOME = {
     "Record": "deploy.bench.records",
     "benchmark": "deploy.bench.timing",
     "build_engine": "deploy.bundle.building",
+    "export": "deploy.exporting.calls",
     "gate": "deploy.bench.gate",
     "load": "deploy.bundle.bundle",
+    "load_engine": "deploy.engines",
+    "measure": "deploy.exporting.calls",
+    "parity": "deploy.exporting.calls",
+    "quantize": "deploy.exporting.calls",
     "sign": "deploy.bundle.signed",
     "verify": "deploy.bundle.signed",
+    "write_bundle": "deploy.exporting.calls",
 }
 
 

@@ -10,14 +10,48 @@ from typing import Any
 
 
 def machine_info() -> dict[str, Any]:
-    """Return this machine's CPU model, usable cores, platform and Python version; never a host or user name."""
+    """Return this machine's CPU model, usable cores, platform and Python version; never a host or user name.
+
+    Where the platform tells: the cores that this process may use by number, how many a container's limit leaves it, how
+    the clock is governed, and the load.
+    """
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    told = {"affinity": affinity, "cgroup_cores": cgroup_cores(), "governor": _governor(), "load": load_average()}
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
+        **{name: value for name, value in told.items() if value is not None},
     }
+
+
+def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return how many cores' worth of time the container may use, or None where it is not limited."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((root / name).read_text("ascii") for name in names).split()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+            return int(words[0]) / int(words[1])
+    return None
+
+
+def load_average() -> float | None:
+    """Return the average number of processes that wanted to run, over the last minute; None where nobody counts."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):  # Windows has none
+        return None
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def versions_info() -> dict[str, str]:

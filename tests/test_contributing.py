@@ -18,7 +18,8 @@ from compress.recipe.schema import PruneRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = (
-    "an operator rule", "a criterion", "what reads a file", "an engine", "a task", "a data format", "a stage", "a verb to the command line",
+    "an operator rule", "a criterion", "what reads a file", "an engine", "a task", "a data format", "a stage",
+    "a verb to the command line",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from compress.errors import ModelError
 from compress.models import factory as models
 from compress.models import torchvision as zoo
 from compress.models.detection import example_input, raw_heads
+from compress.models.meta import on_meta
 
 pytestmark = pytest.mark.heavy
 
@@ -44,7 +45,7 @@ def no_draw(monkeypatch):
 
 
 def empty(name, **arguments):
-    with models.on_meta():
+    with on_meta():
         return models.build(f"torchvision:{name}", arguments, 5)
 
 
@@ -178,7 +179,7 @@ class Odd(nn.Module):
 
 
 def test_only_what_a_state_dict_holds_loses_its_storage():
-    with models.on_meta():
+    with on_meta():
         odd = Odd()
     assert odd.first.weight.is_meta
     assert odd.second.weight is odd.first.weight
@@ -195,11 +196,11 @@ def test_only_what_a_state_dict_holds_loses_its_storage():
 
 def test_other_threads_and_what_comes_after_are_left_alone():
     made = []
-    with models.on_meta():
+    with on_meta():
         thread = threading.Thread(target=lambda: made.append(nn.BatchNorm1d(2)))
         thread.start()
         thread.join()
-    with pytest.raises(ValueError, match="stop"), models.on_meta():
+    with pytest.raises(ValueError, match="stop"), on_meta():
         raise ValueError("stop")
     made.append(nn.BatchNorm1d(2))
     assert not any(tensor.is_meta for module in made for tensor in module.state_dict().values())

@@ -1,5 +1,6 @@
 """What is no regular file, or larger than any of its kind, is refused before a byte of it is read."""
 
+import hashlib
 import json
 import os
 import struct
@@ -7,7 +8,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from compress import artifact
 from compress import files as training
@@ -139,3 +142,20 @@ def test_what_a_run_measured_and_stored_is_read_within_a_limit(tmp_path):
     (tmp_path / ENGINES).write_bytes(b"[" * (65 << 20))
     with pytest.raises(OSError, match="are the limit"):
         list(_built_records(tmp_path))
+
+
+def test_the_weights_that_were_hashed_are_the_weights_that_are_used(tmp_path, monkeypatch):
+    """Swapped between the hash and the use, they are those of before."""
+    save_file({"w": torch.zeros(3)}, tmp_path / artifact.WEIGHTS)
+    digest = hashlib.sha256((tmp_path / artifact.WEIGHTS).read_bytes()).hexdigest()
+    real = artifact.read_tensors
+
+    def swapped(content):
+        save_file({"w": torch.ones(3)}, tmp_path / artifact.WEIGHTS)
+        return real(content)
+
+    monkeypatch.setattr(artifact, "read_tensors", swapped)
+    about = artifact.Description.model_construct(weights_sha256=digest)
+    assert artifact.weights(tmp_path, about)["w"].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(NiwakiError, match="does not have the hash"):
+        artifact.weights(tmp_path, about)

@@ -7,8 +7,9 @@ import re
 import signal
 import sys
 import time
+from importlib.metadata import version
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,10 +17,13 @@ from compress.cli.bench import bench, report
 from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
-from compress.cli.gate import gate
+from compress.cli.gate import gate, schema
+from compress.cli.latency import explain, profile
+from compress.cli.lowering import compare, export, quantize
 from compress.cli.network import criteria, inspect
 from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
+from compress.cli.starting import init
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
 app = typer.Typer(
@@ -27,25 +31,29 @@ app = typer.Typer(
     help="Transfer, prune, distil and deploy a vision network, and measure that it was worth it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 for command in (
-    run,
-    inspect,
-    criteria,
-    sensitivity,
-    prune,
-    predict,
-    build,
-    sign,
-    verify,
-    gate,
-    bench,
-    report,
-    doctor,
+    *(init, run, inspect, criteria, sensitivity, prune),
+    *(export, quantize, compare, predict, build, sign, verify),
+    *(gate, bench, profile, explain, schema, report, doctor),
 ):
     app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"niwaki {version('niwaki-vision')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Transfer, prune, distil and deploy a vision network, and measure that it was worth it."""
 
 
 _NO_MEMORY = re.compile("can.t allocate memory|not enough memory|out of memory", re.IGNORECASE)
@@ -59,7 +67,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         # Outside standalone mode a typer.Exit comes back as its code.
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="niwaki", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except SystemExit as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, say
 from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
@@ -29,7 +29,7 @@ MinVersion = Annotated[
 
 def predict(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them at any depth.")],
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
@@ -43,8 +43,12 @@ def predict(
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
+    from deploy.engines.cores import over_cores
     from deploy.errors import DeployError
+    from deploy.processing.files import image_files
 
+    if (crowded := over_cores(threads)) is not None:
+        say(crowded)
     with deploy.load(
         bundle,
         threads=threads,
@@ -54,12 +58,13 @@ def predict(
         engine_key=engine_key,
         min_version=min_version,
     ) as engine:
-        (found, bad), classes = _answers(engine, images), engine.classes
+        (found, bad), classes = _answers(engine, image_files(images)), engine.classes
     if as_json:
         _print_json(found)
     else:
         for item in found:
-            print(plain(f"{item['file']}: {_found(item, classes)}"))
+            note = f" ({item['note']})" if "note" in item else ""
+            print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
         others = f", nor have {', '.join(map(str, more))}" if more else ""

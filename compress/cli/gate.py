@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,8 @@ from rich.table import Table
 
 from compress.cli.bench import timed
 from compress.cli.common import JsonFlag
-from compress.terminal import Terminal
+from compress.files import write_text
+from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from deploy.bench.findings import GateFinding, GateResult
@@ -43,6 +45,14 @@ def gate(
         typer.Option(help="Files or folders with the engines, to time again what is in doubt; repeatable."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=0, max=20, help="How often at most is timed again.")] = 3,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Show what changed, then make the record the baseline; exit 0.")
+    ] = False,
+    summary: Annotated[
+        Path | None, typer.Option(help="Append a short page in Markdown, such as to $GITHUB_STEP_SUMMARY.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    annotate: Annotated[bool, typer.Option("--annotate", help="Print annotations for GitHub Actions.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Exit 1 when latency (as a ratio to dense), accuracy or size is worse than a baseline allows.
@@ -50,25 +60,74 @@ def gate(
     What is in doubt is timed again before it fails, where the engines are found: beside the record, in its folder
     deploy, or where --engines says.
     """
-    import deploy
-    from deploy.bench.again import gate_again
+    from deploy.bench import formats
     from deploy.bench.records import Bench
 
-    now, past = Bench.from_file(record), Bench.from_file(baseline)
+    now = Bench.from_file(record)
     tolerances = _tolerances(latency_tolerance, accuracy_tolerance, tolerance or [], allow or [])
+    if update_baseline and not baseline.exists():
+        _replace(baseline, now)
+        return
     folders = [*(engines or []), record.parent, record.parent / "deploy"]
-    result = gate_again(
-        now,
-        lambda measured: deploy.gate(measured, past, tolerances=tolerances, only=only or ()),
-        _sitting(now, folders),
-        most=repeats,
+    most = 0 if update_baseline else repeats
+    result = _judge(now, Bench.from_file(baseline), tolerances, only or [], _sitting(now, folders), most)
+    _tell(result, summary, junit, as_json=as_json)
+    if annotate:
+        print(formats.github_lines(result, str(record)), end="", file=sys.stderr if as_json else sys.stdout)
+    if update_baseline:
+        _replace(baseline, now, quiet=as_json)
+    elif not result.passed:
+        raise typer.Exit(1)
+
+
+def schema(
+    record: Annotated[Path | None, typer.Argument(help="A bench.json to hold to it; none: print the schema.")] = None,
+) -> None:
+    """Print the JSON schema of a bench.json, or hold a file to it."""
+    from deploy.bench.schema import schema_text, validate
+
+    if record is None:
+        print(schema_text(), end="")
+    else:
+        found = validate(record)
+        print(f"{plain(record)} is a {found.format} of {len(found.records)} records.")
+
+
+def _judge(
+    now: Bench, past: Bench, tolerances: Any, only: list[str], sit: Callable[[], Bench] | None, most: int
+) -> GateResult:
+    import deploy
+    from deploy.bench.again import gate_again
+
+    return gate_again(
+        now, lambda measured: deploy.gate(measured, past, tolerances=tolerances, only=only), sit, most=most
     )
+
+
+def _tell(result: GateResult, summary: Path | None, junit: Path | None, *, as_json: bool) -> None:
+    """Print the verdict, and write it where asked."""
+    from deploy.bench import formats
+
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:  # a step's summary is what all its commands added
+            file.write(formats.markdown(result))
+    if junit is not None:
+        write_text(junit, formats.junit(result))
     if as_json:
         print(result.model_dump_json(indent=1))
     else:
         _show(result)
-    if not result.passed:
-        raise typer.Exit(1)
+
+
+def _replace(baseline: Path, record: Bench, *, quiet: bool = False) -> None:
+    """Make a record the baseline."""
+    from deploy.errors import DeployError
+
+    if not any(one.status == "measured" for one in record.records):
+        raise DeployError(f"The record {record.name!r} measured nothing, so it is no baseline; run `niwaki bench`.")
+    write_text(baseline, record.to_json())
+    if not quiet:
+        print(f"{plain(baseline)} now holds {len(record.records)} records of {plain(record.name)}.")
 
 
 def _tolerances(latency: float, accuracy: float, said: list[str], allow: list[str]) -> Any:
@@ -94,23 +153,27 @@ def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
     from deploy.bench.places import find_engines
 
     measured = [one for one in record.records if one.status == "measured"]
-    places = find_engines(record, folders)
+    batches = list(dict.fromkeys(one.batch for one in measured))
+    found = find_engines(record, folders) or []
+    places = [place for place, one in zip(found, measured, strict=False) if one.batch == batches[0]]
     reference = next((one.reference for one in measured), None)
-    if places is None or len({one.batch for one in measured}) != 1 or reference not in {one.name for one in places}:
+    if reference not in {place.name for place in places}:
         return None
     # The reference is what is timed against, and comes first.
     ordered = sorted(places, key=lambda place: place.name != reference)
     threads = record.settings.get("threads")
     threads = threads if isinstance(threads, int) and 0 <= threads <= 1024 else 1
-    return lambda: timed(ordered, measured[0].batch, threads, _ROUNDS, isolate=1)
+    return lambda: timed(ordered, batches, threads, _ROUNDS, isolate=1)
 
 
 def _show(result: GateResult) -> None:
+    from deploy.bench.formats import figure
+
     columns = ("engine", "what", "now", "baseline", "limit", "")
     shown = Table(*columns, title="Gate", title_justify="left")
     shown.columns[0].overflow = "fold"
     for line in result.lines:
-        values = [_short(v) for v in (line.value, line.baseline, line.limit)]
+        values = [figure(v) for v in (line.value, line.baseline, line.limit)]
         shown.add_row(escape(line.name), line.what, *map(escape, values), _verdict(line))
     console = Terminal()
     console.print(shown)
@@ -127,7 +190,3 @@ def _show(result: GateResult) -> None:
 
 def _verdict(line: GateFinding) -> str:
     return "[bold red]FAILS[/]" if not line.ok else "[yellow]note[/]" if line.note else "ok"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -67,6 +67,11 @@ def outline(inspection: Inspection, *, everything: bool = False) -> list[TextTre
             len(inspection.substitutions),
         ),
         *_section("sizes that a cut patches", _patches(inspection, everything)),
+        *_section(
+            "numbers that a cut leaves, and that may be sizes",
+            [TextTree(Text(number)) for number in inspection.unfollowed][:few],
+            len(inspection.unfollowed),
+        ),
         *_section("operators without a rule", [TextTree(Text(name, "red")) for name in inspection.unknown_ops]),
     ]
 

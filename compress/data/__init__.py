@@ -14,6 +14,7 @@ from compress.data.formats.function import from_function
 from compress.data.formats.masks import image_masks
 from compress.data.formats.table import csv_table
 from compress.data.formats.voc import voc_boxes
+from compress.data.formats.yolo import yolo_boxes
 from compress.data.images import ImageData, ImageReader, Split
 from compress.data.targets import Boxes
 from compress.recipe.data import (
@@ -26,6 +27,7 @@ from compress.recipe.data import (
     MasksData,
     RenderedDigits,
     VocData,
+    YoloData,
 )
 
 MAKERS: dict[type, Callable[..., ImageData]] = {
@@ -37,6 +39,7 @@ MAKERS: dict[type, Callable[..., ImageData]] = {
     MasksData: image_masks,
     RenderedDigits: rendered_digits,
     VocData: voc_boxes,
+    YoloData: yolo_boxes,
 }
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
-from torch.nn.parameter import is_lazy
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from compress.errors import ModelError, said_by
 from compress.models import torchvision
+from compress.models.adapters import ADAPTERS, adapter
 from compress.models.arguments import (
     Arguments,
     CifarResNetArguments,
@@ -31,6 +25,7 @@ from compress.models.arguments import (
     checked,
 )
 from compress.models.names import RENAMED
+from compress.models.origin import Origin, remember
 from compress.trust import trusted_function
 
 
@@ -70,7 +65,8 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     """Build a network with random weights.
 
     Args:
-        factory: ``torchvision:NAME``, ``niwaki:NAME`` or ``module:function``; the function takes ``num_classes``.
+        factory: ``torchvision:NAME``, ``niwaki:NAME``, that of another library (``compress.models.adapters``) or
+            ``module:function``; the function takes ``num_classes``, or makes a network for a number of its own.
         arguments: keyword arguments for the factory; torchvision's and ours take numbers within bounds alone.
         num_classes: outputs of the classifier; detectors and segmenters count the background.
         trusted: modules of the user's own whose functions may run.
@@ -88,15 +84,31 @@ def build(factory: str, arguments: Mapping[str, Any], num_classes: int, *, trust
     elif module == "niwaki":
         make = own(name)
         given = checked(OWN[name].arguments, arguments, factory)
+    elif module in ADAPTERS:
+        library = adapter(module)
+        arguments = given = library.whole(name, checked(library.arguments, arguments, factory))
+        make, given = partial(library.make, name, num_classes, given), {}
     else:
         make, given = trusted_function(factory, trusted, "model factory", ModelError), dict(arguments)
+    if takes_classes(make):
+        given = {"num_classes": num_classes, **given}
     try:
-        model = make(num_classes=num_classes, **given)
+        model = make(**given)
     except _REFUSALS as error:
-        raise ModelError(f"The factory '{factory}' refuses {dict(arguments)}: {said_by(error)}.") from None
+        raise ModelError(f"The factory '{factory}' refuses {str(dict(arguments))[:200]}: {said_by(error)}.") from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"The factory '{factory}' made a {type(model).__name__}, not a torch.nn.Module.")
+    remember(model, Origin(RENAMED.get(factory, factory), dict(arguments), num_classes))
     return model
+
+
+def takes_classes(make: Callable[..., Any]) -> bool:
+    """Tell whether a factory takes ``num_classes``; one whose signature cannot be read is taken to."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(one.name == "num_classes" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def own(name: str) -> Callable[..., nn.Module]:
@@ -104,40 +116,3 @@ def own(name: str) -> Callable[..., nn.Module]:
     if name not in OWN:
         raise ModelError(f"Niwaki has no model '{name}'; it has {', '.join(OWN)}.")
     return getattr(importlib.import_module(OWN[name].module), name)
-
-
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """Inside, networks that this thread builds have no storage for what a state dict holds.
-
-    Parameters and saved buffers are on the meta device. Everything else that a constructor computes (widths,
-    anchors, buffers that are not saved) is real; under ``torch.device("meta")`` it would never get its values.
-    """
-    thread = threading.get_ident()
-    empties = WeakIdKeyDictionary()
-
-    def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> Any:
-        # Lazy parameters have no shape yet.
-        if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
-            return None
-        # A parameter that is registered twice stays one.
-        if value not in empties:
-            empties[value] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
-        return empties[value]
-
-    def buffer(module: nn.Module, name: str, value: Tensor | None) -> Any:
-        if threading.get_ident() != thread or value is None or value.is_meta or is_lazy(value):
-            return None
-        # The module does not know yet whether it is one to save: its register_buffer, which calls this, was told.
-        # One that is not saved may be filled, or computed with, at any time after this, so it has to be real.
-        return value.detach().to("meta") if sys._getframe(1).f_locals.get("persistent", True) else None
-
-    handles = [
-        register_module_parameter_registration_hook(parameter),
-        register_module_buffer_registration_hook(buffer),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

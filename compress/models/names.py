@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-TABLES = ("torchvision", "niwaki")
-"""The tables whose networks anybody may name: ``torchvision:NAME`` and ``niwaki:NAME``."""
+TABLES = ("torchvision", "niwaki", "timm", "transformers", "ultralytics", "smp")
+"""The tables whose networks anybody may name, such as ``torchvision:NAME``; the last four where they are installed."""
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.models.detection import example_input
+from compress.models.detection import example_input, raw_heads
 from compress.prune.rules import tensors
 
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
@@ -56,10 +56,12 @@ def difference(model: nn.Module, back: nn.Module, example: Any = None, size: Any
     if device.type == "meta":
         return ""
     guessed = example is None
-    inputs = _guess(model, size) if guessed else example
+    # A detector's raw outputs: boxes are few, and large images slow.
+    forward = (raw_heads(model) if guessed else None) or nn.Module.__call__
+    inputs = _guess(model, size if forward is nn.Module.__call__ else None) if guessed else example
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
-        expected = _answers(model.eval(), inputs)
+        expected = _answers(forward, model.eval(), inputs)
     except Exception:
         # It takes no image: its tensors are the same, more cannot be said without an example.
         if guessed:
@@ -69,7 +71,7 @@ def difference(model: nn.Module, back: nn.Module, example: Any = None, size: Any
         for module, mode in modes:
             module.training = mode
     try:
-        found = _answers(back.to(device), inputs)
+        found = _answers(forward, back.to(device), inputs)
     except Exception as error:  # noqa: BLE001  (whatever the factory's code raises)
         return f"it does not run ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})"
     finally:
@@ -88,10 +90,10 @@ def _guess(model: nn.Module, size: Any) -> Tensor:
     return image if size is None else torch.rand((1, image.shape[1], *size)).to(image)
 
 
-def _answers(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _answers(forward: Callable[..., Any], model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tensors(model(*copy.deepcopy(inputs)))
+        return tensors(forward(model, *copy.deepcopy(inputs)))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -11,6 +11,8 @@ from torch import nn
 
 from compress.data.targets import TaskName
 from compress.errors import ModelError
+from compress.models.meta import on_meta
+from compress.prune.architecture import architecture_hash
 
 # Auxiliary classifiers give outputs in training only, in another shape; the slow initialisation is not worth the wait.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -54,6 +56,34 @@ def maker(name: str) -> Callable[..., nn.Module]:
         return model
 
     return make
+
+
+def recognised(model: nn.Module, architecture: str) -> tuple[str, int] | None:
+    """Find which of torchvision's classifiers a network is, by the shapes of its tensors.
+
+    Args:
+        model: one of torchvision's classes, perhaps cut since.
+        architecture: ``architecture_hash`` of it when it was whole.
+
+    Returns:
+        The name and the number of classes; None where it is none of them with its usual arguments.
+    """
+    from torchvision import models
+
+    home = type(model).__module__
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not home.startswith("torchvision.models.") or not linears:
+        return None
+    last = linears[-1]
+    outputs = last.out_features if isinstance(last, nn.Linear) else last.out_channels
+    for name, task in names().items():
+        if task != "classification" or models.get_model_builder(name).__module__ != home:
+            continue
+        with on_meta():
+            whole = maker(name)(num_classes=outputs)
+        if architecture_hash(whole) == architecture:
+            return f"torchvision:{name}", outputs
+    return None
 
 
 def _freeze_norms(model: nn.Module) -> None:

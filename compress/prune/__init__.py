@@ -11,10 +11,12 @@ from compress.prune.allocation import smallest_share
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA, normalized, score
 from compress.prune.curves import Sensitivity
+from compress.prune.evolution import Evolution, evolve, recalibrated
 from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
 from compress.prune.sensitivity import correlations, measure_sensitivity, rank_correlation
+from compress.prune.shrinking import shrink
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
@@ -22,6 +24,7 @@ from compress.prune.units import Group, Trace, protect
 __all__ = [
     "CRITERIA",
     "Budget",
+    "Evolution",
     "Group",
     "Plan",
     "Proof",
@@ -31,14 +34,17 @@ __all__ = [
     "apply",
     "check",
     "correlations",
+    "evolve",
     "mask",
     "measure_sensitivity",
     "normalized",
     "plan",
     "protect",
     "rank_correlation",
+    "recalibrated",
     "reconstruct",
     "score",
+    "shrink",
     "smallest_share",
     "trace",
     "validate",

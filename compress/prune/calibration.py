@@ -33,13 +33,13 @@ class CalibrationBatch:
 
 
 def batches(data: Iterable[Any] | None) -> Iterator[CalibrationBatch]:
-    """Batches as they come: inputs alone, or pairs of inputs and targets.
+    """Batches as they come: inputs alone, or pairs of inputs and targets; a tensor of images is one batch.
 
     Raises:
         PlanError: there is none, or one without a tensor.
     """
     found = False
-    for given in data or ():
+    for given in [data] if isinstance(data, Tensor) else data or ():
         inputs, targets = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
         first = next((t for t in tensors(inputs) if t.dim()), None)
         if first is None or not len(first):

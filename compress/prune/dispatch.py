@@ -27,8 +27,9 @@ PICKS = frozenset(
 )
 """Operators by which code selects channels by position."""
 
-FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor"}
-"""Operators that make a tensor of one value, in a size that the code gives."""
+_FACTORY_NAMES = "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor rand randn"
+FACTORIES = frozenset(_FACTORY_NAMES.split(" "))
+"""Operators that make a tensor of one value, or of draws that are alike, in a size that the code gives."""
 
 
 PAD = "aten.constant_pad_nd"

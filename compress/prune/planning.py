@@ -24,6 +24,7 @@ from compress.prune.allocation import (
 )
 from compress.prune.budget import Budget
 from compress.prune.curves import Sensitivity
+from compress.prune.knapsack import Steps, within_steps
 from compress.prune.units import Role, Slot, Trace
 from compress.validation import explain
 
@@ -139,6 +140,7 @@ def plan(
     min_kept: int = 1,
     max_ratio: float = 1.0,
     curves: Sensitivity | None = None,
+    steps: Steps | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Chooses the units that stay.
@@ -156,23 +158,22 @@ def plan(
         max_ratio: the largest share of a group that goes.
         curves: in place of the scope, the network's sensitivity: each group is cut as far as the loss measured for it
             alone rises by one and the same amount.
+        steps: for a budget with a latency, the milliseconds of each group at the widths that it may have, from a
+            measured table: group, by `knapsack.group_keys`, -> [(width, ms)]. They take the place of `round_to`.
         asked: what to record of the request beside these arguments.
 
     Raises:
         PlanError: both or neither of budget and ratio, nothing is free, or the budget cannot be reached.
     """
-    if (budget is None) == (ratio is None):
-        raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    _check_request(budget, ratio, steps)
     limits = Limits(round_to, min_kept, max_ratio)
     values = ranked(trace, scores)
-    if isinstance(ratio, int | float):
-        check_ratio(ratio)
     if not trace.groups and ratio != 0:
         raise PlanError(f"No channel of this network is free to go: {why_nothing_is_free(trace)}.")
-    if budget is not None and not budget.bounds:
-        raise PlanError("A budget of latency or max_drop is met by measuring: search over plans with macs budgets.")
     order = removal_order(trace, values, scope, curves)
-    if budget is not None:
+    if budget is not None and steps is not None:
+        kept = within_steps(trace, values, budget, steps, limits)
+    elif budget is not None:
         kept = within(trace, order, budget, limits)
     elif isinstance(ratio, Mapping):
         kept = by_pattern(trace, values, ratio, limits)
@@ -188,6 +189,18 @@ def plan(
     if budget is not None:
         request["budget"] = budget.model_dump(exclude_defaults=True)
     return plan_from_kept(trace, kept, asked=request)
+
+
+def _check_request(budget: Budget | None, ratio: float | Mapping[str, float] | None, steps: Steps | None) -> None:
+    """Raise PlanError where what is asked of a plan does not go together."""
+    if (budget is None) == (ratio is None):
+        raise PlanError("Give plan() either a budget or a ratio, not both and not neither.")
+    if isinstance(ratio, int | float):
+        check_ratio(ratio)
+    if (budget is not None and budget.latency is not None) != (steps is not None):
+        raise PlanError("A latency is planned from steps, (width, ms) for each group; give plan() both or neither.")
+    if budget is not None and budget.max_drop is not None:
+        raise PlanError("A budget of max_drop is met by measuring: search over plans with macs budgets.")
 
 
 def why_nothing_is_free(trace: Trace) -> str:

@@ -191,12 +191,16 @@ _FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotI
 def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
     """Run the masked network; raise PlanError where it does not run in double precision."""
     kept = kept_by_tensor(masked, plan)
+    buffers = [(buffer, buffer.clone()) for buffer in masked.buffers()]
 
     def reference(train_mode: bool, training: bool) -> KeptStatistics:
         found: list[Places] = []
         if plan.costs.get("units_not_preserving", 1):
             with Repeatable(train_mode), DoublePrecision():
                 found = places(masked.train(training), plan, lambda: run.outputs(masked), run.inputs)
+        # A pass in train mode may have changed what norms of all kinds remember.
+        for buffer, before in buffers:
+            buffer.copy_(before)
         return KeptStatistics(masked, plan, found)
 
     def trained(train_mode: bool) -> _Trained:
@@ -208,8 +212,8 @@ def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
         evaluated = run.evaluated(masked, reference(False, False), batch_statistics=False)
     except _FAULTS as error:
         raise PlanError(
-            f"{type(masked).__name__} does not run on this example, uncut ({_first_line(error)}); give the example "
-            "that was traced."
+            f"{type(masked).__name__} does not run in double precision on this example, uncut ({_first_line(error)}); "
+            "give the example that was traced, and compute in one precision."
         ) from error
     train_mode = True
     try:

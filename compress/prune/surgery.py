@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cpp_ext
 from compress.errors import PlanError
+from compress.models.origin import cut_by
 from compress.prune.architecture import architecture_hash, named_tensors
 from compress.prune.cut import Cut, Indices
 from compress.prune.optimizer_state import cut_average, cut_optimizer
@@ -67,6 +68,7 @@ def apply(
     memo: dict[int, object] = {}
     with uncollected():
         small = cut.copy(model, cut.tensors, memo)
+    cut_by(model, small, plan)
     if optimizer is None and ema is None:
         return small
     new_optimizer = None if optimizer is None else cut_optimizer(optimizer, cut, memo)

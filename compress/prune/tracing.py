@@ -20,9 +20,9 @@ from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, clone, stand_ins, uncollected
-from compress.prune.remedies import Remedy, Tie, turns
+from compress.prune.recurrent import tie_hidden_units
+from compress.prune.remedies import Mender
 from compress.prune.rules import tensors
-from compress.prune.sizes import Patch
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
 from compress.prune.units import Group, Trace
 from compress.prune.unread import Variant, unread, variants
@@ -52,8 +52,11 @@ def trace(
         return _Tracing(model, example_inputs, forward, heads).trace()
 
 
-TRIALS = 200
-"""The number of cuts that a trace may try before it protects whatever it has not cleared."""
+TRIALS = 120
+"""The number of cuts that a trace may try to find what a size follows."""
+
+CLOSING = 40
+"""Further cuts, by which it protects what still fails; whatever fails after them is protected as a whole."""
 
 
 class _WholeRMSNorm(nn.RMSNorm):
@@ -77,8 +80,6 @@ class _Tracing:
     real: bool = False
     trials: int = TRIALS
     choices: Choices = field(default_factory=Choices)
-    tried: set[tuple[int, str, str]] = field(default_factory=set)
-    cleared: Grouping | None = None
     where: dict[str, str] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
 
@@ -96,12 +97,16 @@ class _Tracing:
         self.network = TracedNetwork(self._shell(), self.tensors, self.tied, self.substitutions, self.heads)
         self.observed = self._observed()
         grouping = self._grouping()
-        while grouping.trace.groups and grouping is not self.cleared:
-            blames = self._blames(grouping, list(grouping.trace.groups))
+        mender = Mender(
+            self.network.model, self.observed, self.choices, self._grouping, self._all_blames,
+            lambda: self.trials <= 0, self.where,
+        )  # fmt: skip
+        while grouping.trace.groups and grouping is not mender.cleared:
+            blames = self._all_blames(grouping)
             if not blames:
                 break
-            grouping = self._remedy(grouping, blames)
-        return self._with_unread(self._loosened(grouping))
+            grouping = mender.mend(grouping, blames)
+        return self._with_unread(mender.loosened(grouping))
 
     def _with_unread(self, grouping: Grouping) -> Trace:
         """The trace, with numbers that the pass does not read patched where it is sure what they are."""
@@ -110,7 +115,7 @@ class _Tracing:
             before = list(self.choices.patches)
             self.choices.patches = [*before, *sure]
             tried = self._grouping()
-            if self.trials > 0 and not self._blames(tried, list(tried.trace.groups)):
+            if self.trials > 0 and not self._all_blames(tried):
                 grouping = tried
             else:
                 self.choices.patches = before
@@ -148,16 +153,19 @@ class _Tracing:
     def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
         if training:
             net.train()
-        if variant is not None:
-            for module in net.modules():
-                if isinstance(module, variant[0]):
-                    module.forward = getattr(module, variant[1])
-        with torch.no_grad():
-            inputs = [_copied(value, self.real) for value in self.inputs]
-            dispatch.enter(inputs, "graph input")
-            # What training draws at random makes no difference here.
-            with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
-                return net(*inputs) if self.forward is None else self.forward(net, *inputs)
+        swapped = [m for m in net.modules() if variant is not None and isinstance(m, variant[0])]
+        for module in swapped:
+            module.forward = getattr(module, variant[1] if variant else "forward")
+        try:
+            with torch.no_grad():
+                inputs = [_copied(value, self.real) for value in self.inputs]
+                dispatch.enter(inputs, "graph input")
+                # What training draws at random makes no difference here.
+                with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
+                    return net(*inputs) if self.forward is None else self.forward(net, *inputs)
+        finally:
+            for module in swapped:
+                del module.forward
 
     def _observed(self) -> Observations:
         """Trace the whole network: without storage first, on its real tensors if that fails."""
@@ -188,7 +196,7 @@ class _Tracing:
         self._pass(net, dispatch, training=False)
         if listener.heard:
             self._train_too(net, dispatch)
-        self._others_too(dispatch)
+        self._others_too(net, dispatch)
         if self.tensors and not dispatch.observed.used:
             raise ModelError(
                 f"No parameter of {type(self.model).__name__} is used by its forward pass in a way that can be watched "
@@ -196,30 +204,29 @@ class _Tracing:
             )
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                _recurrent(dispatch, path, module)
+                tie_hidden_units(dispatch, path, module)
         paths = {id(module): path for path, module in net.named_modules()}
         for reason, (module, line) in dispatch.observed.where.items():
-            self.where[reason] = _place(paths.get(id(module), ""), line)
+            self.where[reason] = ", ".join(part for part in (paths.get(id(module), ""), line) if part)
         return dispatch.observed
 
-    def _others_too(self, dispatch: LabelDispatch) -> None:
+    def _others_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
         """Follow what other methods would do in place of ``forward``, where they give what it does."""
         self.variants = []
         if self.real:
             return
         for variant in variants(self.model):
-            net, state = self._probe({})
+            other, state = self._probe({})
             scratch = LabelDispatch(state, Observations(), self.heads)
             try:
-                self._pass(net, scratch, training=False, variant=variant)
+                self._pass(other, scratch, training=False, variant=variant)
             except Exception:  # noqa: BLE001  (it is no other way of doing the same)
                 continue
             if scratch.calls and scratch.calls[-1].shapes == dispatch.observed.passes[0][-1].shapes:
                 self.variants.append(variant)
                 costs = len(dispatch.observed.costs)
-                net, state = self._probe({})
-                again = LabelDispatch(state, dispatch.observed, self.heads)
-                self._pass(net, again, training=False, variant=variant)
+                # By the network of the passes before, as in a trial: it may keep what it has computed once.
+                self._pass(net.eval(), dispatch, training=False, variant=variant)
                 del dispatch.observed.costs[costs:]
 
     def _train_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
@@ -265,9 +272,12 @@ class _Tracing:
 
     # Trial cuts ------------------------------------------------------------------------------------------
 
+    def _all_blames(self, grouping: Grouping) -> list[Blame]:
+        return self._blames(grouping, list(grouping.trace.groups))
+
     def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
         """What goes wrong when ``groups`` are cut in a few uneven ways."""
-        if self.trials <= 0:
+        if self.trials <= -CLOSING:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
@@ -316,86 +326,16 @@ class _Tracing:
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
         """The groups that make a cut fail, found by bisection where no operator tells."""
-        if len(groups) == 1:
-            return [Blame(groups[0].units, blame.reason, blame.call, blame.module)]
+        if self.trials <= 0 and blame.module:
+            # No cuts are left to tell by: what lies in the module stays.
+            inside = [g for g in groups if any(name.startswith(f"{blame.module}.") for name, _ in g.slots)]
+            groups = inside or groups
+        if len(groups) == 1 or self.trials <= 0:
+            return [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
         half = len(groups) // 2
         found = self._blames(grouping, groups[:half]) + self._blames(grouping, groups[half:])
         # Halves that pass alone and fail together depend on each other: all groups stay.
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
-
-    # Remedies --------------------------------------------------------------------------------------------
-
-    def _remedy(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
-        """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
-        patched = self._patched(grouping, blames)
-        if patched is not None:
-            return patched
-        free = ~grouping.trace.protected_units
-        turned = set()
-        for blame in blames:
-            own = blame.units[free[blame.units]]
-            ties = [k for k, units in grouping.ties.items() if np.isin(units, own).any()]
-            turned.update(ties)
-            if not ties:
-                labels = np.flatnonzero(np.isin(grouping.unit_of, own))
-                self.choices.held.append((labels, blame.reason))
-                self.where.setdefault(blame.reason, _place(blame.module, blame.line))
-        for k in turned:
-            self.choices.axis[k] = self.choices.axis.get(k, 0) + 1
-        return self._grouping()
-
-    def _patched(self, grouping: Grouping, blames: list[Blame]) -> Grouping | None:
-        """Take the sizes that blamed modules keep for what their failing calls should have been given.
-
-        Each blame's remedies are tried in turns, all blames at once: what passes is taken.
-        """
-        open_ = [(b.call, found) for b in blames if (found := turns(self.network.model, grouping, b, self.tried))]
-        before = {b.call for b in blames}
-        accepted: list[Remedy] = []
-        known = self.choices.patches, self.choices.ties
-        for turn in range(max((len(found) for _, found in open_), default=0)):
-            trying = [(call, found[turn]) for call, found in open_ if turn < len(found)]
-            if not trying or self.trials <= 0:
-                break
-            self._take(known, [*accepted, *(remedy for _, remedy in trying)])
-            tried = self._grouping()
-            left = self._blames(tried, list(tried.trace.groups))
-            if not left:
-                self.cleared = tried
-                return tried
-            calls = {b.call for b in left}
-            # What fails earlier than before was broken by the patch, and what comes after was not reached.
-            passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
-            accepted += [remedy for call, remedy in trying if call in passed]
-            open_ = [(call, found) for call, found in open_ if call not in passed]
-        self._take(known, accepted)
-        return self._grouping() if accepted else None
-
-    def _take(self, known: tuple[list[Patch], list[Tie]], remedies: list[Remedy]) -> None:
-        patches = {patch.key: patch for patch in known[0]}
-        for own, _ in remedies:
-            for patch in own:
-                patches.setdefault(patch.key, patch)
-        self.choices.patches = list(patches.values())
-        self.choices.ties = [*known[1], *(tie for _, ties in remedies for tie in ties)]
-
-    def _loosened(self, grouping: Grouping) -> Grouping:
-        """Where runs were taken to be equal, but end where a size says that is followed now, they may differ."""
-        followed = np.concatenate([np.empty(0, np.int64), *(p.labels.reshape(-1) for p in self.choices.patches)])
-        loose = [
-            k
-            for k in grouping.ties
-            if k in self.observed.loose and np.isin(self.observed.rectangles[k], followed).any() and self.trials > 0
-        ]
-        if not loose:
-            return grouping
-        before = dict(self.choices.axis)
-        self.choices.axis.update({k: self.observed.rectangles[k].ndim for k in loose})
-        tried = self._grouping()
-        if self._blames(tried, list(tried.trace.groups)):
-            self.choices.axis = before
-            return grouping
-        return tried
 
 
 def _copied(value: Any, real: bool) -> Any:
@@ -407,30 +347,6 @@ def _copied(value: Any, real: bool) -> Any:
     if isinstance(value, dict):
         return {k: _copied(v, real) for k, v in value.items()}
     return value
-
-
-def _recurrent(dispatch: LabelDispatch, path: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
-    """One number of hidden units goes for all layers and directions; a projection has no rule."""
-    slots = dispatch.observed.slots
-    own = {
-        name: labels for (name, d), labels in slots.items() if name.startswith(f"{path}." if path else "") and d == 1
-    }
-    hidden = [labels for name, labels in own.items() if ".weight_hh" in f".{name}"]
-    if getattr(module, "proj_size", 0) > 0 or len({len(labels) for labels in hidden}) != 1:
-        for (name, _), labels in slots.items():
-            if name.startswith(f"{path}."):
-                dispatch.protect(labels, f"{type(module).__name__} has no rule")
-        return
-    for name, labels in own.items():
-        if ".weight_hh" in f".{name}":
-            # What one step gives is what the next one reads, even where only one is seen.
-            gates = slots[name, 0].reshape(-1, len(labels))
-            dispatch.equate(gates, np.broadcast_to(labels, gates.shape))
-            dispatch.equate(hidden[0], labels)
-
-
-def _place(module: str, line: str) -> str:
-    return ", ".join(part for part in (module, line) if part)
 
 
 def _path(net: nn.Module, error: BaseException) -> str:

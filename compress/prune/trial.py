@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,13 @@ from compress.prune.units import Group, Trace
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
 
+SIZED = frozenset(f"aten.{name}" for name in ("view", "expand", "split_with_sizes", "slice", "repeat"))
+"""Operators that are given sizes."""
+
+LAST = np.iinfo(np.int64).min
+"""The label of a channel that may be any."""
+
+FOLLOWS_SIZE = "fixed size: a number follows the size"
 ANOTHER_WAY = "fixed size: the network takes another way after a cut"
 
 
@@ -107,6 +113,9 @@ class TrialDispatch(LabelDispatch):
 
     def fresh(self, size: int) -> Labels:
         # Which they are is not known, only that they are some that no parameter has.
+        if size == 1:
+            # The only one that is left of some channels has no label any more either.
+            return np.full(1, LAST, dtype=np.int64)
         self.strangers += size
         return np.arange(-self.strangers, size - self.strangers, dtype=np.int64)
 
@@ -153,7 +162,7 @@ class TrialDispatch(LabelDispatch):
             raise StoppedError
         wrong = ""
         if call.numbers != numbers(op, args, kwargs):
-            wrong = "fixed size: a number follows the size"
+            wrong = FOLLOWS_SIZE
         # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
         moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
@@ -200,14 +209,14 @@ class TrialDispatch(LabelDispatch):
     def _equal(self, own: Labels, expected: Labels) -> bool:
         if own.shape != expected.shape:
             return False
-        wrong = expected[own != expected]
-        if not len(wrong):
+        other = (own != expected) & (own != LAST)
+        if not other.any():
             return True
         if self.foreign is None:
             self.foreign = np.zeros(self.whole.count, dtype=bool)
             for labels in self.whole.fresh:
                 self.foreign[labels] = True
-        return bool((own[own != expected] < 0).all() and self.foreign[wrong].all())
+        return bool((own[other] < 0).all() and self.foreign[expected[other]].all())
 
     def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
@@ -272,8 +281,8 @@ class TrialDispatch(LabelDispatch):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
         units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
-        numbers_given = whole_numbers(args) or {int(n) for n in re.findall(r"\d+", reason)}
-        ties = tuple(self._followed(wants, numbers_given))
+        # Channels that meet are told by the rules; only a size that is asked for may be that of others.
+        ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
         self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))
@@ -347,28 +356,34 @@ LARGE = 5
 
 
 def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: one trial, or more if some groups are small or the code picks channels by position.
+    """What stays in each trial: two trials, or more if the code picks channels by position.
 
-    The first two channels go, the last one, and some of the first half: halves, thirds and quarters lose different
-    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups of one size
-    get different sizes. A small group loses its last channel. Further trials remove the first or last channel alone.
+    The first two channels go, the last one, and a share of the first half: halves, thirds and quarters lose different
+    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups that follow
+    each other lose other shares. A small group loses its last channel. In the second trial each group loses a number
+    from the front that those before it and those of its size do not. Trials for picks remove the first or last channel
+    alone.
     """
     rng = np.random.default_rng(len(groups))
-    kept, front, back = np.ones((3, trace.units), dtype=bool)
-    for group in groups:
+    kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
+    alike: dict[int, int] = {}
+    for k, group in enumerate(groups):
         n = len(group.units)
+        turn = alike[n] = alike.get(n, -1) + 1
         front[group.units[0]] = False
         back[group.units[-1]] = False
+        mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: int(rng.integers(0, len(more) + 1))]]] = False
+            kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False
-    small = any(len(group.units) < LARGE for group in groups)
-    if picks:
-        return [kept, front, back]
-    return [kept, front] if small else [kept]
+    return [kept, mixed, *([front, back] if picks else [])]
+
+
+_SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)
+"""Of the channels of the first half, what one group after another loses in a trial."""
 
 
 def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:

@@ -136,6 +136,26 @@ class Trace:
     where: Mapping[str, str] = field(default_factory=dict)
     unfollowed: tuple[tuple[str, str, int], ...] = ()
 
+    def __str__(self) -> str:
+        """The groups in the order of the forward pass, then what stays and why, most first."""
+        free = sum(len(group.units) for group in self.groups)
+        lines = [f"{free} of {self.units} channels may go, in {len(self.groups)} groups:"]
+        width = max((len(group.name) for group in self.groups), default=0)
+        for group in self.groups:
+            of = "slot" if len(group.slots) == 1 else "slots"
+            lines.append(f"  {group.name:<{width}}  {len(group.units):>5} channels, {len(group.slots)} {of}")
+        held: dict[str, list[str]] = {}
+        for slot, reason in self.protected.items():
+            held.setdefault(reason, []).append(slot)
+        lines += ["Some channels of these stay:"] if held else []
+        for reason, slots in sorted(held.items(), key=lambda item: -len(item[1])):
+            more = f" and {len(slots) - 3} more" if len(slots) > 3 else ""
+            place = f" ({self.where[reason]})" if reason in self.where else ""
+            lines.append(f"  {reason}{place}: {', '.join(slots[:3])}{more}")
+        if self.unknown_ops:
+            lines.append(f"Operators without a rule: {', '.join(self.unknown_ops)}")
+        return "\n".join(lines)
+
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
         """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""
         # Slots that hold the same units are one array.

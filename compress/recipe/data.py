@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Label = Annotated[int, Field(ge=0, le=65_535)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
@@ -34,8 +35,9 @@ class HandwrittenDigits(Part):
 
 
 class FolderData(Part):
-    """An ImageFolder tree. ``val`` is a folder, or the share of the training images that is held out.
+    """An ImageFolder tree. ``val`` and ``test`` are folders, or shares of the training images that are held out.
 
+    A folder that is missing is looked for under the other usual names (``compress.data.layout``).
     ``unlabelled`` is a folder of images, at any depth, whose classes nobody knows.
     """
 
@@ -43,7 +45,7 @@ class FolderData(Part):
     path: str
     train: str = "train"
     val: str | Share = 0.2
-    test: str = "test"
+    test: str | Share = "test"
     unlabelled: Text | None = None
     unreadable: Annotated[int, Field(ge=0)] = 0
 
@@ -107,20 +109,56 @@ class MaskSplit(Part):
 
 
 class MasksData(Part):
-    """A mask of class indices an image; ``classes`` are names, or a text file with one name a line."""
+    """A mask of labels an image; ``classes`` are names, or a text file with one name a line.
+
+    ``ids`` says which label in the files is which class, several may be one; without it a label is the class's index.
+    ``ignore`` are labels that are not learned; ``ignore_index`` is one more.
+    """
 
     kind: Literal["masks"]
     path: str = "."
     train: MaskSplit
     val: MaskSplit | Share
     test: MaskSplit
-    classes: Names | Text
-    ignore_index: Annotated[int, Field(ge=0, le=65_535)] = 255
+    classes: Names | Text | None = None
+    ids: Annotated[dict[Label, Text], Field(min_length=1)] | None = None
+    ignore: Label | tuple[Label, ...] = ()
+    ignore_index: Label = 255
     unreadable: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """All labels that are not learned."""
+        more = (self.ignore,) if isinstance(self.ignore, int) else self.ignore
+        return (*more, self.ignore_index)
 
     @model_validator(mode="after")
     def _classes_once(self) -> MasksData:
         _once(None if isinstance(self.classes, str) else self.classes)
+        if self.classes is None and self.ids is None:
+            raise ValueError("give classes, or ids with the name of each label")
+        if both := sorted({*(self.ids or {})} & {*self.ignored}):
+            raise ValueError(f"ids names label {both[0]}, which is ignored; take it out of one of them")
+        return self
+
+
+class YoloData(Part):
+    """Boxes in one text file an image, as YOLO has them; ``path`` is a ``data.yaml`` or the folder that holds one.
+
+    ``train``, ``val`` and ``test`` are folders of images, or lists of them, in the place of the file's.
+    """
+
+    kind: Literal["yolo"]
+    path: str
+    train: Text | None = None
+    val: Text | Share | None = None
+    test: Text | Share | None = None
+    classes: Names | None = None
+    unreadable: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> YoloData:
+        _once(self.classes)
         return self
 
 
@@ -146,7 +184,15 @@ def _once(classes: tuple[str, ...] | None) -> None:
 
 # One kind a class; KINDS below are their tags.
 DataRecipe = Annotated[
-    RenderedDigits | HandwrittenDigits | FolderData | CsvData | VocData | CocoData | MasksData | FunctionData,
+    RenderedDigits
+    | HandwrittenDigits
+    | FolderData
+    | CsvData
+    | VocData
+    | CocoData
+    | YoloData
+    | MasksData
+    | FunctionData,
     Field(discriminator="kind"),
 ]
 KINDS = {
@@ -156,6 +202,7 @@ KINDS = {
     "csv",
     "voc",
     "coco",
+    "yolo",
     "masks",
     "function",
 }

@@ -15,10 +15,11 @@ from compress.errors import RecipeError
 from compress.files import read_bytes
 from compress.recipe.data import KINDS
 from compress.recipe.schema import Recipe
+from compress.recipe.yaml_text import parsed
 from compress.trust import check_trusted
 from compress.validation import message
 
-_LARGEST, _MOST_VALUES, _SHOWN = 1_000_000, 100_000, 120
+_LARGEST, _SHOWN = 1_000_000, 120
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Sequence[str] = ()) -> Recipe:
@@ -44,6 +45,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
         raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
+    _make_way(raw, overrides)
     for override in overrides:
         _set(raw, override)
     try:
@@ -55,46 +57,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     return recipe
 
 
-def parsed(text: str) -> Any:
-    """Parse a YAML text without tags, in which no key stands twice and no alias stands for very much.
+_COUNTED_AT = ("precision", "batch")
 
-    Raises:
-        yaml.YAMLError, ValueError, RecursionError: it is not YAML, or not of this kind.
+
+def _make_way(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Remove the file's bounds in place where an override sets one that the file does not have.
+
+    ``prune.budget.latency=0.5`` over a file with ``macs: 0.5`` asks for the latency instead; several bounds that are
+    set on one command line hold together.
     """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _weight(node, {})
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _weight(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Count the values that a node stands for, its aliases written out; refuse a key that stands twice on the way."""
-    if id(node) in known:
-        weight = known[id(node)]
-        if weight is None:
-            raise yaml.YAMLError("an alias holds itself; write the value out")
-        return weight
-    known[id(node)] = None
-    inside: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        seen: set[tuple[str, str]] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.YAMLError(f"the key '{_short(key.value)}' stands twice, line {key.start_mark.line + 1}")
-            seen.add((key.tag, str(key.value)))
-            inside += [key, value]
-    elif isinstance(node, yaml.SequenceNode):
-        inside = list(node.value)
-    weight = 1 + sum(_weight(one, known) for one in inside)
-    if weight > _MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
-    known[id(node)] = weight
-    return weight
+    prune = raw.get("prune")
+    budget = prune.get("budget") if isinstance(prune, dict) else None
+    keys = [override.partition("=")[0] for override in overrides]
+    new = {key.removeprefix("prune.budget.") for key in keys if key.startswith("prune.budget.")} - {*_COUNTED_AT}
+    if isinstance(budget, dict) and isinstance(prune, dict) and new - budget.keys():
+        prune["budget"] = {key: value for key, value in budget.items() if key in (*_COUNTED_AT, *new)}
 
 
 def _set(raw: dict[str, Any], override: str) -> None:

@@ -11,10 +11,12 @@ from compress.models.names import RENAMED, is_own_code
 from compress.prune.budget import Budget
 from compress.prune.criteria import CRITERIA
 from compress.prune.schedule import Schedule
+from compress.prune.sparsify import Kind
 from compress.recipe.data import DataRecipe, FunctionData, Part
 
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
+Level = Annotated[int, Field(ge=0, le=255)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Augment = Literal[
@@ -45,7 +47,11 @@ class PreprocessingRecipe(Part):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
-    resize: Literal["stretch", "shorter_side_center_crop"] = "shorter_side_center_crop"
+    resize: Literal["stretch", "shorter_side_center_crop", "letterbox"] = "shorter_side_center_crop"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    background: tuple[Level, Level, Level] | None = None
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    padding: Level = 0
 
 
 class TrainRecipe(Part):
@@ -98,6 +104,18 @@ CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
 """How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
 
 
+class SparsifyRecipe(Part):
+    """A training of the whole network before it is cut, in which a penalty grows on what is to go.
+
+    ``kind`` is one of ``compress.prune.sparsify``; a strength of None is the kind's own, an lr of None transfer's.
+    """
+
+    kind: Kind
+    epochs: Epochs
+    strength: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    lr: Rate | None = None
+
+
 class PruneRecipe(Part):
     """How channels are scored and how many of them go.
 
@@ -119,7 +137,9 @@ class PruneRecipe(Part):
     recover_epochs: Epochs = 8
     reconstruct: bool = False
     sensitivity: bool = False
+    sparsify: SparsifyRecipe | None = None
     protect: tuple[str, ...] = ()
+    latency_table: str | None = None
 
     @field_validator("criterion")
     @classmethod
@@ -151,14 +171,19 @@ class PruneRecipe(Part):
             raise ValueError("ratio is empty; give a share, or shares by pattern such as {'layer3.*': 0.6, '*': 0.3}")
         if self.ratio is not None and self.rounds > 1:
             raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
+        if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
+            raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
         if len(set(self.table)) != len(self.table):
             raise ValueError("budget.macs names a share twice")
         return self
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:
-        if self.rounds > 1 and set(self.budget.bounds) != {"macs"}:
-            raise ValueError("rounds above 1 need a budget of macs alone; any other is met in one cut")
+        bounds = {*self.budget.bounds} | ({"latency"} if self.budget.latency is not None else set())
+        if self.rounds > 1 and bounds not in ({"macs"}, {"latency"}):
+            raise ValueError("rounds above 1 need a budget of macs or latency alone; any other is met in one cut")
+        if self.latency_table is not None and self.budget.latency is None:
+            raise ValueError("latency_table holds the times that a budget of latency is met by; give one, or no table")
         return self
 
 
@@ -238,9 +263,10 @@ class DeployRecipe(Part):
     in_graph: bool = False
     opset: Annotated[int, Field(ge=1)] | Literal["auto"] = 18
     dynamic_size: bool = False
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
-    ship: Literal["fp32", "fp16", "int8"] = "int8"
+    ship: Literal["auto", "fp32", "fp16", "int8"] = "auto"
 
     @model_validator(mode="after")
     def _ships_what_it_makes(self) -> DeployRecipe:
@@ -249,7 +275,7 @@ class DeployRecipe(Part):
         for key in ("precisions", "rtx_targets"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
-        if self.ship not in self.precisions:
+        if self.ship not in ("auto", *self.precisions):
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
         if self.qat is not None and "int8" not in self.precisions:
             raise ValueError("qat trains for int8, which precisions does not hold; add int8 or leave qat out")
@@ -277,7 +303,7 @@ class Recipe(Part):
     source: SourceRecipe | None = None
     target: DataRecipe
     preprocessing: PreprocessingRecipe
-    transfer: TrainRecipe
+    transfer: TrainRecipe | None
     twin: bool = True
     prune: PruneRecipe = PruneRecipe()
     distill: DistillRecipe
@@ -295,10 +321,35 @@ class Recipe(Part):
             return given
         return {**given, "prune": {**CLASSIFIER, **cut}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_twin_of_what_is_not_trained(cls, given: Any) -> Any:
+        """Where nothing is transferred, nothing is trained beside it, unless that is asked for."""
+        if isinstance(given, dict) and "transfer" in given and given["transfer"] is None:
+            return {"twin": False, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _starts_from_what_is_trained(self) -> Recipe:
+        if self.transfer is None:
+            if self.model.weights is None:
+                raise ValueError("transfer is null, so model.weights has to name those of the trained network")
+            if self.twin:
+                raise ValueError("twin is true, but it trains as transfer does, which is null; give twin: false")
+            if self.source is not None:
+                raise ValueError("source trains before transfer, which is null; leave source out, or give transfer")
+            if self.prune.sparsify is not None:
+                raise ValueError(
+                    "prune.sparsify trains as transfer does, which is null; leave it out, or give transfer"
+                )
+        return self
+
     @model_validator(mode="after")
     def _times_what_it_lowers(self) -> Recipe:
         if self.deploy is None and self.prune.budget.latency is not None:
             raise ValueError("prune.budget.latency is timed as deploy says, which is null; give a macs budget")
+        if self.deploy is not None and self.deploy.ship == "fp16" and self.prune.budget.latency is not None:
+            raise ValueError("prune.budget.latency is timed in what deploy.ship names, on a CPU fp32 or int8, not fp16")
         return self
 
     def functions(self) -> dict[str, str]:
@@ -311,6 +362,6 @@ class Recipe(Part):
         return found
 
     def to_yaml(self) -> str:
-        """Write the recipe with every default; a deploy of null is not the default one and is kept."""
-        kept = {"deploy": None} if self.deploy is None else {}
+        """Write the recipe with every default; a deploy or a transfer of null is not the default one and is kept."""
+        kept = {key: None for key in ("transfer", "deploy") if getattr(self, key) is None}
         return yaml.safe_dump({**self.model_dump(mode="json", exclude_none=True), **kept}, sort_keys=False)

@@ -21,6 +21,7 @@ from compress.models import torchvision
 from compress.models.detection import RawHeads, raw_heads
 from compress.models.named import named_network
 from compress.models.names import RENAMED
+from compress.models.origin import origin_of
 from compress.models.weights import load_backbone, pretrained
 from compress.prune import Trace
 from compress.prune.calibration import answers
@@ -110,6 +111,7 @@ def given_network(
         load_backbone(model, pretrained(factory, weights), weights)
     about = Description(
         factory=factory,
+        arguments=dict(origin_of(model).arguments),
         task=_task(factory, model),
         classes=_outputs(factory, model, found.example),
         preprocessing=_preprocessing(found.example),
@@ -127,7 +129,7 @@ def _task(factory: str, model: nn.Module) -> TaskName:
     module, _, name = factory.partition(":")
     if module == "torchvision":
         return torchvision.names()[name]
-    return "segmentation" if factory.startswith("niwaki:mobilenet_v2_") else "classification"
+    return "segmentation" if factory.startswith(("niwaki:mobilenet_v2_", "smp:")) else "classification"
 
 
 def _outputs(factory: str, model: nn.Module, example: Tensor) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import data, distill, prune
+from compress import artifact, data, distill, prune
 from compress.errors import PlanError, RecipeError
 from compress.prune import CRITERIA, Trace
 from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
-from compress.recipe.schema import Recipe
+from compress.recipe.schema import PreprocessingRecipe, Recipe
 from compress.run.cutting import plan_for
+from compress.run.latency import check_latency
+from compress.run.lineage import changed
 from compress.run.scoring import scored
+from compress.run.stages import STAGES
+from compress.run.standing import first_touched
 from compress.run.tracing import traced
-from compress.run.transfer import fresh, started
+from compress.run.transfer import fresh, teacher_of
 from compress.train import TASKS
 
 _LOG = "log.jsonl"
@@ -40,8 +44,15 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(
             f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
         )
-    if stored(out, recipe) != recipe.to_yaml() and not stopped_early(recipe, out):
-        raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out, or undo the change.")
+    was = stored(out, recipe)
+    if was is None:
+        raise RecipeError(f"The folder {out} holds a run of another recipe; choose another --out.")
+    keys = changed(was, recipe)
+    if keys and (first_touched(was, recipe) == 0 or (recipe.deploy is None and was.deploy is not None)):
+        raise RecipeError(
+            f"The folder {out} holds a run of another recipe, of which nothing would stand ({_few(keys)} differs); "
+            "choose another --out, or undo the change."
+        )
     return True
 
 
@@ -58,30 +69,39 @@ def _never_began(out: Path) -> bool:
     return not names or (locked and unused and left == names)
 
 
-def stored(out: Path, asked: Recipe) -> str | None:
-    """Return the recipe of the run in ``out`` in this version's keys, names and defaults; None where it is none.
+def stored(out: Path, asked: Recipe) -> Recipe | None:
+    """Return the recipe of the run in ``out``; None where it is none.
 
     It is compared and not run; the only code of the user's own that it may name is what ``asked`` names.
     """
     trusted = [function.partition(":")[0] for function in asked.functions().values()]
     try:
-        return load_recipe(out / "recipe.yaml", trusted=trusted).to_yaml()
+        return load_recipe(out / "recipe.yaml", trusted=trusted)
     except RecipeError:
         return None
 
 
-def stopped_early(recipe: Recipe, out: Path) -> bool:
-    """Tell whether ``out`` holds the run of ``recipe`` but for its deploy, which was null."""
-    without = recipe.model_copy(update={"deploy": None})
-    return recipe.deploy is not None and stored(out, recipe) == without.to_yaml()
+def what_changed(was: Recipe, now: Recipe) -> str:
+    """Say in a sentence which keys of a resumed run's recipe are others now, and what is done again for it."""
+    wanted = [stage for stage in STAGES if stage.wanted(now)]
+    place = first_touched(was, now)
+    again = "nothing is done again" if place is None else f"it goes on from '{wanted[place].title}'"
+    return f"The recipe of this run differs in {_few(changed(was, now))}: {again}."
+
+
+def _few(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(keys[:5]) + more
 
 
 def check_model(recipe: Recipe, target: data.ImageData) -> None:
     """Build, load and trace the network and check that the budget can be met, before any training."""
-    data.check(recipe.transfer, target.task, "transfer")
+    if recipe.transfer is not None:
+        data.check(recipe.transfer, target.task, "transfer")
     data.check(recipe.distill, target.task, "distill")
+    check_preprocessing(recipe)
     example = target.example(2)
-    model = started(recipe.model, target, recipe.seed)
+    model = teacher_of(recipe, target)
     names = [name for name, _ in model.named_parameters()]
     for pattern in recipe.prune.protect:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -96,6 +116,31 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
         # Not every loss has the derivatives that a criterion asks for.
         two = target.splits["train"].batch(torch.arange(min(2, len(target.splits["train"]))))
         scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task])
+    if recipe.prune.budget.latency is not None:
+        check_latency(recipe, target, model, trace)
+
+
+def check_preprocessing(recipe: Recipe) -> None:
+    """Hold the pixels that a saved network was trained on against those that it would get now; the size may differ.
+
+    Raises:
+        RecipeError: they differ, which would cost accuracy without a word.
+        ArtifactError: ``model.weights`` is a folder and no saved network.
+    """
+    folder = Path(recipe.model.weights or "")
+    if recipe.model.weights in (None, "DEFAULT") or not folder.is_dir():
+        return
+    own = artifact.describe(folder).preprocessing
+    asked = recipe.preprocessing.model_dump(mode="json")
+    missing = {name: field.default for name, field in PreprocessingRecipe.model_fields.items()}
+    for key in ("mode", "channels", "mean", "std"):
+        was, now = own.get(key, missing[key]), asked[key]
+        was, now = (list(one) if isinstance(one, list | tuple) else one for one in (was, now))
+        if own and was != now:
+            raise RecipeError(
+                f"preprocessing.{key} is {now}, and the network of model.weights, {folder}, was trained with {was}; "
+                f"take that, or name its {artifact.WEIGHTS} itself to start from it all the same."
+            )
 
 
 def _check_prune(recipe: Recipe, trace: Trace) -> None:
@@ -109,7 +154,7 @@ def _check_prune(recipe: Recipe, trace: Trace) -> None:
                 f"{floor:.3f} of its MACs remain with min_kept {asked.min_kept} and round_to "
                 f"{asked.round_to}; ask for {np.ceil(floor * 100) / 100:g} or more, or lower those two."
             )
-    if asked.ratio is not None or asked.budget.bounds:
+    if asked.ratio is not None or (asked.budget.bounds and asked.budget.latency is None):
         plan_for(trace, torch.zeros(trace.units), asked.model_copy(update={"scope": "group"}))
 
 
@@ -123,7 +168,10 @@ def check_source(recipe: Recipe, source: data.ImageData) -> None:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold the run folder against a second process; raise RecipeError where one has it."""
-    with (out / _LOG).open("a", encoding="utf-8") as file:
+    log = out / _LOG
+    if log.is_symlink() or (log.exists() and not log.is_file()):
+        raise RecipeError(f"{log} is no regular file, so nothing is written to it; remove it, or choose another --out.")
+    with log.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
-from compress.run.preflight import alone, check_model, check_source, going_on, stopped_early
+from compress.run.preflight import alone, check_model, check_source, going_on, stored, what_changed
 from compress.run.progress import Ui
-from compress.run.transfer import started
+from compress.run.standing import first_touched
+from compress.run.transfer import teacher_of
 from compress.run.variants import exporting
 from compress.run.workspace import Workspace
 from compress.train import TASKS
@@ -49,7 +50,7 @@ def _check_lowering(recipe: Recipe, target: ImageData) -> None:
         raise RecipeError("deploy.in_graph is true, but a classifier has nothing to take into the graph; leave it out.")
     if target.task != "classification" or recipe.deploy.dynamic_size:
         example = target.example(2)
-        module = lower(started(recipe.model, target, recipe.seed), target.task, example, in_graph=inside).module
+        module = lower(teacher_of(recipe, target), target.task, example, in_graph=inside).module
         if recipe.deploy.dynamic_size:
             check_free_size(module, example)
 
@@ -75,6 +76,9 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     check_tensorboard(recipe.tensorboard)
     reader, target = read_data(recipe)
     if resuming:
+        if stored(out, recipe) != recipe:
+            check_model(recipe, target)
+            _check_lowering(recipe, target)
         return Workspace(recipe, out, reader, target, Ledger.read(out / "ledger.json"))
     kernels = cpp_ext.kernels_in_use()
     check_model(recipe, target)
@@ -110,10 +114,19 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
 def take_up(work: Workspace, ui: Ui) -> None:
     """Bring a resumed run up to what is asked and used now; this process holds the folder."""
     work.ledger = Ledger.read(work.out / "ledger.json")  # another process may have gone on since it was first read
-    if stopped_early(work.recipe, work.out):
-        # The test comes after the engines that are asked for now, so it is done again with them.
+    was = stored(work.out, work.recipe)
+    if was is not None and was != work.recipe:
+        said = what_changed(was, work.recipe)
+        ui.line(said)
+        work.log("changed", why=said)
+        place = first_touched(was, work.recipe)
+        if place is not None:
+            if place <= len(work.ledger.stages):
+                work.forget_trainings()
+            # Before the recipe: whoever is killed in between finds the change again.
+            work.take_back(min(place, len(work.ledger.stages)))
+            work.write_ledger()
         write_text(work.out / "recipe.yaml", work.recipe.to_yaml())
-        work.log("deploy")
     # Said once, however often the run is resumed so.
     new = tuple(note for note in differences(work.ledger.made_by) if note not in work.ledger.notes)
     if new:
@@ -122,10 +135,10 @@ def take_up(work: Workspace, ui: Ui) -> None:
         work.note(new)
 
 
-def _loaded(path: Path) -> Image.Image:
+def _loaded(path: Path, read: Callable[[Path], Image.Image] = preprocess.load) -> Image.Image:
     """Read an image as the bundle does; raise ImageError for what may be left out of a data set."""
     try:
-        return preprocess.load(path)
+        return read(path)
     except DeployError as error:
         raise ImageError(str(error)) from None
 
@@ -137,7 +150,7 @@ def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
 
 def reader_of(preprocessing: Preprocessing) -> ImageReader:
     """Return how images become inputs, by the functions that a bundle uses."""
-    return ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
+    return ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
 
 
 def join(recipe: Recipe, out: Path) -> Workspace:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from compress.errors import TrainingError
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Outcome
+from compress.run.lineage import basis
 from compress.run.preflight import alone
 from compress.run.prepare import join, prepare, take_up
 from compress.run.progress import StageView, Ui
@@ -83,7 +84,7 @@ def _carry_out(work: Workspace, ui: Ui) -> Path:
 
 def _take_back(work: Workspace, todo: Sequence[Stage], ui: Ui) -> None:
     """Forget the stages whose work no longer holds, and say why."""
-    count, why = standing(work, todo)
+    count, why = standing(work, todo, STAGES)
     if why is not None:
         ui.line(why)
         work.log("again", why=why)
@@ -93,10 +94,11 @@ def _take_back(work: Workspace, todo: Sequence[Stage], ui: Ui) -> None:
 def _do(work: Workspace, view: StageView, stage: Stage) -> None:
     """Do one stage and enter it into the ledger."""
     start = time.perf_counter()
+    work.basis = basis(work.recipe, STAGES, stage, work.ledger.stages)
 
     def enter(outcome: Outcome) -> None:
         seconds = time.perf_counter() - start
-        work.finish(stage.name, stage.title, seconds, outcome, made(work, stage))
+        work.finish(stage.name, stage.title, seconds, outcome, made(work, stage, STAGES))
 
     if stage.ranks == "all":
         outcome = stage.run(work, view)

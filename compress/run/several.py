@@ -10,7 +10,6 @@ from compress.files import write_text
 from compress.prune import Budget
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
-from compress.run.lineage import recipe_hash
 from compress.run.progress import Ui
 from compress.run.runner import run
 from compress.run.stages import STAGES
@@ -70,20 +69,15 @@ def _with_teacher(recipe: Recipe, first: Path, folder: Path) -> None:
             shutil.copyfile(first / path, begun / path)
     (begun / "checkpoints").mkdir(exist_ok=True)
     write_text(begun / "recipe.yaml", recipe.to_yaml())
-    _begin(ledger, recipe, len(todo), begun).write(begun / "ledger.json")
+    _begin(ledger, len(todo), begun).write(begun / "ledger.json")
     begun.replace(folder)
 
 
-def _begin(ledger: Ledger, recipe: Recipe, count: int, folder: Path) -> Ledger:
-    """The ledger of the first stages: they did what this recipe asks for too, which differs after them alone."""
-    asked = {"recipe": recipe_hash(recipe, deploys=False)}
-    stages = tuple(
-        entry.model_copy(update={"made": entry.made and entry.made.model_copy(update=asked)})
-        for entry in ledger.stages[:count]
-    )
+def _begin(ledger: Ledger, count: int, folder: Path) -> Ledger:
+    """The ledger of the first stages, which read nothing that another share of the MACs changes."""
     there = tuple(
         model.model_copy(update={"test_accuracy": None, "test_correct": None, "test_total": None, "test_metrics": {}})
         for model in ledger.models
         if (folder / saved_in(model.name)).is_dir()
     )
-    return ledger.model_copy(update={"stages": stages, "models": there, "plan": None})
+    return ledger.model_copy(update={"stages": ledger.stages[:count], "models": there, "plan": None})

@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Made, StageEntry
-from compress.run.lineage import parents_hash, recipe_hash
-from compress.run.stages.base import Stage
+from compress.run.lineage import changed, parents_hash, reader, recipe_hash
+from compress.run.stages import STAGES, Stage
 from compress.run.workspace import Workspace
 from deploy.files import sha256
 
 
-def made(work: Workspace, stage: Stage) -> Made:
+def made(work: Workspace, stage: Stage, stages: Sequence[Stage] = STAGES) -> Made:
     """Hash the recipe, what earlier stages left and what ``stage`` has just left.
 
     Raises:
         OSError: a file that the stage should have left is not there.
     """
     return Made(
-        recipe=recipe_hash(work.recipe, deploys=_deploys(work.recipe, stage)),
+        recipe=recipe_hash(work.recipe, stages, stage),
         parents=parents_hash(work.ledger.stages),
         outputs={name: sha256(work.out / name) for name in stage.outputs(work.recipe)},
     )
 
 
-def standing(work: Workspace, todo: Sequence[Stage]) -> tuple[int, str | None]:
+def standing(work: Workspace, todo: Sequence[Stage], stages: Sequence[Stage] = STAGES) -> tuple[int, str | None]:
     """Count the finished stages that still hold.
 
     A stage holds while it comes in the order wanted now, its files are there as it left them, and it was made by this
@@ -39,19 +39,22 @@ def standing(work: Workspace, todo: Sequence[Stage]) -> tuple[int, str | None]:
     for count, (entry, stage) in enumerate(zip(entries, todo, strict=False)):
         if entry.name != stage.name:
             return count, None
-        fault = _fault(work, stage, entry, entries[:count], last=count + 1 == len(todo))
+        asked = recipe_hash(work.recipe, stages, stage)
+        fault = _fault(work, stage, entries[: count + 1], asked, last=count + 1 == len(todo))
         if fault is not None:
             return count, f"{fault}: '{stage.title}' and what follows it are done again."
     return min(len(entries), len(todo)), None
 
 
-def _fault(work: Workspace, stage: Stage, entry: StageEntry, before: Sequence[StageEntry], *, last: bool) -> str | None:
+def _fault(work: Workspace, stage: Stage, entries: Sequence[StageEntry], asked: str, *, last: bool) -> str | None:
+    """Say why the last of ``entries``, which is that of ``stage``, does not hold; None where it does."""
+    *before, entry = entries
     missing = next((name for name in stage.outputs(work.recipe) if not (work.out / name).is_file()), None)
     if missing is not None:
         return f"{missing} is gone"
     if entry.made is None:
         return None
-    if entry.made.recipe != recipe_hash(work.recipe, deploys=_deploys(work.recipe, stage)):
+    if entry.made.recipe != asked:
         return f"The stage {stage.name} was made by another recipe"
     if entry.made.parents != parents_hash(before):
         return f"The stage {stage.name} was made from other files than the stages before it left"
@@ -61,6 +64,13 @@ def _fault(work: Workspace, stage: Stage, entry: StageEntry, before: Sequence[St
     return None
 
 
-def _deploys(recipe: Recipe, stage: Stage) -> bool:
-    """Tell whether a stage lowers: it is wanted for the recipe's ``deploy`` alone."""
-    return not stage.wanted(recipe.model_copy(update={"deploy": None}))
+def first_touched(was: Recipe, now: Recipe) -> int | None:
+    """Return the place, among the stages wanted now, of the first one that a change of the recipe touches.
+
+    It reads a key that differs, or comes where another one came; None where all stages stand.
+    """
+    before, after = ([stage for stage in STAGES if stage.wanted(recipe)] for recipe in (was, now))
+    first = min((reader(now, STAGES, key) for key in changed(was, now)), default=len(STAGES))
+    touched = [place for place, stage in enumerate(after) if STAGES.index(stage) >= first]
+    moved = [place for place, stage in enumerate(after) if before[place : place + 1] != [stage]]
+    return min((*touched, *moved), default=None)

@@ -9,7 +9,6 @@ from torch import nn
 from compress import distill
 from compress.prune import Plan
 from compress.recipe.schema import DistillRecipe, TrainRecipe
-from compress.run.lineage import training_basis
 from compress.run.progress import Advance
 from compress.run.workspace import Workspace
 from compress.train import TASKS, Fit, Trainable, fit
@@ -76,7 +75,7 @@ def train(
         work.fabric,
         advance,
         budget=budget,
-        checkpoints=Checkpoints(work.training_state(name), made_from=training_basis(work)),
+        checkpoints=Checkpoints(work.training_state(name), made_from=work.basis),
         log=Log(work.out / "logs", name, tensorboard=work.recipe.tensorboard),
     )
     check_same(task.model, name)

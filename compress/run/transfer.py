@@ -14,7 +14,7 @@ from compress.errors import ModelError
 from compress.models import factory
 from compress.models.weights import load_backbone
 from compress.models.weights import pretrained as named_weights
-from compress.recipe.schema import ModelRecipe
+from compress.recipe.schema import ModelRecipe, Recipe
 from compress.train.tasks import TASKS
 
 
@@ -73,3 +73,35 @@ def started_from(recipe: ModelRecipe, data: ImageData, seed: int, state: dict[st
     model = fresh(recipe, data, seed)
     load_backbone(model, state, source)
     return model
+
+
+def teacher_of(recipe: Recipe, data: ImageData) -> nn.Module:
+    """Build the network as the target's stages start it: trained already where ``transfer`` is null.
+
+    Raises:
+        ModelError: what ``started`` raises, or the weights are not of a network for just these classes.
+        ArtifactError: as ``started`` does.
+    """
+    if recipe.transfer is not None:
+        return started(recipe.model, data, recipe.seed)
+    outputs = TASKS[data.task].outputs(data.classes)
+    folder = Path(recipe.model.weights or "")
+    if folder.is_dir() and (own := artifact.describe(folder).classes) != outputs:
+        raise ModelError(
+            f"transfer is null and the network in {folder} is for {_few(own)}, the target's classes are "
+            f"{_few(outputs)}; give both the same classes in the same order, or give transfer."
+        )
+    state, source = pretrained(recipe.model)
+    model = fresh(recipe.model, data, recipe.seed)
+    own_state = {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    odd = [name for name, t in own_state.items() if name not in state or state[name].shape != t.shape]
+    if odd:
+        raise ModelError(
+            f"transfer is null and the weights {source} lack '{odd[0]}' as this network for {len(outputs)} classes has "
+            f"it ({len(odd)} differences); name the weights of the trained network, or give transfer."
+        )
+    return started_from(recipe.model, data, recipe.seed, state, source)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"

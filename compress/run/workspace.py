@@ -64,6 +64,7 @@ class Workspace:
         reader: how images are read and prepared.
         target: the target data, already checked.
         ledger: what is done so far.
+        basis: names what the stage in progress begins from; the state of a training is bound to it.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Workspace:
     reader: ImageReader
     target: ImageData
     ledger: Ledger
+    basis: str = ""
 
     @cached_property
     def source(self) -> ImageData:
@@ -146,9 +148,13 @@ class Workspace:
         """Enter a finished stage and write the ledger; from here on a resumed run skips it."""
         self.ledger = self.ledger.with_stage(name, title, seconds, outcome, made)
         self.write_ledger()
+        self.forget_trainings()
+        self.log("stage", name=name, seconds=round(seconds, 3), metrics=outcome.metrics)
+
+    def forget_trainings(self) -> None:
+        """Remove the states that a training would go on from."""
         for state in self.training_state("*").parent.glob(self.training_state("*").name):
             state.unlink()
-        self.log("stage", name=name, seconds=round(seconds, 3), metrics=outcome.metrics)
 
     def note(self, notes: tuple[str, ...]) -> None:
         """Add notes about the whole run and write the ledger."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
+from deploy.environment import cgroup_cores, load_average
+
 try:
     import resource
 except ImportError:  # Windows has none
@@ -59,7 +61,7 @@ class Watch:
         wall, cpu, switches = self._began
         passed = time.monotonic() - wall
         return Conditions(
-            load=_load(),
+            load=load_average(),
             cores=usable_cores(),
             processor_share=(time.process_time() - cpu) / passed if passed > 0 else None,
             involuntary_switches=None if switches is None else (_switches() or 0) - switches,
@@ -72,18 +74,6 @@ def usable_cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cgroup_cores()
     return allowed if limit is None else max(1, min(allowed, int(limit)))
-
-
-def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return how many cores' worth of time the container may use, or None where it is not limited."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = " ".join((root / name).read_text("ascii") for name in names).split()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
-            return int(words[0]) / int(words[1])
-    return None
 
 
 def peak_rss() -> int | None:
@@ -103,10 +93,3 @@ def peak_rss() -> int | None:
 
 def _switches() -> int | None:
     return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):  # Windows has none
-        return None

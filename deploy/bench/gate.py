@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from deploy.bench.findings import GateFinding, GateResult
-from deploy.bench.matching import RecordPair, pairs_of
+from deploy.bench.matching import Match, pairs_of
 from deploy.bench.quality import quality
 from deploy.bench.records import Bench, Record
 from deploy.bench.speed import speed
@@ -60,7 +60,7 @@ def gate(
     return GateResult(passed=all(line.ok for line in lines), lines=tuple(lines))
 
 
-def _compare(pair: RecordPair, tolerances: Tolerances) -> Iterator[GateFinding]:
+def _compare(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
     old, new = pair.old, pair.new
     if new is None:
         yield _finding(old, "presence", None, "present", False)

@@ -22,6 +22,7 @@ import numpy as np
 
 from deploy.bench.conditions import Conditions, peak_rss
 from deploy.bench.figures import About, about
+from deploy.bench.records import Cold
 from deploy.bench.sitting import Sitting
 from deploy.bench.warmup import Warm
 from deploy.engines.base import Engine
@@ -44,23 +45,6 @@ class Place:
     name: str
     path: Path
     runtime: str | None = None
-
-
-@dataclass(frozen=True)
-class Cold:
-    """What an engine costs before it runs at speed, each in a process of its own.
-
-    Attributes:
-        load_ms: to load it, its runtime being imported.
-        first_ms: of the first run.
-        peak_rss_bytes: the most memory of the process, None where the platform does not tell.
-        own_rss_bytes: how much of it came after the runtime was imported.
-    """
-
-    load_ms: float
-    first_ms: float
-    peak_rss_bytes: int | None
-    own_rss_bytes: int | None
 
 
 def open_engine(place: Place, threads: int) -> Engine:
@@ -184,7 +168,7 @@ def _time_here(folder: Path) -> dict[str, Any]:
             first_ms = (time.perf_counter() - start) * 1e3
             peak = peak_rss()
             own = None if peak is None or before is None else peak - before
-            return {"cold": asdict(Cold(load_ms, first_ms, peak, own))}
+            return {"cold": {"load_ms": load_ms, "first_ms": first_ms, "peak_rss_bytes": peak, "own_rss_bytes": own}}
         found = sit(engines, feeds, rounds=asked["rounds"], min_seconds=asked["min_seconds"], seed=asked["seed"])
         facts = [asdict(about(engine)) for engine in engines]
     np.savez(folder / "times.npz", times=found.times)

@@ -14,7 +14,7 @@ _PACKAGE |= {"tensorrt_rtx": "tensorrt-rtx-cu13"}
 
 
 @dataclass(frozen=True)
-class RecordPair:
+class Match:
     """A record of the baseline and the candidate's that answers for it, each with the file that it stands in."""
 
     old: Record
@@ -99,7 +99,7 @@ class RecordPair:
         return f"{package} {bench.versions.get(package, 'of unknown version')}"
 
 
-def pairs_of(now: Bench, past: Bench) -> list[RecordPair]:
+def pairs_of(now: Bench, past: Bench) -> list[Match]:
     """Pair each record of the baseline with the candidate's of its name, else with one of the same file and runtime."""
     by_name = {record.name: record for record in now.records}
     names = {record.name for record in past.records}
@@ -110,7 +110,7 @@ def pairs_of(now: Bench, past: Bench) -> list[RecordPair]:
         if new is None and old.sha256:
             same = (r for r in free if (r.sha256, r.runtime, r.batch) == (old.sha256, old.runtime, old.batch))
             new = next(same, None)
-        pairs.append(RecordPair(old, new, past, now))
+        pairs.append(Match(old, new, past, now))
     return pairs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.bench.findings import GateFinding
-from deploy.bench.matching import RecordPair
+from deploy.bench.matching import Match
 from deploy.bench.records import Record
 from deploy.bench.tolerances import Tolerances
 
@@ -13,7 +13,7 @@ ROUNDING_DB = 80.0
 """What rounding in fp32 leaves; from here on more or less of it means nothing."""
 
 
-def quality(pair: RecordPair, tolerances: Tolerances) -> Iterator[GateFinding]:
+def quality(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
     """Yield what is found on accuracy, parity, size and memory, as far as the baseline tells of them."""
     old, new = pair.old, pair.new
     assert new is not None
@@ -24,7 +24,7 @@ def quality(pair: RecordPair, tolerances: Tolerances) -> Iterator[GateFinding]:
         limit = old.file_bytes * (1 + tolerances.size)
         ok = new.file_bytes <= limit or "size" in tolerances.allow
         yield pair.line("size", float(new.file_bytes), float(old.file_bytes), limit, ok)
-    was, now = (r.conditions.peak_rss_bytes if r.conditions else None for r in (old, new))
+    was, now = (r.cold.peak_rss_bytes if r.cold else None for r in (old, new))
     if was and now and pair.same_processor():
         limit = was * (1 + tolerances.memory)
         ok = now <= limit or "memory" in tolerances.allow
@@ -40,7 +40,7 @@ def worst_snr(record: Record) -> float | None:
     return min(values, default=None)
 
 
-def _accuracy(pair: RecordPair, new: Record, tolerances: Tolerances, same_file: bool) -> GateFinding:
+def _accuracy(pair: Match, new: Record, tolerances: Tolerances, same_file: bool) -> GateFinding:
     past = pair.old.accuracy
     assert past is not None
     limit = past - tolerances.accuracy
@@ -52,7 +52,7 @@ def _accuracy(pair: RecordPair, new: Record, tolerances: Tolerances, same_file: 
     return pair.line("accuracy", new.accuracy, past, limit, ok, note=note)
 
 
-def _parity(pair: RecordPair, new: Record, past: float, tolerances: Tolerances, same_file: bool) -> GateFinding:
+def _parity(pair: Match, new: Record, past: float, tolerances: Tolerances, same_file: bool) -> GateFinding:
     now, limit = worst_snr(new), min(past - tolerances.parity, ROUNDING_DB)
     if now is None and same_file:
         return pair.line("parity", past, past, limit, True, note="not measured again: it is the same file")

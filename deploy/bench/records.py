@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from deploy.bench.conditions import Conditions
+from deploy.bench.traffic import OpenLoop, Streams
 from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError
 from deploy.files import read_bytes
@@ -28,6 +29,24 @@ _STRICT = ConfigDict(frozen=True, extra="forbid")
 Milliseconds = Annotated[float, Field(gt=0, le=1e12)]
 Ratio = Annotated[float, Field(gt=0, le=1e12)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Cold(BaseModel):
+    """What an engine costs before it runs at speed, in a process of its own.
+
+    Attributes:
+        load_ms: to load it, its runtime being imported.
+        first_ms: of the first run.
+        peak_rss_bytes: the most memory of the process, None where the platform does not tell.
+        own_rss_bytes: how much of it came after the runtime was imported.
+    """
+
+    model_config = _STRICT
+
+    load_ms: Milliseconds
+    first_ms: Milliseconds
+    peak_rss_bytes: NonNegativeInt | None
+    own_rss_bytes: NonNegativeInt | None
 
 
 class Record(BaseModel):
@@ -45,6 +64,9 @@ class Record(BaseModel):
         throughput: images per second, one run after the other.
         structure: a hash of the network without its weights.
         conditions: how busy the machine was while it was timed.
+        cold: what it costs to load it and to run it once, in a fresh process.
+        streams: what several streams got through together.
+        open_loop: latency under requests that come at a fixed rate.
         accuracy: a share of 1, measured through this engine.
         parity: what ``deploy.exporting.parity.parity`` returned.
         kernels: which kernels ran, in words, where the runtime tells.
@@ -84,6 +106,9 @@ class Record(BaseModel):
     structure: str | None = None
     kernels: str | None = None
     conditions: Conditions | None = None
+    cold: Cold | None = None
+    streams: Streams | None = None
+    open_loop: OpenLoop | None = None
     held: bool | None = None
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.bench.findings import GateFinding
-from deploy.bench.matching import RecordPair
+from deploy.bench.matching import Match
 from deploy.bench.records import Bench, Record
 from deploy.bench.tolerances import Tolerances
 
@@ -15,7 +15,7 @@ _WIDEST = 3.0
 _Ends = tuple[float, float]
 
 
-def speed(pair: RecordPair, tolerances: Tolerances) -> Iterator[GateFinding]:
+def speed(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
     """Yield what is found on times: the smaller of the two speed-ups counts, so each of the two ratios is held.
 
     On a noisy machine medians are shown alone: they tell how the other processes were scheduled, and an engine that
@@ -77,7 +77,7 @@ def _few(record: Record) -> bool:
     return len(record.by_sitting or (1,)) < ENOUGH_SITTINGS
 
 
-def _held(pair: RecordPair, what: str, now: float | None, past: float, tolerances: Tolerances) -> GateFinding:
+def _held(pair: Match, what: str, now: float | None, past: float, tolerances: Tolerances) -> GateFinding:
     assert pair.new is not None
     limit = past * (1 + tolerances.latency)
     ok = now is not None and now <= limit
@@ -85,7 +85,7 @@ def _held(pair: RecordPair, what: str, now: float | None, past: float, tolerance
     return found.model_copy(update={"doubtful": not ok and now is not None and _few(pair.new)})
 
 
-def _alone(pair: RecordPair, tolerances: Tolerances, quiet: bool) -> Iterator[GateFinding]:
+def _alone(pair: Match, tolerances: Tolerances, quiet: bool) -> Iterator[GateFinding]:
     """Yield what only a quiet machine can tell: milliseconds, and the slowest runs."""
     old, new = pair.old, pair.new
     assert new is not None

@@ -55,6 +55,8 @@ class How(BaseModel):
         rounds: timed runs of each file in one process; every round visits each file once, in turns.
         min_seconds: rounds are added until a process has timed for about this long.
         processes: how many are started; one in some dozens is slow for its whole life.
+        agree: where above 0, up to three times as many processes are started until the two best of every file differ by
+            no more than this share: on a busy machine most processes never run undisturbed.
     """
 
     model_config = _STRICT
@@ -65,6 +67,15 @@ class How(BaseModel):
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     min_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
     processes: Annotated[int, Field(ge=1, le=100)] = PROCESSES
+    agree: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def enough(self, times: Sequence[Sequence[float]]) -> bool:
+        """Tell whether no further process is needed, by the best run of each file in each process so far."""
+        done = len(times[0])
+        if done < self.processes or not self.agree or done >= 3 * self.processes:
+            return done >= self.processes
+        pairs = [sorted(own)[:2] for own in times]
+        return all(pair[-1] <= pair[0] * (1 + self.agree) for pair in pairs)
 
 
 class Timing(BaseModel):
@@ -117,8 +128,8 @@ def time_files(jobs: Sequence[Job], how: How) -> list[Timing]:
     """
     if not jobs:
         return []
-    answers = []
-    for _ in range(how.processes):
+    answers: list[dict[str, Any]] = []
+    while not answers or not how.enough([[a["files"][k]["ms"] for a in answers] for k in range(len(jobs))]):
         before = _load()
         answer = _in_a_process(jobs, how)
         answers.append({**answer, "load": (before, _load())})

@@ -311,21 +311,6 @@ def between_jumps(curve: Mapping[int, float], *, step: int = 8, jump: float = 1.
     return tuple(width for width in found if width not in curve)
 
 
-def steps_below(curve: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Return the widths that are worth having: each faster than every wider one, the widest first left as it is.
-
-    A width that takes as long as a wider one is never taken: the wider one is as fast and keeps more.
-
-    Args:
-        curve: width -> milliseconds.
-    """
-    kept: list[tuple[int, float]] = []
-    for width in sorted(curve, reverse=True):
-        if not kept or curve[width] < kept[-1][1]:
-            kept.append((width, curve[width]))
-    return tuple(reversed(kept))
-
-
 def _above(width: int, measured: Iterable[int]) -> int | None:
     """Return the least measured width that is not below ``width``; None where there is none."""
     return min((w for w in measured if w >= width), default=None)

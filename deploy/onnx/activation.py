@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.onnx.wire import fields, text
+from deploy.files import read_bytes
+from deploy.onnx.protobuf import LARGEST, fields, text
 from deploy.onnx.wire_graph import parse_graph
 
 _DECODING = ("Softmax", "Sigmoid", "HardSigmoid")
@@ -27,7 +28,7 @@ def final_activation(path: Path, output: str | None = None) -> str | None:
         OSError: the file cannot be read.
         ValueError, IndexError, TypeError: it is no ONNX file.
     """
-    data = Path(path).read_bytes()
+    data = read_bytes(Path(path), LARGEST)
     maker = {name: node for node in parse_graph(data).nodes for name in node.outputs}
     name = output or _first_output(data)
     for _ in range(len(maker)):  # a file that goes in circles ends too

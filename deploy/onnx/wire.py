@@ -12,10 +12,9 @@ from deploy.errors import DeployError
 from deploy.files import read_bytes
 from deploy.onnx.joined import check_joined
 from deploy.onnx.outside import check_inside, find_outside
-from deploy.onnx.protobuf import fields, text, varints
+from deploy.onnx.protobuf import LARGEST, fields, text, varints
 
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16"}
-_LARGEST = (1 << 31) - 1  # protocol buffers take no more
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -64,7 +63,7 @@ def read_onnx(path: Path) -> bytes:
     if not path.is_file():
         raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")
     try:
-        return read_bytes(path, _LARGEST)
+        return read_bytes(path, LARGEST)
     except OSError as error:
         raise DeployError(f"{path} cannot be read ({error.strerror}); export the model again.") from error
 

@@ -58,7 +58,7 @@ def test_importing_deploy_imports_next_to_nothing():
 
 
 def test_the_exports_are_there_and_nothing_else_is():
-    assert [callable(getattr(deploy, name)) for name in deploy.__all__] == [True] * 9
+    assert [callable(getattr(deploy, name)) for name in deploy.__all__] == [True] * 15
     assert set(deploy.__all__) <= set(dir(deploy))
     with pytest.raises(AttributeError, match="no attribute 'magic'"):
         deploy.magic  # noqa: B018

@@ -6,10 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 import deploy
@@ -106,6 +110,44 @@ def test_the_container_is_for_the_runtime_alone():
     for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", code, re.M):
         for name in copied.split():
             assert (EXAMPLES.parent / name).exists(), name
+
+
+def entries(path):
+    """Package -> the lines that lock it."""
+    found = {}
+    for entry in re.split(r"\n(?=\S)", path.read_text("utf-8").strip()):
+        found.setdefault(canonicalize_name(entry.split("==")[0]), []).append(entry)
+    return found
+
+
+def needed(lines):
+    """Every package that requirements lead to, as those installed here say."""
+    todo, found = [Requirement(line) for line in lines], set()
+    while todo:
+        one = todo.pop()
+        name = canonicalize_name(one.name)
+        if name in found:
+            continue
+        found.add(name)
+        more = map(Requirement, metadata.requires(name) or [])
+        todo += [other for other in more if other.marker is None or other.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_container_installs_what_is_locked_by_its_hashes():
+    """Refresh examples/requirements.lock from requirements.lock, entry by entry, where this fails."""
+    text = (EXAMPLES / "Dockerfile").read_text("utf-8")
+    installs = re.findall(r"pip install (.+)", text)
+    assert len(installs) == 2 and "--require-hashes -r requirements.lock" in installs[0]
+    assert {"--no-deps", "--no-build-isolation"} <= set(installs[1].split())
+    assert "examples/requirements.lock" in text and not re.search("curl|wget|apt-get", text)
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = needed([*project["dependencies"], *extras["serve"], *extras["signing"], "setuptools"])
+    part, whole = entries(EXAMPLES / "requirements.lock"), entries(EXAMPLES.parent / "requirements.lock")
+    assert set(part) == wanted
+    assert {name: whole[name] for name in part} == part
+    assert all("--hash=sha256:" in entry for several in part.values() for entry in several)
 
 
 def test_a_linter_passes_the_container():

@@ -5,11 +5,12 @@ import pytest
 from test_gate_sees import bench
 
 from deploy.bench.again import gate_again, merged
-from deploy.bench.conditions import Conditions, cgroup_cores
+from deploy.bench.conditions import Conditions
 from deploy.bench.figures import About, ratio_of_best, records_of
 from deploy.bench.gate import gate
 from deploy.bench.sitting import Sitting
 from deploy.bench.warmup import Warm
+from deploy.environment import cgroup_cores
 
 SLOW = {"ratio_of_best": 0.6, "best_interval": (0.59, 0.61), "min_ms": 0.6, "ratio_to_dense": 0.6,
         "ratio_interval": (0.59, 0.61), "by_sitting": ((0.6, 0.6),)}  # fmt: skip

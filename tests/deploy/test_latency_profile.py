@@ -74,6 +74,17 @@ def test_each_layer_has_its_own_best_process(monkeypatch):
     assert found.layer_ms == 4.0
 
 
+def test_processes_that_disagree_are_followed_by_more(monkeypatch):
+    files = [[{"ms": ms, "layers": []}] for ms in (9.0, 5.0, 4.0, 7.0, 4.1, 1.0)]
+    answered(monkeypatch, [{"files": own, "switches": 0} for own in files])
+    (found,) = profile.time_files([Job(path="a")], How(processes=2, agree=0.03))
+    assert found.processes == (9.0, 5.0, 4.0, 7.0, 4.1) and found.ms == 4.0
+    files = [[{"ms": 9.0 - number, "layers": []}] for number in range(7)]
+    answered(monkeypatch, [{"files": own, "switches": 0} for own in files])
+    (found,) = profile.time_files([Job(path="a")], How(processes=2, agree=0.01))
+    assert found.ms == 4.0  # three times as many and no more
+
+
 def test_nothing_to_time_starts_no_process(monkeypatch):
     asked = answered(monkeypatch, [])
     assert profile.time_files([], How()) == [] and asked == []

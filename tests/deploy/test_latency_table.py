@@ -14,7 +14,6 @@ from deploy.latency.table import (
     between_jumps,
     sample_widths,
     schema,
-    steps_below,
 )
 
 CONV = TimedLayer(kind="conv", size=(28, 28), kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
@@ -146,9 +145,3 @@ def test_what_lies_between_a_jump_is_measured_next():
     assert between_jumps({32: 1.0, 64: 2.0}) == ()
     assert between_jumps({32: 2.0, 64: 1.0}) == (48,)  # faster though wider: the narrow one is misaligned
     assert between_jumps({56: 1.0, 64: 4.0}) == ()  # no multiple of eight lies between
-
-
-def test_only_widths_faster_than_every_wider_one_are_steps():
-    """37 channels that take longer than 48 are worth nothing; a tie goes to the wider one."""
-    curve = {64: 4.0, 48: 3.0, 37: 3.5, 32: 2.0, 24: 2.0, 16: 2.5, 8: 1.0}
-    assert steps_below(curve) == ((8, 1.0), (32, 2.0), (48, 3.0), (64, 4.0))

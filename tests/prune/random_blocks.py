@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from prune_nets import Net
 from random_block import MOST, WIDTHS, B, Build, Shape, divisor, fitted, pick, sized
+from random_foreign import byhand, foreign
 from random_layers import act, conv, conv1d, depthwise, grouped, math, norm, space, transposed, unit
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -296,5 +297,5 @@ def widen(s: Shape, b: B, build: Build) -> tuple[nn.Module, Shape]:
 IMAGES: dict[str, Callable[[Shape, B, Build], tuple[nn.Module, Shape]]] = {
     f.__name__: f
     for f in (conv, unit, act, norm, residual, dense, branches, halves, grouped, depthwise, transposed, conv1d, math,
-              space, shuffle, order, pixels, mix, gate, glu, tied, scale, widen)
+              space, shuffle, order, pixels, mix, gate, glu, tied, scale, widen, byhand, foreign)
 }  # fmt: skip

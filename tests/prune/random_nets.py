@@ -55,6 +55,7 @@ _IMAGE_WEIGHTS = {
     "conv": 6, "unit": 6, "residual": 7, "act": 3, "norm": 3, "dense": 3, "branches": 4, "halves": 4, "grouped": 3,
     "depthwise": 3, "transposed": 2, "conv1d": 1, "math": 2, "space": 3, "shuffle": 2, "order": 2, "pixels": 1,
     "mix": 2, "gate": 4, "glu": 2, "tied": 2, "scale": 2, "widen": 1, "tokens": 4,
+    "byhand": 2, "foreign": 4,
 }  # fmt: skip
 _TOKEN_WEIGHTS = {"mlp": 4, "norm": 2, "residual": 6, "attention": 6, "multihead": 4, "first": 1, "recurrent": 0.25}
 
@@ -237,7 +238,9 @@ def examine(spec: Spec, draws: int = 2) -> Outcome:
         assert prune.Plan.from_json(plan.to_json()) == plan
         if counted:
             assert plan.costs["macs_before"] == batch * cost.macs(net, x)
-            assert plan.costs["macs_after"] == batch * cost.macs(small, x)
+            said, found = plan.costs["macs_after"], batch * cost.macs(small, x)
+            # Torch computes an einsum over the one channel that is left as a product, of which it counts nothing.
+            assert said == found or (said > found and any(1 == g.after < g.before for g in plan.groups))
     _two_plans_are_one(net, plans[0], x, spec)
     after = net.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "the network was changed"

@@ -10,7 +10,7 @@ from prune_nets import Net, conv, draw, image, sizes
 from torch import nn
 
 from compress import prune
-from compress.prune import dispatch, tracing
+from compress.prune import dispatch, remedies
 from compress.prune.labels import Flow, Layer
 from compress.prune.rules import RULES, Call, tensors
 
@@ -244,12 +244,12 @@ BROKEN = {
 @contextmanager
 def rules_alone():
     """Does without the ties by which a trial cut makes up for a rule that does not say which channels are equal."""
-    before = tracing.turns
-    tracing.turns = lambda *given: [remedy for remedy in before(*given) if not remedy[1]]
+    before = remedies.turns
+    remedies.turns = lambda *given: [found for found in before(*given) if not found[1]]
     try:
         yield
     finally:
-        tracing.turns = before
+        remedies.turns = before
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from compress.artifact import Description
 from compress.models import factory
 from compress.models.cifar_resnet import cifar_resnet
 from compress.models.detection import _pooled, _regions, example_input, raw_heads
+from compress.models.meta import on_meta
 from compress.prune.reference import KeptStatistics
 from compress.prune.rules import tensors
 
@@ -248,7 +249,7 @@ def test_the_cut_detector_is_saved_and_loaded(case, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [True, False])
 def test_raw_heads_run_on_meta_tensors_for_any_batch(name, training):
-    with factory.on_meta():
+    with on_meta():
         model = factory.build(f"torchvision:{name}", {}, CLASSES).train(training)
     heads = raw_heads(model)
     # In training a BatchNorm on a map of one pixel takes no single image.
@@ -319,14 +320,14 @@ def test_other_networks_have_no_raw_heads(make):
 
 
 def test_a_pooler_of_the_users_own_is_not_guessed():
-    with factory.on_meta():
+    with on_meta():
         model = factory.build("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", {}, CLASSES)
     model.roi_heads.box_roi_pool = nn.Identity()
     assert raw_heads(model) is None
 
 
 def test_example_inputs_suit_the_network():
-    with factory.on_meta():
+    with on_meta():
         made = {
             name: factory.build(f"torchvision:{name}", {}, CLASSES)
             for name in ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn", "resnet18", "vit_b_32")

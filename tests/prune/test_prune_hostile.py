@@ -113,5 +113,5 @@ def test_a_proof_that_cannot_run_is_one_sentence():
 
     net = Net(run, a=conv(3, 8), b=conv(8, 4))
     trace = prune.trace(net, image())
-    with pytest.raises(PlanError, match="does not run on this example, uncut"):
+    with pytest.raises(PlanError, match="does not run in double precision on this example, uncut"):
         prune.check(net, draw(trace, 0), image())

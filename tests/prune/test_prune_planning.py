@@ -149,7 +149,7 @@ def test_budget_and_ratio_exclude_each_other(trace, scores):
         prune.plan(trace, scores)
     with pytest.raises(PlanError, match="either a budget or a ratio"):
         prune.plan(trace, scores, ratio=0.5, budget=prune.Budget(macs=0.5))
-    with pytest.raises(PlanError, match="latency or max_drop is met by measuring"):
+    with pytest.raises(PlanError, match="A latency is planned from steps"):
         prune.plan(trace, scores, budget=prune.Budget(latency=0.5))
 
 
@@ -158,7 +158,7 @@ def test_scores_of_another_trace_are_refused(trace, scores):
         prune.plan(trace, scores[:-1], ratio=0.5)
 
 
-@pytest.mark.parametrize("given", [{}, {"macs": 0.5, "latency": 0.5}, {"macs": 0}, {"macs": 1.1}, {"flops": 0.5}])
+@pytest.mark.parametrize("given", [{}, {"macs": 0}, {"macs": 1.1}, {"flops": 0.5}])
 def test_a_budget_is_one_share(given):
     with pytest.raises(ValidationError):
         prune.Budget(**given)

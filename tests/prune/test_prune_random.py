@@ -77,6 +77,12 @@ def test_a_ratio_of_each_group_goes_within_rounding(spec, ratio):
 # Counter-examples that were found, reduced: each was a fault once ----------------------------------------
 
 FOUND = {
+    "halves that are what was put side by side, as long as both lose as many channels": Spec(
+        (B("unit", 0, 11), B("dense", 0, 0, (B("unit", 0, 9),)), B("halves", 7, 0, (), (B("conv"),))), seed=439
+    ),
+    "running statistics of an instance norm that a proof's own passes changed": Spec(
+        (B("conv"), B("norm", 8, 11), B("conv"), B("conv")), head=5
+    ),
     "the direction of a masked row of a weight norm is 0 / 0": Spec((B("conv", 5),)),
     "an odd number of channels rolled by half of them": Spec((B("gate"), B("order", 11)), width=9, seed=945),
     "odd halves that lose as many channels each": Spec((B("halves", 7, 0, (B("conv"),)),), width=9, seed=705),

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from test_failures import RECIPE
 
 from compress.recipe.loading import load_recipe
+from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger, StageEntry
-from compress.run.lineage import recipe_hash
+from compress.run.lineage import reader, recipe_hash
+from compress.run.preflight import what_changed
 from compress.run.stages import STAGES
 from compress.run.standing import made, standing
 from compress.run.workspace import Workspace
@@ -125,13 +127,64 @@ def test_a_stage_of_another_recipe_or_of_other_parents_stands_no_longer(field, s
     assert (count, why) == (2, f"{says}: '{TITLES['prune']}' and what follows it are done again.")
 
 
-def test_a_deploy_that_comes_later_leaves_what_was_trained(kept):
+def test_a_stage_is_bound_to_the_keys_that_are_read_up_to_it(kept):
     recipe = load_recipe(kept / "recipe.yaml")
-    without = recipe.model_copy(update={"deploy": None})
-    assert recipe_hash(recipe, deploys=False) == recipe_hash(without, deploys=False)
-    assert recipe_hash(recipe, deploys=True) != recipe_hash(without, deploys=True)
-    other = recipe.model_copy(update={"seed": recipe.seed + 1})
-    assert recipe_hash(recipe, deploys=False) != recipe_hash(other, deploys=False)
+    place = {stage.name: k for k, stage in enumerate(STAGES)}
+
+    def bound(change):
+        """The names of the stages for which a change counts."""
+        other = Recipe.model_validate({**recipe.model_dump(), **change})
+        return [s.name for s in STAGES if recipe_hash(recipe, STAGES, s) != recipe_hash(other, STAGES, s)]
+
+    def after(name):
+        return [stage.name for stage in STAGES[place[name] :]]
+
+    def part(key, **values):
+        return {key: {**recipe.model_dump()[key], **values}}
+
+    assert bound({"seed": recipe.seed + 1}) == after("pretrain")
+    assert bound(part("transfer", lr=0.5)) == after("transfer")
+    assert bound(part("prune", min_kept=2)) == after("prune")
+    assert bound(part("distill", lr=0.5)) == after("distill")
+    assert bound(part("distill", reuse_classifier=False)) == after("prune")
+    assert bound(part("deploy", rounds=9)) == after("bench")
+    assert bound(part("deploy", threads=2)) == after("export")
+    assert bound({"deploy": None}) == after("export")
+    assert bound({"name": "other"}) == after("bundle")
+    assert bound(part("distill", compare=())) == []
+    rounds = recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"rounds": 2})})
+    assert reader(rounds, STAGES, "distill.lr") == place["prune"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("distill.lr=0.5", ("distill.lr", "distill")),
+        ("prune.min_kept=2", ("prune.min_kept", "prune")),
+        ("deploy.rounds=9", ("deploy.rounds", "bench")),
+        ("tensorboard=true", ("tensorboard", None)),
+        ("twin=true", ("twin", "twin")),
+    ],
+)
+def test_a_changed_key_is_named_and_the_first_stage_that_it_touches(kept, change, expected):
+    was, now = load_recipe(kept / "recipe.yaml"), load_recipe(kept / "recipe.yaml", [change])
+    key, stage = expected
+    again = "nothing is done again" if stage is None else f"it goes on from '{TITLES[stage]}'"
+    assert what_changed(was, now) == f"The recipe of this run differs in {key}: {again}."
+
+
+def test_a_resumed_run_goes_on_from_the_first_stage_that_a_changed_key_touches(home, started, tmp_path):
+    started(0, out="first")
+    out = home / "changed0"
+    shutil.copytree(home / "first0", out)
+    before = {name: sha256(out / name / "model.safetensors") for name in ("teacher", "pruned", "student")}
+    shown = started(0, "--resume", "--set", "distill.lr=0.001", out="changed")
+    assert f"differs in distill.lr: it goes on from '{TITLES['distill']}'" in shown
+    assert shown.count("done before") == 2
+    after = {name: sha256(out / name / "model.safetensors") for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["student"]
+    assert load_recipe(out / "recipe.yaml", trusted=["test_failures"]).distill.lr == 0.001
+    assert started(0, "--resume", "--set", "distill.lr=0.001", out="changed").count("done before") == 4
 
 
 def test_the_state_of_a_training_is_bound_to_what_it_begins_from(home, started, monkeypatch, command):

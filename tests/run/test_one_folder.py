@@ -1,6 +1,7 @@
 """Two runs never share a folder, and one that was killed before its first ledger does not block it."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -58,6 +59,24 @@ def test_a_run_killed_before_its_first_ledger_begins_again(resume, recipe, tmp_p
     assert (out / "recipe.yaml").is_file() and not (out / "ledger.json").exists()
     prepare(recipe, out, resume)
     assert json.loads((out / "ledger.json").read_text())["seed"] == recipe.seed
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_log_that_is_no_file_is_not_written_to(kind, recipe, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.txt"
+    prepare(recipe, out, False)
+    log = out / "log.jsonl"
+    log.unlink()
+    if kind == "link":
+        elsewhere.write_text("mine")
+        log.symlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(log)
+    else:
+        log.mkdir()
+    with pytest.raises(RecipeError, match="is no regular file, so nothing is written to it"), alone(out):
+        pass
+    assert kind != "link" or elsewhere.read_text() == "mine"
 
 
 def test_a_recipe_of_the_users_own_is_not_overwritten(recipe, tmp_path):

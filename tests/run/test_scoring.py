@@ -1,6 +1,7 @@
 """A recipe's criterion and reconstruction: scored on the run's images, solved without labels, told in the ledger."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -53,8 +54,16 @@ def cut(tmp_path_factory):
     view = StageView(lambda done, total, text: None)
     taught.finish("transfer", "transfer", 0, train.transfer(taught, view))
 
+    known = {}
+
     def run(**keys):
-        work = prepare(loaded(folder, **keys), folder / json.dumps(keys, sort_keys=True).replace("/", ""), False)
+        name = json.dumps(keys, sort_keys=True).replace("/", "")
+        if name not in known:
+            known[name] = made(name, keys)
+        return known[name]
+
+    def made(name, keys):
+        work = prepare(loaded(folder, **keys), folder / name, False)
         (work.out / "teacher").symlink_to(taught.out / "teacher")
         work.ledger = taught.ledger
         outcome = stage.cut(work, view)
@@ -103,6 +112,26 @@ def test_ratios_by_pattern_take_the_budgets_place(cut):
     assert cut(ratio=0.5, scope="group")[2][3].out_channels == 16
 
 
+@pytest.mark.parametrize(
+    ("kind", "criterion"), [("group_lasso", "l2"), ("growing", "l2"), ("scales", "bn_scale"), ("soft", "l2")]
+)
+def test_a_training_before_the_cut_is_paid_for_and_leaves_the_teacher(cut, kind, criterion):
+    more = {"epochs": 12, "strength": 2.0} if kind == "growing" else {"epochs": 3}
+    asked = {"kind": kind, "lr": 0.05, **more}
+    work, outcome, _ = cut(criterion=criterion, sparsify=asked)
+    assert outcome.metrics["macs_share"] <= 0.5
+    if kind == "growing":
+        # What was to go had all but gone: the cut loses next to nothing.
+        said = float(re.search(r"cut: ([\d.]+) %", outcome.notes[0]).group(1)) / 100
+        assert outcome.metrics["val_accuracy"] > said - 0.05
+        assert outcome.metrics["val_accuracy"] > cut(criterion=criterion)[1].metrics["val_accuracy"] + 0.2
+    assert outcome.training_flops == outcome.models[0].training_flops > 0
+    assert outcome.notes[0].startswith(f"After training with {kind}, before the cut: ")
+    assert outcome.plan["sparsify"] == kind
+    teacher = evaluate(work.load("teacher"), work.target, "val", work.fabric)["top1"]
+    assert teacher == work.ledger.model("teacher").val_accuracy
+
+
 def test_the_smallest_network_within_the_drop_is_kept_as_it_was_confirmed(cut):
     work, outcome, network = cut(budget={"max_drop": 6.0}, criterion="fisher", images=64)
     lost = work.ledger.model("teacher").val_accuracy - outcome.metrics["val_accuracy"]
@@ -144,6 +173,8 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
         ({"budget": {"max_drop": 1.0, "macs": 0.5}}, "max_drop is met by measuring and stands alone"),
         ({"budget": {"max_drop": 1.0}, "rounds": 2}, "budget of macs alone"),
         ({"budget": {"macs": []}}, "one share or more"),
+        ({"budget": {"max_drop": 1.0}, "sparsify": {"kind": "soft", "epochs": 1}}, "sparsify drives one cut"),
+        ({"sparsify": {"kind": "hard", "epochs": 1}}, "'group_lasso', 'growing', 'scales' or 'soft'"),
         ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
         ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
     ],

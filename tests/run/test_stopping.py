@@ -59,7 +59,7 @@ def test_summary_and_report_speak_of_the_networks_alone(stopped):
     assert not [word for word in ("Latency, median", "the student, quantised", "bench.json") if word in page]
 
 
-def test_nothing_but_the_deploy_may_change(stopped):
+def test_a_seed_may_not_change_beside_the_deploy(stopped):
     out = stopped[0] / "out"
     held, rest = out / "recipe.yaml", ["deploy.rounds=7"]
     with pytest.raises(RecipeError, match="another recipe"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +33,52 @@ _INDEX_MODES = {"1", "L", "P", "I;16", "I"}
 
 
 class Codes:
-    """Turn a file's labels into class indices: 0 to classes - 1 stay as they are, the ignored one becomes IGNORED.
+    """Turn a file's labels into class indices, and the ignored ones into IGNORED.
+
+    Args:
+        classes: names, in the order of their indices.
+        ignored: labels that are not learned.
+        ids: which label is which class; by default the label is the class's index.
 
     Raises:
-        DataError: too many classes for a byte, or the ignored label is a class's.
+        DataError: too many classes for a byte, an ignored label is a class's, or a class has no label.
     """
 
-    def __init__(self, classes: Sequence[str], ignored: int) -> None:
+    def __init__(
+        self, classes: Sequence[str], ignored: int | Sequence[int], ids: Mapping[int, str] | None = None
+    ) -> None:
         if not 2 <= len(classes) <= IGNORED:
             raise DataError(f"There are {len(classes)} classes of pixels; name 2 to {IGNORED} of them.")
-        if ignored < len(classes):
-            raise DataError(f"ignore_index {ignored} is the class '{classes[ignored]}'; name only classes to learn.")
-        self.classes, self.ignored = tuple(classes), ignored
+        self.classes = tuple(classes)
+        self.ignored = (ignored,) if isinstance(ignored, int) else tuple(ignored)
+        if ids is None:
+            self.codes = {k: k for k in range(len(classes))}
+            if both := sorted({*self.codes} & {*self.ignored}):
+                raise DataError(
+                    f"ignore_index {both[0]} is the class '{classes[both[0]]}'; name only classes to learn, or say by "
+                    "ids which label is which class."
+                )
+        else:
+            self.codes = {label: self.classes.index(name) for label, name in ids.items() if name in self.classes}
+            if unknown := next((name for name in ids.values() if name not in self.classes), None):
+                raise DataError(f"ids names the class '{unknown}', which is not one of {', '.join(self.classes)}.")
+        if lone := [name for k, name in enumerate(self.classes) if k not in self.codes.values()]:
+            raise DataError(f"No label of ids is the class '{lone[0]}'; give it one, or take it out of classes.")
+        self._table = np.full(1 << 16, -1, np.int16)
+        self._table[list(self.ignored)] = IGNORED
+        self._table[list(self.codes)] = list(self.codes.values())
 
     def __call__(self, mask: np.ndarray, name: object) -> np.ndarray:
         """Convert a mask (H, W) to uint8; raise DataError where it holds another label."""
-        wrong = (mask != self.ignored) & ((mask < 0) | (mask >= len(self.classes)))
-        if wrong.any():
+        inside = (mask >= 0) & (mask < len(self._table))
+        found = np.where(inside, self._table[np.where(inside, mask, 0)], -1)
+        if (found < 0).any():
+            ignored = ", ".join(map(str, self.ignored))
             raise DataError(
-                f"{name} holds the label {int(mask[wrong].flat[0])}, there are {len(self.classes)} classes and "
-                f"ignore_index is {self.ignored}; mend the mask, the classes or ignore_index."
+                f"{name} holds the label {int(mask[found < 0].flat[0])}, there are {len(self.classes)} classes and "
+                f"ignore_index is {ignored}; mend the mask, the classes, ids or ignore_index."
             )
-        return np.where(mask == self.ignored, IGNORED, mask).astype(np.uint8)
+        return found.astype(np.uint8)
 
 
 class FileMasks(Decoded[np.ndarray]):
@@ -80,14 +104,16 @@ def image_masks(recipe: MasksData, reader: ImageReader, seed: int) -> ImageData:
             unreadable.
     """
     root = Path(recipe.path)
-    classes = _named(root / recipe.classes) if isinstance(recipe.classes, str) else recipe.classes
-    codes, unreadable = Codes(classes, recipe.ignore_index), Unreadable(recipe.unreadable, root)
-    pairs = {"train": _pairs(root, recipe.train), "test": _pairs(root, recipe.test)}
+    given = _named(root / recipe.classes) if isinstance(recipe.classes, str) else recipe.classes
+    ids = None if recipe.ids is None else dict(sorted(recipe.ids.items()))
+    classes = given or tuple(dict.fromkeys((ids or {}).values()))
+    codes, unreadable = Codes(classes, recipe.ignored, ids), Unreadable(recipe.unreadable, root)
+    pairs = {"train": _pairs(root, recipe.train, unreadable), "test": _pairs(root, recipe.test, unreadable)}
     if isinstance(recipe.val, float):
         folder, train = root / recipe.train.images, pairs["train"]
         pairs["train"], pairs["val"] = held_out(train, [0] * len(train), [folder], recipe.val)
     else:
-        pairs["val"] = _pairs(root, recipe.val)
+        pairs["val"] = _pairs(root, recipe.val, unreadable)
     splits, notes = {}, []
     for name in ("train", "val", "test"):
         sound = [(image, mask) for image, mask in pairs[name] if _mask_opens(mask, unreadable)]
@@ -165,9 +191,10 @@ def _named(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _pairs(root: Path, split: MaskSplit) -> list[tuple[Path, Path]]:
+def _pairs(root: Path, split: MaskSplit, unreadable: Unreadable) -> list[tuple[Path, Path]]:
     images = by_stem(existing(root / split.images, "the split's images"))
     masks = by_stem(existing(root / split.masks, "the split's masks"))
+    unreadable.unread((root / split.images).iterdir())
     if alone := sorted(set(images) ^ set(masks)):
         raise DataError(
             f"{root / split.images} and {root / split.masks} differ in {len(alone)} name(s) ({first(alone)}); give "

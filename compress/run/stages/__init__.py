@@ -32,6 +32,13 @@ def _deploys(recipe: Recipe) -> bool:
     return recipe.deploy is not None
 
 
+def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
+    """Between rounds the network learns as ``distill`` says, and a latency is timed as ``deploy`` says."""
+    rounds = ("distill",) if recipe.prune.rounds > 1 else ("distill.reuse_classifier",)
+    timed = ("deploy",) if recipe.prune.budget.latency is not None else ()
+    return "prune", *rounds, *timed
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "pretrain",
@@ -48,6 +55,7 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: _network("teacher"),
         "all",
         _always,
+        lambda recipe: ("transfer",),
     ),
     Stage(
         "twin",
@@ -64,6 +72,7 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: (*_network("pruned"), *((SENSITIVITY,) if recipe.prune.sensitivity else ())),
         "all",
         _always,
+        _read_by_prune,
     ),
     Stage(
         "distill",
@@ -72,6 +81,7 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: _network("student"),
         "all",
         _always,
+        lambda recipe: ("distill",),
     ),
     Stage(
         "finetuned",
@@ -96,8 +106,17 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: _network(AWARE),
         "all",
         lambda recipe: recipe.deploy is not None and recipe.deploy.qat is not None,
+        lambda recipe: ("deploy.qat",),
     ),
-    Stage("export", "Lower to ONNX and check parity", export.export, _onnx, "first", _deploys),
+    Stage(
+        "export",
+        "Lower to ONNX and check parity",
+        export.export,
+        _onnx,
+        "first",
+        _deploys,
+        lambda recipe: ("deploy",),
+    ),
     Stage(
         "build",
         "Build TensorRT-RTX engines",
@@ -105,6 +124,8 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: (ENGINES,),
         "first",
         lambda recipe: recipe.deploy is not None and bool(recipe.deploy.rtx_targets),
+        # The automatic operator set depends on what the files are for.
+        lambda recipe: () if recipe.deploy is not None and recipe.deploy.opset == "auto" else ("deploy.rtx_targets",),
     ),
     Stage("test", "Measure accuracy on the test split", measure.test, lambda recipe: (), "first", _always),
     Stage(
@@ -114,7 +135,16 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: ("bench.json",),
         "first",
         _deploys,
+        lambda recipe: ("deploy.rounds", "deploy.ship"),
     ),
-    Stage("bundle", "Pack the bundle", bundle.bundle, lambda recipe: ("bundle/manifest.json",), "first", _deploys),
+    Stage(
+        "bundle",
+        "Pack the bundle",
+        bundle.bundle,
+        lambda recipe: ("bundle/manifest.json",),
+        "first",
+        _deploys,
+        lambda recipe: ("name", "model.licence"),
+    ),
 )
 """Every stage, in the order in which a run goes through those that its recipe wants."""

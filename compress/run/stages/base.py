@@ -12,6 +12,11 @@ from compress.run.progress import StageView
 from compress.run.workspace import Workspace
 
 
+def _nothing(recipe: Recipe) -> tuple[str, ...]:
+    """Most stages read no key that none before them has read."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run.
@@ -24,6 +29,8 @@ class Stage:
             stage where one is gone.
         ranks: ``all`` processes of a run take part in a stage that trains, the ``first`` alone does the others.
         wanted: whether a recipe asks for it.
+        reads: keys of a recipe, with dots, that this stage is the first to read. What no stage names is read from the
+            first one on; a longer key counts before a shorter one that it begins with.
     """
 
     name: str
@@ -32,3 +39,4 @@ class Stage:
     outputs: Callable[[Recipe], tuple[str, ...]]
     ranks: Literal["all", "first"]
     wanted: Callable[[Recipe], bool]
+    reads: Callable[[Recipe], tuple[str, ...]] = _nothing

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress import cost, prune
-from compress.errors import PlanError
 from compress.files import read_bytes, write_text
 from compress.models.detection import raw_heads
 from compress.prune import CRITERIA, Budget, Plan, Sensitivity, Trace
 from compress.prune.drop import Judges
 from compress.prune.schedule import left_after
+from compress.run.calibration import calibration_images
 from compress.run.cutting import plan_for, within_drop
-from compress.run.latency import share_of_dense
+from compress.run.latency import LatencyJob, within_latency
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.measuring import measured_on
 from compress.run.progress import StageView
 from compress.run.scoring import drawn, reconstructed, said_of, scored, scores, scoring_images
 from compress.run.sensitivity import SENSITIVITY, plain, sensitivity_of
+from compress.run.sparse import sparsified
 from compress.run.tracing import traced
-from compress.run.training import DistillJob, distil_student
+from compress.run.training import DistillJob, distil_student, on_validation
 from compress.run.workspace import MadeNetwork, Workspace
 from compress.train import TASKS, evaluate
 from compress.train.ranks import once
@@ -41,6 +42,10 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     network, flops = teacher, 0.0
     plan: Plan | None = None
     notes: list[str] = []
+    if asked.sparsify is not None:
+        network, result = sparsified(work, teacher, view.advance)
+        flops += result.training_flops
+        notes.append(f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}.")
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
@@ -108,6 +113,7 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         "rounds": asked.rounds,
         **({"schedule": asked.schedule} if asked.rounds > 1 else {}),
         **bound,
+        **({} if asked.sparsify is None else {"sparsify": asked.sparsify.kind}),
         "macs_before": dense.macs,
         "macs_after": pruned.macs,
         "params_before": dense.params,
@@ -131,7 +137,7 @@ def _step(
         return plan_for(trace, values, asked, budget)
 
     if asked.budget.latency is not None:
-        return _within_latency(work, planned, (trace, network), view)
+        return _within_latency(work, networks, trace, values, turn, view)
     if asked.budget.max_drop is not None:
         return _within_drop(work, planned, (trace, network), view)
     if asked.rounds == 1:
@@ -184,44 +190,17 @@ def _recover(work: Workspace, view: StageView, networks: tuple[nn.Module, nn.Mod
 
 
 def _within_latency(
-    work: Workspace, planned: Callable[[Budget], Plan], networks: tuple[Trace, nn.Module], view: StageView
+    work: Workspace, networks: tuple[nn.Module, nn.Module], trace: Trace, values: Tensor, turn: int, view: StageView
 ) -> tuple[Plan, tuple[str, ...]]:
-    """Bisect the MACs for the largest network whose measured latency is within the target.
-
-    Returns:
-        The plan, and a note of what it measured.
+    """Return the plan that meets the latency, or a part of the way to it, and a note of what was measured.
 
     Raises:
-        PlanError: the smallest network that the recipe allows is too slow.
+        PlanError: the narrowest network that the recipe allows is too slow.
     """
-    asked = work.recipe.prune
-    target = asked.budget.latency
-    assert target is not None
-    measure = share_of_dense(work)
-    trace, teacher = networks
-    low, high, tries = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio), 1.0, 7
-    best: tuple[Plan, float] | None = None
-    fastest = 1.0
-    for attempt in range(tries):
-        share = low if attempt == 0 else (low + high) / 2
-        # A hair above the floor, so that rounding does not push the floor out of reach.
-        plan = planned(Budget(macs=min(1.0, share * 1.0001)))
-        ratio = measure(prune.apply(teacher, plan))
-        fastest = min(fastest, ratio)
-        view.advance(attempt + 1, tries, f"{100 * share:.0f} % of the MACs: latency x {ratio:.2f}")
-        if ratio <= target:
-            low, best = share, (plan, ratio)
-        elif attempt == 0:
-            break
-        else:
-            high = share
-    if best is None:
-        raise PlanError(
-            f"A latency of {target:g} of the dense one is impossible here: the smallest network that the recipe "
-            f"allows measured {fastest:.2f}; ask for latency: {min(1.0, fastest * 1.05):.2f} or more, "
-            "or lower prune.min_kept."
-        )
-    return best[0], (f"Measured latency of the cut network: {best[1]:.3f} of the dense one's.",)
+    job = LatencyJob(work.recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
+    found, said = within_latency(job, networks, trace, values, turn)
+    view.notes.append(f"latency x {found.reading.share:.3f} of the dense network's")
+    return found.plan, (said,)
 
 
 def _within_drop(

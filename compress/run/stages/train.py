@@ -13,9 +13,9 @@ from compress.models.weights import read_weights
 from compress.run.ledger import Outcome
 from compress.run.progress import StageView
 from compress.run.training import on_validation, train
-from compress.run.transfer import fresh, started, started_from
+from compress.run.transfer import fresh, started, started_from, teacher_of
 from compress.run.workspace import MadeNetwork, Workspace
-from compress.train import Trainable
+from compress.train import TASKS, Trainable, evaluate
 from compress.train.ranks import once
 
 PRETRAINED = "checkpoints/pretrained.safetensors"
@@ -44,8 +44,10 @@ def _write_weights(model: nn.Module, path: Path) -> None:
 
 
 def transfer(work: Workspace, view: StageView) -> Outcome:
-    """Fine-tune the pretrained network on the target: the teacher."""
+    """Fine-tune the pretrained network on the target: the teacher; or take it as it is where it is trained already."""
     recipe = work.recipe
+    if recipe.transfer is None:
+        return _as_it_is(work, view)
     if recipe.source is not None:
         state = read_weights(work.out / PRETRAINED)
         model = started_from(recipe.model, work.target, recipe.seed, state, PRETRAINED)
@@ -71,12 +73,27 @@ def transfer(work: Workspace, view: StageView) -> Outcome:
     )
 
 
+def _as_it_is(work: Workspace, view: StageView) -> Outcome:
+    """Take the network whose weights the recipe names for the teacher."""
+    model = teacher_of(work.recipe, work.target)
+    measured = evaluate(model, work.target, "val", work.fabric)
+    accuracy = measured[TASKS[work.target.task].selects]
+    made = MadeNetwork("teacher", "Dense teacher", "teacher", accuracy, measured)
+    view.notes.append(f"teacher, as it is: {100 * accuracy:.1f} % {work.ledger.metric} on validation")
+    return Outcome(
+        metrics={"val_accuracy": accuracy},
+        notes=(*work.target.notes, "The teacher was trained before this run; what that cost is not counted."),
+        models=(work.save(model, made),),
+    )
+
+
 def twin(work: Workspace, view: StageView) -> Outcome:
     """Train the teacher's architecture from random weights, on target data alone, with the teacher's training FLOPs."""
     recipe = work.recipe
     model = fresh(recipe.model, work.target, recipe.seed + 100)
     task = Trainable(model, work.target, cost.training_flops(model, work.example), recipe.seed + 2)
     budget = work.ledger.model("teacher").training_flops
+    assert recipe.transfer is not None
     from_scratch = recipe.transfer.model_copy(update={"backbone_lr": 1.0})
     result = train(work, view.advance, "twin", task, from_scratch, budget)
     title = "Teacher's twin from scratch"

@@ -1,0 +1,322 @@
+"""The loop that hits a latency: allocate, cut, write what ships, measure it beside dense, correct, and again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from compress import prune
+from compress.errors import PlanError
+from compress.prune import Budget, Plan
+from compress.prune.allocation import Kept, Limits
+from compress.prune.knapsack import Steps
+from compress.prune.planning import plan_from_kept
+from compress.prune.schedule import Schedule, left_after
+from compress.run.additive import AdditiveModel
+from compress.run.filling import Shipping
+from compress.run.progress import Advance
+from deploy.latency.profile import How, Job
+from deploy.latency.table import Network
+
+MOST_ROUNDS = 4
+WITHIN = 0.05
+"""How far from the target, as a share of it, a network may be that ships."""
+AGREE = 0.03
+"""How far the two best processes that time a network may lie apart before more are started."""
+_CLOSE = 0.02
+_FAR = 0.25
+_SECONDS_EACH = 1.0
+_TOO_SLOW = 1e6
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a latency asks for: a share of the dense network's, or milliseconds; between rounds a part of the way.
+
+    Attributes:
+        share: of what the dense network takes; None where milliseconds are asked for.
+        ms: see above.
+        turn, rounds, schedule: which of several rounds this is, and how much of the way each goes.
+    """
+
+    share: float | None
+    ms: float | None = None
+    turn: int = 1
+    rounds: int = 1
+    schedule: Schedule = "linear"
+
+    @classmethod
+    def of(cls, budget: Budget, turn: int = 1, rounds: int = 1, schedule: Schedule = "linear") -> Target:
+        """Return what a budget with a latency asks for, in one of several rounds."""
+        if isinstance(budget.latency, str):
+            return cls(None, budget.latency_limit(0.0), turn, rounds, schedule)
+        return cls(budget.latency, None, turn, rounds, schedule)
+
+    def share_of(self, dense_ms: float) -> float:
+        """Return the target as a share of what the dense network takes."""
+        whole = self.share if self.share is not None else (self.ms or 0.0) / dense_ms
+        return left_after(self.turn, self.rounds, min(whole, 1.0), self.schedule)
+
+    def __str__(self) -> str:
+        return f"{self.share:g}" if self.share is not None else f"{self.ms:g} ms"
+
+    def said(self, share: float, dense_ms: float) -> str:
+        """Say a share as the user asked for it, rounded up."""
+        if self.ms is not None:
+            return f"{np.ceil(100 * share * dense_ms) / 100:g} ms"
+        return f"{min(1.0, np.ceil(1000 * share) / 1000):g}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One network as written and timed beside the dense one, best times."""
+
+    ms: float
+    dense_ms: float
+    load: tuple[float, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Its time as a share of the dense network's."""
+        return self.ms / self.dense_ms
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A network that was tried: the sum of its layers, its plan, its file, and its best times so far."""
+
+    total: float
+    plan: Plan
+    path: Path
+    reading: Reading = Reading(np.inf, np.inf)
+
+    def miss(self, target: Target) -> float:
+        """Return how far it is from the target, as a share of it; what is too slow to ship is further than all else."""
+        over = self.reading.share / target.share_of(self.reading.dense_ms) - 1
+        return abs(over) + (_TOO_SLOW if over > WITHIN else 0.0)
+
+
+@dataclass(frozen=True)
+class FittedCut:
+    """A plan that meets a latency.
+
+    Attributes:
+        plan: what stays.
+        reading: its times; a device's are predicted from its table.
+        asked: the share that was asked for.
+        additive_error: how far the sum of the layers was off before anything was corrected, as a share.
+        rounds: how many networks were written and measured; 0 where the times are predicted.
+    """
+
+    plan: Plan
+    reading: Reading
+    asked: float
+    additive_error: float
+    rounds: int
+
+    def sentence(self, seconds: float) -> str:
+        """Say what was reached and how; ``seconds`` is what profiling took."""
+        now = self.reading
+        times = (
+            f"{now.share:.3f} of the dense one's ({now.ms:.3g} of {now.dense_ms:.3g} ms), {self.asked:.3f} asked for"
+        )
+        if not self.rounds:
+            return f"Latency of the cut network as the device's table predicts it: {times}; time the bundle there."
+        load = f", at a load of {max(now.load):.1f}" if now.load else ""
+        under = 1 - now.share / self.asked
+        load += f", {100 * under:.0f} % faster than asked for and nothing found nearer" if under > WITHIN else ""
+        return (
+            f"Measured latency of the cut network: {times}{load}; {self.rounds} network(s) measured, the sum of the "
+            f"layers was off by {100 * self.additive_error:.1f} % at first, profiling took {seconds:.0f} s."
+        )
+
+
+@dataclass(frozen=True)
+class LatencyFit:
+    """A network whose latency is to be met, and all that is needed for it.
+
+    Attributes:
+        dense: the whole network, that shares refer to.
+        network: the one that is cut now: the whole one, or what earlier rounds left of it.
+        model: the layers' times at any widths of ``network``.
+        scores: one a unit of its trace.
+        shipping: how it will run.
+        limits: the least that stays of a group.
+        advance: told of each round.
+    """
+
+    dense: nn.Module
+    network: nn.Module
+    model: AdditiveModel
+    scores: npt.NDArray[np.float64]
+    shipping: Shipping
+    limits: Limits
+    advance: Advance
+
+    def fit(self, budget: Budget, target: Target) -> FittedCut:
+        """Return the plan that keeps most saliency within the target, as measured.
+
+        Raises:
+            PlanError: the target lies below what can be reached; the sentence says what can, and how wide the
+                network is then.
+        """
+        whole = np.ones(self.model.trace.units, dtype=bool)
+        if self.shipping.table is not None:
+            return self._predicted(budget, target, self.shipping.table.networks)
+        with tempfile.TemporaryDirectory() as folder:
+            dense = self.shipping.write(self.dense, Path(folder) / "dense.onnx")
+            return self._measured(budget, target, Path(folder), dense, self.model.ms(whole))
+
+    def _measured(self, budget: Budget, target: Target, folder: Path, dense: Path, dense_sum: float) -> FittedCut:
+        """Correct the additive model by what whole networks take until one is within the target."""
+        floor = self.model.ms(self.model.narrowest(self.scores, self.limits))
+        whole = self._dense_sum(dense_sum)
+        seen: list[Tried] = []
+        share = target.share_of(1.0 if target.ms is None else self._dense_alone(dense))
+        aim, error, between = share * whole, 0.0, False
+        for turn in range(1, MOST_ROUNDS + 1):
+            kept, asked, steps = self.model.allocate(self.scores, budget, max(aim, floor * 1.0001), self.limits)
+            total = self.model.ms(kept)
+            if between := any(abs(total - one.total) < 1e-9 * whole for one in seen):
+                break  # no other network lies between the steps
+            plan = self._plan(kept, asked, steps)
+            path = self.shipping.write(prune.apply(self.network, plan), folder / f"cut-{turn}.onnx")
+            seen = self._timed_again(dense, [*seen, Tried(total, plan, path)])
+            reading = seen[-1].reading
+            share = target.share_of(reading.dense_ms)
+            error = abs(total / whole / reading.share - 1) if turn == 1 else error
+            self.advance(turn, MOST_ROUNDS, f"latency x {reading.share:.3f}, {share:.3f} asked for")
+            if min(one.miss(target) for one in seen) <= _CLOSE or (total <= floor * 1.001 and reading.share > share):
+                break
+            aim = self._corrected(share, whole, [(one.total, one.reading.share) for one in seen])
+            # A network that is too slow is not tried again: the step below it is taken.
+            slow = [one.total for one in seen if one.reading.share > share * (1 + WITHIN)]
+            aim = min([aim, *(0.999 * total for total in slow)])
+        best = min(seen, key=lambda one: one.miss(target))
+        if best.miss(target) > (_TOO_SLOW - 1 if between else _FAR):
+            raise PlanError(self._unreached(target, best, floor))
+        return FittedCut(best.plan, best.reading, target.share_of(best.reading.dense_ms), error, len(seen))
+
+    def _dense_sum(self, now: float) -> float:
+        """Return the layers' sum of the whole network, of which an earlier round may have left ``now``."""
+        whole = sum(self.model.entries[one.name].ms(*one.dense, one.dense) for one in self.model.layers)
+        return max(whole, now)
+
+    def _plan(self, kept: Kept, asked: Budget, steps: Steps) -> Plan:
+        """Return the plan by the steps; where it would differ by a tie, by what stays."""
+        values = torch.from_numpy(self.scores)
+        least, most = self.limits.min_kept, self.limits.max_ratio
+        found = prune.plan(self.model.trace, values, budget=asked, steps=steps, min_kept=least, max_ratio=most)
+        again = plan_from_kept(self.model.trace, kept, asked=found.asked)
+        return found if found.slots == again.slots else again
+
+    def _timed_again(self, dense: Path, tried: Sequence[Tried]) -> list[Tried]:
+        """Time all that was tried beside the dense network, in turns; each keeps the best of all its sittings."""
+        jobs = [self._job(path) for path in (dense, *(one.path for one in tried))]
+        first, *others = self.shipping.timer(jobs, self._how(len(jobs)))
+        dense_ms = min([first.ms, *(one.reading.dense_ms for one in tried)])
+        return [
+            replace(one, reading=Reading(min(one.reading.ms, now.ms), dense_ms, now.load))
+            for one, now in zip(tried, others, strict=True)
+        ]
+
+    def _dense_alone(self, dense: Path) -> float:
+        (timing,) = self.shipping.timer([self._job(dense)], self._how(1))
+        return timing.ms
+
+    def _job(self, path: Path) -> Job:
+        return Job(path=str(path), shapes=dict(self.shipping.shapes))
+
+    def _how(self, files: int) -> How:
+        shipping = self.shipping
+        return How(
+            runtime=shipping.runtime,
+            threads=shipping.threads,
+            rounds=20,
+            min_seconds=files * _SECONDS_EACH,
+            agree=AGREE,
+        )
+
+    @staticmethod
+    def _corrected(share: float, dense: float, seen: Sequence[tuple[float, float]]) -> float:
+        """Return the sum of layers to aim at: on the line through the two networks measured nearest the share.
+
+        The dense network, at a share of 1, is one of those to choose among; a line that falls is none.
+        """
+        known = {(dense, 1.0), *seen}
+        # What disturbs a reading makes it slower: a network takes no longer than a wider one was seen to take.
+        known = {(total, min(other for wider, other in known if wider >= total)) for total, _ in known}
+        points = sorted(known, key=lambda point: abs(point[1] - share))
+        (x1, y1) = points[0]
+        # A reading that is off must not throw the next try far from where it should be.
+        ends = sorted((x1, x1 * (share / y1) ** 2))
+        for x2, y2 in points[1:]:
+            if (x2 - x1) * (y2 - y1) > 0:
+                return min(max(x1 + (share - y1) * (x2 - x1) / (y2 - y1), ends[0]), ends[1])
+        return x1 * share / y1
+
+    def _predicted(self, budget: Budget, target: Target, networks: Sequence[Network]) -> FittedCut:
+        """Plan by a device's table alone: its networks say what the layers' sum leaves out."""
+        setting = self.shipping.setting(self.shipping.precision)
+        dense_sum = self._dense_sum(self.model.ms(np.ones(self.model.trace.units, dtype=bool)))
+        known = []
+        for one in networks:
+            if one.setting == setting and set(one.widths) == {layer.name for layer in self.model.layers}:
+                total = sum(self.model.entries[p.name].ms(*one.widths[p.name], p.dense) for p in self.model.layers)
+                known.append((total, one.ms))
+        known = sorted(known) or [(dense_sum, dense_sum)]
+        dense_ms = known[-1][1]
+
+        def at(total: float) -> float:
+            (x1, y1), (x2, y2) = known[0], known[-1]
+            if len(known) == 1 or total < x1:
+                return total * y1 / x1
+            return y1 + (total - x1) * (y2 - y1) / (x2 - x1)
+
+        share = target.share_of(dense_ms)
+        shares = [(total, ms / dense_ms) for total, ms in known]
+        aim = share * dense_sum if len(known) == 1 else self._corrected(share, dense_sum, shares)
+        kept, asked, steps = self.model.allocate(self.scores, budget, aim, self.limits)
+        return FittedCut(self._plan(kept, asked, steps), Reading(at(self.model.ms(kept)), dense_ms), share, 0.0, 0)
+
+    def _unreached(self, target: Target, best: Tried, floor: float) -> str:
+        """Say what can be reached, and how wide the network is there."""
+        reading, groups = best.reading, best.plan.groups
+        widths = ", ".join(f"{g.name} {g.after} of {g.before}" for g in groups[:3])
+        widths += f" and {len(groups) - 3} groups more" if len(groups) > 3 else ""
+        takes = f"takes {reading.share:.3f} of the dense one's {reading.dense_ms:.3g} ms"
+        reach = target.said(reading.share, reading.dense_ms)
+        if best.total <= floor * 1.001:
+            return (
+                f"A latency of {target} is impossible here: the fastest network that the bounds allow ({widths}) "
+                f"{takes}; ask for latency: {reach} or more, or lower prune.min_kept."
+            )
+        return (
+            f"A latency of {target} was not hit in {MOST_ROUNDS} rounds: the nearest network ({widths}) {takes}; "
+            f"ask for latency: {reach}, or try again when the machine is less busy."
+        )
+
+
+def floor_of(fit: LatencyFit, target: Target) -> Reading:
+    """Measure the narrowest network that the bounds allow, before anything is trained.
+
+    Raises:
+        PlanError: it takes longer than the target.
+    """
+    kept = fit.model.narrowest(fit.scores, fit.limits)
+    plan = plan_from_kept(fit.model.trace, kept)
+    with tempfile.TemporaryDirectory() as folder:
+        dense = fit.shipping.write(fit.dense, Path(folder) / "dense.onnx")
+        cut = fit.shipping.write(prune.apply(fit.network, plan), Path(folder) / "narrowest.onnx")
+        (tried,) = fit._timed_again(dense, [Tried(0.0, plan, cut)])
+    reading = tried.reading
+    if reading.share > target.share_of(reading.dense_ms) * (1 + WITHIN):
+        raise PlanError(fit._unreached(target, tried, 0.0))
+    return reading
