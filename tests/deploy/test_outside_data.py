@@ -82,7 +82,7 @@ def put_into(folder, model):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_bundle_whose_weights_lie_in_another_file_is_neither_signed_nor_loaded(place, bundle_dir, keys):  # noqa: F811
+def test_a_bundle_whose_weights_lie_in_another_file_is_neither_signed_nor_loaded(place, bundle_dir, keys):
     (keys / "made").mkdir()
     put_into(bundle_dir, write_model(keys / "made" / "m.onnx", place))
     for refuse in (

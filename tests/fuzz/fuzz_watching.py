@@ -126,7 +126,7 @@ class Watched:
             self._worker = subprocess.Popen(command, cwd=self.home, env=told, stdout=nowhere, stderr=nowhere)
         else:
             self._worker = processes.started(*pipes, self.home, cwd=self.home, script=WORKER, env=told)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 900
         while not select.select([self._answers], [], [], 0.01)[0]:
             assert self._worker.poll() is None, self._worker.communicate(timeout=60)[1]
             assert time.monotonic() < end, "the process does not get ready"
