@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, say
 from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
@@ -43,9 +43,12 @@ def predict(
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
+    from deploy.engines.cores import over_cores
     from deploy.errors import DeployError
     from deploy.processing.files import image_files
 
+    if (crowded := over_cores(threads)) is not None:
+        say(crowded)
     with deploy.load(
         bundle,
         threads=threads,
@@ -61,7 +64,8 @@ def predict(
         print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
     else:
         for item in found:
-            print(plain(f"{item['file']}: {_found(item, classes)}"))
+            note = f" ({item['note']})" if "note" in item else ""
+            print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
         others = f", nor have {', '.join(map(str, more))}" if more else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from compress.run.fitting import AGREE, WITHIN, FittedCut, LatencyFit, Target, f
 from compress.run.probes import Precision, placed_layers
 from compress.run.progress import Advance
 from compress.run.variants import exporting
+from deploy.bench.shipping import Runtime, Timed
 from deploy.engines import load_engine
 from deploy.exporting.lowering import lower
 from deploy.exporting.torch_to_onnx import export_onnx
@@ -37,29 +38,42 @@ from deploy.latency.table import Table
 from deploy.quantization.int8 import int8_from_fp32
 from deploy.quantization.search import fastest_int8
 
-OPENVINO_SHARE = "openvino_time_of_onnxruntime"
-"""The figure in the ledger that says which runtime the bundle prefers."""
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
-def openvino_share(path: Path, image: np.ndarray, threads: int, rounds: int) -> float | None:
-    """Measure OpenVINO's time as a share of ONNX Runtime's, medians of rounds in turns; None where it is not installed.
+def timed_by_runtime(
+    files: Mapping[str, tuple[Path, float | None]], image: np.ndarray, threads: int, rounds: int
+) -> list[Timed]:
+    """Time each file on each runtime that is installed, all in turns against fp32 on ONNX Runtime.
 
     Args:
-        path: an ONNX file.
-        image: its input, shape (1, C, H, W).
+        files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
+        image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
     """
-    if find_spec("openvino") is None:
-        return None
+    runtimes = [name for name in RUNTIMES if name == "onnxruntime" or find_spec(name) is not None]
+    pairs = [(precision, runtime) for runtime in runtimes for precision in files]
     with ExitStack() as stack:
         engines = []
-        for runtime in ("onnxruntime", "openvino"):
-            engine = stack.enter_context(load_engine(path, runtime=runtime, threads=threads))
-            engine.name = runtime
+        for precision, runtime in pairs:
+            engine = stack.enter_context(load_engine(files[precision][0], runtime=runtime, threads=threads))
+            engine.name = f"{precision} {runtime}"
             engines.append(engine)
         (name,) = tuple(engines[0].inputs)
-        return deploy.benchmark(engines, {name: image}, reference="onnxruntime", rounds=rounds)[1].ratio_to_dense
+        records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
+    return [
+        Timed(precision=precision, runtime=runtime, share=record.ratio_to_dense or 1.0, accuracy=files[precision][1])
+        for (precision, runtime), record in zip(pairs, records, strict=True)
+    ]
+
+
+def timed_precision(deploy: DeployRecipe) -> Precision:
+    """Return the precision that a latency is measured in: what ships, for ``auto`` int8 where it is made."""
+    assert deploy.ship != "fp16"  # the recipe's own check refuses it
+    if deploy.ship == "auto":
+        return "int8" if "int8" in deploy.precisions else "fp32"
+    return deploy.ship
 
 
 def cache_path() -> Path:
@@ -97,8 +111,7 @@ class LatencyJob:
     @property
     def precision(self) -> Precision:
         """Return the precision that ships."""
-        assert self.deploy.ship != "fp16"  # the recipe's own check refuses it
-        return self.deploy.ship
+        return timed_precision(self.deploy)
 
     def shipping(self, dense: nn.Module | None) -> Shipping:
         """Return how the network will run; ``dense`` is what int8 keeps in fp32 is chosen by, None for nothing kept."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deploy.errors import DeployError
 from deploy.files import read_bytes, write_text
-from deploy.report.page import render_page
+from deploy.report.comparison import Run, figures, pareto, render_comparison, render_markdown
+from deploy.report.page import document, render_page
 from deploy.report.view import Results, read_recipe, rows
 
-__all__ = ["render", "write_report"]
+__all__ = ["compare", "render", "write_report"]
 
 _MOST_RECORDS = 200  # each is a mark of the plot, whose labels are kept apart pair by pair
 FORMATS = {"ledger.json": "niwaki-ledger-1", "bench.json": "niwaki-bench-1"}
@@ -30,14 +31,46 @@ def write_report(run_dir: Path) -> Path:
         DeployError: a file of the run cannot be read or has another format.
     """
     run_dir = Path(run_dir)
+    ledger, bench = _files(run_dir)
+    text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
+    return write_text(run_dir / "report.html", text)
+
+
+def compare(run_dirs: Sequence[Path], form: str) -> str:
+    """Return one or several runs as ``html``, ``md`` or ``json``: one page, one table, one document.
+
+    Raises:
+        DeployError: there is no such form, or a file of a run cannot be read or has another format.
+    """
+    if form not in ("html", "md", "json"):
+        raise DeployError(f"A report is written as html, md or json, not as {form!r}.")
+    names = _names([Path(one) for one in run_dirs])
+    runs = [
+        Run(name, Results(*_files(Path(one)), read_recipe(_text(Path(one) / "recipe.yaml"))))
+        for name, one in zip(names, run_dirs, strict=True)
+    ]
+    if form == "json":
+        found = [figures(run) for run in runs]
+        rows_of = [{**row, "pareto": front} for row, front in zip(found, pareto(found), strict=True)]
+        return json.dumps({"format": "niwaki-report-1", "runs": rows_of}, indent=1, ensure_ascii=False) + "\n"
+    return render_markdown(runs) if form == "md" else document(", ".join(names), render_comparison(runs))
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, with the one above where two are alike."""
+    names = [one.resolve().name for one in folders]
+    return [n if names.count(n) == 1 else "/".join(f.resolve().parts[-2:]) for n, f in zip(names, folders, strict=True)]
+
+
+def _files(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read ledger and records; a run that stopped before it timed anything has none."""
     ledger, timed = _read(run_dir / "ledger.json"), run_dir / "bench.json"
     # A run that stops after distilling has tested its networks but timed none.
     tested = any(stage.get("name") == "test" for stage in rows(ledger.get("stages")))
     bench = {} if tested and not timed.exists() else _read(timed)
     if (count := len(rows(bench.get("records")))) > _MOST_RECORDS:
         raise DeployError(f"{timed} holds {count} records and a report shows {_MOST_RECORDS}: leave some out.")
-    text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
-    return write_text(run_dir / "report.html", text)
+    return ledger, bench
 
 
 def _text(path: Path) -> str:

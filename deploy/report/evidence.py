@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,11 +55,19 @@ def widths(plan: Facts) -> Markup:
         if units.number(plan.get(f"{key}_after")) is not None
     ]
     lead = "Channels of each group of layers that must stay equal: outline dense, filling kept."
-    kept = list(mapping(plan.get("protected")).items())
-    count = f"{len(kept)} group{'' if len(kept) == 1 else 's'} left whole, and why"
-    whole = details(count, facts(kept)) if kept else ""
+    kept = mapping(plan.get("protected"))
+    count = f"{len(kept)} dimension{'' if len(kept) == 1 else 's'} of weights left whole, and why"
+    whole = details(count, facts(_by_reason(kept))) if kept else ""
     in_all = f" In all: {'; '.join(costs)}." if costs else ""
     return section("Widths before and after", lead + in_all, card(join(shown)), whole)
+
+
+def _by_reason(kept: Facts) -> list[tuple[Any, Any]]:
+    """Return each reason with what was left whole for it: a plan lists every slot, a dimension of one tensor."""
+    slots: dict[str, list[str]] = {}
+    for slot, reason in kept.items():
+        slots.setdefault(str(reason), []).append(str(slot))
+    return [(f"{reason} ({len(names)})", ", ".join(names)) for reason, names in slots.items()]
 
 
 def _groups(lines: Sequence[Markup]) -> Markup:
@@ -94,7 +103,11 @@ def stages(records: Sequence[Facts]) -> Markup:
 def _stage(stage: Facts, share: float) -> Markup:
     noted = stage.get("notes")
     notes = join(fill("<li>{note}</li>", note=note) for note in noted) if isinstance(noted, list | tuple) else ""
-    gave = [pair(_title(str(name)), _metric(str(name), value)) for name, value in mapping(stage.get("metrics")).items()]
+    tested = stage.get("name") == "test"  # its figures are called as the networks are
+    gave = [
+        pair(_title(str(name)), units.percent(value) if tested else _metric(str(name), value))
+        for name, value in mapping(stage.get("metrics")).items()
+    ]
     if notes:
         gave.append(fill('<ul class="notes">{notes}</ul>', notes=notes))
     bar = fill('<span class="share" style="width:{share}%"></span>', share=f"{100 * share:.0f}")
@@ -110,6 +123,8 @@ def _title(name: str) -> str:
     """Return a metric's name without its unit, which is written after the value."""
     for unit in ("_ms", "_seconds", "_bytes"):
         name = name.removesuffix(unit)
+    if name.startswith("snr_db_"):
+        name = f"signal to noise, {name.removeprefix('snr_db_')}"
     return name.replace("_", " ")
 
 
@@ -120,6 +135,12 @@ def _metric(name: str, value: Any) -> str:
         return units.NONE if value is None else str(value)
     if "accuracy" in name or name.startswith(("map", "miou", "iou_", "top", "macro_f1")):
         return units.percent(amount)
+    if name.endswith("_share") or "_time_of_" in name:
+        return units.percent(amount, 0)
+    if name.startswith("speedup"):
+        return units.times(amount)
+    if name.startswith("snr_db"):
+        return units.decibels(amount)
     if name.endswith("bytes"):
         return units.size(amount)
     if name.endswith("_ms"):
@@ -128,8 +149,8 @@ def _metric(name: str, value: Any) -> str:
         return units.seconds(amount)
     if name.startswith(("macs", "params", "training_flops")):
         return units.count(amount)
-    if isinstance(value, int):
-        return f"{value:,}"
+    if amount.is_integer() and abs(amount) < 1e15:  # a count, which the ledger keeps as 4.0
+        return f"{amount:,.0f}"
     return units.scientific(amount) if 0 < abs(amount) < 1e-3 or abs(amount) >= 1e6 else units.significant(amount)
 
 
@@ -165,23 +186,38 @@ def _surgery_error(name: str, value: Any) -> Markup:
 
 
 def _parity(records: Sequence[Facts]) -> Markup:
-    lines = [
-        tr(
-            th(record.get("name")),
-            td(parity.get("inputs"), LEFT),
-            td(parity.get("batch")),
-            td(units.scientific(parity.get("max_relative_error"))),
-            td(units.decibels(parity.get("snr_db"))),
-        )
-        for record in records
-        for parity in rows(record.get("parity"))
-    ]
+    """Render of each engine the comparison that came out worst, and the others folded away."""
+    worst, others = [], []
+    for record in records:
+        compared = sorted(rows(record.get("parity")), key=_noise)
+        worst += [_compared(record, one, len(compared)) for one in compared[:1]]
+        others += [_compared(record, one) for one in compared[1:]]
+    if not worst:
+        return Markup()
     lead = (
         "Outputs of each engine against the network it was made from, on the same inputs: validation images, and the "
-        "same ones scaled to be hard on an engine."
+        "same ones changed to be hard on an engine. Of each engine the worst comparison."
     )
     head = ("<Engine", "<inputs", "batch", "largest relative error", "signal to noise")
-    return part("The engines compute what the networks compute", lead, table(head, lines)) if lines else Markup()
+    rest = details(f"the other {len(others)} comparisons", table(head, others, "parity")) if others else Markup()
+    shown = join((table(head, worst, "parity"), rest))
+    return part("The engines compute what the networks compute", lead, shown)
+
+
+def _noise(parity: Facts) -> float:
+    """Return the signal to noise, by which comparisons are sorted; where it is missing, the error's own."""
+    snr, error = units.number(parity.get("snr_db")), units.number(parity.get("max_relative_error"))
+    return snr if snr is not None else -math.log10(error) * 20 if error is not None and error > 0 else math.inf
+
+
+def _compared(record: Facts, parity: Facts, of: int = 0) -> Markup:
+    return tr(
+        th(record.get("name"), f"worst of {of}" if of > 1 else ""),
+        td(parity.get("inputs"), LEFT),
+        td(units.count(parity.get("batch"))),
+        td(units.scientific(parity.get("max_relative_error"))),
+        td(units.decibels(parity.get("snr_db"))),
+    )
 
 
 def built(records: Sequence[Facts]) -> Markup:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from deploy.report import units
+from deploy.report.latencies import distributions, waterfall
 from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
-from deploy.report.view import Column, Facts, Results, StepGain, interval, ratio, wilson
+from deploy.report.view import Column, Facts, Results, StepGain, interval, mapping, ratio, wilson
+
+SHOWN_LOSSES = 8
 
 
 def render_outcome(results: Results) -> Markup:
@@ -19,6 +22,10 @@ def render_outcome(results: Results) -> Markup:
     parts = (
         _networks(results),
         _plot(results),
+        waterfall(results),
+        distributions(results.records("measured")),
+        _preferred(results),
+        _losses(results),
         _engines(results),
     )
     return section("What came out", lead, *parts)
@@ -151,6 +158,48 @@ def _point(record: Facts, column: Column | None, images: int | None) -> Point | 
     low, high = wilson(accuracy, images) if images else (None, None)
     label = "pruned, not fine-tuned" if name == "pruned" else name.replace("-", " ")
     return Point(name, label, latency, accuracy, p90, low, high)
+
+
+def _preferred(results: Results) -> Markup:
+    """Say how the shipped file does on the runtime that the bundle runs it by, where that is another one."""
+    shipping = mapping(results.ledger.get("shipping"))
+    if shipping.get("reason"):
+        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(shipping.get("runtime")), "")
+        said = f"{shipping.get('precision')} on {where} first: {shipping['reason']}."
+        return part("What the bundle runs", "", card(said))
+    share = results.figure("openvino_time_of_onnxruntime")
+    if share is None:
+        return Markup()
+    time = units.number(results.final().record.get("median_ms"))
+    first = "OpenVINO" if share < 0.95 else "ONNX Runtime"
+    said = f"The bundle runs it by {first} first: OpenVINO takes {units.percent(share, 0)} of ONNX Runtime's time"
+    if time is not None and share < 0.95:
+        said += f", about {units.milliseconds(share * time)} in place of {units.milliseconds(time)}"
+    return part("What the bundle runs", "", card(f"{said}. The tables here are of ONNX Runtime."))
+
+
+def _losses(results: Results) -> Markup:
+    """Render the metrics of single classes in which the student lost most against its teacher."""
+    teacher, student = (mapping(results.role(role).get("test_metrics")) for role in ("teacher", "student"))
+    known = [
+        (str(name), before, after)
+        for name in teacher
+        if (before := units.number(teacher[name])) is not None
+        and (after := units.number(student.get(name))) is not None
+        and name != "loss"
+        and after < before
+    ]
+    known.sort(key=lambda row: row[2] - row[1])
+    lines = [
+        tr(
+            th(name.replace("_", " ")),
+            *(td(units.percent(v)) for v in (before, after)),
+            td(units.points(after - before)),
+        )
+        for name, before, after in known[:SHOWN_LOSSES]
+    ]
+    head = ("<Metric", "teacher", "student", "change")
+    return part("Where most was lost", "", table(head, lines)) if lines else Markup()
 
 
 def _engines(results: Results) -> Markup:

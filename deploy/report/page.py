@@ -9,9 +9,11 @@ from typing import Any
 
 from deploy.report import units
 from deploy.report.evidence import built, proof, stages, widths
+from deploy.report.goals import render_goals
 from deploy.report.latency import render_latency
 from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, section
 from deploy.report.outcome import render_outcome, render_step_gains
+from deploy.report.reproduction import render_again
 from deploy.report.sensitivity import render_sensitivity
 from deploy.report.view import Facts, Results, mapping, ratio, rows
 
@@ -28,7 +30,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
     """Return the whole document."""
     parts = (
         _header(results),
-        _asked(results, recipe_yaml),
+        render_goals(results),
         render_outcome(results),
         render_step_gains(results),
         widths(results.plan()),
@@ -37,15 +39,22 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         stages(rows(results.ledger.get("stages"))),
         proof(results),
         built(results.records("built")),
+        _asked(results, recipe_yaml),
         _machine(results),
+        render_again(results, recipe_yaml),
         fill(
             "<footer>Every figure on this page is read from <code>ledger.json</code>{record} "
-            "in the folder of the run. To make it again: <code>niwaki run recipe.yaml --out FOLDER</code>.</footer>",
+            "in the folder of the run.</footer>",
             record=Markup(" and <code>bench.json</code>") if results.bench else "",
         ),
     )
+    return document(_name(results), join(filter(None, parts), "\n"), columns=len(results.columns()))
+
+
+def document(title: Any, body: Markup, *, columns: int = 4) -> str:
+    """Return a whole document around ``body``, whose main table has so many columns of figures."""
     template = Template(resources.files(__package__).joinpath("page.html.tmpl").read_text("utf-8"))
-    return template.substitute(name=esc(_name(results)), body=join(filter(None, parts), "\n"))
+    return template.substitute(name=esc(title), columns=str(columns), body=body)
 
 
 def _name(results: Results) -> Any:
@@ -105,7 +114,7 @@ def _asked(results: Results, recipe_yaml: str) -> Markup:
         lines.append(("Classes", f"{len(classes)}: {shown}"))
     lines += _recipe(results.recipe)
     full = details("The whole recipe, as resolved", fill("<pre>{recipe}</pre>", recipe=recipe_yaml.strip()))
-    return section("What was asked", "", facts(lines), full if recipe_yaml.strip() else "")
+    return section("The recipe", "", facts(lines), full if recipe_yaml.strip() else "")
 
 
 def _budget(asked: Facts) -> str:
@@ -164,6 +173,10 @@ def _machine(results: Results) -> Markup:
         for title, values in parts.items()
         if values
     ]
+    decided = mapping(results.ledger.get("shipping"))
+    if decided:
+        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(decided.get("runtime")), "")
+        lines.append(("Ships", f"{decided.get('precision')} on {where} first: {decided.get('reason')}"))
     notes = results.ledger.get("notes")
     if isinstance(notes, list | tuple) and notes:
         lines.append(("Notes", " ".join(map(str, notes))))

@@ -138,6 +138,11 @@ class Results:
         total = number(self.ledger.get("test_images") or self.role("teacher").get("test_total"))
         return int(total) if total is not None and total >= 1 else None
 
+    def figure(self, name: str) -> float | None:
+        """Return the newest figure of that name among the stages' metrics."""
+        found = [mapping(stage.get("metrics")).get(name) for stage in rows(self.ledger.get("stages"))]
+        return next((value for one in reversed(found) if (value := number(one)) is not None), None)
+
     def metric(self) -> str:
         """Return what a network is judged by: ``accuracy``, ``mAP`` or ``mIoU``."""
         return str(self.ledger.get("metric") or "accuracy")
@@ -147,10 +152,11 @@ class Results:
         return self.test_images() if self.metric() == "accuracy" else None
 
     def final(self) -> Column:
-        """Return the network that ships: what the recipe names, where that was measured, else the distilled one."""
+        """Return the network that ships: by the ledger's decision, or in an older run by what the recipe names."""
         columns = {column.name: column for column in self.columns()}
         distilled, int8 = columns["distilled"], columns.get("int8")
-        ship = mapping(self.recipe.get("deploy")).get("ship")
+        decided = mapping(self.ledger.get("shipping")).get("precision")
+        ship = decided or mapping(self.recipe.get("deploy")).get("ship")
         if ship == "fp16":
             fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
             return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled
