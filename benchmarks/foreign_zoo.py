@@ -160,7 +160,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Half of the channels of each free group go; weights are random. **exact**: the cut network equals the masked "
         "one in float64, outputs in eval and train mode and gradients; **kept**: share of all parameters.",
         "",
-        f"{len(built)} networks ({versions}): **{len(exact)} exact**, "
+        f"{len(built)} of the {len(list(names()))} networks of `benchmarks/foreign_networks.py` ({versions}): "
+        f"**{len(exact)} exact**, "
         f"{sum(row['outcome'] == 'differs' for row in built)} that differ, "
         f"{sum(row['outcome'] == 'nothing free' for row in built)} with nothing free, "
         f"{sum(row['outcome'] in ('no trace', 'crashed', 'too slow') for row in built)} without a trace. "

@@ -16,7 +16,7 @@ from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
 from compress.run.prepare import prepare
-from compress.run.scoring import calibration_batches
+from compress.run.scoring import drawn, pairs
 from compress.run.workspace import Workspace
 
 Split = Literal["selection", "test"]
@@ -81,9 +81,7 @@ def _of_run(folder: Path) -> Subject:
 
 def _run_calibration(work: Workspace, images: int, seed: int) -> Sequence[Batch]:
     """Draw training images as a run of that seed would."""
-    asked = work.recipe.prune.model_copy(update={"images": images})
-    recipe = work.recipe.model_copy(update={"prune": asked, "seed": seed})
-    return calibration_batches(Workspace(recipe, work.out, work.reader, work.target, work.ledger))
+    return pairs(drawn(work.target.splits["train"], images, seed))
 
 
 def _run_judged(work: Workspace, split: Split) -> Iterator[tuple[Tensor, Tensor]]:

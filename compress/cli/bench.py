@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from deploy.bench.records import Bench, Record
 
 _LARGEST_BATCH = 4096
-# Of an input that is timed: 8 GB in float32.
-_MOST_NUMBERS = 2_000_000_000
 
 
 def bench(
@@ -41,6 +38,9 @@ def bench(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
     batch: Annotated[str, typer.Option(help="Images of one run, or several such as 1,8,64.")] = "1",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
     runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
@@ -58,7 +58,7 @@ def bench(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time engines against the first one, in turns, on seeded noise; needs no torch."""
+    """Time engines against the first one, in turns, on seeded noise for the inputs of each; needs no torch."""
     from deploy.bench.places import places_of
 
     places = places_of([str(path) for path in engines or []], name or [], runtime)
@@ -67,9 +67,10 @@ def bench(
     batches = batches_of(batch)
     for place in places:
         probe_first(place.path, probe, runtime=place.runtime, batch=batches[0])
-    result = timed(places, batches, threads, rounds, isolate=isolate)
+    pixels = _size(size)
+    result = timed(places, batches, threads, rounds, isolate=isolate, size=pixels)
     if cold or streams or rate:
-        result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate))
+        result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate, pixels))
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
     if out is not None:
@@ -79,6 +80,8 @@ def bench(
     else:
         console = Terminal()
         console.print(_bench_table(result, console.width))
+        for engine, taken in result.settings.get("inputs", {}).items():
+            console.print(f"{engine} takes {taken}", soft_wrap=True, markup=False)
         for record in result.records:
             for sentence in _more_of(record):
                 console.print(sentence, markup=False, soft_wrap=True)
@@ -116,6 +119,7 @@ class _More(NamedTuple):
     cold: bool
     streams: int
     rate: float | None
+    size: tuple[int, int] | None
 
 
 def batches_of(said: str) -> list[int]:
@@ -126,17 +130,25 @@ def batches_of(said: str) -> list[int]:
     return list(dict.fromkeys(int(one) for one in found))
 
 
-def timed(places: Sequence[Place], batches: Sequence[int], threads: int, rounds: int, *, isolate: int = 0) -> Bench:
-    """Open the engines and time them on the same noise, here or in processes of their own, one batch after the other.
+def timed(
+    places: Sequence[Place],
+    batches: Sequence[int],
+    threads: int,
+    rounds: int,
+    *,
+    isolate: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Bench:
+    """Open the engines and time each on noise of its own inputs, here or apart, one batch after the other.
 
     Raises:
-        DeployError: what the first one takes is no batch of that size, or too large to be timed.
+        DeployError: what one takes is no batch of that size, has an open size that nobody gave, or is too large.
     """
     from deploy.bench.records import Bench
 
     records: list[Record] = []
     for batch in batches:
-        found = _one_batch(places, batch, threads, rounds, isolate)
+        found, taken = _one_batch(places, batch, threads, rounds, isolate, size)
         if batch != batches[0]:
             found = [
                 one.model_copy(
@@ -145,23 +157,36 @@ def timed(places: Sequence[Place], batches: Sequence[int], threads: int, rounds:
                 for one in found
             ]
         records += found
-    settings = {"threads": threads, "batch": batches[0], "rounds": rounds, "isolate": isolate}
+    settings: dict[str, Any] = {
+        "threads": threads, "batch": records[0].batch, "rounds": rounds, "isolate": isolate,
+    }  # fmt: skip
+    if len(set(taken.values())) > 1:
+        settings["inputs"] = taken
     return Bench(name=places[0].name, settings=settings, records=tuple(records))
 
 
-def _one_batch(places: Sequence[Place], batch: int, threads: int, rounds: int, isolate: int) -> list[Record]:
+def _one_batch(
+    places: Sequence[Place], batch: int, threads: int, rounds: int, isolate: int, size: tuple[int, int] | None
+) -> tuple[list[Record], dict[str, str]]:
+    """Time one batch; return also what each engine takes, in words."""
     import deploy
     from deploy.bench.figures import records_of
     from deploy.bench.isolate import open_engine, sit_apart
+    from deploy.errors import DeployError
 
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(place, threads)) for place in places]
-        noise = _noise(engines[0], places[0].path, batch)
+        drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
+        feeds = [one for one, _ in drawn]
+        rows = {place.name: count for place, (_, count) in zip(places, drawn, strict=True)}
+        if len(set(rows.values())) > 1:
+            raise DeployError(f"One run takes {rows} images; only runs of as many can be compared, give --batch.")
+        count = drawn[0][1]
+        taken = {one.name: ", ".join(f"{name} {spec}" for name, spec in one.inputs.items()) for one in engines}
         if not isolate:
-            return deploy.benchmark(engines, noise, rounds=rounds)
-    feeds = [noise] * len(places)
+            return deploy.benchmark(engines, feeds, batch=count, rounds=rounds), taken
     sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
-    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=batch)
+    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=count), taken
 
 
 def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int, more: _More) -> Bench:
@@ -173,7 +198,7 @@ def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int,
     for index, place in enumerate(places):
         with ExitStack() as stack:
             first = stack.enter_context(open_engine(place, threads))
-            noise = _noise(first, place.path, batch)
+            noise, _ = _noise(first, place.path, batch, more.size)
             others = [stack.enter_context(open_engine(place, threads)) for _ in range(more.streams - 1)]
             update: dict[str, Any] = {}
             if more.streams:
@@ -203,35 +228,28 @@ def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: P
     return result.model_copy(update={"records": tuple(records), "settings": settings})
 
 
-def _noise(engine: Any, path: Path, batch: int) -> dict[str, np.ndarray]:
-    """Draw seeded noise for every input of an engine, which ``path`` was opened as."""
-    import numpy as np
+def _noise(engine: Any, path: Path, batch: int, size: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], int]:
+    """Draw seeded noise for every input of an engine, which ``path`` was opened as; count its images, too."""
+    from deploy.bench.noise import noise
 
-    from deploy.errors import DeployError
-
-    inputs = {}
-    for name, spec in engine.inputs.items():
-        sizes = [size for size in spec.shape[1:] if size is not None]
-        if len(sizes) != len(spec.shape[1:]):
-            sizes = _sizes_of_preprocessing(engine, path, name)
-        if spec.shape[:1] not in ((None,), (batch,)):
-            way_out = f"give --batch {spec.shape[0]}" if spec.shape and spec.shape[0] else "export it with a free batch"
-            raise DeployError(f"{path} takes '{name}' as {spec}, which is no batch of {batch}; {way_out}.")
-        if batch * math.prod(sizes) > _MOST_NUMBERS:
-            raise DeployError(f"{path} takes '{name}' as {spec}: too large to be timed with a batch of {batch}.")
-        inputs[name] = np.random.default_rng(0).standard_normal((batch, *sizes)).astype(spec.dtype)
-    return inputs
+    return noise(engine.inputs, str(path), batch, size=size, stated=_stated(engine, path))
 
 
-def _sizes_of_preprocessing(engine: Any, path: Path, name: str) -> list[int]:
-    """Return the sizes of one image where the file leaves them open: what its preprocessing makes."""
-    from deploy.errors import DeployError
+def _stated(engine: Any, path: Path) -> list[int] | None:
+    """Return the sizes of one image, (C, H, W), where a bundle or a file states its preprocessing."""
     from deploy.onnx.metadata import Metadata
 
     said = engine.preprocessing if path.is_dir() else Metadata.from_file(path).preprocessing
-    if said is None:
-        raise DeployError(f"{path} leaves the size of '{name}' open and names no preprocessing; export it with one.")
-    return list(said.shape)
+    return None if said is None else list(said.shape)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height[:9]) > 0 and int(width[:9]) > 0):
+        raise typer.BadParameter(f"'{text}' is no size; give HEIGHTxWIDTH, such as 224x320", param_hint="--size")
+    return int(height[:9]), int(width[:9])
 
 
 def _bench_table(result: Bench, width: int) -> Table:
@@ -268,7 +286,9 @@ def _more_of(record: Record) -> Iterator[str]:
 
 
 def _noise_of(result: Bench) -> list[str]:
-    """Say so where the machine was noisy, or an engine's times had not settled."""
+    """Say so where the machine was noisy, threads share cores, or an engine's times had not settled."""
+    from deploy.engines.cores import over_cores
+
     noises = {noise: None for r in result.records if r.conditions and (noise := r.conditions.noise())}
     said = [
         f"The machine was noisy ({noise}): trust best times more than medians, and measure again." for noise in noises
@@ -276,7 +296,8 @@ def _noise_of(result: Bench) -> list[str]:
     unsettled = [record.name for record in result.records if record.steady is False]
     if unsettled:
         said.append(f"The times of {', '.join(unsettled)} were still falling when the warm-up ended.")
-    return said
+    crowded = over_cores(int(result.settings.get("threads", 1)))
+    return said if crowded is None else [*said, crowded]
 
 
 def _machine(result: Bench) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, say
 from compress.cli.probe import Probe, probe_first
 from compress.terminal import plain
 
@@ -43,9 +43,12 @@ def predict(
 ) -> None:
     """Say what a bundle finds in images: classes, boxes or a mask; needs no torch."""
     import deploy
+    from deploy.engines.cores import over_cores
     from deploy.errors import DeployError
     from deploy.processing.files import image_files
 
+    if (crowded := over_cores(threads)) is not None:
+        say(crowded)
     with deploy.load(
         bundle,
         threads=threads,
@@ -57,15 +60,31 @@ def predict(
     ) as engine:
         (found, bad), classes = _answers(engine, image_files(images)), engine.classes
     if as_json:
-        # A mask is an array: rows of class indices.
-        print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
+        _print_json(found)
     else:
         for item in found:
-            print(plain(f"{item['file']}: {_found(item, classes)}"))
+            note = f" ({item['note']})" if "note" in item else ""
+            print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
         others = f", nor have {', '.join(map(str, more))}" if more else ""
         raise DeployError(f"{first} has no answer ({str(why).rstrip('.')}){others}; the others have theirs.")
+
+
+def _print_json(found: Sequence[dict[str, Any]]) -> None:
+    """Print what was found as one JSON list; a mask, rows of class indices, a row a line, never as one text."""
+    print("[", end="")
+    for place, item in enumerate(found):
+        print("," if place else "")
+        rest = json.dumps({name: value for name, value in item.items() if name != "mask"}, indent=1)
+        if (mask := item.get("mask")) is None:
+            print(rest, end="")
+            continue
+        print(rest.removesuffix("\n}"), end=',\n "mask": [')
+        for row, values in enumerate(mask):
+            print(f"{',' if row else ''}\n  {json.dumps(values.tolist())}", end="")
+        print("\n ]\n}", end="")
+    print("\n]")
 
 
 def _answers(engine: Bundle, images: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[Path, DeployError]]:

@@ -43,7 +43,10 @@ Protect = Annotated[
 Trust = Annotated[
     list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
 ]
-Criterion = Annotated[str, typer.Option(help="What chooses the channels that go first; see niwaki criteria.")]
+Criterion = Annotated[
+    str | None,
+    typer.Option(help="What chooses the channels that go first; by default l1, of a classifier with --data kfac."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
 
 
@@ -61,7 +64,7 @@ def sensitivity(
     model: Annotated[str, typer.Argument(help="A network as for inspect, or a recipe that was run.")],
     data: Data = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where sensitivity.json and .svg go.")] = Path("sensitivity"),
-    criterion: Criterion = "l1",
+    criterion: Criterion = None,
     ratios: Annotated[str, typer.Option(metavar="A,B,...", help="Shares of a group that go.")] = "0.25,0.5,0.75",
     criteria: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Correlate these alone; repeatable.")
@@ -87,7 +90,8 @@ def sensitivity(
         if weights is None and name.startswith(("torchvision:", "niwaki:")):
             raise ModelError(f"{name} has random weights, of which nothing is to be learnt; add --weights DEFAULT.")
         looked_at = _images(source, network, images, seed, trust or ())
-        asked = _Asked(criterion, _known([*(criteria or ()), criterion])[:-1], tuple(protect or ()), shares, seed)
+        chosen = criterion or _criterion_for(network, looked_at)
+        asked = _Asked(chosen, _known([*(criteria or ()), chosen])[:-1], tuple(protect or ()), shares, seed)
         measured = _measured(network, looked_at, asked, Ui.choose(quiet=quiet, json=as_json))
         paths = _write(measured, out)
     if as_json:
@@ -107,7 +111,7 @@ def prune(
         str | None,
         typer.Option(metavar="FROM.json|SHARE", help="A sensitivity, shares by pattern, or one share for all."),
     ] = None,
-    criterion: Criterion = "l1",
+    criterion: Criterion = None,
     scope: Annotated[str, typer.Option(help="global, group, isomorphic or per_mac.")] = "global",
     max_ratio: Annotated[float, typer.Option(help="The largest share of a group that goes.")] = 1.0,
     min_kept: Annotated[int, typer.Option(help="Channels of a group that stay.")] = 8,
@@ -133,12 +137,14 @@ def prune(
         if out.exists():
             raise RecipeError(f"--out {out} is there already; name a folder that is not.")
         rest = {
-            "criterion": criterion, "scope": scope, "max_ratio": max_ratio, "min_kept": min_kept,
+            "criterion": criterion or "l1", "scope": scope, "max_ratio": max_ratio, "min_kept": min_kept,
             "round_to": round_to, "reconstruct": reconstruct, "protect": tuple(protect or ()),
         }  # fmt: skip
         asked, curves = _asked(budget or (), ratios, rest)
         network = _given(model, size, weights, trust or ())
         looked_at = None if data is None else _images(data, network, images, seed, trust or ())
+        if criterion is None:
+            asked = asked.model_copy(update={"criterion": _criterion_for(network, looked_at)})
         job = CutJob(network, looked_at, asked, curves, seed)
         job.check()
         with Ui.choose(quiet=quiet, json=as_json).stage(1, 1, f"Cut {model}") as view:
@@ -266,6 +272,14 @@ def _given(name: str, size: int | None, weights: str | None, trust: Sequence[str
     from compress.run.given import given_network
 
     return given_network(name, size=size, weights=weights, trusted=trusted_modules(trust))
+
+
+def _criterion_for(network: GivenNetwork, images: GivenImages | None) -> str:
+    """Return what a recipe takes by default: the study's best for a classifier, where there are images."""
+    from compress.recipe.schema import CLASSIFIER, PruneRecipe
+
+    studied = images is not None and network.about.task == "classification"
+    return str(CLASSIFIER["criterion"]) if studied else PruneRecipe().criterion
 
 
 def _images(source: Path, network: GivenNetwork, count: int, seed: int, trust: Sequence[str]) -> GivenImages:

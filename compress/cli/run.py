@@ -14,6 +14,7 @@ import typer
 from compress.cli.common import JsonFlag, QuietFlag, launched, need, search_here
 from compress.terminal import Terminal
 from compress.trust import trusted_modules
+from deploy.engines.cores import cpu_quota, usable_cores
 
 if TYPE_CHECKING:
     from compress.recipe.schema import Recipe
@@ -32,6 +33,9 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
     ] = 1,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Layer times of the device, from niwaki profile.")
+    ] = None,
     trust: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="Your own code that the recipe may call; repeatable.")
     ] = None,
@@ -42,8 +46,12 @@ def run(
     need("run", ("torch", "yaml", "lightning", "nncf"))
     search_here()
     _check_launcher()
+    if table is not None:
+        overrides = [*(overrides or []), f"prune.latency_table={json.dumps(str(table))}"]
     # OpenMP's threads wait by spinning; on a machine that does other work too, that costs a factor of ten.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if cpu_quota() is not None:  # of which torch knows nothing
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     if devices > 1:
         arguments = [str(recipe), *(part for override in overrides or [] for part in ("--set", override))]
         arguments += [part for module in trust or [] for part in ("--trust", module)]
@@ -95,6 +103,7 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
 def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what the run came to, and what to do with it."""
     from compress.run.summary import summary, table
+    from deploy.bench.shipping import ShipDecision
 
     figures = summary(folder)
     if as_json:
@@ -107,6 +116,9 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
             console.print(said, soft_wrap=True, markup=False)
             return
+        if (decided := figures.get("shipping")) is not None:
+            shipping = ShipDecision.model_validate(decided)
+            console.print(f"Ships    {str(shipping).removeprefix('ships ')}", soft_wrap=True, markup=False)
         bundle, samples = (shlex.quote(str(folder / name)) for name in ("bundle", "samples"))
         prefix = f"niwaki predict {bundle} {samples}/*.png"
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,6 +17,8 @@ from compress.errors import DataError, ImageError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an image file may be, as bundles have it; Pillow would start Ghostscript for an EPS."""
 
+SEVERAL = "niwaki.several"
+"""The key that marks, in ``Image.info``, the first of several frames or pages, as bundles have it."""
 _MOST_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 32  # as bundles have it; photographs have less than 10 pixels a byte
 
 DAMAGED = (
@@ -32,6 +35,24 @@ DAMAGED = (
 """What Pillow's decoders raise on damaged data."""
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+TEXTS = {
+    ".cfg",
+    ".csv",
+    ".db",
+    ".htm",
+    ".html",
+    ".ini",
+    ".json",
+    ".log",
+    ".md",
+    ".py",
+    ".toml",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
+"""Endings of what lies beside images and is none."""
 T = TypeVar("T")
 
 
@@ -113,20 +134,45 @@ class Unreadable:
     def __init__(self, limit: int, root: Path | None = None) -> None:
         self.limit, self.root = limit, root
         self.names: list[str] = []
+        self.several: list[str] = []
+        self.endings: Counter[str] = Counter()
 
     def add(self, name: Path | str, error: ImageError) -> None:
         """Count one file; raise DataError when it is one too many."""
-        if isinstance(name, Path) and self.root is not None and name.is_relative_to(self.root):
-            name = name.relative_to(self.root)
-        self.names.append(str(name))
+        self.names.append(self._shown(name))
         if len(self.names) > self.limit:
             raise DataError(
                 f"{len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; the last one: {error}"
             ) from None
 
+    def check_frames(self, path: Path, image: Image.Image) -> None:
+        """Count an image that is the first of several frames or pages of its file."""
+        if image.info.get(SEVERAL):
+            self.several.append(self._shown(path))
+
+    def unread(self, files: Iterable[Path]) -> None:
+        """Count, by their endings, the files that may be images and are not read; hidden ones and texts are none."""
+        others = (p for p in files if not is_image(p) and p.suffix.lower() not in TEXTS and p.is_file())
+        others = (p for p in others if not p.name.startswith("."))
+        self.endings.update(path.suffix.lower() or "no ending" for path in others)
+
+    def _shown(self, name: Path | str) -> str:
+        inside = isinstance(name, Path) and self.root is not None and name.is_relative_to(self.root)
+        return str(name.relative_to(self.root)) if inside else str(name)  # type: ignore[union-attr, arg-type]
+
     @property
     def notes(self) -> tuple[str, ...]:
-        return (f"{len(self.names)} unreadable image(s) were left out: {first(self.names)}.",) if self.names else ()
+        """Say what was left out and what was read in part."""
+        endings = [f"{ending} ({count})" for ending, count in self.endings.most_common()]
+        said = {
+            f"{len(self.names)} unreadable image(s) were left out: {first(self.names)}.": self.names,
+            f"Of {len(self.several)} file(s) with several frames or pages the first was read: {first(self.several)}.": (
+                self.several
+            ),
+            f"{self.endings.total()} file(s) were not read, for {', '.join(sorted(SUFFIXES))} are: "
+            f"{first(endings)}.": endings,
+        }
+        return tuple(sentence for sentence, found in said.items() if found)
 
 
 def first(names: Sequence[str], count: int = 5) -> str:
@@ -146,7 +192,7 @@ def read_all(
     images, kept = FileImages([], reader), []
     for path, own in items:
         try:
-            images.append(path)
+            unreadable.check_frames(path, images.append(path))
         except ImageError as error:
             unreadable.add(path, error)
         else:

@@ -170,7 +170,7 @@ distill: # the small network learns from the teacher
 deploy:
   precisions: [fp32, fp16, int8]
   rtx_targets: [] # such as [sm86] where TensorRT-RTX is installed
-  ship: int8
+  ship: auto
 """
 
 

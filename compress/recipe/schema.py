@@ -16,6 +16,7 @@ from compress.recipe.data import DataRecipe, FunctionData, Part
 
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=100)]
+Level = Annotated[int, Field(ge=0, le=255)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Augment = Literal[
@@ -46,7 +47,11 @@ class PreprocessingRecipe(Part):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
-    resize: Literal["stretch", "shorter_side_center_crop"] = "shorter_side_center_crop"
+    resize: Literal["stretch", "shorter_side_center_crop", "letterbox"] = "shorter_side_center_crop"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    background: tuple[Level, Level, Level] | None = None
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    padding: Level = 0
 
 
 class TrainRecipe(Part):
@@ -261,7 +266,7 @@ class DeployRecipe(Part):
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rounds: Annotated[int, Field(ge=5, le=100_000)] = 200
-    ship: Literal["fp32", "fp16", "int8"] = "int8"
+    ship: Literal["auto", "fp32", "fp16", "int8"] = "auto"
 
     @model_validator(mode="after")
     def _ships_what_it_makes(self) -> DeployRecipe:
@@ -270,7 +275,7 @@ class DeployRecipe(Part):
         for key in ("precisions", "rtx_targets"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
-        if self.ship not in self.precisions:
+        if self.ship not in ("auto", *self.precisions):
             raise ValueError(f"ship is {self.ship}, which precisions does not hold")
         if self.qat is not None and "int8" not in self.precisions:
             raise ValueError("qat trains for int8, which precisions does not hold; add int8 or leave qat out")

@@ -1,4 +1,4 @@
-"""The images that int8 and fp16 are calibrated on."""
+"""The images that int8 and fp16 are calibrated on, and those that they are held against."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def calibration_images(work: Workspace) -> list[np.ndarray]:
     count = min(work.deploy.calibration_images, len(split))
     chosen = np.random.default_rng(work.recipe.seed).permutation(len(split))[:count]
     return [split.gather(torch.tensor([int(i)]))[0].numpy() for i in sorted(chosen)]
+
+
+def held_out_images(work: Workspace) -> list[np.ndarray]:
+    """Return up to 64 validation images, of which no range is taken; each float32 (C, H, W)."""
+    return list(work.target.splits["val"].inputs(0, 64).numpy())

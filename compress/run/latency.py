@@ -24,41 +24,56 @@ from compress.prune.allocation import Limits, ranked
 from compress.recipe.schema import DeployRecipe, Recipe
 from compress.run.additive import AdditiveModel
 from compress.run.filling import Shipping, filled
-from compress.run.fitting import AGREE, FittedCut, LatencyFit, Target, floor_of
+from compress.run.fitting import AGREE, WITHIN, FittedCut, LatencyFit, Target, floor_of
 from compress.run.probes import Precision, placed_layers
 from compress.run.progress import Advance
 from compress.run.variants import exporting
+from deploy.bench.shipping import Runtime, Timed
 from deploy.engines import load_engine
 from deploy.exporting.lowering import lower
 from deploy.exporting.torch_to_onnx import export_onnx
-from deploy.latency.profile import Timer, time_files
+from deploy.latency.explain import explain_files
+from deploy.latency.profile import How, Job, Timer, time_files
 from deploy.latency.table import Table
 from deploy.quantization.int8 import int8_from_fp32
 from deploy.quantization.search import fastest_int8
 
-OPENVINO_SHARE = "openvino_time_of_onnxruntime"
-"""The figure in the ledger that says which runtime the bundle prefers."""
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
-def openvino_share(path: Path, image: np.ndarray, threads: int, rounds: int) -> float | None:
-    """Measure OpenVINO's time as a share of ONNX Runtime's, medians of rounds in turns; None where it is not installed.
+def timed_by_runtime(
+    files: Mapping[str, tuple[Path, float | None]], image: np.ndarray, threads: int, rounds: int
+) -> list[Timed]:
+    """Time each file on each runtime that is installed, all in turns against fp32 on ONNX Runtime.
 
     Args:
-        path: an ONNX file.
-        image: its input, shape (1, C, H, W).
+        files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
+        image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
     """
-    if find_spec("openvino") is None:
-        return None
+    runtimes = [name for name in RUNTIMES if name == "onnxruntime" or find_spec(name) is not None]
+    pairs = [(precision, runtime) for runtime in runtimes for precision in files]
     with ExitStack() as stack:
         engines = []
-        for runtime in ("onnxruntime", "openvino"):
-            engine = stack.enter_context(load_engine(path, runtime=runtime, threads=threads))
-            engine.name = runtime
+        for precision, runtime in pairs:
+            engine = stack.enter_context(load_engine(files[precision][0], runtime=runtime, threads=threads))
+            engine.name = f"{precision} {runtime}"
             engines.append(engine)
         (name,) = tuple(engines[0].inputs)
-        return deploy.benchmark(engines, {name: image}, reference="onnxruntime", rounds=rounds)[1].ratio_to_dense
+        records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
+    return [
+        Timed(precision=precision, runtime=runtime, share=record.ratio_to_dense or 1.0, accuracy=files[precision][1])
+        for (precision, runtime), record in zip(pairs, records, strict=True)
+    ]
+
+
+def timed_precision(deploy: DeployRecipe) -> Precision:
+    """Return the precision that a latency is measured in: what ships, for ``auto`` int8 where it is made."""
+    assert deploy.ship != "fp16"  # the recipe's own check refuses it
+    if deploy.ship == "auto":
+        return "int8" if "int8" in deploy.precisions else "fp32"
+    return deploy.ship
 
 
 def cache_path() -> Path:
@@ -96,8 +111,7 @@ class LatencyJob:
     @property
     def precision(self) -> Precision:
         """Return the precision that ships."""
-        assert self.deploy.ship != "fp16"  # the recipe's own check refuses it
-        return self.deploy.ship
+        return timed_precision(self.deploy)
 
     def shipping(self, dense: nn.Module | None) -> Shipping:
         """Return how the network will run; ``dense`` is what int8 keeps in fp32 is chosen by, None for nothing kept."""
@@ -208,34 +222,45 @@ def check_latency(recipe: Recipe, target: ImageData, model: nn.Module, trace: Tr
         raise RecipeError(f"prune.budget: {error}") from None
 
 
-def reached(recipe: Recipe, shipped: Path, dense: Path, timer: Timer = time_files) -> Mapping[str, Any]:
-    """Time what ships beside the dense network in the same precision, after training: ``share``, ``asked``, ``said``.
+def after_training(job: LatencyJob, teacher: nn.Module, shipped: Path) -> dict[str, Any]:
+    """Write the dense network as it would ship, time what ships beside it, and say where the time goes.
 
     Args:
-        recipe: with a latency.
+        job: what is asked for.
+        teacher: the dense network.
         shipped: the file that ships.
-        dense: the dense network as it would ship.
-        timer: what times files.
-    """
-    from deploy.latency.profile import How, Job
 
-    assert recipe.deploy is not None
-    how = How(runtime=recipe.deploy.runtime, threads=recipe.deploy.threads, rounds=20, min_seconds=2.0, agree=AGREE)
-    size = recipe.preprocessing.size
-    shapes: dict[str, tuple[int, ...]] = {"image": (1, 1 if recipe.preprocessing.mode == "L" else 3, *size)}
-    whole, cut = timer([Job(path=str(dense), shapes=shapes), Job(path=str(shipped), shapes=shapes)], how)
-    share, asked = cut.ms / whole.ms, Target.of(recipe.prune.budget).share_of(whole.ms)
+    Returns:
+        The measured ``share``, the one ``asked`` for, what is ``said`` of both, and the layers as ``explained``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        shipping = job.shipping(teacher)
+        dense = shipping.write(teacher, Path(folder) / "dense.onnx")
+        found = reached(job, shipped, dense)
+        layers = explain_files(
+            shipped,
+            dense,
+            runtime=shipping.runtime,
+            threads=shipping.threads,
+            shapes=shipping.shapes,
+            timer=job.timer,
+        )
+    named = layers.model_copy(update={"before": "dense", "after": shipped.name})
+    return {**found, "explained": named.model_dump(mode="json")}
+
+
+def reached(job: LatencyJob, shipped: Path, dense: Path) -> dict[str, Any]:
+    """Time what ships beside the dense network in the same precision: ``share``, ``asked`` and ``said``."""
+    how = How(runtime=job.deploy.runtime, threads=job.deploy.threads, rounds=20, min_seconds=2.0, agree=AGREE)
+    shape = (1, *job.example.shape[1:])
+    whole, cut = job.timer([Job(path=str(path), shapes={"image": shape}) for path in (dense, shipped)], how)
+    share, asked = cut.ms / whole.ms, Target.of(job.recipe.prune.budget).share_of(whole.ms)
     off = share / asked - 1
-    verdict = "within 5 % of it" if abs(off) <= 0.05 else f"{100 * abs(off):.0f} % {'above' if off > 0 else 'below'} it"
+    verdict = (
+        "within 5 % of it" if abs(off) <= WITHIN else f"{100 * abs(off):.0f} % {'above' if off > 0 else 'below'} it"
+    )
     said = (
-        f"After training the engine that ships takes {cut.ms:.3g} of the dense one's {whole.ms:.3g} ms, {share:.3f}; "
-        f"asked for {asked:.3f}: {verdict}, best of {len(cut.processes)} processes."
+        f"After training the engine that ships takes {cut.ms:.3g} of the dense one's {whole.ms:.3g} ms, "
+        f"{share:.3f}; asked for {asked:.3f}: {verdict}, best of {len(cut.processes)} processes."
     )
     return {"share": share, "asked": asked, "said": said}
-
-
-def after_training(job: LatencyJob, teacher: nn.Module, shipped: Path) -> Mapping[str, Any]:
-    """Write the dense network as it would ship and time what ships beside it; see ``reached``."""
-    with tempfile.TemporaryDirectory() as folder:
-        dense = job.shipping(teacher).write(teacher, Path(folder) / "dense.onnx")
-        return reached(job.recipe, shipped, dense, job.timer)

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from compress.errors import INTERRUPTED
+from deploy.engines.cores import usable_cores
 
 
 def launch(devices: int, arguments: Sequence[str]) -> int:
@@ -21,7 +22,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
 
     Each gets an equal share of the cores, unless ``OMP_NUM_THREADS`` says otherwise; each prints for itself.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
     # The process that failed says why in one sentence; the agent would add a page.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with TemporaryDirectory() as logs:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.errors import ArtifactError
 from compress.files import read_bytes, write_text
 from compress.validation import explain
+from deploy.bench.shipping import ShipDecision
 
 
 class Made(BaseModel):
@@ -64,7 +65,8 @@ class ModelEntry(BaseModel):
 class Outcome(BaseModel):
     """What a finished stage hands to the ledger.
 
-    ``metrics`` are its figures, ``models`` the networks that it made or measured, ``plan`` the figures of a cut.
+    ``metrics`` are its figures, ``models`` the networks that it made or measured, ``plan`` the figures of a cut,
+    ``shipping`` the one decision of what ships.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +75,7 @@ class Outcome(BaseModel):
     notes: tuple[str, ...] = ()
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
+    shipping: ShipDecision | None = None
 
 
 class Ledger(BaseModel):
@@ -98,6 +101,7 @@ class Ledger(BaseModel):
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
     test_images: int | None = None
+    shipping: ShipDecision | None = None
     made_by: dict[str, str] = {}
     notes: tuple[str, ...] = ()
 
@@ -130,7 +134,9 @@ class Ledger(BaseModel):
         )
         models = {model.name: model for model in (*self.models, *outcome.models)}
         plan = self.plan if outcome.plan is None else outcome.plan
-        update = {"stages": (*self.stages, entry), "models": tuple(models.values()), "plan": plan}
+        shipping = self.shipping if outcome.shipping is None else outcome.shipping
+        stages, networks = (*self.stages, entry), tuple(models.values())
+        update = {"stages": stages, "models": networks, "plan": plan, "shipping": shipping}
         return self.model_copy(update=update)
 
     def with_notes(self, notes: tuple[str, ...]) -> Ledger:

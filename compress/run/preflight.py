@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress import data, distill, prune
+from compress import artifact, data, distill, prune
 from compress.errors import PlanError, RecipeError
 from compress.prune import CRITERIA, Trace
 from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
-from compress.recipe.schema import Recipe
+from compress.recipe.schema import PreprocessingRecipe, Recipe
 from compress.run.cutting import plan_for
 from compress.run.latency import check_latency
 from compress.run.lineage import changed
@@ -99,6 +99,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     if recipe.transfer is not None:
         data.check(recipe.transfer, target.task, "transfer")
     data.check(recipe.distill, target.task, "distill")
+    check_preprocessing(recipe)
     example = target.example(2)
     model = teacher_of(recipe, target)
     names = [name for name, _ in model.named_parameters()]
@@ -117,6 +118,29 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
         scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task])
     if recipe.prune.budget.latency is not None:
         check_latency(recipe, target, model, trace)
+
+
+def check_preprocessing(recipe: Recipe) -> None:
+    """Hold the pixels that a saved network was trained on against those that it would get now; the size may differ.
+
+    Raises:
+        RecipeError: they differ, which would cost accuracy without a word.
+        ArtifactError: ``model.weights`` is a folder and no saved network.
+    """
+    folder = Path(recipe.model.weights or "")
+    if recipe.model.weights in (None, "DEFAULT") or not folder.is_dir():
+        return
+    own = artifact.describe(folder).preprocessing
+    asked = recipe.preprocessing.model_dump(mode="json")
+    missing = {name: field.default for name, field in PreprocessingRecipe.model_fields.items()}
+    for key in ("mode", "channels", "mean", "std"):
+        was, now = own.get(key, missing[key]), asked[key]
+        was, now = (list(one) if isinstance(one, list | tuple) else one for one in (was, now))
+        if own and was != now:
+            raise RecipeError(
+                f"preprocessing.{key} is {now}, and the network of model.weights, {folder}, was trained with {was}; "
+                f"take that, or name its {artifact.WEIGHTS} itself to start from it all the same."
+            )
 
 
 def _check_prune(recipe: Recipe, trace: Trace) -> None:

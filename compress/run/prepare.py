@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -135,10 +135,10 @@ def take_up(work: Workspace, ui: Ui) -> None:
         work.note(new)
 
 
-def _loaded(path: Path) -> Image.Image:
+def _loaded(path: Path, read: Callable[[Path], Image.Image] = preprocess.load) -> Image.Image:
     """Read an image as the bundle does; raise ImageError for what may be left out of a data set."""
     try:
-        return preprocess.load(path)
+        return read(path)
     except DeployError as error:
         raise ImageError(str(error)) from None
 
@@ -150,7 +150,7 @@ def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
 
 def reader_of(preprocessing: Preprocessing) -> ImageReader:
     """Return how images become inputs, by the functions that a bundle uses."""
-    return ImageReader(_loaded, preprocessing, partial(_seen, preprocessing))
+    return ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
 
 
 def join(recipe: Recipe, out: Path) -> Workspace:

@@ -92,6 +92,7 @@ def _figures(folder: Path) -> dict[str, Any]:
         "engines": engines,
         "test_accuracy": {name: entry["test_accuracy"] for name, entry in models.items()},
         "seconds": sum(stage["seconds"] for stage in ledger["stages"]),
+        "shipping": ledger.get("shipping"),
         "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")),
     }
 

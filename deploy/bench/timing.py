@@ -26,6 +26,7 @@ def benchmark(
     engines: Sequence[Engine],
     inputs: Feeds | Sequence[Feeds],
     *,
+    batch: int | None = None,
     reference: str | None = None,
     warmup: int = 20,
     rounds: int = 50,
@@ -40,7 +41,9 @@ def benchmark(
 
     Args:
         engines: open engines with distinct names.
-        inputs: what every engine is fed, or what each of them is, in their order; the first dimension is the batch.
+        inputs: what every engine is fed, or what each of them is, in their order, where their inputs differ in name,
+            size or type; a scalar among them is fed as it is.
+        batch: images of one run; by default the first dimension of the first input that has one.
         reference: the name of the engine that the ratios refer to; by default the first.
         warmup: untimed runs of each engine, at least two; more are made until its times settle.
         rounds: the least number of rounds.
@@ -70,8 +73,8 @@ def benchmark(
         seed=seed,
         progress=progress,
     )
-    batch = next(iter(_feeds_of(engines, inputs)[0].values())).shape[0]
-    return records_of([about(engine) for engine in engines], [sitting], reference=base_name, batch=batch, seed=seed)
+    rows = batch or _rows(_feeds_of(engines, inputs)[0])
+    return records_of([about(engine) for engine in engines], [sitting], reference=base_name, batch=rows, seed=seed)
 
 
 def sit(
@@ -100,17 +103,18 @@ def sit(
 
 
 def _feeds_of(engines: Sequence[Engine], inputs: Feeds | Sequence[Feeds]) -> list[Feeds]:
-    """Return what each engine is fed; refuse inputs without a batch, or with batches that differ."""
+    """Return what each engine is fed; refuse another number of feeds, or an empty one."""
     feeds = [inputs] * len(engines) if isinstance(inputs, Mapping) else list(inputs)
     if len(feeds) != len(engines):
         raise DeployError(f"There are inputs for {len(feeds)} engines and {len(engines)} to time; give one for each.")
-    for one in feeds:
-        if not all(getattr(value, "ndim", 0) for value in one.values()) or not one:
-            raise DeployError(f"Inputs with a batch are timed, and {sorted(one)} have none; export one with a batch.")
-    batches = {next(iter(one.values())).shape[0] for one in feeds}
-    if len(batches) > 1:
-        raise DeployError(f"Batches of {sorted(batches)} would be compared; feed all engines as many.")
+    if not all(feeds):
+        raise DeployError("An engine is fed nothing; feed every input of it.")
     return feeds
+
+
+def _rows(feed: Feeds) -> int:
+    """Return the first dimension of the first input that has one: a scalar has none."""
+    return next((int(value.shape[0]) for value in feed.values() if value.ndim), 1)
 
 
 def _orders(engines: int, rounds: int, seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundle.engines import engines_folder
+from deploy.bundle.fitting import check_predictable
 from deploy.bundle.signed import Trust, read_trusted, sign_engine, signature_of_engine
 from deploy.bundle.signing import read_private_key
 from deploy.engines.tensorrt.building import PRODUCTS, engine_from_onnx, import_api
@@ -45,24 +46,23 @@ def build_engine(
         cuda: ``cuda.bindings.runtime`` or an object with its functions; by default imported where it is needed.
 
     Raises:
-        DeployError: the bundle is damaged or not signed as asked, has no such model, or one that TensorRT would misread
-            (uint8) or refuses, its folder of engines lies elsewhere, or ``key`` holds no private key.
+        DeployError: the bundle is damaged, not signed as asked or cannot predict, has no such model, or one that
+            TensorRT misreads (uint8) or refuses, its engines lie elsewhere, or ``key`` holds no private key.
         MissingDependency: no builder is installed, or the GPU that it has to build on is missing.
     """
     folder = Path(bundle)
     private_key = None if key is None else read_private_key(key)
     manifest = read_trusted(folder, Trust(trusted_key))
+    check_predictable(folder, manifest)
     chosen = manifest.default if precision is None else precision
     if chosen not in manifest.models:
         raise DeployError(f"{folder} has no {chosen} model; it has {', '.join(sorted(manifest.models))}.")
     if largest < 1:
         raise DeployError(f"The largest batch is {largest}; give 1 or more.")
     source = manifest.tensorrt.get(chosen, manifest.models[chosen])
-    if out is None:
-        out = engines_folder(folder)
     made = engine_from_onnx(
         folder / source.file,
-        out,
+        engines_folder(folder) if out is None else out,
         target=target,
         profile=(1, 1, largest),
         runtime=runtime or _default_builder(target),

@@ -12,14 +12,18 @@ from PIL import Image, ImageOps
 
 from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
+from deploy.bundle.fitting import check_fit as _check_fit
+from deploy.bundle.fitting import compatible, expected_outputs
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
+from deploy.engines.cores import over_cores
 from deploy.errors import DeployError
 from deploy.processing import preprocess
 from deploy.processing.postprocess import DetectionDecoder, SegmentationDecoder
 
 _MAX_BATCH = 32
+_FIRST = "the first of several frames or pages"
 _UNSEEN = 255  # in a mask: a pixel that the network did not see
 
 
@@ -68,7 +72,7 @@ class Bundle(Engine):
         Args:
             path: the folder.
             precision: which model; by default the one that the bundle prefers, or that of an engine for the GPU here.
-            threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
+            threads: how many threads one run may use on a CPU; 0 takes as many as cores may be used here.
             runtime: a key of ``deploy.engines.ENGINES``; by default the best here.
             trust: whose signature the bundle and its engines need.
 
@@ -85,7 +89,8 @@ class Bundle(Engine):
         except DeployError:
             engine.close()
             raise
-        return cls(folder, manifest, engine, why)
+        crowded = over_cores(threads)
+        return cls(folder, manifest, engine, why if crowded is None else f"{why}; {crowded}")
 
     def predict(self, images: Sequence[str | Path | Image.Image], *, top: int = 5) -> list[dict[str, Any]]:
         """Predict what ``images``, files or Pillow images, show.
@@ -95,7 +100,8 @@ class Bundle(Engine):
             ``probability`` of the likeliest class, and ``top``: the ``top`` likeliest classes as such triples. For
             detection ``boxes``, likeliest first, each with ``class``, ``index``, ``score`` and ``box`` (left, top,
             right, bottom in pixels of the upright image). For segmentation ``mask``, uint8 (height, width) of the
-            upright image: the index of each pixel's class, 255 where the network saw nothing.
+            upright image: the index of each pixel's class, 255 where the network saw nothing. A ``note`` says where a
+            file holds several frames or pages, of which the first was read.
 
         Raises:
             DeployError: an image cannot be read, or the network returns what is no prediction, such as NaN.
@@ -108,18 +114,23 @@ class Bundle(Engine):
         found: list[dict[str, Any]] = []
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
-            opened = [_open(image) for image in part]
+            opened = [self._open(image) for image in part]
             outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
             self._check_outputs(outputs, len(part))
             rows = self._interpret(outputs, opened, top)
-            found += [{"file": _filename(image), **row} for image, row in zip(part, rows, strict=True)]
+            for image, upright, row in zip(part, opened, rows, strict=True):
+                said = {"note": _FIRST} if upright.info.get(preprocess.SEVERAL) else {}
+                found.append({"file": _filename(image), **row, **said})
         return found
+
+    def _open(self, image: str | Path | Image.Image) -> Image.Image:
+        return image if isinstance(image, Image.Image) else self.preprocessing.load(Path(image))
 
     def _check_outputs(self, outputs: Mapping[str, np.ndarray], images: int) -> None:
         """Refuse outputs that are no prediction: NaN, infinite boxes or masks, a wrong shape where one was free."""
-        for name, wanted in _outputs(self.manifest, list(outputs)).items():
+        for name, wanted in expected_outputs(self.manifest, list(outputs)).items():
             values = outputs[name]
-            if not _compatible(values.shape, (images, *wanted)) or 0 in values.shape[1:]:
+            if not compatible(values.shape, (images, *wanted)) or 0 in values.shape[1:]:
                 raise DeployError(
                     f"{self.name} gives {name!r} as {list(values.shape)} for {images} images; make the bundle again."
                 )
@@ -137,7 +148,9 @@ class Bundle(Engine):
         if isinstance(decoder, DetectionDecoder):
             visible = [self.preprocessing.visible_box(image) for image in images]
             decoded = decoder(*(outputs[name] for name in decoder.OUTPUTS))
-            return [self._boxes(one, area, decoder.size) for one, area in zip(decoded, visible, strict=True)]
+            sizes = [ImageOps.exif_transpose(image).size for image in images]
+            rows = zip(decoded, visible, sizes, strict=True)
+            return [self._boxes(one, area, decoder.size, upright) for one, area, upright in rows]
         values = next(iter(outputs.values()))
         if isinstance(decoder, SegmentationDecoder):
             if decoder.in_graph and not np.isin(values, np.arange(len(self.classes))).all():
@@ -146,11 +159,17 @@ class Bundle(Engine):
         return [self._top_classes(row, top) for row in values]
 
     def _boxes(
-        self, found: dict[str, np.ndarray], visible: tuple[float, float, float, float], size: tuple[int, int]
+        self,
+        found: dict[str, np.ndarray],
+        visible: tuple[float, float, float, float],
+        size: tuple[int, int],
+        upright: tuple[int, int],
     ) -> dict[str, Any]:
         left, top, right, bottom = visible
         scale = np.asarray([(right - left) / size[1], (bottom - top) / size[0]] * 2)
         places = found["boxes"] * scale + np.asarray([left, top] * 2)
+        if self.preprocessing.resize == "letterbox":  # a box may reach into the padding
+            places = places.clip(0, [*upright, *upright])
         if not np.isfinite(places).all() or not np.isin(found["labels"], np.arange(len(self.classes))).all():
             raise DeployError(f"{self.name} finds boxes or classes that do not exist; make the bundle again.")
         return {
@@ -163,6 +182,9 @@ class Bundle(Engine):
     def _mask(self, decoder: SegmentationDecoder, values: np.ndarray, image: Image.Image) -> np.ndarray:
         upright = ImageOps.exif_transpose(image)
         left, top, right, bottom = (round(edge) for edge in self.preprocessing.visible_box(image))
+        if self.preprocessing.resize == "letterbox":  # the padding is no part of the image
+            seen = decoder(values, (bottom - top, right - left))[0]
+            return seen[max(-top, 0) :, max(-left, 0) :][: upright.height, : upright.width]
         mask = np.full((upright.height, upright.width), _UNSEEN, np.uint8)
         if left < right and top < bottom:  # of a tiny image less than one pixel may be visible
             mask[top:bottom, left:right] = decoder(values, (bottom - top, right - left))[0]
@@ -197,61 +219,6 @@ def load(
     """Verify the bundle at ``path`` and load what runs it best on this machine; see ``Bundle.load`` and ``Trust``."""
     trust = Trust(trusted_key, engine_key, min_version, now)
     return Bundle.load(path, precision=precision, threads=threads, runtime=runtime, trust=trust)
-
-
-def _check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
-    """Refuse a bundle whose preprocessing or classes are not those of its network."""
-    inputs, outputs = list(engine.inputs.values()), list(engine.outputs.values())
-    want = manifest.preprocessing.shape
-    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and _compatible(inputs[0].shape, (None, *want))
-    if not fits:
-        raise DeployError(
-            f"{folder} prepares images as float32 {list(want)} but its network takes "
-            f"{', '.join(map(str, inputs)) or 'nothing'}; make the bundle again."
-        )
-    if inputs[0].shape[0] not in (None, 1):
-        raise DeployError(f"{folder} takes {inputs[0].shape[0]} images at once, always; export it with a free batch.")
-    decoder = manifest.postprocessing
-    if isinstance(decoder, DetectionDecoder):
-        _check_detector(folder, manifest, engine, decoder)
-        return
-    found = outputs[0] if outputs else "nothing"
-    if isinstance(found, str) or not _compatible(found.shape, (None, *_outputs(manifest, [""])[""])):
-        raise DeployError(
-            f"{folder} is for {manifest.task} and names {len(manifest.classes)} classes but its network gives {found}; "
-            "make the bundle again."
-        )
-
-
-def _check_detector(folder: Path, manifest: Manifest, engine: Engine, decoder: DetectionDecoder) -> None:
-    want = decoder.shapes(len(manifest.classes))
-    shapes = {name: spec.shape[1:] for name, spec in engine.outputs.items()}
-    if set(shapes) != set(want) or not all(_compatible(shapes[name], want[name]) for name in want):
-        raise DeployError(
-            f"{folder} decodes {want} for {len(manifest.classes)} classes but its network gives {shapes}; "
-            "make the bundle again."
-        )
-
-
-def _outputs(manifest: Manifest, names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
-    """Return the shape, without the batch, of each output that a prediction is read from.
-
-    Classes and masks are read from the first output.
-    """
-    decoder, known = manifest.postprocessing, len(manifest.classes)
-    if isinstance(decoder, DetectionDecoder):
-        return dict(decoder.shapes(known))
-    if isinstance(decoder, SegmentationDecoder):
-        return {names[0]: (None, None) if decoder.in_graph else (known, None, None)}
-    return {names[0]: (known,)}
-
-
-def _compatible(found: tuple[int | None, ...], want: tuple[int | None, ...]) -> bool:
-    return len(found) == len(want) and all(None in (a, b) or a == b for a, b in zip(found, want, strict=True))
-
-
-def _open(image: str | Path | Image.Image) -> Image.Image:
-    return image if isinstance(image, Image.Image) else preprocess.load(Path(image))
 
 
 def _filename(image: str | Path | Image.Image) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from deploy.bundle.fitting import check_predictable
 from deploy.bundle.manifest import ENGINES_FOLDER, MANIFEST, Manifest, read_manifest
 from deploy.bundle.signing import Signature, is_valid_signature, read_private_key, read_public_key, sign_bytes
 from deploy.engines.sidecar import sidecar_of
@@ -44,14 +45,16 @@ def sign(
         The path of the signature, ``manifest.json.sig`` in the bundle.
 
     Raises:
-        DeployError: the bundle is damaged, holds files that its manifest does not name, or the file holds no Ed25519
-            private key without a password.
+        DeployError: the bundle is damaged, cannot predict or holds files that its manifest does not name, or the file
+            holds no Ed25519 private key without a password.
         MissingDependency: the package cryptography is not installed.
     """
     folder = Path(bundle)
     private_key = read_private_key(Path(key))
     read: list[bytes] = []
-    _check_strangers(folder, read_manifest(folder, check=read.append))
+    manifest = read_manifest(folder, check=read.append)
+    _check_strangers(folder, manifest)
+    check_predictable(folder, manifest)
     (content,) = read  # the bytes that were checked
     if version is not None or expires is not None:
         content = _stamped(content, version, expires)

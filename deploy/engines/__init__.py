@@ -41,7 +41,7 @@ def load_engine(path: str | Path, *, threads: int = 1, runtime: str | None = Non
 
     Args:
         path: an ONNX file, or an engine of TensorRT or TensorRT-RTX.
-        threads: how many threads one run may use on a CPU; 0 lets the runtime choose.
+        threads: how many threads one run may use on a CPU; 0 takes as many as cores may be used here.
         runtime: a key of ``ENGINES``; by default the file's ending decides (``.onnx``: ONNX Runtime).
         sha256: the hash that the file's bytes must have.
 

@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from deploy.engines.cores import usable_cores
 from deploy.errors import DeployError
 from deploy.onnx.precision import precision_in_bytes
 
@@ -19,6 +20,9 @@ from deploy.onnx.precision import precision_in_bytes
 _SOURCE_LOCATION = re.compile(
     r"Exception from |Check '.*' failed at |FrontEnd API |Loading input model|Model wasn't |.*:$|$"
 )
+# ONNX Runtime puts a code before its messages, and C++ files, lines and signatures into them.
+_ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_CPP_PLACE = re.compile(r"\S*\.(?:cc|cpp|h|hpp):\d+ [^()]*\(")
 _MAX_MESSAGE = 500
 _MAX_THREADS = 1024
 
@@ -117,14 +121,15 @@ class Engine(Closeable):
                 raise DeployError(f"{self.name} was given {what} in input {key!r}; feed finite numbers.")
 
 
-def check_threads(threads: int) -> None:
-    """Refuse an invalid number of threads; a runtime would really try to start a million.
+def check_threads(threads: int) -> int:
+    """Return the number of threads, for 0 as many as cores may be used here: a runtime sees no container's quota.
 
     Raises:
-        DeployError: ``threads`` is no integer from 0 to 1024.
+        DeployError: ``threads`` is no integer from 0 to 1024; a runtime would really try to start a million.
     """
     if not isinstance(threads, int) or not 0 <= threads <= _MAX_THREADS:
-        raise DeployError(f"threads is {threads!r}; give 0 (let the runtime choose) to {_MAX_THREADS}.")
+        raise DeployError(f"threads is {threads!r}; give 0 (as many as the cores that may be used) to {_MAX_THREADS}.")
+    return threads or usable_cores()
 
 
 def precision_of(path: Path, content: bytes, metadata: Mapping[str, str]) -> str:
@@ -140,9 +145,27 @@ def precision_of(path: Path, content: bytes, metadata: Mapping[str, str]) -> str
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's message, without its final full stop and without source locations."""
+    """Return the first line of a library's message, without its final full stop and without source locations.
+
+    A long one ends at a word.
+    """
     lines = str(error).strip().splitlines()
     said = next(
         (line for line in lines if not _SOURCE_LOCATION.match(line)), lines[0] if lines else type(error).__name__
     )
-    return said.strip(".- ")[:_MAX_MESSAGE]
+    said = _without_source(said).strip(".- ")
+    return said if len(said) <= _MAX_MESSAGE else f"{said[:_MAX_MESSAGE].rpartition(' ')[0]} ..."
+
+
+def _without_source(said: str) -> str:
+    """Remove ONNX Runtime's error code, and a C++ file, line and signature, from within a message."""
+    said = _ORT_CODE.sub("", said)
+    found = _CPP_PLACE.search(said)
+    if found is None:
+        return said
+    depth, end = 0, found.end()
+    for end in range(found.end() - 1, len(said)):
+        depth += {"(": 1, ")": -1}.get(said[end], 0)
+        if depth == 0:
+            break
+    return (said[: found.start()] + said[end + 1 :].removeprefix(" const").lstrip()) or said

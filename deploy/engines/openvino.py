@@ -12,6 +12,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.errors import DeployError, MissingDependency
+from deploy.onnx.soundness import check_inputs
 from deploy.onnx.wire import read_model
 
 
@@ -20,7 +21,7 @@ class OpenVinoEngine(Engine):
 
     Args:
         path: an ONNX file.
-        threads: how many threads one run may use; 0 lets OpenVINO choose.
+        threads: how many threads one run may use; 0 takes as many as cores may be used.
         sha256: the hash that the file must have.
         profile: whether OpenVINO counts what each layer takes.
 
@@ -41,11 +42,11 @@ class OpenVinoEngine(Engine):
             ) from error
         # OpenVINO would try other formats on a file that is no ONNX, and complain on standard error.
         data, wire = read_model(path, sha256)
-        check_threads(threads)
+        check_inputs(path, data)
+        threads = check_threads(threads)
         # By default OpenVINO computes in bf16 where the CPU has it, whatever the file says.
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = str(threads)
+        options["INFERENCE_NUM_THREADS"] = str(threads)
         if profile:
             options["PERF_COUNT"] = "YES"
         try:

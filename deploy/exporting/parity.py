@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.engines.base import Engine
+from deploy.engines.signature import Example, batched, call, named_inputs, named_outputs
 from deploy.errors import DeployError
 from deploy.exporting.modes import evaluating
 
@@ -42,7 +43,7 @@ class NotFiniteError(DeployError):
 def parity(
     model: nn.Module,
     engine: Engine,
-    example: Tensor,
+    example: Example,
     batches: Sequence[int] = (1, 2, 7),
     seed: int = 0,
     inputs: Sequence[str] = ("real",),
@@ -51,8 +52,9 @@ def parity(
 
     Args:
         model: the module that the engine was made from.
-        engine: an open engine with one input.
-        example: (N, ...), real rows to draw from.
+        engine: an open engine.
+        example: (N, ...), real rows to draw from; or several inputs, as ``export_onnx`` takes them, of which those
+            without N, and those of whole numbers, are taken as they are.
         batches: the batch sizes to compare at.
         seed: of the rows drawn and of the noise.
         inputs: what is made of the rows first, keys of ``INPUTS``: as they are, or changed to be hard on an engine.
@@ -60,7 +62,8 @@ def parity(
     Returns:
         For each of ``inputs`` and each batch size the keys ``inputs``, ``batch``, ``max_relative_error`` (the largest
         difference over the largest magnitude of the model's output) and ``snr_db`` (signal to noise in decibels, at
-        most 200); where there are several outputs, those of the worst one.
+        most 200); where there are several outputs, those of the worst one. Outputs are matched by name where the
+        engine has those of a dict, else by their order.
 
     Raises:
         NotFiniteError: one of the two outputs is finite where the other is not.
@@ -69,27 +72,54 @@ def parity(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    source = example.detach().cpu()
+    sources = {name: tensor.detach().cpu() for name, tensor in named_inputs(model, example).items()}
+    if len(sources) != len(engine.inputs):
+        raise DeployError(f"{engine.name} takes {list(engine.inputs)} and the example holds {list(sources)}.")
+    named = set(sources) == set(engine.inputs)
+    has_batch = batched(sources)
     parameter = next(model.parameters(), None)
-    device = example.device if parameter is None else parameter.device
-    (name,) = engine.inputs
+    device = next(iter(sources.values())).device if parameter is None else parameter.device
     found: list[dict[str, Any]] = []
     with evaluating(model), torch.inference_mode():
         for kind, batch in itertools.product(inputs, batches):
-            rows = source[torch.randint(len(source), (batch,), generator=generator)]
-            noise = torch.randn(rows.shape, generator=generator) * (0.1 * source.std(correction=0).item() or 1.0)
-            feed = INPUTS[kind](rows + noise)
-            expected = model(feed.to(device))
-            values = engine.run({name: feed.numpy()})
+            length = next((len(sources[name]) for name, has in has_batch.items() if has), 1)
+            drawn = torch.randint(length, (batch,), generator=generator)
+            feeds = {
+                name: _feed(source, drawn, kind, generator) if has_batch[name] else source
+                for name, source in sources.items()
+            }
+            result = call(model, example, [feed.to(device) for feed in feeds.values()])
+            own = feeds if named else dict(zip(engine.inputs, feeds.values(), strict=True))
+            values = engine.run({name: np.asarray(feed.numpy()) for name, feed in own.items()})
             compared = [
-                _compare(reference.cpu().double().numpy(), values[output].astype(np.float64), engine.name, kind)
-                for reference, output in zip(
-                    expected if isinstance(expected, tuple) else (expected,), values, strict=False
-                )
+                _compare(reference.cpu().double().numpy(), value.astype(np.float64), engine.name, kind)
+                for reference, value in _paired(named_outputs(model, result), values, engine.name)
             ]
             error, snr = max(row["max_relative_error"] for row in compared), min(row["snr_db"] for row in compared)
             found.append({"inputs": kind, "batch": batch, "max_relative_error": error, "snr_db": snr})
     return found
+
+
+def _feed(source: Tensor, drawn: Tensor, kind: str, generator: Any) -> Tensor:
+    """Return the rows ``drawn`` with a little noise, changed as ``kind`` says; whole numbers as they are."""
+    import torch
+
+    rows = source[drawn]
+    if not rows.is_floating_point():
+        return rows
+    noise = torch.randn(rows.shape, generator=generator) * (0.1 * source.std(correction=0).item() or 1.0)
+    return INPUTS[kind](rows + noise)
+
+
+def _paired(
+    expected: Mapping[str, Tensor], values: Mapping[str, np.ndarray], name: str
+) -> list[tuple[Tensor, np.ndarray]]:
+    """Return each output of the model with the engine's."""
+    if set(expected) == set(values):
+        return [(tensor, values[key]) for key, tensor in expected.items()]
+    if len(expected) != len(values):
+        raise DeployError(f"{name} gives {list(values)} where the model gives {list(expected)}.")
+    return list(zip(expected.values(), values.values(), strict=True))
 
 
 def _inside(rows: Tensor) -> Tensor:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from deploy.errors import DeployError
+from deploy.processing.pixels import FORMATS, SEVERAL, load, opaque, to_eight_bits
+
+__all__ = ["FORMATS", "SEVERAL", "Interpolation", "Mode", "Preprocessing", "Resize", "load"]
 
 Mode = Literal["L", "RGB"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Resize = Literal["stretch", "shorter_side_center_crop", "letterbox"]
+Level = Annotated[int, Field(ge=0, le=255)]
 _CHANNELS = {"L": 1, "RGB": 3}
-
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What an image file may be, whatever its name says: Pillow would start Ghostscript for an EPS."""
-
-# What Pillow's decoders raise on damaged data.
-_DAMAGED = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-_MOST_PIXELS = 1 << 25  # what any file may hold: 100 MB as RGB
-_PIXELS_PER_BYTE = 32  # photographs have less than 10
 
 
 class Preprocessing(BaseModel):
@@ -43,10 +26,16 @@ class Preprocessing(BaseModel):
     Attributes:
         size: (height, width) in pixels of the array.
         mode: ``L`` for one grey channel, ``RGB`` for three.
-        mean: of each channel, subtracted after scaling to 0..1.
+        mean: of each channel, in the network's order, subtracted after scaling to 0..1.
         std: of each channel, the divisor after the subtraction.
         interpolation: the filter of the resize.
-        resize: ``stretch`` to ``size``, or ``shorter_side_center_crop``, which keeps the aspect ratio.
+        resize: ``stretch`` to ``size``; or keep the aspect ratio: ``shorter_side_center_crop`` fills ``size`` and cuts
+            what is over, ``letterbox`` shows the whole image in the middle of ``padding``.
+        channels: the order in which the network reads colours, ``RGB`` or ``BGR``.
+        background: red, green, blue from 0 to 255, behind what is transparent; None refuses such an image.
+        bits: how many bits of a file of 16 bits hold the picture, 9 to 16; None takes 16 and refuses a picture whose
+            numbers all lie below 4096, for it may be of 12.
+        padding: the grey level from 0 to 255 around an image in a letterbox.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +45,11 @@ class Preprocessing(BaseModel):
     mean: tuple[float, ...] = Field(default=(), validate_default=True)
     std: tuple[float, ...] = Field(default=(), validate_default=True)
     interpolation: Interpolation = "bilinear"
-    resize: Literal["stretch", "shorter_side_center_crop"] = "stretch"
+    resize: Resize = "stretch"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    background: tuple[Level, Level, Level] | None = None
+    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    padding: Level = 0
 
     @field_validator("size")
     @classmethod
@@ -77,30 +70,67 @@ class Preprocessing(BaseModel):
             raise ValueError(f"{info.field_name} is {value}; each has to be between {low:g} and {high:g}")
         return value
 
+    @model_validator(mode="after")
+    def _check_colours(self) -> Preprocessing:
+        if self.mode == "L" and self.channels != "RGB":
+            raise ValueError("channels is BGR, but mode L has one channel; leave channels out")
+        return self
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of the arrays, (C, H, W)."""
         return (_CHANNELS[self.mode], *self.size)
 
+    def load(self, path: Path) -> Image.Image:
+        """Read the image at ``path`` as the network is to see it: 8 bits a channel, nothing transparent.
+
+        Raises:
+            DeployError: it cannot be read, or what it shows depends on a key that is not stated.
+        """
+        return opaque(load(path, self.bits), self.background)
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Turn ``image``, of any mode and size, into a float32 array (C, H, W).
 
         Raises:
-            DeployError: its pixels have a mode without a fixed range (``I``, ``F``).
+            DeployError: its pixels have a mode without a fixed range (``I``, ``F``), or what they show depends on a key
+                that is not stated.
         """
-        height, width = self.size
-        upright = _expand_palette(ImageOps.exif_transpose(_to_eight_bits(image))).convert(self.mode)
-        pixels = np.asarray(
-            upright.resize((width, height), Image.Resampling[self.interpolation.upper()], box=self._box(upright)),
-            dtype=np.float32,
-        ).reshape(height, width, -1)
+        seen = opaque(to_eight_bits(image, self.bits), self.background)
+        pixels = self._resized(ImageOps.exif_transpose(seen).convert(self.mode)).astype(np.float32)
+        if self.channels == "BGR":
+            pixels = pixels[..., ::-1]
         mean = np.asarray(self.mean, dtype=np.float32)
         std = np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1))
 
+    def _resized(self, upright: Image.Image) -> np.ndarray:
+        """Return the pixels of ``size``, uint8 (H, W, C)."""
+        height, width = self.size
+        sampling = Image.Resampling[self.interpolation.upper()]
+        if self.resize != "letterbox":
+            return np.asarray(upright.resize((width, height), sampling, box=self._box(upright))).reshape(
+                height, width, -1
+            )
+        left, top, wide, high = self._inside(upright.width, upright.height)
+        pixels = np.full((height, width, _CHANNELS[self.mode]), self.padding, np.uint8)
+        inner = np.asarray(upright.resize((wide, high), sampling)).reshape(high, wide, -1)
+        pixels[top : top + high, left : left + wide] = inner
+        return pixels
+
     def visible_box(self, image: Image.Image) -> tuple[float, float, float, float]:
-        """Return the part of the upright ``image`` that the network sees: (left, top, right, bottom) in pixels."""
+        """Return the part of the upright ``image`` that fills the input: (left, top, right, bottom) in its pixels.
+
+        In a letterbox it reaches over the image's edges, by as much as the padding is wide.
+        """
         return self._box(ImageOps.exif_transpose(image))
+
+    def _inside(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return where an image of ``width`` x ``height`` lies in a letterbox: left, top, width, height in pixels."""
+        high, wide = self.size
+        scale = min(wide / width, high / height)
+        inner = max(1, min(wide, round(width * scale))), max(1, min(high, round(height * scale)))
+        return (wide - inner[0]) // 2, (high - inner[1]) // 2, *inner
 
     def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """Return the part of ``image`` that is kept: (left, top, right, bottom) in source pixels.
@@ -111,6 +141,10 @@ class Preprocessing(BaseModel):
         if self.resize == "stretch":
             return (0.0, 0.0, float(image.width), float(image.height))
         height, width = self.size
+        if self.resize == "letterbox":
+            x, y, wide, high = self._inside(image.width, image.height)
+            across, down = image.width / wide, image.height / high
+            return (-x * across, -y * down, (width - x) * across, (height - y) * down)
         scale = min(image.width / width, image.height / height)
         left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
         # A rounding error may exceed the edge by a hair, which Pillow refuses.
@@ -120,58 +154,3 @@ class Preprocessing(BaseModel):
             min(left + width * scale, float(image.width)),
             min(top + height * scale, float(image.height)),
         )
-
-
-def _expand_palette(image: Image.Image) -> Image.Image:
-    """Expand a palette with partly transparent colours, of which Pillow would warn; return other images as they are."""
-    return image.convert("RGBA") if isinstance(image.info.get("transparency"), bytes) else image
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip; refuse pixels without a fixed range."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        scaled = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        scaled.info.update(image.info)
-        scaled.getexif().update(image.getexif())
-        return scaled
-    if image.mode in ("I", "F"):
-        name = getattr(image, "filename", "") or "The image"
-        raise DeployError(f"{name} has pixels of mode {image.mode}, which have no fixed range; convert it to 8 bits.")
-    return image.convert("RGB") if image.mode == "LAB" else image
-
-
-def _check_pixels(image: Image.Image, path: Path) -> None:
-    """Refuse an image that would take far more memory than its file is large, before it is decoded."""
-    pixels, size = image.width * image.height, path.stat().st_size
-    if pixels > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
-        raise DeployError(
-            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
-            "opened safely; scale it down first."
-        )
-
-
-def load(path: Path) -> Image.Image:
-    """Read the whole image at ``path``.
-
-    Raises:
-        DeployError: the file is missing, is no image that Pillow knows, is truncated or is implausibly large.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DeployError(f"There is no image file at {path}; check the path.")
-    try:
-        with warnings.catch_warnings():
-            # Pillow's warnings (odd EXIF, many pixels) are harmless here or become errors below.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                _check_pixels(image, path)
-                image.load()
-                return _to_eight_bits(image)
-    except UnidentifiedImageError as error:
-        raise DeployError(
-            f"{path} is not an image of a format that is read ({', '.join(FORMATS)}); convert it to PNG."
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DeployError(f"{path} is too large to be opened safely ({error}); scale it down first.") from error
-    except _DAMAGED as error:
-        raise DeployError(f"{path} is a damaged image ({error}); replace the file.") from error

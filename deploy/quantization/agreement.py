@@ -15,8 +15,19 @@ from deploy.onnx.wire import scan
 AGREEMENT, SNR = "niwaki.int8_agreement", "niwaki.int8_snr_db"
 MIN_SNR_DB = 3.0
 """Below it the rounding is two thirds as large as what the network says, and no answer can be trusted."""
+GOOD_SNR_DB = 20.0
+"""From here on the rounding is a tenth of what the network says, or less."""
 _MAX_GAP_DB = 10.0
 _MAX_IMAGES = 64
+
+
+def grade(snr_db: float) -> str:
+    """Say in words what an int8 file of that signal to noise is."""
+    if snr_db >= GOOD_SNR_DB:
+        return "close to fp32"
+    if snr_db >= 10.0:
+        return f"far from fp32 (below {GOOD_SNR_DB:g} dB)"
+    return "a poor copy of fp32 (below 10 dB)"
 
 
 @dataclass(frozen=True)

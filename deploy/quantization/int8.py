@@ -38,6 +38,7 @@ def int8_from_fp32(
     keep_fp32: Sequence[str] = (),
     held_out: Sequence[np.ndarray] = (),
     min_snr_db: float | None = MIN_SNR_DB,
+    method: str = "fast",
 ) -> Path:
     """Write the int8 variant (QDQ) of the fp32 file ``src`` to ``dst``; its metadata is kept.
 
@@ -51,6 +52,7 @@ def int8_from_fp32(
         seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
         keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
         held_out: arrays of the same kind that the ranges are not taken from.
+        method: how the rounding is made up for, one of ``METHODS``.
         min_snr_db: the least signal to noise against fp32; None writes the file whatever it is worth.
 
     Raises:
@@ -60,7 +62,7 @@ def int8_from_fp32(
     """
     source = Calibrated.read(src, calibration, seed, "int8")
     others = Calibrated.read(src, held_out, seed, "int8").images if len(held_out) else []
-    nncf, options = _import_nncf(source.model, keep_fp32)
+    nncf, options = _import_nncf(source.model, keep_fp32, method)
     # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
     # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
     with quiet():
@@ -68,11 +70,16 @@ def int8_from_fp32(
             quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
         except Exception as error:  # the errors of NNCF and of the runtime it calibrates with share no base class
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+    _finish(quantised)
+    stated = _agreement(source, quantised, others, min_snr_db)
+    return source.write(quantised, dst, "int8", keep_fp32, stated)
+
+
+def _finish(quantised: onnx.ModelProto) -> None:
+    """Bring what NNCF gives, in place, into the form that both runtimes fuse."""
     shift_activations(quantised.graph)
     quantise_biases(quantised.graph)
     store_raw(quantised.graph)
-    stated = _agreement(source, quantised, others, min_snr_db)
-    return source.write(quantised, dst, "int8", keep_fp32, stated)
 
 
 def _agreement(
@@ -103,11 +110,14 @@ def int8_with_accuracy_control(
     max_drop: float = 0.01,
     seed: int = 0,
     keep_fp32: Sequence[str] = (),
+    held_out: Sequence[np.ndarray] = (),
+    min_snr_db: float | None = MIN_SNR_DB,
 ) -> Path:
     """Quantise as ``int8_from_fp32``, but return layers to fp32 until ``measure`` drops by no more than ``max_drop``.
 
     Args:
-        src, dst, calibration, seed, keep_fp32: as for ``int8_from_fp32``.
+        src, dst, calibration, seed, keep_fp32, held_out, min_snr_db: as for ``int8_from_fp32``, whose comparison with
+            fp32 and whose refusals are made here too.
         measure: returns the quality of an engine, positive and the higher the better, such as its accuracy on
             validation data.
         max_drop: how far the quality may lie below that of the fp32 file.
@@ -120,10 +130,8 @@ def int8_with_accuracy_control(
     if max_drop < 0:
         raise DeployError(f"max_drop is {max_drop}; give 0 or more.")
     source = Calibrated.read(src, calibration, seed, "int8")
-    with load_engine(source.path) as engine:
-        dense = float(measure(engine))
-    if dense <= 0:  # NNCF would divide by it
-        raise DeployError(f"The quality of {src} is {dense}; measure something that is above 0 for a good network.")
+    others = Calibrated.read(src, held_out, seed, "int8").images if len(held_out) else []
+    _check_quality(source.path, measure)
     nncf, options = _import_nncf(source.model, keep_fp32)
 
     def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
@@ -150,10 +158,17 @@ def int8_with_accuracy_control(
             raise
         except Exception as error:  # as above
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
-    shift_activations(quantised.graph)
-    quantise_biases(quantised.graph)
-    store_raw(quantised.graph)
-    return source.write(quantised, dst, "int8", keep_fp32)
+    _finish(quantised)
+    stated = _agreement(source, quantised, others, min_snr_db)
+    return source.write(quantised, dst, "int8", keep_fp32, stated)
+
+
+def _check_quality(path: Path, measure: Callable[[Engine], float]) -> None:
+    """Raise DeployError where the quality of the fp32 file, by which NNCF divides, is not positive."""
+    with load_engine(path) as engine:
+        dense = float(measure(engine))
+    if dense <= 0:
+        raise DeployError(f"The quality of {path} is {dense}; measure something that is above 0 for a good network.")
 
 
 def operators(model: onnx.ModelProto, kind: str) -> list[str]:
@@ -180,11 +195,34 @@ def _sums(nodes: list[onnx.NodeProto], constants: set[str]) -> list[str]:
     return [n.name for n in nodes if n.op_type in ("Add", "Mul", "Concat") and not constants & set(n.input)]
 
 
+def _gates(nodes: list[onnx.NodeProto], constants: set[str]) -> list[str]:
+    """Return the nodes from each pooled average to the product that it weighs, as squeeze-and-excitation has them."""
+    found: list[str] = []
+    for start, pool in enumerate(nodes):
+        if pool.op_type not in ("GlobalAveragePool", "ReduceMean"):
+            continue
+        inside, made = [pool.name], set(pool.output)
+        for node in nodes[start + 1 :]:  # in the order in which they are computed
+            if node.op_type not in _GATE or not made & set(node.input):
+                continue
+            if node.op_type == "Mul" and any(name not in made | constants for name in node.input):
+                found += [*inside, node.name] if len(inside) > 1 else []
+                break
+            inside.append(node.name)
+            made |= set(node.output)
+    return list(dict.fromkeys(found))
+
+
+_GATE = ("Conv", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Add", "Mul", "Div")
 KINDS: Mapping[str, Callable[[list[onnx.NodeProto], set[str]], list[str]]] = MappingProxyType(
-    {"depthwise": _depthwise, "first": _first, "sums": _sums}
+    {"depthwise": _depthwise, "first": _first, "sums": _sums, "gates": _gates}
 )
-"""Kinds of operators that are slower in int8 on some processors: depthwise and grouped convolutions, the first
-convolution, and those that join two branches."""
+"""Kinds of operators that are slower, or much less exact, in int8 on some processors: depthwise and grouped
+convolutions, the first convolution, those that join two branches, and squeeze-and-excitation."""
+METHODS: tuple[str, ...] = ("fast", "exact", "smooth")
+"""How NNCF makes up for the rounding: biases moved by averages estimated layer by layer (``fast``) or by those of the
+quantised network as it is built up (``exact``), and SmoothQuant of convolutions and products (Xiao et al., 2023) before
+the fast one (``smooth``)."""
 
 
 def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
@@ -201,8 +239,10 @@ def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
     return after
 
 
-def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """Import NNCF and return it with the options that every quantisation here uses."""
+def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str], method: str = "fast") -> tuple[Any, dict[str, Any]]:
+    """Import NNCF and return it with the options that every quantisation here uses, and those of a method."""
+    if method not in METHODS:
+        raise DeployError(f"There is no method {method!r}; choose among {', '.join(METHODS)}.")
     wanted = {name for kind in keep_fp32 for name in operators(model, kind) if name}
     names = sorted(wanted | set(_decoding(list(model.graph.node))))
     try:
@@ -216,8 +256,14 @@ def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> tuple[Any,
         "ignored_scope": nncf.IgnoredScope(names=names, validate=False) if names else None,
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
             # With activations per channel ONNX Runtime fuses no depthwise convolution.
-            activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
+            activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(
+                **({"convolution": 0.5, "matmul": 0.5} if method == "smooth" else {})
+            ),
         ),
+        "fast_bias_correction": method != "exact",
+        # Only for a transformer does NNCF smooth at all.
+        "model_type": nncf.ModelType.TRANSFORMER if method == "smooth" else None,
     }
 
 

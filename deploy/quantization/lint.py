@@ -13,12 +13,11 @@ import numpy as np
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet, read
-from deploy.quantization.agreement import Agreement
+from deploy.quantization.agreement import GOOD_SNR_DB, Agreement
 
 if TYPE_CHECKING:
     import onnx
 
-_GOOD_SNR_DB = 20.0
 _HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
@@ -55,9 +54,9 @@ def lint_qdq(path: Path) -> list[LintFinding]:
     for node in quantisers:
         found += _lint_quantiser(node, constants)
     stated = Agreement.read(path)
-    if stated is not None and stated.snr_db < _GOOD_SNR_DB:
+    if stated is not None and stated.snr_db < GOOD_SNR_DB:
         what = f"{stated.snr_db:.1f} dB against fp32, {100 * stated.agreement:.0f} % of the answers"
-        found.append(LintFinding(what, path.name, f"under {_GOOD_SNR_DB:g} dB: measure its accuracy before it ships"))
+        found.append(LintFinding(what, path.name, f"under {GOOD_SNR_DB:g} dB: measure its accuracy before it ships"))
     found += _find_islands(graph)
     return found + _find_unfused(path, graph)
 

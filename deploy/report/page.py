@@ -10,6 +10,7 @@ from typing import Any
 from deploy.report import units
 from deploy.report.evidence import built, proof, stages, widths
 from deploy.report.goals import render_goals
+from deploy.report.latency import render_latency
 from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, section
 from deploy.report.outcome import render_outcome, render_step_gains
 from deploy.report.reproduction import render_again
@@ -34,6 +35,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         render_step_gains(results),
         widths(results.plan()),
         render_sensitivity(results.plan()),
+        render_latency(results.plan()),
         stages(rows(results.ledger.get("stages"))),
         proof(results),
         built(results.records("built")),
@@ -171,6 +173,10 @@ def _machine(results: Results) -> Markup:
         for title, values in parts.items()
         if values
     ]
+    decided = mapping(results.ledger.get("shipping"))
+    if decided:
+        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(decided.get("runtime")), "")
+        lines.append(("Ships", f"{decided.get('precision')} on {where} first: {decided.get('reason')}"))
     notes = results.ledger.get("notes")
     if isinstance(notes, list | tuple) and notes:
         lines.append(("Notes", " ".join(map(str, notes))))

@@ -152,10 +152,11 @@ class Results:
         return self.test_images() if self.metric() == "accuracy" else None
 
     def final(self) -> Column:
-        """Return the network that ships: what the recipe names, where that was measured, else the distilled one."""
+        """Return the network that ships: by the ledger's decision, or in an older run by what the recipe names."""
         columns = {column.name: column for column in self.columns()}
         distilled, int8 = columns["distilled"], columns.get("int8")
-        ship = mapping(self.recipe.get("deploy")).get("ship")
+        decided = mapping(self.ledger.get("shipping")).get("precision")
+        ship = decided or mapping(self.recipe.get("deploy")).get("ship")
         if ship == "fp16":
             fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
             return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled

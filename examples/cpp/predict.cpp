@@ -2,7 +2,8 @@
 //
 // IMAGES.f32 holds prepared images, little-endian float32 (N, C, H, W) without a header: in Python,
 // `numpy.stack([bundle.preprocessing(image) for image in images]).tofile("images.f32")`; a program with its own decoder
-// does what the manifest's `preprocessing` says. Each output is printed as its name and shape, then a row an image.
+// does what the manifest's `preprocessing` says, as prepare.cpp shows. Each output is printed as its name and shape, then
+// a row an image.
 // Exit codes: 0 fine, 2 for a file that cannot be used.
 
 #include <algorithm>

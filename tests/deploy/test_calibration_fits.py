@@ -8,7 +8,7 @@ from deploy.onnx.metadata import Metadata
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.agreement import Agreement
 from deploy.quantization.half import fp16_from_fp32
-from deploy.quantization.int8 import int8_from_fp32
+from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control
 from deploy.quantization.lint import lint_qdq
 
 onnx = pytest.importorskip("onnx")
@@ -33,6 +33,19 @@ def test_pixels_where_normalised_images_belong_are_refused(files, images, tmp_pa
     with pytest.raises(DeployError, match=r"agrees with fp32 on \d+ % of the calibration's images at .* dB, below 99"):
         int8_from_fp32(files["fp32"], tmp_path / "y.onnx", list(images), min_snr_db=99)
     assert not (tmp_path / "y.onnx").exists()
+
+
+def test_number_4_a_file_under_accuracy_control_states_and_is_held_to_its_agreement(files, images, tmp_path):
+    def control(name, **options):
+        measured = int8_with_accuracy_control(
+            files["fp32"], tmp_path / name, list(images), lambda engine: 1.0, max_drop=0.5, **options
+        )
+        return Agreement.read(measured)
+
+    stated = control("x.onnx", held_out=list(images[:4]))
+    assert stated is not None and stated.snr_db > 15 and stated.agreement > 0.8
+    with pytest.raises(DeployError, match=r"of the calibration's images at .* dB, below 99"):
+        control("y.onnx", min_snr_db=99)
 
 
 @pytest.mark.parametrize("make", [int8_from_fp32, fp16_from_fp32])

@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploy
-from conftest import CLASSES
 from deploy.bench.records import Bench
 from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
 from deploy.processing.arrays import arrays_of
 
+CLASSES = tuple("abcde")
 PREPARED = {"size": (16, 16), "mode": "L", "mean": (0.5,), "std": (0.25,)}
 
 

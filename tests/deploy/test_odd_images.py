@@ -50,5 +50,7 @@ def test_a_scale_that_gives_no_numbers_is_refused(std):
 def test_a_palette_with_transparent_colours_is_read_in_silence(tmp_path):
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
     image.save(tmp_path / "palette.png", transparency=bytes([0, 16]))
-    pixels = Preprocessing(size=(8, 8), mode="L")(preprocess.load(tmp_path / "palette.png"))
-    assert np.array_equal(pixels, Preprocessing(size=(8, 8), mode="L")(image))
+    prepare = Preprocessing(size=(8, 8), mode="L", background=(0, 0, 0))
+    pixels = prepare(preprocess.load(tmp_path / "palette.png"))[0]
+    # The first two colours are 0 and 1 of 255; the second is 16 of 255 opaque on black.
+    assert np.array_equal(pixels.reshape(-1)[2:], np.arange(2, 64, dtype=np.float32) / 255) and pixels[0, 1] == 0

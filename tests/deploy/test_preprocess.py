@@ -35,8 +35,8 @@ def test_without_mean_and_std_values_are_zero_to_one():
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_any_mode_of_image_becomes_the_mode_asked_for(mode):
     source = Image.new(mode, (7, 5))
-    assert Preprocessing(size=(3, 4), mode="RGB")(source).shape == (3, 3, 4)
-    assert Preprocessing(size=(3, 4), mode="L")(source).shape == (1, 3, 4)
+    assert Preprocessing(size=(3, 4), mode="RGB", background=(0, 0, 0))(source).shape == (3, 3, 4)
+    assert Preprocessing(size=(3, 4), mode="L", background=(0, 0, 0))(source).shape == (1, 3, 4)
 
 
 @pytest.mark.parametrize("filter_name", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])

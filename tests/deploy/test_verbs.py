@@ -9,11 +9,11 @@ from PIL import Image
 
 import deploy
 from compress.cli import app
-from conftest import CLASSES
 from deploy.bench.comparing import compare
 from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
 
+CLASSES = tuple("abcde")
 PREPARED = {"size": (16, 16), "mode": "L", "mean": (0.5,), "std": (0.25,)}
 OPTIONS = ("--size", "16", "--mean", "0.5", "--std", "0.25")
 

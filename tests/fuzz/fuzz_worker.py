@@ -97,9 +97,9 @@ def carry_out(call: Callable[[Path], list[str] | None], folder: Path, watch: Wat
 
     whole = app.app
 
-    def work(*, args: list[str], standalone_mode: bool) -> int | None:
+    def work(*, args: list[str], **how: Any) -> int | None:
         told = call(folder)
-        return None if told is None else command().main(args=told, standalone_mode=standalone_mode)
+        return None if told is None else command().main(args=told, **how)
 
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     before, trace, code = others(watch.home, folder), "", None

@@ -23,8 +23,6 @@ EQUIVALENT = {
     "aten.sqrt_": {"never zero"},
     # Of the columns, which a direction over all of them holds.
     "aten._weight_norm_interface": {"always zero"},
-    # Of channels that are taken in steps a trial cut finds those that have to go together.
-    "aten.slice": {"does not rectangle"},
     # What nothing has been written into is neither.
     "aten.empty_like": {"never zero"},
     # Padded channels that nothing makes cannot go, and of those that meet others a trial cut finds the number fixed.

@@ -1,5 +1,6 @@
 """A latency in a recipe: through real files with planted times, refused before training, replaced from outside."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from compress.errors import RecipeError
 from compress.models.cifar_resnet import cifar_resnet
 from compress.recipe.loading import load_recipe
 from compress.run import latency
-from compress.run.latency import LatencyJob, check_latency, reached, within_latency
+from compress.run.latency import LatencyJob, after_training, check_latency, reached, within_latency
 from compress.run.probes import write_probe
 from compress.run.tracing import traced
+from deploy.latency.layers import LayerTime
 from deploy.latency.profile import Timing
 from deploy.latency.table import Table
 from deploy.onnx.wire_graph import parse_graph
+from deploy.report.latency import render_latency
 
 EXAMPLE = torch.rand(8, 1, 32, 32)
 
@@ -102,14 +105,31 @@ def test_what_ships_is_measured_again_after_training(tmp_path, job):
     times = {"dense.onnx": 4.0, "student.onnx": 2.2}
 
     def timer(jobs, how):
-        assert (how.runtime, how.threads) == ("openvino", 1)
+        assert (how.runtime, how.threads, how.agree) == ("openvino", 1, 0.03)
         return [Timing(path=j.path, ms=times[Path(j.path).name], processes=(1.0,) * 3) for j in jobs]
 
-    recipe = job("prune.budget.latency=0.5", "deploy.runtime=openvino").recipe
-    found = reached(recipe, tmp_path / "student.onnx", tmp_path / "dense.onnx", timer)
+    made = replace(job("prune.budget.latency=0.5", "deploy.runtime=openvino"), timer=timer)
+    found = reached(made, tmp_path / "student.onnx", tmp_path / "dense.onnx")
     assert found["share"] == pytest.approx(0.55) and "10 % above it" in found["said"]
     times["student.onnx"] = 2.05
-    assert "within 5 % of it" in reached(recipe, tmp_path / "student.onnx", tmp_path / "dense.onnx", timer)["said"]
+    assert "within 5 % of it" in reached(made, tmp_path / "student.onnx", tmp_path / "dense.onnx")["said"]
+
+
+@pytest.mark.heavy
+def test_the_report_says_where_the_time_goes(tmp_path, job, network):
+    made = job("prune.budget.latency=0.5")
+    small = made.write(network, tmp_path / "student.onnx")
+
+    def timer(jobs, how):
+        layers = LayerTime("a", "Conv", "Conv", "fp32", 1.0, ((1, 16, 8, 8), (16, 1, 3, 3)), ((1, 16, 8, 8),)).to_dict()
+        return [Timing(path=j.path, ms=2.0, processes=(2.0,), layers=(layers,)) for j in jobs]
+
+    found = after_training(replace(made, timer=timer), network, small)
+    (row,) = found["explained"]["rows"]
+    assert row["before_ms"] == row["after_ms"] == 1.0 and found["explained"]["before"] == "dense"
+    page = render_latency({"latency": found})
+    assert "Where the time goes" in page and "asked for 0.500" in page
+    assert render_latency({}) == ""
 
 
 # --- recipes

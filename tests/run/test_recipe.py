@@ -76,7 +76,11 @@ FAULTS = {
         "prune.budget.latency",
     ),
     "no fp32": (put("deploy", "precisions", ["int8"]), "deploy", "fp32"),
-    "ships what it does not make": (put("deploy", "precisions", ["fp32"]), "deploy", "ship"),
+    "ships what it does not make": (
+        lambda raw: raw["deploy"].update(precisions=["fp32"], ship="int8"),
+        "deploy",
+        "ship",
+    ),
     "a target that is none": (put("deploy", "rtx_targets", ["ampere"]), "deploy.rtx_targets", "ampere"),
     "an opset that is no number": (put("deploy", "opset", "highest"), "deploy.opset", "highest"),
     "a free size for TensorRT": (put("deploy", "dynamic_size", True), "deploy", "rtx_targets: []"),

@@ -147,7 +147,7 @@ def test_the_export_stage_says_what_each_precision_costs(out):
         assert 0 <= stage.metrics[f"val_accuracy_{name}"] <= 1
     assert stage.metrics["int8_time_of_fp32"] > 0
     said = next(note for note in stage.notes if note.startswith("int8: ") and " of the time of fp32" in note)
-    assert ("int8 is no faster here" in said) == (stage.metrics["int8_time_of_fp32"] > 1)
+    assert ("int8 is no faster than fp32" in said) == (stage.metrics["int8_time_of_fp32"] > 1)
 
 
 def test_the_log_is_one_json_document_a_line(out):

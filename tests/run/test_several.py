@@ -18,6 +18,7 @@ SHARES = (0.8, 0.5)
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("several")
+    cut = {"criterion": "l1", "reconstruct": False, "round_to": 1, "min_kept": 1}
     recipe = {
         "name": "digits",
         "model": {"factory": "niwaki:cifar_resnet", "arguments": {"depth": 8, "width": 4, "in_channels": 1}},
@@ -25,7 +26,7 @@ def home(tmp_path_factory):
         "preprocessing": {"size": [8, 8], "mode": "L", "mean": [0.3], "std": [0.4], "resize": "stretch"},
         "transfer": {"epochs": 4, "batch_size": 25, "lr": 0.1, "evaluations": 1},
         "twin": False,
-        "prune": {"budget": {"macs": list(SHARES)}, "round_to": 1, "min_kept": 1},
+        "prune": {**cut, "budget": {"macs": list(SHARES)}},
         "distill": {"epochs": 1, "batch_size": 25, "lr": 0.0001, "compare": [], "evaluations": 1},
         "deploy": None,
     }

@@ -21,11 +21,12 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
     """
     root = Path(recipe.path)
     where = find_splits(root, recipe.train, recipe.val, recipe.test)
-    train, classes = _listed(where.train)
+    unreadable = Unreadable(recipe.unreadable, root)
+    train, classes = _listed(where.train, unreadable)
     parts = {"train": train}
     for name, place in (("test", where.test), ("val", where.val)):
         if isinstance(place, Path):
-            parts[name], own = _listed(place)
+            parts[name], own = _listed(place, unreadable)
             if own != classes:
                 raise DataError(
                     f"{place} has the classes {', '.join(own)}, {where.train} has {', '.join(classes)}; give both the "
@@ -34,27 +35,34 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
         else:
             names = [where.train / one for one in classes]
             parts["train"], parts[name] = held_out(parts["train"], [k for _, k in parts["train"]], names, place)
-    unreadable, splits = Unreadable(recipe.unreadable, root), {}
+    splits = {}
     for name in ("train", "val", "test"):
         images, labels = read_all(parts[name], reader, unreadable, f"{root}, split {name},")
         splits[name] = Split(images, torch.tensor(labels), reader)
     if recipe.unlabelled is not None:
         folder = existing(root / recipe.unlabelled, "target.unlabelled")
-        found = [(path, -1) for path in sorted(folder.rglob("*")) if is_image(path)]
+        files = sorted(folder.rglob("*"))
+        unreadable.unread(files)
+        found = [(path, -1) for path in files if is_image(path)]
         images, labels = read_all(found, reader, unreadable, folder)
         splits["unlabelled"] = Split(images, torch.tensor(labels), reader)
     return ImageData(classes, splits, notes=(*where.notes, *unreadable.notes))
 
 
-def _listed(folder: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+def _listed(folder: Path, unreadable: Unreadable) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     existing(folder, "path and the names of the splits")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folder(s); put each class's images in its own folder.")
     items: list[tuple[Path, int]] = []
+    unreadable.unread(folder.iterdir())
     for label, name in enumerate(names):
-        own = sorted(p for p in (folder / name).rglob("*") if is_image(p))
+        files = sorted((folder / name).rglob("*"))
+        unreadable.unread(files)
+        own = [path for path in files if is_image(path)]
         if not own:
-            raise DataError(f"The class folder {folder / name} holds no image; add some, or remove the folder.")
+            held = sorted({path.suffix.lower() or "no ending" for path in files if path.is_file()})
+            other = f", only files of {', '.join(held)}" if held else ""
+            raise DataError(f"The class folder {folder / name} holds no image{other}; add some, or remove the folder.")
         items += [(path, label) for path in own]
     return items, tuple(names)

@@ -108,12 +108,12 @@ def image_masks(recipe: MasksData, reader: ImageReader, seed: int) -> ImageData:
     ids = None if recipe.ids is None else dict(sorted(recipe.ids.items()))
     classes = given or tuple(dict.fromkeys((ids or {}).values()))
     codes, unreadable = Codes(classes, recipe.ignored, ids), Unreadable(recipe.unreadable, root)
-    pairs = {"train": _pairs(root, recipe.train), "test": _pairs(root, recipe.test)}
+    pairs = {"train": _pairs(root, recipe.train, unreadable), "test": _pairs(root, recipe.test, unreadable)}
     if isinstance(recipe.val, float):
         folder, train = root / recipe.train.images, pairs["train"]
         pairs["train"], pairs["val"] = held_out(train, [0] * len(train), [folder], recipe.val)
     else:
-        pairs["val"] = _pairs(root, recipe.val)
+        pairs["val"] = _pairs(root, recipe.val, unreadable)
     splits, notes = {}, []
     for name in ("train", "val", "test"):
         sound = [(image, mask) for image, mask in pairs[name] if _mask_opens(mask, unreadable)]
@@ -191,9 +191,10 @@ def _named(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _pairs(root: Path, split: MaskSplit) -> list[tuple[Path, Path]]:
+def _pairs(root: Path, split: MaskSplit, unreadable: Unreadable) -> list[tuple[Path, Path]]:
     images = by_stem(existing(root / split.images, "the split's images"))
     masks = by_stem(existing(root / split.masks, "the split's masks"))
+    unreadable.unread((root / split.images).iterdir())
     if alone := sorted(set(images) ^ set(masks)):
         raise DataError(
             f"{root / split.images} and {root / split.masks} differ in {len(alone)} name(s) ({first(alone)}); give "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torchvision.models import get_model_weights
@@ -12,9 +11,9 @@ from torchvision.models import get_model_weights
 from compress.artifact import WEIGHTS
 from compress.recipe.schema import Recipe
 from compress.run.calibration import calibration_images
-from compress.run.latency import OPENVINO_SHARE
 from compress.run.ledger import Outcome
 from compress.run.progress import StageView
+from compress.run.stages.measure import decide
 from compress.run.variants import lowered_of, variants_of
 from compress.run.workspace import Workspace
 from deploy.bench.records import Bench
@@ -22,9 +21,6 @@ from deploy.bundle.calibration_summary import Calibration
 from deploy.bundle.manifest import Weights
 from deploy.files import sha256
 from deploy.processing.preprocess import Preprocessing
-
-MARGIN = 0.95
-"""OpenVINO goes first where it takes less than this of ONNX Runtime's time."""
 
 
 def bundle(work: Workspace, view: StageView) -> Outcome:
@@ -36,14 +32,12 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     variants = {v.precision: v for v in variants_of(recipe) if v.model == "student"}
     records = {r.name: r for r in bench.records}
     int8, signed = out / "deploy/student.int8.onnx", out / "deploy/student.int8.trt.onnx"
-    runtime, reason = preferred(work.ledger.figure(OPENVINO_SHARE))
-    if "runtime" in work.deploy.model_fields_set:
-        runtime, reason = work.deploy.runtime, "the recipe says so"
+    shipping = work.ledger.shipping or decide(work)  # ledgers of earlier versions hold no decision
     write_bundle(
         out / "bundle",
         BundleSpec(
             models={p: out / v.onnx for p, v in variants.items()},
-            default=work.deploy.ship,
+            default=shipping.precision,
             preprocessing=Preprocessing(**recipe.preprocessing.model_dump()),
             classes=work.target.classes,
             task=work.target.task,
@@ -58,9 +52,10 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
                 "settings": bench.settings,
                 "median_ms": {p: records[v.name].median_ms for p, v in variants.items()},
                 "ratio_to_dense": {p: records[v.name].ratio_to_dense for p, v in variants.items()},
+                "shipping": str(shipping),
             },
             provenance={"recipe": recipe.name, "seed": recipe.seed, "model": recipe.model.factory},
-            cpu_runtime=runtime,
+            cpu_runtime=shipping.runtime,
             tensorrt={"int8": signed} if "int8" in variants and signed.is_file() else {},
             calibration=Calibration.of(calibration_images(work), recipe.seed, int8) if "int8" in variants else None,
             licence=recipe.model.licence,
@@ -69,22 +64,8 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     )
     _write_samples(work)
     size = sum(f.stat().st_size for f in (out / "bundle").iterdir())
-    view.notes.append(f"{size / 1e6:.2f} MB, ships {work.deploy.ship}")
-    return Outcome(metrics={"bytes": float(size)}, notes=(f"cpu_runtime is {runtime}: {reason}",))
-
-
-def preferred(share: float | None) -> tuple[Literal["onnxruntime", "openvino"], str]:
-    """Choose which runtime goes first on a CPU, and say why.
-
-    Args:
-        share: OpenVINO's time of ONNX Runtime's for the shipped file; None where it was not measured.
-    """
-    if share is None:
-        return "onnxruntime", "OpenVINO was not measured"
-    said = f"OpenVINO takes {share:.2f} of ONNX Runtime's time"
-    if share < MARGIN:
-        return "openvino", said
-    return "onnxruntime", f"{said}, and {MARGIN:g} or more is no reason to leave what the figures were measured with"
+    view.notes.append(f"{size / 1e6:.2f} MB, ships {shipping.precision}")
+    return Outcome(metrics={"bytes": float(size)}, shipping=shipping)
 
 
 def _weights(recipe: Recipe) -> Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 import deploy
 from compress.artifact import WEIGHTS
 from compress.files import write_text
-from compress.run.calibration import calibration_images
+from compress.run.calibration import calibration_images, held_out_images
 from compress.run.evaluation import accuracy_of, accuracy_of_file
 from compress.run.ledger import Outcome
 from compress.run.progress import StageView
@@ -28,6 +29,7 @@ from deploy.files import sha256
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.agreement import grade
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
@@ -84,7 +86,9 @@ def export(work: Workspace, view: StageView) -> Outcome:
     write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
-        view.notes.append(f"int8 at {snr['int8']:.1f} dB")
+        said = f"int8 at {snr['int8']:.1f} dB, {grade(snr['int8'])}"
+        view.notes.append(said)
+        notes.append(f"{said}{_beside_fp32(metrics)}")
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
     return Outcome(metrics=metrics, notes=tuple(notes))
 
@@ -129,6 +133,14 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
     return rows
 
 
+def _beside_fp32(metrics: Mapping[str, float]) -> str:
+    """Say what int8 costs on validation data, where it was measured."""
+    int8, fp32 = (metrics.get(f"val_accuracy_{name}") for name in ("int8", "distilled"))
+    if int8 is None or fp32 is None:
+        return ""
+    return f": {100 * int8:.1f} % on validation data, {100 * fp32:.1f} % in fp32"
+
+
 def _about(work: Workspace, model: str) -> Metadata:
     """Return what the file says of itself, so that any copy of it can be held against the run that made it."""
     return Metadata(
@@ -141,10 +153,9 @@ def _about(work: Workspace, model: str) -> Metadata:
 
 def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     """Write the int8 file that is fastest here, and the signed one; return its time as a share of fp32's."""
-    recipe, images = work.recipe, calibration_images(work)
-    choice = fastest_int8(
-        fp32, path, images, seed=recipe.seed, threads=work.deploy.threads, runtime=work.deploy.runtime
-    )
+    recipe, images, held_out = work.recipe, calibration_images(work), held_out_images(work)
+    how: dict[str, Any] = {"threads": work.deploy.threads, "runtime": work.deploy.runtime}
+    choice = fastest_int8(fp32, path, images, seed=recipe.seed, held_out=held_out, **how)
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
     if (drop := work.deploy.accuracy_drop) is not None:
@@ -157,6 +168,7 @@ def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
             max_drop=drop,
             seed=recipe.seed,
             keep_fp32=choice.kept,
+            held_out=held_out,
         )
         signed_from_unsigned(path, signed)
     elif choice.kept:

@@ -12,14 +12,16 @@ import deploy
 from compress.files import read_bytes, write_text
 from compress.run.calibration import calibration_images
 from compress.run.evaluation import accuracy_of_file
-from compress.run.latency import OPENVINO_SHARE, LatencyJob, after_training, openvino_share
+from compress.run.latency import LatencyJob, after_training, timed_by_runtime, timed_precision
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.progress import StageView
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.run.workspace import Workspace
 from compress.train import TASKS, evaluate
 from deploy.bench.records import Bench, Record
+from deploy.bench.shipping import EQUAL, ShipDecision, choose
 from deploy.engines import load_engine
+from deploy.engines.cores import over_cores
 
 
 def test(work: Workspace, view: StageView) -> Outcome:
@@ -48,7 +50,7 @@ def test(work: Workspace, view: StageView) -> Outcome:
 
 
 def bench(work: Workspace, view: StageView) -> Outcome:
-    """Time every engine against the dense teacher in one sitting and write ``bench.json``."""
+    """Time every engine against the dense teacher in one sitting, write ``bench.json`` and decide what ships."""
     recipe, settings = work.recipe, work.deploy
     variants = variants_of(recipe)
     records = _timed(work, view, variants)
@@ -64,20 +66,37 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     )
     write_text(work.out / "bench.json", timed.to_json())
     metrics = {f"speedup_{r.name}": r.speedup or 0.0 for r in records}
-    shipped = next(v for v in variants if v.model == "student" and v.precision == settings.ship)
-    image = work.target.splits["val"].inputs(0, 1).numpy()
-    share = openvino_share(work.out / shipped.onnx, image, settings.threads, settings.rounds)
-    if share is not None:
-        metrics[OPENVINO_SHARE] = share
-    notes: tuple[str, ...] = ()
+    shipping = decide(work)
+    named = next(v.name for v in variants if v.model == "student" and v.precision == shipping.precision)
+    shown = next(r for r in records if r.name == named)
+    view.notes.append(f"{shown.name}: {shown.median_ms:.2f} ms, {shown.speedup:.2f}x the dense network")
+    crowded = over_cores(settings.threads)
+    notes = (f"The bundle {shipping}", *(() if crowded is None else (crowded,)))
+    plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
+        shipped = next(v for v in variants if v.model == "student" and v.precision == shipping.precision)
         found = after_training(job, work.load("teacher"), work.out / shipped.onnx)
         metrics |= {"latency_share": found["share"], "latency_asked": found["asked"]}
-        notes = (found["said"],)
-    last = records[-1]
-    view.notes.append(f"{last.name}: {last.median_ms:.2f} ms, {last.speedup:.2f}x the dense network")
-    return Outcome(metrics=metrics, notes=notes)
+        notes, plan = (*notes, found["said"]), {**(work.ledger.plan or {}), "latency": found}
+    return Outcome(metrics=metrics, shipping=shipping, notes=notes, plan=plan)
+
+
+def decide(work: Workspace) -> ShipDecision:
+    """Time the student's files on every runtime here and choose what ships, or keep to what the recipe asks for."""
+    settings = work.deploy
+    files = {
+        v.precision: (work.out / v.onnx, work.ledger.figure(f"val_accuracy_{v.name}"))
+        for v in variants_of(work.recipe)
+        if v.model == "student"
+    }
+    image = work.target.splits["val"].inputs(0, 1).numpy()
+    timed = timed_by_runtime(files, image, settings.threads, settings.rounds)
+    drop = EQUAL if settings.accuracy_drop is None else settings.accuracy_drop
+    # A latency was asked for, and the network cut, in one precision: that one ships.
+    asked = settings.ship if work.recipe.prune.budget.latency is None else timed_precision(settings)
+    runtime = settings.runtime if "runtime" in settings.model_fields_set else None
+    return choose(timed, asked, max_drop=drop, runtime=runtime)
 
 
 def _timed(work: Workspace, view: StageView, variants: Sequence[Variant]) -> list[Record]:

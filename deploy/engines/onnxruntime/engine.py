@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
 from deploy.errors import DeployError, MissingDependency
+from deploy.onnx.opsets import READS
 from deploy.onnx.wire import check_qdq, has_fp16_constants, read_model
 
 _PROVIDERS = {
@@ -29,12 +31,16 @@ _DTYPES = {
 }
 
 
+_NEW_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+_NEW_OPSET = re.compile(r"Opset (\d+) is under development")
+
+
 class OnnxRuntimeEngine(Engine):
     """An ONNX file on one of ONNX Runtime's providers, with every graph optimisation on.
 
     Args:
         path: an ONNX file.
-        threads: how many threads one run may use on the CPU; 0 lets ONNX Runtime choose.
+        threads: how many threads one run may use on the CPU; 0 takes as many as cores may be used.
         runtime: ``onnxruntime`` (the CPU), ``onnxruntime_cuda`` or ``onnxruntime_tensorrt``.
         sha256: the hash that the file must have.
         profile: where ONNX Runtime writes its profile of every run, as the beginning of a path; by default nowhere.
@@ -61,7 +67,7 @@ class OnnxRuntimeEngine(Engine):
             raise MissingDependency(
                 "The package onnxruntime cannot be imported here; get it with `pip install onnxruntime`."
             ) from error
-        check_threads(threads)
+        threads = check_threads(threads)
         data, wire = read_model(path, sha256)
         provider = _PROVIDERS[runtime]
         if provider not in ort.get_available_providers():
@@ -86,9 +92,8 @@ class OnnxRuntimeEngine(Engine):
         try:
             session = ort.InferenceSession(given, options, providers=[provider], disabled_optimizers=disabled)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise DeployError(
-                f"ONNX Runtime {ort.__version__} cannot load {path} ({first_line(error)}); export it again."
-            ) from error
+            said = _too_new(str(error), path) or f"cannot load {path} ({first_line(error)}); export it again."
+            raise DeployError(f"ONNX Runtime {ort.__version__} {said}") from error
         # A provider that finds no GPU leaves the network to the CPU with no more than a line in the log.
         if session.get_providers()[0] != provider:
             raise MissingDependency(
@@ -167,6 +172,21 @@ def _rewrite(data: bytes, *, fixed: bool) -> tuple[bytes, list[str], str | None]
         disabled.append("MatmulTransposeFusion")
         done.append("no MatmulTransposeFusion, which fp16 does not survive")
     return faster, disabled, ", ".join(done) or None
+
+
+def _too_new(message: str, path: Path) -> str | None:
+    """Say what to do about a file that is newer than the runtime; None for other errors."""
+    if (found := _NEW_FORMAT.search(message)) is not None:
+        return (
+            f"reads ONNX files of format {found[2]} at most, and {path} is of format {found[1]}; update ONNX Runtime, "
+            "or export the file for an older one."
+        )
+    if (found := _NEW_OPSET.search(message)) is not None:
+        return (
+            f"does not read operator set {found[1]}, of which {path} is; update ONNX Runtime, or export the file with "
+            f"an opset of at most {READS['onnxruntime'][1]}."
+        )
+    return None
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:

@@ -1,0 +1,113 @@
+"""Draw what an engine is timed on: seeded noise for each of its inputs, in a batch where they have one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deploy.engines.base import TensorSpec
+from deploy.errors import DeployError
+
+MOST_NUMBERS = 2_000_000_000
+"""Of an input that is timed: 8 GB in float32."""
+_COLOURS = (1, 3, 4)
+
+
+def has_batch(spec: TensorSpec) -> bool:
+    """Tell whether the first dimension of an input is a batch.
+
+    It is none of a scalar or a vector of fixed length, and none of one image: three fixed dimensions of which the first
+    or the last are its colours, as in ``float32[48, 64, 3]``.
+    """
+    if not spec.shape or spec.shape[0] is None:
+        return bool(spec.shape)
+    if len(spec.shape) == 3 and None not in spec.shape:
+        first, _, last = spec.shape
+        return not (last in _COLOURS or first == 3)
+    return len(spec.shape) > 1
+
+
+def noise(
+    inputs: Mapping[str, TensorSpec],
+    what: str,
+    batch: int | None,
+    *,
+    size: tuple[int, int] | None = None,
+    stated: Sequence[int] | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Return seeded noise for ``inputs``, and how many images or rows one run of it takes.
+
+    Args:
+        inputs: what an engine takes.
+        what: the engine's name, for errors.
+        batch: rows of a run; None takes what the engine's fixed batch is, else 1.
+        size: height and width where the engine leaves them open.
+        stated: the sizes of one image that its file states, (C, H, W); where neither is given, an open size is refused.
+        seed: of the noise.
+
+    Raises:
+        DeployError: an input takes no such batch, leaves a size open that nobody gave, or is too large to be timed.
+    """
+    feeds, rows = {}, {}
+    if not any(spec.shape for spec in inputs.values()):
+        said = ", ".join(f"'{name}' as {spec}" for name, spec in inputs.items()) or "nothing"
+        raise DeployError(f"{what} takes {said}, which is no batch of {batch or 1}; export it with a free batch.")
+    for name, spec in inputs.items():
+        shape = list(spec.shape)
+        if has_batch(spec):
+            rows[name] = shape[0] = _rows(name, spec, what, batch)
+        elif shape and shape[0] is not None and batch not in (None, 1) and not any(map(has_batch, inputs.values())):
+            raise DeployError(f"{what} takes '{name}' as {spec}: one image a run, and no batch; leave --batch out.")
+        feeds[name] = _drawn(_sizes(shape, name, what, size, stated), spec, name, what, seed)
+    if len(set(rows.values())) > 1:
+        raise DeployError(f"{what} takes batches of {rows} rows in one run; give --batch where they are free.")
+    return feeds, next(iter(rows.values()), 1)
+
+
+def _rows(name: str, spec: TensorSpec, what: str, batch: int | None) -> int:
+    fixed = spec.shape[0]
+    if fixed is not None and batch not in (None, fixed):
+        raise DeployError(f"{what} takes '{name}' as {spec}, which is no batch of {batch}; give --batch {fixed}.")
+    return fixed or batch or 1
+
+
+def _sizes(
+    shape: list[int | None], name: str, what: str, size: tuple[int, int] | None, stated: Sequence[int] | None
+) -> list[int]:
+    """Fill in the free sizes: height and width are the last two, or the two before the colours."""
+    if None not in shape:
+        return [one for one in shape if one is not None]
+    if size is not None:
+        last = len(shape) - 1 if shape[-1] is None or shape[-1] not in _COLOURS or len(shape) < 4 else len(shape) - 2
+        filled = list(shape)
+        for place, given in ((last - 1, size[0]), (last, size[1])):
+            if filled[place] is None:
+                filled[place] = given
+            elif filled[place] != given:
+                raise DeployError(
+                    f"{what} takes '{name}' with {filled[place]} where --size says {given}; leave it out."
+                )
+        shape = filled
+    elif stated is not None and len(stated) == len(shape) - 1:
+        shape = [one if one is not None else own for one, own in zip(shape, (None, *stated), strict=True)]
+    if None in shape:
+        said = ", ".join("any" if one is None else str(one) for one in shape)
+        raise DeployError(
+            f"{what} leaves the size of '{name}' open ([{said}]) and names no preprocessing; give --size HEIGHTxWIDTH."
+        )
+    return [one for one in shape if one is not None]
+
+
+def _drawn(shape: list[int], spec: TensorSpec, name: str, what: str, seed: int) -> np.ndarray:
+    """Return noise of the input's type; whole numbers are ones that an index or a mask may be: 0 and 1, bytes any."""
+    if math.prod(shape) > MOST_NUMBERS:
+        raise DeployError(f"{what} takes '{name}' as {spec}: {shape} is too large to be timed.")
+    rng, dtype = np.random.default_rng(seed), np.dtype(spec.dtype)
+    if dtype.kind in "iu":
+        return np.asarray(rng.integers(0, 256 if dtype == np.uint8 else 2, shape)).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
+    return np.asarray(rng.standard_normal(shape) if shape else 0.5).astype(dtype)

@@ -1,0 +1,42 @@
+"""Refuse an ONNX graph whose nodes lack inputs: OpenVINO ends the process on a convolution without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from deploy.errors import DeployError
+from deploy.onnx.wire_graph import parse_graph
+
+_LEAST: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "MatMul", "MatMulInteger", "Gemm"), 2),
+        **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gather", "Expand", "Tile"), 2),
+        **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Equal", "Greater", "Less", "OneHot"), 2),
+        **dict.fromkeys(("InstanceNormalization", "Where"), 3),
+        **dict.fromkeys(("BatchNormalization",), 5),
+        **dict.fromkeys(("QLinearConv", "QLinearMatMul"), 8),
+    }
+)
+"""How many inputs an operator needs, in every operator set."""
+_WHAT = {"Conv": "weights", "ConvTranspose": "weights", "BatchNormalization": "statistics"}
+
+
+def check_inputs(path: Path, data: bytes) -> None:
+    """Refuse the ONNX file ``data``, read from ``path``, where a node of its main graph lacks an input.
+
+    Raises:
+        DeployError: an operator has fewer inputs than it needs.
+    """
+    try:
+        graph = parse_graph(data)
+    except (ValueError, IndexError, TypeError) as error:
+        raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
+    for node in graph.nodes:
+        least = _LEAST.get(node.op_type, 0)
+        if len(node.inputs) < least or "" in node.inputs[:least]:
+            what = _WHAT.get(node.op_type, "an input that it needs")
+            raise DeployError(
+                f"{path} has a {node.op_type} without {what} ({', '.join(node.outputs)[:80]}); export the model again."
+            )

@@ -1,0 +1,157 @@
+"""Decode image files: 8 bits a channel, nothing transparent, the first of several frames, and never in silence."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from deploy.errors import DeployError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What an image file may be, whatever its name says: Pillow would start Ghostscript for an EPS."""
+SEVERAL = "niwaki.several"
+"""A key of ``Image.info`` of what was read as the first of several frames or pages."""
+
+# What Pillow's decoders raise on damaged data.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+_MOST_PIXELS = 1 << 25  # what any file may hold: 100 MB as RGB
+_PIXELS_PER_BYTE = 32  # photographs have less than 10
+_DOUBTFUL = 1 << 12  # numbers of 16 bits that are all smaller may be of 12 bits
+
+
+def load(path: Path, bits: int | None = None) -> Image.Image:
+    """Read the whole image at ``path``; of several frames or pages the first, with ``SEVERAL`` in its ``info``.
+
+    Args:
+        path: a file.
+        bits: how many of 16 bits hold the picture; None where nobody stated it.
+
+    Raises:
+        DeployError: the file is missing, is no image that Pillow knows, is truncated or is implausibly large, or its
+            16 bits may be fewer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DeployError(f"There is no image file at {path}; check the path.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's warnings (odd EXIF, many pixels) are harmless here or become errors below.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                _check_pixels(image, path)
+                several, halved = bool(getattr(image, "is_animated", False)), _is_halved(image)
+                image.load()
+                if halved:
+                    _check_halved(image, path, bits)
+                found = to_eight_bits(image, bits)
+    except UnidentifiedImageError as error:
+        raise DeployError(
+            f"{path} is not an image of a format that is read ({', '.join(FORMATS)}); convert it to PNG."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DeployError(f"{path} is too large to be opened safely ({error}); scale it down first.") from error
+    except _DAMAGED as error:
+        raise DeployError(f"{path} is a damaged image ({error}); replace the file.") from error
+    if several:
+        found.info[SEVERAL] = True
+    return found
+
+
+def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip; refuse pixels without a fixed range.
+
+    Args:
+        image: of any mode.
+        bits: as for ``load``.
+
+    Raises:
+        DeployError: the pixels have no fixed range, are larger than ``bits`` allow, or may be of fewer than 16 bits.
+    """
+    name = getattr(image, "filename", "") or "The image"
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        values = np.asarray(image).astype(np.uint32)
+        most = int(values.max(initial=0))
+        if bits is None and 0 < most < _DOUBTFUL:
+            raise DeployError(_doubt(name, f"numbers up to {most} in 16 bits"))
+        if most >= 1 << (bits or 16):
+            raise DeployError(f"{name} holds {most}, which {bits} bits cannot; state the right preprocessing.bits.")
+        # Whole steps, as if the low bits were cut off.
+        scaled = Image.fromarray((values >> ((bits or 16) - 8)).astype(np.uint8))
+        scaled.info.update(image.info)
+        scaled.getexif().update(image.getexif())
+        return scaled
+    if image.mode in ("I", "F"):
+        raise DeployError(f"{name} has pixels of mode {image.mode}, which have no fixed range; convert it to 8 bits.")
+    return image.convert("RGB") if image.mode == "LAB" else image
+
+
+def opaque(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
+    """Put a background of red, green and blue behind what is transparent; return an opaque image as it is.
+
+    Raises:
+        DeployError: something is transparent and there is no background: what lies under it is nobody's picture.
+    """
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    layers.info.pop("transparency", None)
+    if layers.getchannel("A").getextrema() == (255, 255):
+        found = layers.convert("L" if image.mode == "LA" else "RGB")
+    elif background is None:
+        name = getattr(image, "filename", "") or "The image"
+        raise DeployError(
+            f"{name} has transparent pixels, and preprocessing states no background to put behind them; state "
+            "background, such as [255, 255, 255], or save the image without transparency."
+        )
+    else:
+        behind = Image.new("RGBA", layers.size, (*background, 255))
+        found = Image.alpha_composite(behind, layers).convert("RGB")
+    found.info.update({key: value for key, value in image.info.items() if key != "transparency"})
+    found.getexif().update(image.getexif())
+    return found
+
+
+def _is_halved(image: Image.Image) -> bool:
+    """Tell, before it is decoded, whether a file holds colours of 16 bits, of which Pillow keeps the upper 8."""
+    tiles = getattr(image, "tile", ())
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3:]) for tile in tiles)
+
+
+def _check_halved(image: Image.Image, path: Path, bits: int | None) -> None:
+    extrema = [ends for ends in image.getextrema() if isinstance(ends, tuple)]
+    if bits not in (None, 16):
+        raise DeployError(
+            f"{path} holds colours in 16 bits, of which the upper 8 are read, and preprocessing states {bits} bits; "
+            "convert it to 8 bits."
+        )
+    colours = extrema[:-1] if image.mode in ("RGBA", "LA") else extrema
+    if bits is None and 0 < max(high for _, high in colours) < _DOUBTFUL >> 8:
+        raise DeployError(_doubt(str(path), "colours below 4096 in 16 bits"))
+
+
+def _doubt(name: str, what: str) -> str:
+    return f"{name} holds {what}, which may be a picture of 12 bits or a dark one; state preprocessing.bits, 12 or 16."
+
+
+def _check_pixels(image: Image.Image, path: Path) -> None:
+    """Refuse an image that would take far more memory than its file is large, before it is decoded."""
+    pixels, size = image.width * image.height, path.stat().st_size
+    if pixels > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
+        raise DeployError(
+            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
+            "opened safely; scale it down first."
+        )

@@ -1,0 +1,104 @@
+"""``bench`` across engines whose inputs differ; free sizes, scalars, images without a batch."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+import deploy
+from compress.cli.app import app
+from deploy.bench.noise import has_batch, noise
+from deploy.engines import load_engine
+from deploy.engines.base import TensorSpec
+from deploy.errors import DeployError
+
+KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+
+
+def network(path, name, shape, kind="float32", scalar=False):
+    """Write the sum of what is given, with a factor where ``scalar``."""
+    inputs = [helper.make_tensor_value_info(name, KINDS[kind], shape)]
+    nodes = [helper.make_node("Cast", [name], ["x"], to=TensorProto.FLOAT)]
+    if scalar:
+        inputs.append(helper.make_tensor_value_info("factor", TensorProto.FLOAT, []))
+        nodes.append(helper.make_node("Mul", ["x", "factor"], ["scaled"]))
+    nodes.append(helper.make_node("ReduceSum", ["scaled" if scalar else "x"], ["sum"], keepdims=1))
+    output = helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", inputs, [output])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def bench(*arguments):
+    done = CliRunner().invoke(app, ["bench", *map(str, arguments), "--rounds", "5", "--json"])
+    return done.exit_code, json.loads(done.stdout) if done.exit_code == 0 else str(done.exception or done.output)
+
+
+def test_number_12_engines_may_differ_in_name_size_and_type(tmp_path):
+    one = network(tmp_path / "a.onnx", "image", ["n", 3, 8, 8])
+    other = network(tmp_path / "b.onnx", "pixels", ["n", 16, 16, 3], "uint8")
+    code, found = bench(one, other, "--batch", 2)
+    assert code == 0 and [record["batch"] for record in found["records"]] == [2, 2]
+    assert found["settings"]["inputs"] == {
+        "a": "image float32[any, 3, 8, 8]", "b": "pixels uint8[any, 16, 16, 3]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "want"), [(["n", 3, "h", "w"], (1, 3, 20, 24)), (["n", "h", "w", 3], (1, 20, 24, 3))]
+)
+def test_number_12_a_size_fills_free_height_and_width(shape, want, tmp_path):
+    path = network(tmp_path / "free.onnx", "image", shape)
+    with load_engine(path) as engine:
+        feeds, rows = noise(engine.inputs, "free", None, size=(20, 24))
+        assert feeds["image"].shape == want and rows == 1
+        with pytest.raises(DeployError, match="give --size HEIGHTxWIDTH"):
+            noise(engine.inputs, "free", None)
+    assert bench(path, "--size", "20x24")[0] == 0
+    assert bench(path, "--size", "20")[0] == 2
+
+
+def test_number_12_a_scalar_input_is_timed(tmp_path):
+    path = network(tmp_path / "scaled.onnx", "image", ["n", 3, 8, 8], scalar=True)
+    code, found = bench(path, "--batch", 3)
+    assert code == 0 and found["records"][0]["batch"] == 3
+    assert found["settings"]["threads"] == 1
+
+
+def test_number_12_an_image_without_a_batch_is_one_image(tmp_path):
+    path = network(tmp_path / "hwc.onnx", "image", [48, 64, 3])
+    code, found = bench(path)
+    assert code == 0 and found["records"][0]["batch"] == 1 and found["settings"]["batch"] == 1
+    with load_engine(path) as engine, pytest.raises(DeployError, match="one image a run, and no batch"):
+        noise(engine.inputs, "hwc", 48)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [((None, 3, 8, 8), True), ((4, 3, 8, 8), True), ((48, 64, 3), False), ((3, 8, 8), False), ((), False),
+     ((7,), False), ((None,), True), ((1, 197, 768), True), ((None, 5), True)],
+)  # fmt: skip
+def test_number_12_what_a_batch_is(shape, batch):
+    assert has_batch(TensorSpec("float32", shape)) is batch
+
+
+def test_number_12_a_fixed_batch_is_taken_and_another_refused():
+    inputs = {"image": TensorSpec("float32", (4, 3, 8, 8))}
+    assert noise(inputs, "four", None)[1] == 4
+    with pytest.raises(DeployError, match="no batch of 2; give --batch 4"):
+        noise(inputs, "four", 2)
+    with pytest.raises(DeployError, match="too large to be timed"):
+        noise({"image": TensorSpec("float32", (None, 3, 40_000, 40_000))}, "large", 1)
+
+
+def test_number_12_each_engine_takes_its_own_inputs(tmp_path):
+    paths = [network(tmp_path / f"{k}.onnx", f"in{k}", ["n", 4 + k]) for k in range(2)]
+    with load_engine(paths[0]) as one, load_engine(paths[1]) as other:
+        feeds = [{"in0": np.ones((2, 4), np.float32)}, {"in1": np.ones((2, 5), np.float32)}]
+        records = deploy.benchmark([one, other], feeds, rounds=2, warmup=2, min_seconds=0)
+        assert [record.batch for record in records] == [2, 2]
+        with pytest.raises(DeployError, match="inputs for 1 engines and 2 to time"):
+            deploy.benchmark([one, other], feeds[:1])

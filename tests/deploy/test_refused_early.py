@@ -1,0 +1,126 @@
+"""What would fail later is refused before: convolutions without weights, bundles that cannot predict, other pixels."""
+
+import dataclasses
+import json
+import shutil
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import deploy
+from deploy.bundle.fitting import check_predictable
+from deploy.bundle.manifest import read_manifest
+from deploy.engines import load_engine
+from deploy.engines.base import first_line
+from deploy.errors import DeployError
+from deploy.quantization.agreement import grade
+
+
+def convolution(path, inputs):
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [helper.make_node("Conv", inputs, ["y"], kernel_shape=[1, 1])]
+    graph = helper.make_graph(nodes, "g", [image], [output])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("inputs", [["image"], ["image", ""], ["image", "lost"]], ids=["none", "empty", "unknown"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_number_14_a_convolution_without_weights_does_not_end_the_process(inputs, runtime, tmp_path):
+    path = convolution(tmp_path / "hollow.onnx", inputs)
+    with pytest.raises(DeployError) as caught:
+        load_engine(path, runtime=runtime)
+    assert "\n" not in str(caught.value) and "hollow.onnx" in str(caught.value)
+    if runtime == "openvino" and "lost" not in inputs:
+        assert "has a Conv without weights" in str(caught.value)
+
+
+@pytest.mark.parametrize(("format_", "opset", "says"), [(99, 18, "format 13|format 1"), (10, 99, "operator set 99")])
+def test_number_13_a_file_too_new_for_the_runtime_is_one_whole_sentence(format_, opset, says, tmp_path):
+    path = convolution(tmp_path / "new.onnx", ["image", "image"])
+    model = onnx.load(path)
+    model.ir_version, model.opset_import[0].version = format_, opset
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=says) as caught:
+        load_engine(path)
+    said = str(caught.value)
+    assert said.endswith(".") and "update ONNX Runtime" in said
+    assert not any(sign in said for sign in ("::", ".cc", ".h:", "std::", "[ONNXRuntimeError]"))
+
+
+def test_number_13_a_library_s_message_ends_at_a_word_and_without_its_source():
+    assert first_line(RuntimeError("/src/a/model.cc:25 void f(std::map<int, g(int)>, int) const No such thing.")) == (
+        "No such thing"
+    )
+    said = first_line(RuntimeError("word " * 200))
+    assert said.endswith("word ...") and len(said) <= 505
+    assert first_line(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : broken")) == "broken"
+
+
+def with_classes(bundle, count):
+    """Name another number of classes than the network has, as one who edits a manifest would."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["classes"] = [f"class {k}" for k in range(count)]
+    path.write_text(json.dumps(manifest))
+    return bundle
+
+
+def test_number_14_what_predict_refuses_is_neither_signed_nor_built(bundle_dir, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = tmp_path / "key.pem"
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(*plain))
+    whole = shutil.copytree(bundle_dir, tmp_path / "whole")
+    check_predictable(whole, read_manifest(whole))
+    assert deploy.sign(whole, key).is_file()
+    odd = with_classes(shutil.copytree(bundle_dir, tmp_path / "odd"), 3)
+    for refused in (lambda: deploy.load(odd), lambda: deploy.sign(odd, key), lambda: deploy.build_engine(odd)):
+        with pytest.raises(DeployError, match="names 3 classes but its network gives"):
+            refused()
+    assert not list(odd.glob("*.sig"))
+
+
+@dataclasses.dataclass
+class Saved:
+    preprocessing: dict
+
+
+def test_number_14_pixels_of_a_saved_network_are_held_against_the_recipe(tmp_path, monkeypatch):
+    from compress.errors import RecipeError
+    from compress.recipe.schema import PreprocessingRecipe
+    from compress.run import preflight
+
+    (tmp_path / "teacher").mkdir()
+    saved = {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "mode": "RGB"}
+    monkeypatch.setattr(preflight.artifact, "describe", lambda folder: Saved(saved))
+
+    @dataclasses.dataclass
+    class Model:
+        weights: str | None
+
+    @dataclasses.dataclass
+    class Asked:
+        model: Model
+        preprocessing: PreprocessingRecipe
+
+    def asked(weights, **changed):
+        keys = {"size": (64, 64), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **changed}
+        return Asked(Model(weights), PreprocessingRecipe(**keys))
+
+    folder = str(tmp_path / "teacher")
+    preflight.check_preprocessing(asked(folder))  # another size is no fault
+    for changed, said in (({"mean": (0.4, 0.5, 0.5)}, "mean"), ({"channels": "BGR"}, "channels")):
+        with pytest.raises(RecipeError, match=rf"preprocessing.{said} is .*was trained with"):
+            preflight.check_preprocessing(asked(folder, **changed))
+    preflight.check_preprocessing(asked(f"{folder}/model.safetensors", channels="BGR"))
+    preflight.check_preprocessing(asked("DEFAULT", channels="BGR"))
+
+
+@pytest.mark.parametrize(("snr", "said"), [(29.0, "close to fp32"), (16.0, "far from fp32"), (4.0, "a poor copy")])
+def test_number_14_an_int8_of_low_signal_to_noise_is_called_so(snr, said):
+    assert grade(snr).startswith(said)
