@@ -60,8 +60,7 @@ def predict(
     ) as engine:
         (found, bad), classes = _answers(engine, image_files(images)), engine.classes
     if as_json:
-        # A mask is an array: rows of class indices.
-        print(json.dumps(found, indent=1, default=lambda mask: mask.tolist()))
+        _print_json(found)
     else:
         for item in found:
             note = f" ({item['note']})" if "note" in item else ""
@@ -70,6 +69,22 @@ def predict(
         (first, why), *more = bad.items()
         others = f", nor have {', '.join(map(str, more))}" if more else ""
         raise DeployError(f"{first} has no answer ({str(why).rstrip('.')}){others}; the others have theirs.")
+
+
+def _print_json(found: Sequence[dict[str, Any]]) -> None:
+    """Print what was found as one JSON list; a mask, rows of class indices, a row a line, never as one text."""
+    print("[", end="")
+    for place, item in enumerate(found):
+        print("," if place else "")
+        rest = json.dumps({name: value for name, value in item.items() if name != "mask"}, indent=1)
+        if (mask := item.get("mask")) is None:
+            print(rest, end="")
+            continue
+        print(rest.removesuffix("\n}"), end=',\n "mask": [')
+        for row, values in enumerate(mask):
+            print(f"{',' if row else ''}\n  {json.dumps(values.tolist())}", end="")
+        print("\n ]\n}", end="")
+    print("\n]")
 
 
 def _answers(engine: Bundle, images: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[Path, DeployError]]:

@@ -8,10 +8,9 @@ from typing import Any
 from deploy.report.markup import Markup, details, facts, fill, join, section
 from deploy.report.view import Results, mapping, rows
 
-_COMMANDS = """\
-niwaki run recipe.yaml --out FOLDER
-niwaki gate FOLDER/bench.json --baseline {folder}bench.json
-niwaki report FOLDER"""
+_RUN = "niwaki run recipe.yaml --out FOLDER"
+_GATE = "niwaki gate FOLDER/bench.json --baseline THIS/bench.json"
+_REPORT = "niwaki report FOLDER"
 
 
 def render_again(results: Results, recipe_yaml: str) -> Markup:
@@ -37,7 +36,8 @@ def render_again(results: Results, recipe_yaml: str) -> Markup:
         if (parents := mapping(stage.get("made")).get("parents"))
     ]
     folded = details(f"SHA-256 of {len(files)} engines and {len(made)} stages", facts([*files, *made]))
-    commands = fill("<pre>{text}</pre>", text=_COMMANDS.format(folder="THIS/"))
+    # A run that lowers nothing has no times to be held to.
+    commands = fill("<pre>{text}</pre>", text="\n".join((_RUN, *([_GATE] if results.bench else []), _REPORT)))
     shown = join((commands, facts(lines), folded if files or made else ""))
     return section("Make it again", "recipe.yaml lies in the folder of the run.", shown)
 

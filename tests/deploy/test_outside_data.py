@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_signing import keys  # noqa: F401  (a fixture)
 
 import deploy
 from deploy.bundle.manifest import MANIFEST
@@ -83,7 +82,7 @@ def put_into(folder, model):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_bundle_whose_weights_lie_in_another_file_is_neither_signed_nor_loaded(place, bundle_dir, keys):  # noqa: F811
+def test_a_bundle_whose_weights_lie_in_another_file_is_neither_signed_nor_loaded(place, bundle_dir, keys):
     (keys / "made").mkdir()
     put_into(bundle_dir, write_model(keys / "made" / "m.onnx", place))
     for refuse in (

@@ -68,7 +68,7 @@ def start(home: Path, fault: str, *arguments: object, out: Path | str = "out", e
 
 def ended(home: Path, fault: str, *arguments: object, **options: Any):
     """The same, when it is over."""
-    return processes.finished(start(home, fault, *arguments, **options))
+    return processes.finished(start(home, fault, *arguments, **options), timeout=3600)
 
 
 def result(out: Path) -> dict[str, Any]:

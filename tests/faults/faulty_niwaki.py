@@ -20,19 +20,23 @@ from torch.utils.data import dataloader
 
 from compress.cli import app
 from compress.run import runner
+from compress.run.stages import STAGES
 from compress.train import checkpoint
 from compress.train.tasks import TASKS
 
 AT = Path("at")
-"""Where the stage at work stands while it is at work."""
+"""Where the name of the stage stands in which it goes wrong, once it was begun."""
 
 
 def in_stage(wanted: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
-    """Call one function before a stage, or the preparations or the report, and another after it."""
-    do, prepare = runner._do, runner.prepare
+    """Call one function before a stage, or the preparations or the report, and another after it.
+
+    Where that stage was done before, the next one takes its place.
+    """
+    do, prepare, order = runner._do, runner.prepare, ("prepare", *(stage.name for stage in STAGES), "report")
 
     def around(name: str, work: Callable[..., Any], *given: Any) -> Any:
-        if name != wanted:
+        if order.index(name) < order.index(wanted) or AT.exists():
             return work(*given)
         AT.write_text(name)
         begin()
@@ -170,6 +174,7 @@ if __name__ == "__main__":
     place = sys.argv.index("--")
     # Every step leaves its state, so that what fails falls between two of them, or into the writing.
     checkpoint.Checkpoints.__init__.__defaults__ = (0.0,)
+    AT.unlink(missing_ok=True)
     FAULTS[sys.argv[1]](*sys.argv[2:place])
     sys.argv = ["niwaki", *sys.argv[place + 1 :]]
     app.main()

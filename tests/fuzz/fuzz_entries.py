@@ -93,6 +93,7 @@ class Entry:
         seal: mends the hashes that would end most cases at once.
         also: exit codes that are no fault.
         share: of the cases, where another has 1: less for what takes long.
+        anew: whether its process is a new one and not forked.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Entry:
     seal: Callable[[Path], None] | None = None
     also: tuple[int, ...] = ()
     share: float = 1.0
+    anew: bool = False
 
     def seeds(self, home: Path) -> list[bytes]:
         """The real files of this form, the one that lies in the folder first."""
@@ -143,6 +145,7 @@ ENTRIES = (
         "detector",
         seal_models,
         share=0.3,
+        anew=True,
     ),
     Entry("onnx", "timed", "model.onnx", "onnx", "run", share=0.2),
     Entry("onnx-package", "parsed", "model.onnx", "onnx", "run"),

@@ -11,6 +11,8 @@ import json
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,14 +49,22 @@ class Watched:
         seconds: of the processor, that a case may take.
         waiting: of the clock, that it may sleep.
         memory: bytes that a case may add.
+        anew: whether it is a new process and not a forked one, in which OpenVINO does not always go on.
     """
 
     def __init__(
-        self, home: Path, *, seconds: float = MOST_SECONDS, waiting: float = MOST_WAITING, memory: int = MOST_BYTES
+        self,
+        home: Path,
+        *,
+        seconds: float = MOST_SECONDS,
+        waiting: float = MOST_WAITING,
+        memory: int = MOST_BYTES,
+        anew: bool = False,
     ) -> None:
+        self.anew = anew
         self.home, self.seconds, self.waiting, self.memory = home, seconds, waiting, memory
         self.begun = 0  # processes so far
-        self._worker: processes.Started | None = None
+        self._worker: processes.Started | subprocess.Popen | None = None
         self._cases = 0
         self.peak, self.longest, self.used = 0, 0.0, 0.0
 
@@ -82,7 +92,7 @@ class Watched:
                 return Verdict(what, f"{used:.1f} s of the processor, {added >> 20} MiB added", used, added)
         self.peak, self.longest, self.used = max(self.peak, added), max(self.longest, used), self.used + used
         if ended is not None:
-            said = self._worker.communicate(60)[1][-500:]
+            said = (self._worker.communicate(timeout=60)[1] or "")[-500:]
             self._worker = None
             return Verdict(f"the process ends by itself ({_ending(ended)})", said, used, added)
         answer = json.loads(held)
@@ -94,14 +104,14 @@ class Watched:
             for pid in [*_below(self._worker.pid)][::-1]:
                 os.kill(pid, signal.SIGKILL)
             self._worker.send_signal(signal.SIGKILL)
-            self._worker.communicate(60)
+            self._worker.communicate(timeout=60)
             self._worker = None
 
     def _start(self) -> None:
         self.stop()
         self.begun += 1
         self._cases = 0
-        pipes = [self.home / f".{name}-{self.begun}" for name in ("asking", "answers")]
+        pipes = [self.home / f".{name}-{self.begun}{self.anew}" for name in ("asking", "answers")]
         for pipe in pipes:
             os.mkfifo(pipe)
         # Opened for both, a pipe waits for no other end.
@@ -109,10 +119,16 @@ class Watched:
         room = self.home / ".tmp"
         room.mkdir(exist_ok=True)
         told = processes.ENVIRONMENT | {"TMPDIR": str(room), "NIWAKI_TRUST": "", "HOME": str(room)}
-        self._worker = processes.started(*pipes, self.home, cwd=self.home, script=WORKER, env=told)
-        end = time.monotonic() + 120
+        if self.anew:
+            command = [sys.executable, WORKER, *pipes, self.home]
+            told["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+            nowhere = subprocess.DEVNULL
+            self._worker = subprocess.Popen(command, cwd=self.home, env=told, stdout=nowhere, stderr=nowhere)
+        else:
+            self._worker = processes.started(*pipes, self.home, cwd=self.home, script=WORKER, env=told)
+        end = time.monotonic() + 900
         while not select.select([self._answers], [], [], 0.01)[0]:
-            assert self._worker.poll() is None, self._worker.communicate(60)[1]
+            assert self._worker.poll() is None, self._worker.communicate(timeout=60)[1]
             assert time.monotonic() < end, "the process does not get ready"
         assert os.read(self._answers, 100) == b"ready\n"
 

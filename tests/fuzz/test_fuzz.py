@@ -40,19 +40,20 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(home):
-    watched = Watched(home)
-    yield watched
-    watched.stop()
+    """The processes that carry out cases: forked, and new ones."""
+    both = {anew: Watched(home, anew=anew) for anew in (False, True)}
+    yield both
+    for one in both.values():
+        one.stop()
 
 
 @pytest.fixture(autouse=True)
-def counted(watched, record_property):
+def counted(watched):
+    """Says, where a test's output is shown (``-rA``), what the cases so far took."""
     yield
-    record_property("most added MiB", watched.peak >> 20)
-    record_property("longest s", round(watched.longest, 2))
-    print(
-        f"{watched.used:.1f} s of the processor so far, at most {watched.longest:.1f} s, {watched.peak >> 20} MiB added"
-    )
+    used, longest = sum(w.used for w in watched.values()), max(w.longest for w in watched.values())
+    added = max(w.peak for w in watched.values()) >> 20
+    print(f"{used:.1f} s of the processor so far, at most {longest:.1f} s and {added} MiB for a case")
 
 
 def counted_for(entry: Entry, cases: int) -> int:
@@ -71,7 +72,7 @@ def cases(entry: Entry, home: Path, count: int, seed: int) -> list[bytes]:
     return found
 
 
-def tried(entry: Entry, content: bytes, home: Path, watched: Watched) -> Verdict:
+def tried(entry: Entry, content: bytes, home: Path, watched: dict[bool, Watched]) -> Verdict:
     """Put a case in its file's place, and the file back."""
     folder = home / entry.name
     path = folder / entry.file
@@ -82,13 +83,13 @@ def tried(entry: Entry, content: bytes, home: Path, watched: Watched) -> Verdict
             about = folder / SEALS[entry.seal]
             before[about] = about.read_bytes()
             entry.seal(folder)
-        return watched.run(f"fuzz_calls:{entry.call}", entry.name, entry.also)
+        return watched[entry.anew].run(f"fuzz_calls:{entry.call}", entry.name, entry.also)
     finally:
         for file, held in before.items():
             file.write_bytes(held)
 
 
-def fuzz(entry: Entry, home: Path, watched: Watched, count: int, seed: int) -> None:
+def fuzz(entry: Entry, home: Path, watched: dict[bool, Watched], count: int, seed: int) -> None:
     for number, content in enumerate(cases(entry, home, count, seed)):
         verdict = tried(entry, content, home, watched)
         if verdict.fault is None:

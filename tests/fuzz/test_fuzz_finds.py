@@ -1,6 +1,9 @@
 """What the fuzzer found, by name."""
 
 import json
+import tracemalloc
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import fuzz_calls
 import numpy as np
@@ -11,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from compress.cli.bundle import _print_json
 from compress.cli.common import say
 from compress.errors import ArtifactError, said_by
 from compress.sparse.storage import load_sparse
@@ -89,3 +93,21 @@ def test_a_graph_that_takes_what_nothing_makes_is_refused(takes, returns, runtim
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(DeployError, match=r"takes '(elsewhere|y)', which nothing in it makes"):
         load_engine(tmp_path / "m.onnx", runtime=runtime)
+
+
+def test_a_large_mask_is_printed_row_by_row(capsys):
+    mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    found = [{"file": "a.png", "mask": mask}, {"file": "b.png", "class": "c"}, {"file": None, "mask": mask[:1]}]
+    _print_json(found)
+    said = json.loads(capsys.readouterr().out)
+    assert said == [{**one, "mask": one["mask"].tolist()} if "mask" in one else one for one in found]
+    _print_json([])
+    assert json.loads(capsys.readouterr().out) == []
+    nowhere = SimpleNamespace(write=len, flush=lambda: None)
+    tracemalloc.start()
+    try:
+        with redirect_stdout(nowhere):
+            _print_json([{"file": "a.png", "mask": np.zeros((1000, 1000), np.uint8)}])
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
