@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def collect(store: Path, sittings: int) -> None:
             return
 
 
+@cache
 def bench_of(path: Path, chosen: tuple[int, ...]) -> Bench:
     """Return the record of one sitting, of the engines at ``chosen`` among the five, under the plain names."""
     stored = np.load(path)
@@ -139,18 +141,18 @@ def bench_of(path: Path, chosen: tuple[int, ...]) -> Bench:
 CASES = {"unchanged": (0, 1, 2), "small slowed": (0, 3, 2), "openvino slowed": (0, 1, 4)}
 
 
-def judge(store: Path, tolerance: float) -> dict[str, object]:
-    """Judge each sitting against the one before it, and say how often each case failed, and after how many repeats."""
+def judge(store: Path, tolerance: float, back: int) -> dict[str, object]:
+    """Judge each sitting against the ``back``-th before it: how often each case failed, and after how many repeats."""
     paths = sorted(store.glob("[0-9]*.npz"))
     failed = dict.fromkeys(CASES, 0)
     repeats = dict.fromkeys(CASES, 0)
     why: list[str] = []
     first: dict[str, int] = dict.fromkeys(CASES, 0)
     loads, shares = [], []
-    for place in range(1, len(paths)):
-        past = bench_of(paths[place - 1], CASES["unchanged"])
+    for place in range(back, len(paths)):
+        past = bench_of(paths[place - back], CASES["unchanged"])
         for case, chosen in CASES.items():
-            later = itertools.chain(range(place + 1, len(paths)), range(place - 1))
+            later = itertools.chain(range(place + 1, len(paths)), range(place - back))
             again = (bench_of(paths[index], chosen) for index in later)
             now = bench_of(paths[place], chosen)
             found = gate_again(now, lambda b, past=past: gate(b, past, latency_tolerance=tolerance), again.__next__)
@@ -162,7 +164,7 @@ def judge(store: Path, tolerance: float) -> dict[str, object]:
         conditions = bench_of(paths[place], (0, 1, 2)).records[0].conditions
         loads.append(conditions.load)
         shares.append(conditions.processor_share)
-    trials = len(paths) - 1
+    trials = len(paths) - back
     return {
         "trials": trials,
         "tolerance": tolerance,
@@ -189,11 +191,12 @@ def main() -> None:
     parser.add_argument("--sittings", type=int, default=320)
     parser.add_argument("--store", type=Path, default=Path("runs/gate_trials"))
     parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("--back", type=int, default=1, help="hold each sitting to this one before it")
     parser.add_argument("--judge", action="store_true", help="judge what the store holds; time nothing")
     given = parser.parse_args()
     if not given.judge:
         collect(given.store, given.sittings)
-    print(json.dumps(judge(given.store, given.tolerance), indent=1))
+    print(json.dumps(judge(given.store, given.tolerance, given.back), indent=1))
 
 
 if __name__ == "__main__":

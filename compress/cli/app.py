@@ -18,6 +18,7 @@ from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.doctor import doctor
 from compress.cli.gate import gate, schema
+from compress.cli.history import history
 from compress.cli.latency import explain, profile
 from compress.cli.lowering import compare, export, quantize
 from compress.cli.network import criteria, inspect
@@ -36,7 +37,7 @@ app = typer.Typer(
 for command in (
     *(init, run, inspect, criteria, sensitivity, prune),
     *(export, quantize, compare, predict, build, sign, verify),
-    *(gate, bench, profile, explain, schema, report, doctor),
+    *(gate, bench, profile, explain, schema, history, report, doctor),
 ):
     app.command()(command)
 

@@ -17,6 +17,7 @@ _MAX_RESAMPLES = 2000
 # A network that takes microseconds is timed for tens of thousands of rounds: it is resampled less often.
 _MIN_RESAMPLES = 200
 _MAX_DRAWS = 4_000_000
+_AT_ONCE = 500_000  # numbers that are held in memory
 _BLOCKS = 25  # of neighbouring rounds: what disturbs one round often disturbs the next
 _SECTIONS = 10
 
@@ -82,11 +83,13 @@ def ratio_of_medians(times: np.ndarray, base: np.ndarray, seed: int) -> tuple[fl
     length = max(1, rounds // _BLOCKS)
     blocks = -(-rounds // length)
     draws = min(_MAX_RESAMPLES, max(_MIN_RESAMPLES, _MAX_DRAWS // rounds))
-    ratios = []
-    for _ in range(draws):
-        starts = rng.integers(0, rounds - length + 1, blocks)
-        drawn = (starts[:, None] + np.arange(length)).reshape(-1)[:rounds]
-        ratios.append(np.median(ours[drawn]) / np.median(theirs[drawn]))
+    at_once = max(1, _AT_ONCE // rounds)
+    ratios = np.empty(draws)
+    for begin in range(0, draws, at_once):
+        count = min(at_once, draws - begin)
+        starts = rng.integers(0, rounds - length + 1, (count, blocks))
+        drawn = (starts[:, :, None] + np.arange(length)).reshape(count, -1)[:, :rounds]
+        ratios[begin : begin + count] = np.median(ours[drawn], axis=1) / np.median(theirs[drawn], axis=1)
     ratio = float(np.median(ours) / np.median(theirs))
     low, high = np.percentile(ratios, (2.5, 97.5))
     return ratio, (min(float(low), ratio), max(float(high), ratio))
