@@ -97,7 +97,15 @@ def test_a_full_disk_leaves_no_half_a_network(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("said", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "CUDA out of memory."])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+        "CUDA out of memory.",
+        "could not create a primitive",
+        "can't start new thread",
+    ],
+)
 def test_no_memory_is_a_sentence_and_exit_3(said, monkeypatch, capsys):
     def allocate(**_):
         raise RuntimeError(said)

@@ -57,7 +57,11 @@ def about(
     """Transfer, prune, distil and deploy a vision network, and measure that it was worth it."""
 
 
-_NO_MEMORY = re.compile("can.t allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    "can.t allocate memory|not enough memory|out of memory|can.t start new thread|could not create a (primitive|memory)"
+    "|failed to map segment",
+    re.IGNORECASE,
+)
 
 
 def main() -> NoReturn:
