@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deploy.engines.cores import cpu_quota, usable_cores
+
 
 def machine_info() -> dict[str, Any]:
     """Return this machine's CPU model, usable cores, platform and Python version; never a host or user name.
@@ -16,27 +18,15 @@ def machine_info() -> dict[str, Any]:
     the clock is governed, and the load.
     """
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    told = {"affinity": affinity, "cgroup_cores": cgroup_cores(), "governor": _governor(), "load": load_average()}
+    told = {"affinity": affinity, "cpu_quota": cpu_quota(), "governor": _governor(), "load": load_average()}
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "platform": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         **{name: value for name, value in told.items() if value is not None},
     }
-
-
-def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return how many cores' worth of time the container may use, or None where it is not limited."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = " ".join((root / name).read_text("ascii") for name in names).split()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
-            return int(words[0]) / int(words[1])
-    return None
 
 
 def load_average() -> float | None:

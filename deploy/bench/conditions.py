@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
-from deploy.environment import cgroup_cores, load_average
+from deploy.engines.cores import usable_cores
+from deploy.environment import load_average
 
 try:
     import resource
@@ -67,13 +67,6 @@ class Watch:
             involuntary_switches=None if switches is None else (_switches() or 0) - switches,
             peak_rss_bytes=peak_rss(),
         )
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: those of its affinity, or fewer where a container's limit says so."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = cgroup_cores()
-    return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 
 def peak_rss() -> int | None:

@@ -10,7 +10,6 @@ from deploy.bench.figures import About, ratio_of_best, records_of
 from deploy.bench.gate import gate
 from deploy.bench.sitting import Sitting
 from deploy.bench.warmup import Warm
-from deploy.environment import cgroup_cores
 
 SLOW = {"ratio_of_best": 0.6, "best_interval": (0.59, 0.61), "min_ms": 0.6, "ratio_to_dense": 0.6,
         "ratio_interval": (0.59, 0.61), "by_sitting": ((0.6, 0.6),)}  # fmt: skip
@@ -103,20 +102,3 @@ def test_the_interval_of_best_times_holds_the_ratio_and_is_as_wide_as_chance_mak
 )
 def test_a_noisy_machine_is_said_to_be_one(said, noisy):
     assert Conditions(**said).noise() == noisy
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({}, None),
-    ],
-)
-def test_the_limit_of_a_container_is_read(files, cores, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cgroup_cores(tmp_path) == cores
