@@ -126,6 +126,7 @@ def carry_out(call: Callable[[Path], list[str] | None], folder: Path, watch: Wat
 def main(asking: Path, answers: Path, home: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     sys.argv = ["niwaki", "fuzz"]
+    sys.dont_write_bytecode = True  # in a fresh checkout a module's first import would count as a file written
     watch = Watch(home)
     with open(answers, "w", buffering=1, encoding="utf-8") as out, open(asking, encoding="utf-8") as requests:  # noqa: PTH123
         importlib.import_module("fuzz_calls").get_ready()
