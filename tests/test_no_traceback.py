@@ -17,7 +17,7 @@ from compress.data.formats import coco, table, voc
 from compress.data.formats.masks import load_mask
 from compress.errors import ArtifactError, DataError, ImageError
 from deploy.engines import load_engine
-from deploy.errors import DeployError
+from deploy.errors import DeployError, MissingDependency
 from deploy.processing import preprocess
 from deploy.report import write_report
 from deploy.report.plots import Point, accuracy_latency
@@ -111,6 +111,19 @@ def test_no_memory_is_a_sentence_and_exit_3(said, monkeypatch, capsys):
         raise RuntimeError(said)
 
     monkeypatch.setattr(app, "app", allocate)
+    monkeypatch.setattr(sys, "argv", ["niwaki", "inspect"])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 3
+    assert "the memory does not suffice" in capsys.readouterr().err
+
+
+def test_no_memory_for_a_package_is_not_a_package_that_is_missing(monkeypatch, capsys):
+    def load(**_):
+        why = ImportError("libonnxruntime.so: failed to map segment from shared object")
+        raise MissingDependency("The package onnxruntime cannot be imported here; get it.") from why
+
+    monkeypatch.setattr(app, "app", load)
     monkeypatch.setattr(sys, "argv", ["niwaki", "inspect"])
     with pytest.raises(SystemExit) as ended:
         app.main()

@@ -84,8 +84,10 @@ def main() -> NoReturn:
         code = error.exit_code
         _outlast()
     except Exception as error:
-        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):  # how torch says it
-            error = MemoryError(str(error).splitlines()[0][:160])
+        # How torch says it, and what may keep a package from being loaded.
+        source = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        if isinstance(source, RuntimeError | ImportError) and _NO_MEMORY.search(str(source)):
+            error = MemoryError(str(source).splitlines()[0][:160])
         if not isinstance(error, OSError | MemoryError) and not hasattr(error, "exit_code"):
             raise
         if _first_to_fail():

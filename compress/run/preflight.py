@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import re
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -29,7 +32,12 @@ from compress.run.transfer import fresh, teacher_of
 from compress.train import TASKS
 
 _LOG = "log.jsonl"
+# Data workers of a run that was killed hold its lock until they look for it, which torch's do every five seconds.
+_LINGER = 7.0
 _UNFINISHED = re.compile(r"\.(recipe\.yaml|ledger\.json)\.\d+\.tmp")  # what `compress.files.replacing` writes to
+
+# What `replacing` of both sides and `write_bundle` write to.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+\.tmp|[a-z0-9_]{8})(?P<suffix>\.\w+)?")
 
 
 def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
@@ -67,6 +75,19 @@ def _never_began(out: Path) -> bool:
     left = {name for name in names if name in (_LOG, "recipe.yaml", "checkpoints") or _UNFINISHED.fullmatch(name)}
     unused = not checkpoints.exists() or (checkpoints.is_dir() and not any(checkpoints.iterdir()))
     return not names or (locked and unused and left == names)
+
+
+def sweep(out: Path) -> None:
+    """Remove what a killed run was writing to under another name; the caller holds the folder."""
+    # Children first, so that a folder that is removed is not looked into any more.
+    for path in sorted(out.rglob(".*"), reverse=True):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or path.is_symlink() or not found["name"].endswith(found["suffix"] or ""):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def stored(out: Path, asked: Recipe) -> Recipe | None:
@@ -172,8 +193,17 @@ def alone(out: Path) -> Iterator[None]:
     if log.is_symlink() or (log.exists() and not log.is_file()):
         raise RecipeError(f"{log} is no regular file, so nothing is written to it; remove it, or choose another --out.")
     with log.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.") from None
+        until = time.monotonic() + _LINGER
+        while not _locked(file):
+            if time.monotonic() > until:
+                raise RecipeError(f"Another process is writing to {out}; wait for it, or choose another --out.")
+            time.sleep(0.1)
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -19,7 +19,7 @@ from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
-from compress.run.preflight import alone, check_model, check_source, going_on, stored, what_changed
+from compress.run.preflight import alone, check_model, check_source, going_on, stored, sweep, what_changed
 from compress.run.progress import Ui
 from compress.run.standing import first_touched
 from compress.run.transfer import teacher_of
@@ -113,6 +113,7 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
 
 def take_up(work: Workspace, ui: Ui) -> None:
     """Bring a resumed run up to what is asked and used now; this process holds the folder."""
+    sweep(work.out)
     work.ledger = Ledger.read(work.out / "ledger.json")  # another process may have gone on since it was first read
     was = stored(work.out, work.recipe)
     if was is not None and was != work.recipe:

@@ -45,7 +45,7 @@ def read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError, OSError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
     return model
 

@@ -55,6 +55,8 @@ def load(path: Path, bits: int | None = None) -> Image.Image:
                 _check_pixels(image, path)
                 several, halved = bool(getattr(image, "is_animated", False)), _is_halved(image)
                 image.load()
+                if image.mode in ("P", "PA") and image.palette is None:
+                    raise OSError("its colours are numbers of a palette that it does not hold")
                 if halved:
                     _check_halved(image, path, bits)
                 found = to_eight_bits(image, bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,7 +189,9 @@ def read_recipe(text: str) -> Facts:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             return {}
         found = mapping(yaml.safe_load(text))
-        str(found)  # refuses an integer of thousands of digits, which the page could not show
+        # Refuses an integer of thousands of digits and half of a surrogate pair, neither of which the page could show.
+        str(found).encode()
+        json.dumps(found, default=str, ensure_ascii=False).encode()
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found

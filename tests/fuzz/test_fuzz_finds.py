@@ -1,7 +1,9 @@
 """What the fuzzer found, by name."""
 
 import json
+import struct
 import tracemalloc
+import zlib
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
@@ -23,6 +25,9 @@ from compress.train.log import Log
 from deploy.bundle.manifest import BundledFile
 from deploy.engines import load_engine
 from deploy.errors import DeployError
+from deploy.onnx.file import read
+from deploy.processing.preprocess import Preprocessing
+from deploy.report.view import read_recipe
 
 
 @pytest.mark.parametrize(
@@ -111,3 +116,30 @@ def test_a_large_mask_is_printed_row_by_row(capsys):
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_an_image_of_palette_numbers_without_a_palette_is_a_sentence(tmp_path):
+    def part(kind, content):
+        said = kind + content
+        return len(content).to_bytes(4, "big") + said + zlib.crc32(said).to_bytes(4, "big")
+
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)
+    pixels = zlib.compress(b"\0\1\2\0\3\4")
+    parts = part(b"IHDR", header) + part(b"IDAT", pixels) + part(b"IEND", b"")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(DeployError, match=r"photo\.png is a damaged image .*palette"):
+        Preprocessing(size=(2, 2)).load(tmp_path / "photo.png")
+
+
+def test_an_operator_whose_name_is_no_text_is_a_sentence(tmp_path):
+    node = helper.make_node("Relu", ["x"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    whole = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:])).SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(whole.replace(b"Relu", b"Re\x80u"))
+    with pytest.raises(DeployError, match="is not a valid ONNX file"):
+        read(tmp_path / "m.onnx")
+
+
+def test_a_recipe_of_half_a_surrogate_pair_makes_no_page_that_cannot_be_written():
+    assert read_recipe('l:\n  "\\uD800": f') == {}
+    assert read_recipe("l: {d: f}") == {"l": {"d": "f"}}

@@ -10,7 +10,7 @@ from test_failures import RECIPE
 from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run import prepare as preparing
-from compress.run.preflight import alone
+from compress.run.preflight import alone, sweep
 from compress.run.prepare import prepare
 
 
@@ -82,3 +82,13 @@ def test_a_log_that_is_no_file_is_not_written_to(kind, recipe, tmp_path):
 def test_a_recipe_of_the_users_own_is_not_overwritten(recipe, tmp_path):
     with pytest.raises(RecipeError, match="not empty and holds no run"):
         prepare(recipe, tmp_path, False)
+
+
+def test_what_a_killed_run_was_writing_to_is_swept_up(tmp_path):
+    ours = (".ledger.json.123.tmp", ".model.safetensors.ab1_cd2e.safetensors", ".bundle.qep8cr2o/model.onnx")
+    others = (".gitignore", ".notes.2026", ".model.safetensors.ab1_cd2e.txt", "ledger.json", "teacher/.keep")
+    for name in (*ours, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    sweep(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {*others}
