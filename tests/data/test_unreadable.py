@@ -23,6 +23,8 @@ from compress.run.progress import StageView
 from compress.run.stages import train as stages
 from deploy.processing.preprocess import Preprocessing
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 READER = ImageReader(_loaded, Preprocessing(size=(16, 16)))
 

@@ -17,6 +17,8 @@ from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
 from deploy.onnx.structure import structure_of
 
+pytestmark = pytest.mark.heavy
+
 ONE = {"image": np.ones((1, 1, 16, 16), np.float32)}
 
 

@@ -15,6 +15,8 @@ from deploy.engines import load_engine
 from deploy.engines.base import TensorSpec
 from deploy.errors import DeployError
 
+pytestmark = pytest.mark.heavy
+
 KINDS = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
 
 

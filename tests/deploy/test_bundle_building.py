@@ -15,6 +15,8 @@ from deploy.engines.sidecar import verify_engine
 from deploy.errors import DeployError, MissingDependency
 from deploy.files import sha256
 
+pytestmark = pytest.mark.heavy
+
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FACTS = tensorrt_facts.read()
 NONE = "import sys; sys.modules.update({name: None for name in %r}); from compress.cli.app import main; main()"

@@ -11,6 +11,8 @@ from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control
 from deploy.quantization.lint import lint_qdq
 
+pytestmark = pytest.mark.heavy
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("nncf")
 

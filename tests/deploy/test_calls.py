@@ -16,6 +16,8 @@ from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
 from deploy.processing.arrays import arrays_of
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = tuple("abcde")
 PREPARED = {"size": (16, 16), "mode": "L", "mean": (0.5,), "std": (0.25,)}
 

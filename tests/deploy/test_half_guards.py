@@ -12,6 +12,8 @@ from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.wire import scan
 from deploy.quantization.half import fp16_from_fp32
 
+pytestmark = pytest.mark.heavy
+
 
 class Guarded(nn.Module):
     def __init__(self, guard, bias=False):

@@ -7,6 +7,8 @@ from deploy.engines import load_engine
 from deploy.engines.onnxruntime.ort_format import ort_from_onnx
 from deploy.errors import DeployError
 
+pytestmark = pytest.mark.heavy
+
 
 def test_number_17_the_format_for_small_builds_gives_the_same_answers(files, images, tmp_path):
     import onnxruntime

@@ -14,6 +14,8 @@ from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.half import bf16_from_fp32, fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32
 
+pytestmark = pytest.mark.heavy
+
 onnx = pytest.importorskip("onnx")
 
 

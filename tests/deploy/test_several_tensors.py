@@ -12,6 +12,8 @@ from deploy.errors import DeployError
 from deploy.exporting.parity import parity
 from deploy.exporting.torch_to_onnx import export_onnx
 
+pytestmark = pytest.mark.heavy
+
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -10,6 +10,8 @@ from deploy.errors import DeployError
 from deploy.exporting.parity import INPUTS, parity
 from deploy.exporting.torch_to_onnx import export_onnx
 
+pytestmark = pytest.mark.heavy
+
 
 class Computes(nn.Module):
     def __init__(self, function):

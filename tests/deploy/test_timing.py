@@ -16,6 +16,8 @@ from deploy.bench.timing import benchmark
 from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
 
+pytestmark = pytest.mark.heavy
+
 FEED = {"x": np.ones((3, 2), np.float32)}
 
 

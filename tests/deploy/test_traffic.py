@@ -10,6 +10,8 @@ from deploy.bench.traffic import open_loop, run_streams
 from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
 
+pytestmark = pytest.mark.heavy
+
 FEED = {"x": np.ones((2, 1), np.float32)}
 
 

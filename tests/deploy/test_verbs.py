@@ -13,6 +13,8 @@ from deploy.bench.comparing import compare
 from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = tuple("abcde")
 PREPARED = {"size": (16, 16), "mode": "L", "mean": (0.5,), "std": (0.25,)}
 OPTIONS = ("--size", "16", "--mean", "0.5", "--std", "0.25")

@@ -17,6 +17,8 @@ from compress import prune
 from compress.errors import PlanError
 from compress.prune.criteria.lasso import descend, penalties
 
+pytestmark = pytest.mark.heavy
+
 
 def reader(matrix, channels=3):
     """Channels of the input through a 1x1 convolution, relu, and a reader with the weights of `matrix`."""

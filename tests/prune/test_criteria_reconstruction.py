@@ -20,6 +20,8 @@ from compress.prune.moments import Moments, as_matrix, rows
 from compress.prune.planning import plan_from_kept
 from compress.prune.reads import Reads
 
+pytestmark = pytest.mark.heavy
+
 
 def without(trace, slot, gone):
     """A plan without some channels of one slot."""

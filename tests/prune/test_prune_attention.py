@@ -35,6 +35,8 @@ from torchvision.models.swin_transformer import (
 from compress.errors import PlanError
 from compress.prune.attention import SUBSTITUTES, MultiheadAttention, Substitute, substitute, substitute_for
 
+pytestmark = pytest.mark.heavy
+
 # Module by module -----------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from compress.prune.dispatch import operator
 from compress.prune.rules import tensors
 from compress.prune.shapes import SHAPES
 
+pytestmark = pytest.mark.heavy
+
 A = torch.ops.aten
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError)
 DRAWN = settings(max_examples=120, deadline=None, derandomize=True)

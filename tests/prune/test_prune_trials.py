@@ -10,6 +10,8 @@ from trial_nets import Middle, Viewed, examples, middle, small
 from compress import prune
 from compress.prune.planning import plan_from_kept
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

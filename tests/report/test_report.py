@@ -17,6 +17,8 @@ from deploy.report.page import _budget
 from deploy.report.plots import Point, accuracy_latency
 from deploy.report.view import Results, wilson
 
+pytestmark = pytest.mark.heavy
+
 SPEC = importlib.util.spec_from_file_location("niwaki_report_sample", Path(__file__).with_name("sample.py"))
 sample = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(sample)

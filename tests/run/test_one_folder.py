@@ -13,6 +13,8 @@ from compress.run import prepare as preparing
 from compress.run.preflight import alone, sweep
 from compress.run.prepare import prepare
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def recipe(tmp_path):

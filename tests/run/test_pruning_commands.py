@@ -15,6 +15,8 @@ from compress import prune
 from compress.artifact import Description
 from compress.models.cifar_resnet import cifar_resnet
 
+pytestmark = pytest.mark.heavy
+
 PREPROCESSING = {"size": [8, 8], "mode": "L", "mean": [0.3], "std": [0.4], "resize": "stretch"}
 ARGUMENTS = {"depth": 8, "width": 8, "in_channels": 1}
 

@@ -11,6 +11,8 @@ from compress.cli import app
 from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "recipes/digits.yaml"
 

@@ -21,6 +21,8 @@ from compress.run.stages import train
 from compress.train import evaluate
 from deploy.report import render
 
+pytestmark = pytest.mark.heavy
+
 
 def tiny(num_classes):
     return nn.Sequential(

@@ -12,6 +12,8 @@ from compress.recipe.schema import AcceptRecipe, PruneRecipe
 from compress.run.acceptance import check_accepted
 from compress.run.ledger import Ledger
 
+pytestmark = pytest.mark.heavy
+
 SHARES = (0.8, 0.5)
 
 

@@ -19,6 +19,8 @@ from compress import sparse
 from compress.errors import ModelError, TrainingError
 from compress.sparse.gsm import gsm_reference
 
+pytestmark = pytest.mark.heavy
+
 CHILD = Path(__file__).with_name("gsm_child.py")
 
 

@@ -17,6 +17,8 @@ from compress.errors import DataError, RecipeError
 from compress.models.factory import build
 from compress.sparse import weights_of
 
+pytestmark = pytest.mark.heavy
+
 TABLES = sorted(path.stem for path in HERE.glob("*.yaml"))
 
 

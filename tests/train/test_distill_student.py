@@ -19,6 +19,8 @@ from compress.models.weights import classifier_name
 from compress.recipe.schema import DistillRecipe
 from compress.train import Trainable, fit, make_fabric
 
+pytestmark = pytest.mark.heavy
+
 NOTHING = {"labels": 0.0, "logits": 0.0, "class_means": 0.0, "reuse_classifier": False}
 READER = ImageReader(Image.open, lambda image: np.asarray(image, dtype=np.float32)[None] / 255)
 

@@ -16,6 +16,8 @@ from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, evaluate, fit, loop, make_fabric
 from compress.train.loop import steps_for
 
+pytestmark = pytest.mark.heavy
+
 warnings.filterwarnings("ignore", module="lightning")
 READER = ImageReader(Image.open, lambda image: np.asarray(image, dtype=np.float32)[None] / 128 - 1)
 

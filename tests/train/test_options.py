@@ -28,6 +28,8 @@ from compress.train.schedule import cosine, make_optimizer
 from compress.train.state import MovingAverage
 from compress.train.tasks import TASKS
 
+pytestmark = pytest.mark.heavy
+
 RECIPE = TrainRecipe(epochs=2, batch_size=16, lr=0.05)
 
 

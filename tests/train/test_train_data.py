@@ -18,6 +18,8 @@ from deploy.errors import DeployError
 from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing
 
+pytestmark = pytest.mark.heavy
+
 GREY = ImageReader(preprocess.load, Preprocessing(size=(16, 16), mode="L", mean=(0.3,), std=(0.4,)))
 FOR_CLASSES = [name for name, change in AUGMENTATIONS.items() if "classification" in change.tasks]
 COLOUR = ImageReader(preprocess.load, Preprocessing(size=(16, 16), mode="RGB"))
