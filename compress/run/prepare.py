@@ -19,6 +19,7 @@ from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
+from compress.run.order import check_order
 from compress.run.preflight import alone, check_model, check_source, going_on, stored, sweep, what_changed
 from compress.run.progress import Ui
 from compress.run.standing import first_touched
@@ -99,6 +100,7 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     work = Workspace(recipe, out, reader, target, ledger)
     if recipe.source is not None:
         check_source(recipe, work.source)
+        check_order(work)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         # Another process may have begun a run here while this one checked its own.
