@@ -101,7 +101,9 @@ LOSSES: dict[str, LossSpec] = {
     "class_means": LossSpec(_class_means, _at(FEATURES), {"classification": 1.0}),
     "relation_distance": LossSpec(_relation(losses.relation_distance_loss), _at(FEATURES), {"classification": 0.0}),
     "relation_angle": LossSpec(_relation(losses.relation_angle_loss), _at(FEATURES), {"classification": 0.0}),
-    "hints": LossSpec(lambda inputs: inputs.mean("hint", _HINTS[inputs.recipe.hint_loss]), lambda r: r.hint_layers, _EVERY),
+    "hints": LossSpec(
+        lambda inputs: inputs.mean("hint", _HINTS[inputs.recipe.hint_loss]), lambda r: r.hint_layers, _EVERY
+    ),
     "attention": LossSpec(
         lambda inputs: inputs.mean("map", losses.attention_loss), lambda r: r.attention_layers, _EVERY
     ),

@@ -45,7 +45,7 @@ def plan_of_widths(trace: Trace, scores: Tensor, widths: Mapping[str, int]) -> P
 
 
 def carried(plan: Plan, trace: Trace) -> dict[str, int]:
-    """Give the widths of a pruned network to another one: the group's own share where it has that name, else its stage's.
+    """Give the widths of a pruned network to another one: a group's share by its name, else by its stage.
 
     A stage is what comes before the first dot of a group's name (``layer2``); its share is the mean over its groups. A
     network without such a stage takes the share at the same relative depth.

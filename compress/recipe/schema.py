@@ -83,8 +83,8 @@ class SparsifyRecipe(Part):
 class PruneRecipe(Part):
     """How channels are scored and how many of them go.
 
-    ``ratio`` takes the budget's place: the share of all free channels that goes, or of each group's, by pattern; so does
-    ``widths_from``, the folder of a network that was cut, whose widths are taken over.
+    ``ratio`` takes the budget's place: the share of all free channels that goes, or of each group's, by pattern; so
+    does ``widths_from``, the folder of a network that was cut, whose widths are taken over.
     ``budget: {macs: [0.7, 0.5]}`` asks for several networks from one teacher: ``table`` holds the shares then.
     """
 
@@ -140,7 +140,9 @@ class PruneRecipe(Part):
         if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
             raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
         if self.widths_from is not None:
-            others = [key for key in ("budget", "ratio", "table") if key in self.model_fields_set and getattr(self, key)]
+            others = [
+                key for key in ("budget", "ratio", "table") if key in self.model_fields_set and getattr(self, key)
+            ]
             if self.budget != Budget(macs=0.5) or self.ratio is not None or self.table or self.rounds > 1:
                 raise ValueError(f"widths_from says what stays; leave out {', '.join(others) or 'rounds'}")
             if self.sparsify is not None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compress import artifact, prune
-from compress.prune import Budget, Plan, Sensitivity, Trace
 from compress.errors import PlanError
+from compress.prune import Budget, Plan, Sensitivity, Trace
 from compress.prune.drop import Judges, WithinDrop, smallest_within_drop
 from compress.recipe.schema import PruneRecipe
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,10 +208,10 @@ class _Surgery(nn.Module):
 
     surgery: sparse.DynamicSurgery
 
-    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return self.surgery.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: object, **kwargs: object) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         self.surgery.load_state_dict(state_dict)
 
 

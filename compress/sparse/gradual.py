@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from compress.errors import ModelError
 from compress.sparse.magnitude import gradual_density, largest
-from compress.sparse.masks import Layers, Masks, weights_of
+from compress.sparse.masks import Handle, Layers, Masks, weights_of
 
 TIMES = 100
 """How often masks are chosen anew on the way."""
@@ -40,18 +40,36 @@ class Gradual(nn.Module):
         self.keep, self.steps, self.layers = keep, steps, layers
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
-    def follow(self, network: nn.Module, optimizer: Optimizer) -> Any:
+    def follow(self, network: nn.Module, optimizer: Optimizer) -> Handle:
         """Thin ``network`` after steps of ``optimizer``, until ``remove()`` of what is returned."""
         total = sum(weight.numel() for weight in weights_of(network, self.layers).values())
         every = max(1, self.steps // TIMES)
         masks: list[Masks] = []
 
+        def before(*_: Any) -> None:
+            if not masks and int(self.done):  # a training that goes on: what is zero went before
+                weights = weights_of(network, self.layers).items()
+                masks[:] = [Masks({name: weight.detach() != 0 for name, weight in weights})]
+
         def after(*_: Any) -> None:
             self.done += 1
             done = int(self.done)
+            for gone in masks:  # the step may have moved what went, which is not to come back
+                gone.apply_(network)
             if not masks or done % every == 0 or done == self.steps:
                 share = gradual_density(done, 0, self.steps, self.keep / total)
                 masks[:] = [largest(network, round(total * share), self.layers)]
             masks[0].apply_(network)
 
-        return optimizer.register_step_post_hook(after)
+        return _Both(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+
+
+class _Both:
+    """Two handles as one."""
+
+    def __init__(self, *handles: Handle) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()

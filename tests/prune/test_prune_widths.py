@@ -63,7 +63,7 @@ def test_widths_go_to_a_deeper_and_wider_network_stage_by_stage():
     other = resnet(14, width=32)
     deep = prune.trace(other, IMAGE)
     found = carried(plan, deep)
-    # Named alike: the same share. A block that the first network lacks: the mean of its stage, whose other group is whole.
+    # Named alike: the same share. A block that the first network lacks: the mean of its stage.
     assert (found["layer1.0.conv1"], found["layer2.0.conv1"], found["layer3.0.conv1"]) == (8, 32, 128)
     stage = [group.after / group.before for group in plan.groups if group.name.startswith("layer2.")]
     assert found["layer2.1.conv1"] == round(64 * sum(stage) / len(stage))

@@ -1,4 +1,4 @@
-"""A recipe's ``sparse``, ``order``, scratch by epochs or computation, and widths of another network: from `niwaki run`."""
+"""A recipe's ``sparse``, ``order``, scratch by epochs or computation, and another network's widths: `niwaki run`."""
 
 import pytest
 import torch

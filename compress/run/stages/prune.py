@@ -106,7 +106,9 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
     """Return what the ledger holds of the plan."""
     asked = work.recipe.prune
     measured = work.out / SENSITIVITY
-    bound = {"budget": asked.budget.model_dump(exclude_none=True)} if asked.ratio is None else {"ratio": asked.ratio}
+    bound: dict[str, Any] = {"budget": asked.budget.model_dump(exclude_none=True)}
+    if asked.ratio is not None or asked.widths_from is not None:
+        bound = {"ratio": asked.ratio} if asked.widths_from is None else {"widths_from": asked.widths_from}
     curves = plain(Sensitivity.from_json(read_bytes(measured))) if asked.sensitivity else None
     return {
         "criterion": asked.criterion,

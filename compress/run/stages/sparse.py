@@ -55,7 +55,11 @@ def thin(work: Workspace, view: StageView) -> Outcome:
         work.plan() if asked.of == "student" else None,
     )
     entry = work.save(network, made)
-    metrics = {"val_accuracy": accuracy, **job.metrics, **json.loads(once(lambda: json.dumps(_written(work, job, masks))))}
+    metrics = {
+        "val_accuracy": accuracy,
+        **job.metrics,
+        **json.loads(once(lambda: json.dumps(_written(work, job, masks)))),
+    }
     if asked.ends_dense:
         view.notes.append(f"{100 * accuracy:.1f} % on validation, dense again")
     else:
