@@ -291,7 +291,7 @@ class Uneven(Machine):
         return self.networks[path] if probe is None else fine_ms(probe.inputs, probe.outputs)
 
 
-@pytest.mark.parametrize("seed", [14, 20, 21])
+@pytest.mark.parametrize("seed", [14, 21])
 def test_layers_that_are_off_each_by_another_factor_are_mixed_from_two_networks(monkeypatch, seed):
     """Corrected by one number alone, the loop jumps to and fro: it ends 10 % and more away, or in a refusal."""
     torch.manual_seed(seed)
