@@ -2,8 +2,8 @@
 
 python -m benchmarks.photo_folder OUT
 
-OUT gets ``train/CLASS`` with 75 images each and ``test/CLASS`` with 100 each, from ``NIWAKI_DATA/cifar10``: 600 to
-train on, 800 to test. The test images are those of CIFAR-10's test split with exact pixels.
+OUT gets ``train/CLASS`` with 75 images each and ``test/CLASS`` with about 100, from ``NIWAKI_DATA/cifar10``: 600 to
+train on, 779 to test. The test images are those of CIFAR-10's test split with exact pixels.
 """
 
 from __future__ import annotations
