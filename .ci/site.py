@@ -1,4 +1,4 @@
-"""What the site does to the pages: a link to a file outside docs/ becomes its path in words; a site has no such page."""
+"""What the site does to the pages: a link to a file outside docs/ becomes its path in words."""
 
 from __future__ import annotations
 
