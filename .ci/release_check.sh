@@ -13,9 +13,9 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 grep -qx "version: $version" CITATION.cff || { echo "CITATION.cff is not of version $version." >&2; exit 1; }
 for python in "$@"; do
   begun=$SECONDS
-  uv venv --quiet --no-project --python "$python" "$work/$python"
-  uv pip install --quiet --python "$work/$python/bin/python" "$work"/dist/*.whl
-  (cd "$work" && "$python/bin/niwaki" predict run/bundle run/samples/3.png && "$python/bin/niwaki" docs howto/cpp >/dev/null)
+  rm -rf "$work/venv" && uv venv --quiet --no-project --python "$python" "$work/venv"
+  uv pip install --quiet --python "$work/venv/bin/python" "$work"/dist/*.whl
+  (cd "$work" && venv/bin/niwaki predict run/bundle run/samples/3.png && venv/bin/niwaki docs howto/cpp >/dev/null)
   took=$((SECONDS - begun))
   echo "Python $python: installed and predicted in $took s"
   [ "$took" -lt 60 ] || { echo "Python $python took $took s, where a minute is allowed." >&2; exit 1; }
