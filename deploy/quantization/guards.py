@@ -18,8 +18,8 @@ _COMPARES = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "
 _GUARDS = ("Add", "Sub", "Clip", "Max", "Where", *_COMPARES[:4])
 # What a guarded value may go through before it is divided by, and what makes the value that is guarded.
 _CARRIES = (
-    *_MOVES, *_COMPARES, "Sqrt", "Pow", "Abs", "Neg", "Mul", "Max", "Clip", "Where", "ReduceSum", "ReduceMean", "Concat",
-    "Slice",
+    *_MOVES, *_COMPARES, "Sqrt", "Pow", "Abs", "Neg", "Mul", "Max", "Clip", "Where", "ReduceSum", "ReduceMean",
+    "Concat", "Slice",
 )  # fmt: skip
 _STATISTICS = (*_MOVES, *_COMPARES, "Pow", "Abs", "Sqrt", "Sub", "Neg")
 
@@ -42,8 +42,8 @@ class _Graph:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
             if node.op_type in ("Constant", "ConstantOfShape"):
-                values = [numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"]
-                constants |= {node.output[0]: value for value in values}
+                for attribute in (a for a in node.attribute if a.name == "value"):
+                    constants[node.output[0]] = numpy_helper.to_array(attribute.t)
             elif node.op_type in _MOVES and node.input[0] in constants:
                 constants[node.output[0]] = constants[node.input[0]]
         return cls(readers, {name: node for node in graph.node for name in node.output}, constants)
