@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import compress
 import deploy
-from benchmarks.foreign_networks import LIBRARIES, WHOLE_WAY, build, names
+from benchmarks.foreign_networks import LIBRARIES, WHOLE_WAY, build, in_order, names
 from compress import prune
 from compress.errors import NiwakiError
 from compress.models import factory as factories
@@ -221,7 +221,7 @@ def main() -> None:
     todo = [n for n in names() if n not in known and given.only in n and n.partition(":")[0] not in missing]
     for library in dict.fromkeys(name.partition(":")[0] for name in todo):
         import_module(library)  # once, not in each process
-    for name in todo:
+    for name in in_order(todo):
         rows.append(run(name, given.seconds))
         with given.json.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
