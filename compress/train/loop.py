@@ -151,7 +151,7 @@ def _measured(
         measured_alone(metrics)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(own), EVALUATION_BATCH):
             batch = split.batch(own[start : start + EVALUATION_BATCH]).to(device)
             metrics.update(task.predict(model, batch.images.to(dtype)), batch.targets)
