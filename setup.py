@@ -160,6 +160,19 @@ def remove_built(package: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+class PagesBuildPy(build_py):
+    """Carries the pages of `docs` into the package, where `niwaki docs` finds them; a checkout has them in place."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for page in sorted((ROOT / "docs").rglob("*.md")):
+            target = Path(self.build_lib) / "compress/pages" / page.relative_to(ROOT / "docs")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, target)
+
+
 def kernel_build(report: Report, cuda_why: str) -> type[build_ext]:
     """The build_ext command that compiles the kernels and publishes `report`."""
     from torch.utils.cpp_extension import BuildExtension
@@ -215,7 +228,7 @@ def kernel_build(report: Report, cuda_why: str) -> type[build_ext]:
 def pure_build(report: Report) -> dict[str, Any]:
     """The commands of a build without kernels, which publish `report`."""
 
-    class PureBuildPy(build_py):
+    class PureBuildPy(PagesBuildPy):
         def run(self) -> None:
             super().run()
             package = (ROOT if self.editable_mode else Path(self.build_lib)) / "cpp_ext"
@@ -247,7 +260,7 @@ def main() -> None:
         report.cuda_arch_list = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
     setup(
         ext_modules=extensions(cuda_home),
-        cmdclass={"build_ext": kernel_build(report, cuda)},
+        cmdclass={"build_py": PagesBuildPy, "build_ext": kernel_build(report, cuda)},
         exclude_package_data=sources,
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

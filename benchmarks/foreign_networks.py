@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ swinv2_tiny_window8_256 tf_efficientnetv2_b0 tiny_vit_5m_224 tinynet_e tnt_s_pat
 twins_svt_small vgg11_bn visformer_tiny vit_base_patch16_rope_reg1_gap_256 vit_relpos_small_patch16_224
 vit_small_patch16_dinov3 vit_srelpos_small_patch16_224 vit_tiny_patch16_224 vit_wee_patch16_reg1_gap_256
 vitamin_small_224 volo_d1_224 vovnet39a wide_resnet50_2 xception41 xcit_nano_12_p16_224
+sam2_hiera_tiny efficientvit_b1 mobilenetv4_conv_medium convnext_femto regnety_004 edgenext_x_small pvt_v2_b1 rexnet_130
+mobilevit_xs mobilevitv2_075 levit_128 pit_xs_224 tiny_vit_11m_224 crossvit_9_240 gcvit_xtiny nextvit_base shvit_s2
+mixnet_m fasternet_t1 mambaout_kobe resnest26d mobilenetv3_large_100 convnext_pico convnextv2_femto efficientnet_lite0
+fbnetc_100 hgnetv2_b1 mobileone_s1 repvgg_a1 resnet34 starnet_s2 swiftformer_s vit_small_patch14_dinov2 dla46_c
+deit_tiny_patch16_224 skresnet34 lcnet_075 mobilenetv2_100 cs3darknet_m focalnet_small_srf
 """
 _SMP = """
 unet/resnet18 unet/mobilenet_v2 unet/timm-efficientnet-b0 unet/mit_b0 unet/vgg11_bn unet/densenet121
@@ -153,6 +158,13 @@ WHOLE_WAY: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 """Networks that are saved, loaded and exported too: the factory, its arguments and the images' side."""
 
+_SLOW = """
+timm:csatv2 timm:nasnetalarge timm:pnasnet5large timm:mobilenetv5_base timm:coat_tiny timm:cait_xxs24_224
+timm:gcvit_xxtiny timm:gcvit_xtiny timm:efficientvit_m0 timm:tiny_vit_11m_224 timm:senet154 ultralytics:yolo12n
+transformers:mask2former transformers:levit
+"""
+"""Networks of minutes rather than seconds."""
+
 
 def names() -> Iterator[str]:
     """Every network, as ``library:name``."""
@@ -162,6 +174,12 @@ def names() -> Iterator[str]:
     yield from (f"vit_pytorch:{name}" for name in _VIT)
     yield from (f"monai:{name}" for name in _MONAI)
     yield from (f"transformers:{name}" for name in _TRANSFORMERS)
+
+
+def in_order(todo: Iterable[str]) -> list[str]:
+    """Put the networks that go the whole way first and the slow ones last."""
+    slow = frozenset(_SLOW.split())
+    return sorted(todo, key=lambda name: (name in slow, name not in WHOLE_WAY))
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:

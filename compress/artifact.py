@@ -24,7 +24,7 @@ from compress.models import torchvision
 from compress.models.detection import take_prepared
 from compress.models.meta import on_meta
 from compress.models.origin import Origin, origin_of, remember
-from compress.models.reload import altered_buffers, difference, set_buffers, unsaved_buffers
+from compress.models.reload import altered_buffers, difference, set_buffers, unsaved_buffers, without_values
 from compress.prune.architecture import architecture_hash
 from compress.prune.planning import Plan
 from compress.prune.surgery import apply
@@ -205,13 +205,7 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     """
     about, path = describe(directory), Path(directory) / WEIGHTS
     state = weights(directory, about)
-    asked = about.factory, about.arguments, len(about.classes)
-    try:
-        with on_meta():
-            model = models.build(*asked, trusted=trusted)
-    except ModelError:
-        # A constructor that runs the network, as ultralytics' do, needs its weights; any other fault shows again.
-        model = models.build(*asked, trusted=trusted)
+    model = _built(about, trusted)
     if about.task == "detection" and "size" in about.preprocessing:
         take_prepared(model, about.preprocessing["size"])
     if about.plan is not None:
@@ -244,6 +238,19 @@ def load(directory: str | Path, *, trusted: tuple[str, ...] = ()) -> nn.Module:
     saved = {"task": about.task, "classes": about.classes, "preprocessing": about.preprocessing}
     remember(model, Origin(about.factory, about.arguments, len(about.classes), saved, about.plan))
     return model.eval()
+
+
+def _built(about: Description, trusted: tuple[str, ...]) -> nn.Module:
+    """Make the network without storage for what is saved, or for real where its constructor needs that."""
+    asked = about.factory, about.arguments, len(about.classes)
+    try:
+        with on_meta():
+            model = models.build(*asked, trusted=trusted)
+    except ModelError:
+        # A constructor that runs the network, as ultralytics' do, needs its weights; any other fault shows again.
+        return models.build(*asked, trusted=trusted)
+    # What is made on the device of a parameter, as timm's Swin makes its masks, has no values there and is not saved.
+    return models.build(*asked, trusted=trusted) if without_values(model) else model
 
 
 def _sha256(path: Path) -> str:

@@ -33,3 +33,14 @@ def test_timing_is_asked_for(options, timed, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"timed: {timed}" in done.stdout
     assert ("Median" in done.stdout) is timed
+
+
+def test_the_networks_of_other_libraries_are_named_once_and_run_in_order():
+    from benchmarks.foreign_networks import WHOLE_WAY, in_order, names
+
+    every = list(names())
+    assert len(every) == len(set(every)) >= 280
+    ordered = in_order(every)
+    assert set(ordered) == set(every)
+    assert set(ordered[: len(WHOLE_WAY)]) == set(WHOLE_WAY), "those that are exported too come first"
+    assert ordered[-1] == "transformers:mask2former", "the slow ones come last"

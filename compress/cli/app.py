@@ -16,7 +16,9 @@ import typer
 from compress.cli.bench import bench, report
 from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
+from compress.cli.docs import docs
 from compress.cli.doctor import doctor
+from compress.cli.examples import epilog
 from compress.cli.gate import gate, schema
 from compress.cli.history import history
 from compress.cli.latency import explain, profile
@@ -37,9 +39,9 @@ app = typer.Typer(
 for command in (
     *(init, run, inspect, criteria, sensitivity, prune),
     *(export, quantize, compare, predict, build, sign, verify),
-    *(gate, bench, profile, explain, schema, history, report, doctor),
+    *(gate, bench, profile, explain, schema, history, report, doctor, docs),
 ):
-    app.command()(command)
+    app.command(epilog=epilog(command.__name__))(command)
 
 
 def _print_version(asked: bool) -> None:
@@ -119,7 +121,9 @@ def _outlast() -> None:
 def _message(error: Exception) -> str:
     """Say in one sentence what went wrong, and the way out."""
     if hasattr(error, "format_message"):  # what the command line parser raises
-        return f"{error.format_message()} (niwaki --help lists the commands and their options)"
+        return (
+            f"{error.format_message()} (niwaki --help lists the commands; niwaki docs reference/cli has their options)"
+        )
     if isinstance(error, OSError):
         path = error.filename2 or error.filename  # what was to be replaced says more than what with
         where = f" {path}" if path else ""

@@ -37,7 +37,7 @@ def bench(
         typer.Option("--name", metavar="NAME=PATH", help="An engine under a name, before the others; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    batch: Annotated[str, typer.Option(help="Images of one run, or several such as 1,8,64.")] = "1",
+    batch: Annotated[str | None, typer.Option(help="Images of one run, such as 1,8,64; else a file's own.")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
     ] = None,
@@ -66,11 +66,11 @@ def bench(
         raise typer.BadParameter("give ONNX files or bundles to time")
     batches = batches_of(batch)
     for place in places:
-        probe_first(place.path, probe, runtime=place.runtime, batch=batches[0])
+        probe_first(place.path, probe, runtime=place.runtime, batch=batches[0] or 1)
     pixels = _size(size)
     result = timed(places, batches, threads, rounds, isolate=isolate, size=pixels)
     if cold or streams or rate:
-        result = _with_more(result, places, batches[0], threads, _More(cold, streams, rate, pixels))
+        result = _with_more(result, places, result.records[0].batch, threads, _More(cold, streams, rate, pixels))
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
     if out is not None:
@@ -122,8 +122,10 @@ class _More(NamedTuple):
     size: tuple[int, int] | None
 
 
-def batches_of(said: str) -> list[int]:
-    """Return the batch sizes that ``said`` names, such as ``1,8,64``; refuse what names none."""
+def batches_of(said: str | None) -> list[int | None]:
+    """Return the batch sizes that ``said`` names, such as ``1,8,64``, None for a file's own; refuse what names none."""
+    if said is None:
+        return [None]
     found = said.split(",")
     if not all(one.strip().isdecimal() and 1 <= int(one) <= _LARGEST_BATCH for one in found):
         raise typer.BadParameter(f"--batch is {said!r}; give sizes from 1 to {_LARGEST_BATCH}, such as 1,8,64")
@@ -132,7 +134,7 @@ def batches_of(said: str) -> list[int]:
 
 def timed(
     places: Sequence[Place],
-    batches: Sequence[int],
+    batches: Sequence[int | None],
     threads: int,
     rounds: int,
     *,
@@ -140,6 +142,8 @@ def timed(
     size: tuple[int, int] | None = None,
 ) -> Bench:
     """Open the engines and time each on noise of its own inputs, here or apart, one batch after the other.
+
+    Where no batch is named, it is the one that the files are fixed to, else 1.
 
     Raises:
         DeployError: what one takes is no batch of that size, has an open size that nobody gave, or is too large.
@@ -166,7 +170,7 @@ def timed(
 
 
 def _one_batch(
-    places: Sequence[Place], batch: int, threads: int, rounds: int, isolate: int, size: tuple[int, int] | None
+    places: Sequence[Place], batch: int | None, threads: int, rounds: int, isolate: int, size: tuple[int, int] | None
 ) -> tuple[list[Record], dict[str, str]]:
     """Time one batch; return also what each engine takes, in words."""
     import deploy
@@ -177,6 +181,9 @@ def _one_batch(
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(place, threads)) for place in places]
         drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
+        if batch is None and len({count for _, count in drawn}) > 1:  # those that are free take what one is fixed to
+            batch = max(count for _, count in drawn)
+            drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
         feeds = [one for one, _ in drawn]
         rows = {place.name: count for place, (_, count) in zip(places, drawn, strict=True)}
         if len(set(rows.values())) > 1:
@@ -228,7 +235,9 @@ def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: P
     return result.model_copy(update={"records": tuple(records), "settings": settings})
 
 
-def _noise(engine: Any, path: Path, batch: int, size: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], int]:
+def _noise(
+    engine: Any, path: Path, batch: int | None, size: tuple[int, int] | None
+) -> tuple[dict[str, np.ndarray], int]:
     """Draw seeded noise for every input of an engine, which ``path`` was opened as; count its images, too."""
     from deploy.bench.noise import noise
 

@@ -82,18 +82,25 @@ def profile(
 
 def explain(
     engines: Annotated[list[Path], typer.Argument(help="One ONNX file or bundle; or two, before and after a cut.")],
-    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime or openvino; tensorrt for profiles that trtexec exported.")
+    ] = "onnxruntime",
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     everything: Annotated[bool, typer.Option("--all", help="List layers that take next to nothing too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say layer by layer where the time goes and why a cut brings less than expected; needs no torch."""
     from deploy.latency.explain import explain_files
+    from deploy.latency.tensorrt import explain_profiles
 
     if len(engines) > 2:
         raise typer.BadParameter(f"{len(engines)} engines were given; name one, or two: before and after")
-    *before, after = map(_file, engines)
-    found = explain_files(after, before[0] if before else None, runtime=runtime, threads=threads)
+    if runtime == "tensorrt":
+        *before, after = engines
+        found = explain_profiles(after, before[0] if before else None)
+    else:
+        *before, after = map(_file, engines)
+        found = explain_files(after, before[0] if before else None, runtime=runtime, threads=threads)
     if as_json:
         print(found.model_dump_json(indent=1))
         return

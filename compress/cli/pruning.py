@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -43,6 +43,17 @@ Protect = Annotated[
 Trust = Annotated[
     list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
 ]
+Bounds = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="macs=0.5, macs=0.7,0.5, params=..., size=..., latency=..., max_drop=1; repeatable.",
+    ),
+]
+TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What a latency is timed on.")]
+TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="What a latency is timed in.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Of one timed run.")]
+TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Times from a device, by niwaki profile.")]
 Criterion = Annotated[
     str | None,
     typer.Option(help="What chooses the channels that go first; by default l1, of a classifier with --data kfac."),
@@ -103,10 +114,7 @@ def sensitivity(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cut network goes; it must not exist yet.")],
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="macs=0.5, macs=0.7,0.5, params=..., size=..., max_drop=1; repeatable."),
-    ] = None,
+    budget: Bounds = None,
     ratios: Annotated[
         str | None,
         typer.Option(metavar="FROM.json|SHARE", help="A sensitivity, shares by pattern, or one share for all."),
@@ -117,6 +125,10 @@ def prune(
     min_kept: Annotated[int, typer.Option(help="Channels of a group that stay.")] = 8,
     round_to: Annotated[int, typer.Option(help="Kept channels are a multiple of it.")] = 8,
     reconstruct: Annotated[bool, typer.Option("--reconstruct", help="Solve what is left again on the images.")] = False,
+    runtime: TimedOn = "onnxruntime",
+    precision: TimedIn = "fp32",
+    threads: Threads = 1,
+    table: TimesOf = None,
     data: Data = None,
     images: Images = 256,
     size: Size = None,
@@ -131,6 +143,7 @@ def prune(
     need("prune", _TRAINING_SIDE)
     with _quiet_libraries():
         from compress.errors import RecipeError
+        from compress.run.given_latency import TimedBy
         from compress.run.progress import Ui
         from compress.run.pruned import CutJob, several
 
@@ -145,7 +158,8 @@ def prune(
         looked_at = None if data is None else _images(data, network, images, seed, trust or ())
         if criterion is None:
             asked = asked.model_copy(update={"criterion": _criterion_for(network, looked_at)})
-        job = CutJob(network, looked_at, asked, curves, seed)
+        timing = TimedBy(runtime, precision, threads, None if table is None else str(table))
+        job = CutJob(network, looked_at, asked, curves, seed, timing=timing)
         job.check()
         with Ui.choose(quiet=quiet, json=as_json).stage(1, 1, f"Cut {model}") as view:
             job = replace(job, advance=view.advance)
@@ -389,4 +403,8 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
         if one.reconstruction is not None:
             row.append(f"{one.reconstruction['before']:.3g} → {one.reconstruction['after']:.3g}")
         shown.add_row(*row)
-    Terminal().print(shown)
+    console = Terminal()
+    console.print(shown)
+    for one in found:
+        if one.latency is not None:
+            console.print(one.latency, soft_wrap=True, markup=False)

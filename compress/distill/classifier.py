@@ -91,7 +91,7 @@ def class_means(teacher: nn.Module, split: Split, classes: int) -> Tensor:
     sums: Tensor | None = None
     counts = torch.zeros(classes)
     device = next(teacher.parameters()).device
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in split.batches(256):
             with hooks.recording() as outputs:
                 teacher(batch.images.to(device))

@@ -52,6 +52,17 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * F.mse_loss(student, teacher)
 
 
+def cosine_hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of two feature maps, image by image (Combining Weight Pruning and Knowledge Distillation
+    for CNN Compression, 2021): the direction counts, the size does not.
+
+    Args:
+        student: a layer's output, (N, ...), after the projection where widths differ.
+        teacher: the teacher's output of that layer, same shape, no gradient.
+    """
+    return (1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1), dim=1)).mean()
+
+
 def attention_map(features: Tensor) -> Tensor:
     """Where a layer responds: the sum over channels of the squares, divided by the map's norm.
 

@@ -88,6 +88,8 @@ def _head_boxes(inputs: LossInputs) -> Tensor:
     )
 
 
+_HINTS = {"squared": losses.hint_loss, "cosine": losses.cosine_hint_loss}
+
 _EVERY = {"classification": 0.0, "segmentation": 0.0, "detection": 0.0}
 
 LOSSES: dict[str, LossSpec] = {
@@ -99,7 +101,9 @@ LOSSES: dict[str, LossSpec] = {
     "class_means": LossSpec(_class_means, _at(FEATURES), {"classification": 1.0}),
     "relation_distance": LossSpec(_relation(losses.relation_distance_loss), _at(FEATURES), {"classification": 0.0}),
     "relation_angle": LossSpec(_relation(losses.relation_angle_loss), _at(FEATURES), {"classification": 0.0}),
-    "hints": LossSpec(lambda inputs: inputs.mean("hint", losses.hint_loss), lambda r: r.hint_layers, _EVERY),
+    "hints": LossSpec(
+        lambda inputs: inputs.mean("hint", _HINTS[inputs.recipe.hint_loss]), lambda r: r.hint_layers, _EVERY
+    ),
     "attention": LossSpec(
         lambda inputs: inputs.mean("map", losses.attention_loss), lambda r: r.attention_layers, _EVERY
     ),

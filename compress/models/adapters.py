@@ -250,6 +250,9 @@ def _ultralytics(name: str, classes: int, given: Mapping[str, Any]) -> nn.Module
     tasks: Any = importlib.import_module("ultralytics.nn.tasks")
     kind = getattr(tasks, _TASKS.get(content["head"][-1][2], "DetectionModel"))
     made: nn.Module = kind({**content, "yaml_file": Path(name).name}, nc=classes, verbose=False)
+    heads: list[Any] = [one for one in made.modules() if hasattr(one, "dynamic") and hasattr(one, "shape")]
+    for head in heads:
+        head.dynamic = True  # a grid that is kept for one batch fixes the batch of an exported file
     return made
 
 

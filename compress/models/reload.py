@@ -25,6 +25,12 @@ def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def without_values(model: nn.Module) -> bool:
+    """Whether a tensor that no state dict holds, a buffer or a plain attribute, lies on the meta device."""
+    plain = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return any(tensor.is_meta for tensor in (*unsaved_buffers(model).values(), *plain))
+
+
 def altered_buffers(model: nn.Module, back: nn.Module) -> dict[str, Tensor]:
     """Those of `model` that its factory does not make as they are: drawn at random, resized, or of another type."""
     made = unsaved_buffers(back)

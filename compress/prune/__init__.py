@@ -20,6 +20,7 @@ from compress.prune.shrinking import shrink
 from compress.prune.surgery import apply, mask, validate
 from compress.prune.tracing import trace
 from compress.prune.units import Group, Trace, protect
+from compress.prune.widths import carried, plan_of_widths, uniform
 
 __all__ = [
     "CRITERIA",
@@ -32,6 +33,7 @@ __all__ = [
     "Sensitivity",
     "Trace",
     "apply",
+    "carried",
     "check",
     "correlations",
     "evolve",
@@ -39,6 +41,7 @@ __all__ = [
     "measure_sensitivity",
     "normalized",
     "plan",
+    "plan_of_widths",
     "protect",
     "rank_correlation",
     "recalibrated",
@@ -47,5 +50,6 @@ __all__ = [
     "shrink",
     "smallest_share",
     "trace",
+    "uniform",
     "validate",
 ]

@@ -139,19 +139,20 @@ def by_pattern(trace: Trace, scores: npt.NDArray[np.float64], ratios: Mapping[st
     """
     for pattern, ratio in ratios.items():
         check_ratio(ratio)
-        if not any(_matches(trace, group, pattern) for group in trace.groups):
+        if not any(matches(trace, group, pattern) for group in trace.groups):
             names = ", ".join(sorted({group.name for group in trace.groups})[:5])
             raise PlanError(f"No free group matches '{pattern}'; there are {names} and so on.")
     kept = np.ones(trace.units, dtype=bool)
     for group in trace.groups:
-        ratio = next((r for pattern, r in ratios.items() if _matches(trace, group, pattern)), 0.0)
+        ratio = next((r for pattern, r in ratios.items() if matches(trace, group, pattern)), 0.0)
         ranked = group.units[np.argsort(scores[group.units], kind="stable")]
         gone = len(ranked) - limits.stays(group, round(ratio * len(ranked)))
         kept[ranked[:gone]] = False
     return kept
 
 
-def _matches(trace: Trace, group: Group, pattern: str) -> bool:
+def matches(trace: Trace, group: Group, pattern: str) -> bool:
+    """Whether a pattern fits a group's name, or a parameter that makes it."""
     made = [name for name, dim in group.slots if trace.roles[name, dim] == "producer"]
     return any(fnmatchcase(name, pattern) for name in (group.name, *made))
 

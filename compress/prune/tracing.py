@@ -97,6 +97,8 @@ class _Tracing:
         self.network = TracedNetwork(self._shell(), self.tensors, self.tied, self.substitutions, self.heads)
         self.observed = self._observed()
         grouping = self._grouping()
+        if (at_once := self._at_once(grouping)) is not None:
+            return at_once
         mender = Mender(
             self.network.model, self.observed, self.choices, self._grouping, self._all_blames,
             lambda: self.trials <= 0, self.where,
@@ -107,6 +109,18 @@ class _Tracing:
                 break
             grouping = mender.mend(grouping, blames)
         return self._with_unread(mender.loosened(grouping))
+
+    def _at_once(self, grouping: Grouping) -> Trace | None:
+        """The trace with numbers patched that the pass does not read, where nothing goes wrong in any cut."""
+        sure, rest = unread(self.network.model, grouping, self.observed.slots)
+        if not sure or not grouping.trace.groups or self.observed.loose:
+            return None
+        self.choices.patches = sure
+        tried = self._grouping()
+        if self._passes(tried):
+            return replace(tried.trace, where=self.where, unfollowed=tuple(rest))
+        self.choices.patches = []
+        return None
 
     def _with_unread(self, grouping: Grouping) -> Trace:
         """The trace, with numbers that the pass does not read patched where it is sure what they are."""
@@ -282,12 +296,18 @@ class _Tracing:
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
         for kept in uneven(grouping.trace, groups, self.observed.picks):
-            blames = self._tried(grouping, kept, groups)
-            if blames:
-                return blames
+            passed, blames = self._tried(grouping, kept)
+            if not passed:
+                return self._free(grouping, groups, blames)
         return []
 
-    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], groups: list[Group]) -> list[Blame]:
+    def _passes(self, grouping: Grouping) -> bool:
+        """Whether all groups can be cut; nobody is sought where they cannot."""
+        groups = list(grouping.trace.groups)
+        return all(self._tried(grouping, kept)[0] for kept in uneven(grouping.trace, groups, self.observed.picks))
+
+    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_]) -> tuple[bool, list[Blame]]:
+        """Whether a cut network does what the whole one does, and what goes wrong where it does not."""
         found = grouping.trace
         cut: dict[str, dict[int, Any]] = {}
         for (name, dim), units in found.slots.items():
@@ -318,11 +338,20 @@ class _Tracing:
             if not any(free[b.units].any() for b in trial.blames):
                 trial.missing(reason, _path(net, error))
         else:
-            if not trial.blames:
-                return []
-        blames = [b for b in trial.blames if free[b.units].any()]
-        last = trial.blames[-1] if trial.blames else Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")
-        return blames or self._culprits(grouping, groups, last)
+            return not trial.blames, trial.blames
+        return False, trial.blames or [Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")]
+
+    def _free(self, grouping: Grouping, groups: list[Group], blames: list[Blame]) -> list[Blame]:
+        """Those blames that hold something free; where none does, what is found to fail alone."""
+        free = ~grouping.trace.protected_units
+        found = [b for b in blames if free[b.units].any()]
+        return found or self._suspected(grouping, groups, blames) or self._culprits(grouping, groups, blames[-1])
+
+    def _suspected(self, grouping: Grouping, groups: list[Group], blames: list[Blame]) -> list[Blame]:
+        """What goes wrong when only those groups are cut whose sizes the failing calls were given."""
+        units = [np.empty(0, np.int64), *(units for blame in blames for units in blame.suspects)]
+        suspects = [g for g in groups if np.isin(g.units, np.concatenate(units)).any()]
+        return self._blames(grouping, suspects) if 0 < len(suspects) < len(groups) and self.trials > 0 else []
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
         """The groups that make a cut fail, found by bisection where no operator tells."""

@@ -43,6 +43,7 @@ class Blame:
         wants: the sizes that the call should have been given.
         ties: sizes that it was given, each with what that follows instead.
         line: the line of code, as ``file.py:12``.
+        suspects: units of other channels whose size it may have been given.
     """
 
     units: npt.NDArray[np.int64]
@@ -52,6 +53,7 @@ class Blame:
     wants: tuple[Want, ...] = ()
     ties: tuple[tuple[Labels, Labels], ...] = ()
     line: str = ""
+    suspects: tuple[npt.NDArray[np.int64], ...] = ()
 
 
 class Reshapes(TorchFunctionMode):
@@ -285,7 +287,23 @@ class TrialDispatch(LabelDispatch):
         ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
-        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line))
+        suspects = tuple(self._suspects(call, whole_numbers(args))) if call.name in SIZED else ()
+        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line, suspects))
+
+    def _suspects(self, call: OpCall, given: set[int]) -> Iterator[npt.NDArray[np.int64]]:
+        """Free units along an axis met before, of a size of what the call should have made, and of one it was given."""
+        sizes, known = {n for shape in call.shapes for n in shape if n > 1}, set()
+        for before in reversed(self.expected[max(self.at - REACH, 0) : self.at]):
+            for flow in {id(flow): flow for flow in before.flows}.values():
+                for axis in axes(flow):
+                    key = axis.labels.tobytes() if axis.size in sizes else b""
+                    if not key or key in known:
+                        continue
+                    known.add(key)
+                    units = np.unique(self.grouping.unit_of[axis.labels])
+                    free = units[~self.grouping.trace.protected_units[units]]
+                    if len(free) and self._stays(axis.labels) in given - {axis.size}:
+                        yield free
 
     def _whole(self, source: Source) -> Flow:
         """What the whole network's tensor from there carries."""

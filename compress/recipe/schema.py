@@ -13,15 +13,11 @@ from compress.prune.criteria import CRITERIA
 from compress.prune.schedule import Schedule
 from compress.prune.sparsify import Kind
 from compress.recipe.data import DataRecipe, FunctionData, Part
+from compress.recipe.sparse import SparseRecipe
+from compress.recipe.training import Epochs, Rate, TrainRecipe, Weight
 
 Positive = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, le=100)]
 Level = Annotated[int, Field(ge=0, le=255)]
-Weight = Annotated[float, Field(ge=0, le=1e4)]
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
-Augment = Literal[
-    "none", "affine", "flip", "crop_flip", "crop_flip_colour", "trivial", "iou_crop_flip", "scale_crop_flip"
-]
 
 
 class ModelRecipe(Part):
@@ -54,42 +50,6 @@ class PreprocessingRecipe(Part):
     padding: Level = 0
 
 
-class TrainRecipe(Part):
-    """One stage of training, by epochs or by training FLOPs."""
-
-    epochs: Epochs | None = None
-    training_flops: Annotated[float, Field(gt=0, le=1e24)] | None = None
-    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Rate = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Weight = 5e-4
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Augment = "none"
-    augment_variants: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
-    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
-    backbone_lr: Annotated[float, Field(ge=0, le=1)] = 1.0
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    freeze_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
-    batchnorm: Literal["live", "frozen", "adapted"] = "live"
-    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
-    clip: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    evaluations: Annotated[int, Field(ge=1, le=100_000)] = 12
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
-    channels_last: bool = True
-    compile: bool = False
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> TrainRecipe:
-        if (self.epochs is None) == (self.training_flops is None):
-            raise ValueError("give exactly one of epochs and training_flops")
-        return self
-
-
 class SourceRecipe(Part):
     """A source domain to pretrain on."""
 
@@ -102,6 +62,10 @@ LABELLED = ("rendered_digits", "handwritten_digits", "folder", "csv")
 
 CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
 """How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
+
+
+AFTER_TRANSFER = ("S-T-P-T", "S-T-P")
+"""Orders in which the cut comes after transfer: source, target, prune, and target again or nothing."""
 
 
 class SparsifyRecipe(Part):
@@ -119,7 +83,8 @@ class SparsifyRecipe(Part):
 class PruneRecipe(Part):
     """How channels are scored and how many of them go.
 
-    ``ratio`` takes the budget's place: the share of all free channels that goes, or of each group's, by pattern.
+    ``ratio`` takes the budget's place: the share of all free channels that goes, or of each group's, by pattern; so
+    does ``widths_from``, the folder of a network that was cut, whose widths are taken over.
     ``budget: {macs: [0.7, 0.5]}`` asks for several networks from one teacher: ``table`` holds the shares then.
     """
 
@@ -127,6 +92,7 @@ class PruneRecipe(Part):
     budget: Budget = Budget(macs=0.5)
     table: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     ratio: float | dict[str, float] | None = None
+    widths_from: str | None = None
     images: Annotated[int, Field(ge=4, le=100_000)] = 256
     scope: Literal["global", "group", "isomorphic", "per_mac"] = "global"
     max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -173,6 +139,14 @@ class PruneRecipe(Part):
             raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
         if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
             raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
+        if self.widths_from is not None:
+            others = [
+                key for key in ("budget", "ratio", "table") if key in self.model_fields_set and getattr(self, key)
+            ]
+            if self.budget != Budget(macs=0.5) or self.ratio is not None or self.table or self.rounds > 1:
+                raise ValueError(f"widths_from says what stays; leave out {', '.join(others) or 'rounds'}")
+            if self.sparsify is not None:
+                raise ValueError("sparsify drives towards a budget or a ratio, not towards widths_from; leave one out")
         if len(set(self.table)) != len(self.table):
             raise ValueError("budget.macs names a share twice")
         return self
@@ -212,7 +186,10 @@ class DistillRecipe(TrainRecipe):
     reuse_classifier: bool | Literal["projected"] | None = None
     freeze_classifier: bool = True
     teacher_cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
-    compare: tuple[Literal["finetuned", "scratch"], ...] = ("finetuned", "scratch")
+    compare: tuple[Literal["finetuned", "scratch", "scratch_e", "scratch_b"], ...] = ("finetuned", "scratch")
+    count_finetuning: bool = False
+    teacher: Literal["dense", "sparse"] = "dense"
+    hint_loss: Literal["squared", "cosine"] = "squared"
 
     @model_validator(mode="before")
     @classmethod
@@ -305,8 +282,10 @@ class Recipe(Part):
     preprocessing: PreprocessingRecipe
     transfer: TrainRecipe | None
     twin: bool = True
+    order: Literal["S-T-P-T", "S-P-T", "S-T-P", "SP-T"] = "S-T-P-T"
     prune: PruneRecipe = PruneRecipe()
     distill: DistillRecipe
+    sparse: SparseRecipe | None = None
     deploy: DeployRecipe | None = DeployRecipe()
     accept: AcceptRecipe | None = None
 
@@ -319,7 +298,9 @@ class Recipe(Part):
         target, cut = given.get("target"), given.get("prune", {})
         if not isinstance(target, dict) or target.get("kind") not in LABELLED or not isinstance(cut, dict):
             return given
-        return {**given, "prune": {**CLASSIFIER, **cut}}
+        # Where the cut comes before the target's classifier has learned, gradients of its loss say nothing.
+        usual = CLASSIFIER if given.get("order", "S-T-P-T") in AFTER_TRANSFER else {}
+        return {**given, "prune": {**usual, **cut}}
 
     @model_validator(mode="before")
     @classmethod
@@ -342,6 +323,38 @@ class Recipe(Part):
                 raise ValueError(
                     "prune.sparsify trains as transfer does, which is null; leave it out, or give transfer"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _comes_in_an_order(self) -> Recipe:
+        """Refuse what an order of the stages leaves without its place."""
+        if self.order == "S-T-P" and self.distill.compare:
+            raise ValueError("order S-T-P trains nothing after the cut, so nothing compares with it; give compare: []")
+        if self.order == "SP-T" and self.source is None:
+            raise ValueError("order SP-T trains the cut network on the source; give source, or take S-P-T")
+        if self.order not in AFTER_TRANSFER:
+            if CRITERIA[self.prune.criterion].needs == "gradients":
+                raise ValueError(
+                    f"order {self.order} cuts before the target's classifier has learned, and {self.prune.criterion} "
+                    "needs its gradients; take a criterion of weights or activations, such as l1"
+                )
+            if self.transfer is None:
+                raise ValueError(f"order {self.order} cuts before transfer, which is null; give transfer")
+            if self.prune.rounds > 1 or self.prune.sparsify is not None:
+                raise ValueError(f"order {self.order} has one cut of the source's network; leave rounds and sparsify")
+            if self.prune.budget.latency is not None or self.prune.budget.max_drop is not None:
+                raise ValueError(f"order {self.order} cuts by macs, params or a ratio; give one of these")
+        of_a_trained = [name for name in ("scratch_e", "scratch_b") if name in self.distill.compare]
+        if of_a_trained and self.transfer is None:
+            raise ValueError(f"{of_a_trained[0]} trains as long as the large network did; give transfer, or scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_sparse_teacher(self) -> Recipe:
+        if self.distill.teacher == "sparse" and (self.sparse is None or self.sparse.of != "teacher"):
+            raise ValueError("distill.teacher is sparse, so sparse has to say how the teacher is thinned")
+        if self.sparse is not None and self.sparse.method == "pacnet" and self.source is None:
+            raise ValueError("pacnet keeps what holds the source's data, which source has to name")
         return self
 
     @model_validator(mode="after")

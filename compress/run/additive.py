@@ -41,10 +41,9 @@ class AdditiveModel:
         """Units along both axes of each layer's weight; None where an axis is not a dimension of the trace."""
         found = {}
         for one in self.layers:
-            name = f"{one.name}.weight"
-            name = self.trace.tied.get(name, name)
-            reads = None if one.layer.per_group else self.trace.slots.get((name, 1))
-            makes = self.trace.slots.get((name, 0))
+            reads, makes = (
+                self.trace.slots.get((self.trace.tied.get(name, name), dim)) for name, dim in (one.reads, one.makes)
+            )
             # A depthwise convolution reads what it makes.
             found[one.name] = (makes if one.layer.per_group else reads, makes)
         return found

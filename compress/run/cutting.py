@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from compress import prune
+from compress import artifact, prune
+from compress.errors import PlanError
 from compress.prune import Budget, Plan, Sensitivity, Trace
 from compress.prune.drop import Judges, WithinDrop, smallest_within_drop
 from compress.recipe.schema import PruneRecipe
@@ -28,8 +30,11 @@ def plan_for(
         curves: the network's sensitivity, where it says how far each group is cut.
 
     Raises:
-        PlanError: the budget cannot be met, or a pattern matches nothing.
+        PlanError: the budget cannot be met, a pattern matches nothing, or the network of ``widths_from`` is whole.
+        ArtifactError: that network is missing or damaged.
     """
+    if budget is None and asked.widths_from is not None:
+        return prune.plan_of_widths(trace, scores, _widths_of(asked.widths_from, trace))
     by_ratio = budget is None and asked.ratio is not None
     return prune.plan(
         trace,
@@ -43,6 +48,14 @@ def plan_for(
         curves=curves,
         asked={"criterion": asked.criterion},
     )
+
+
+def _widths_of(folder: str, trace: Trace) -> dict[str, int]:
+    """Return the widths that a saved network was cut to, for another network."""
+    cut = artifact.describe(Path(folder)).plan
+    if cut is None:
+        raise PlanError(f"prune.widths_from: the network in {folder} is whole; name the folder of one that was cut.")
+    return prune.carried(cut, trace)
 
 
 def within_drop(

@@ -17,10 +17,17 @@ BATCH = 64
 """Images of one run of an engine."""
 
 
-def metrics_of(work: Workspace, engine: deploy.Engine, split: str) -> dict[str, float]:
-    """Measure the task's metrics of an engine of the student on one split, through the bundle's own postprocessing."""
-    task, student = TASKS[work.target.task], work.load("student")
-    postprocessing = lowered_of(work, student).postprocessing
+def metrics_of(work: Workspace, engine: deploy.Engine, split: str, like: str = "student") -> dict[str, float]:
+    """Measure the task's metrics of an engine on one split, through the bundle's own postprocessing.
+
+    Args:
+        work: the run.
+        engine: of a network of the run.
+        split: its name.
+        like: a saved network whose outputs are read as the engine's are.
+    """
+    task, network = TASKS[work.target.task], work.load(like)
+    postprocessing = lowered_of(work, network).postprocessing
     metrics = task.metrics(work.target.classes)
     measured_alone(metrics)
     (name,) = tuple(engine.inputs)
@@ -35,7 +42,7 @@ def accuracy_of(work: Workspace, engine: deploy.Engine, split: str) -> float:
     return metrics_of(work, engine, split)[TASKS[work.target.task].selects]
 
 
-def accuracy_of_file(work: Workspace, path: Path, split: str) -> float:
-    """Measure the same of a file, with as many threads as torch has."""
+def accuracy_of_file(work: Workspace, path: Path, split: str, like: str = "student") -> float:
+    """Measure the same of a file, with as many threads as torch has; see ``metrics_of``."""
     with load_engine(path, threads=torch.get_num_threads()) as engine:
-        return accuracy_of(work, engine, split)
+        return metrics_of(work, engine, split, like)[TASKS[work.target.task].selects]

@@ -88,8 +88,8 @@ def filled(
 def fixed_axes(layers: Sequence[PlacedLayer], trace: Trace) -> frozenset[tuple[str, int]]:
     """Return the dimensions of weights of which no channel is free to go: they are measured at one width."""
     free = {slot for group in trace.groups for slot in group.slots}
-    names = [f"{one.name}.weight" for one in layers]
-    return frozenset((name, dim) for name in names for dim in (0, 1) if (trace.tied.get(name, name), dim) not in free)
+    axes = [axis for one in layers for axis in (one.reads, one.makes)]
+    return frozenset((name, dim) for name, dim in axes if (trace.tied.get(name, name), dim) not in free)
 
 
 def _cached(path: Path | None) -> Table:
@@ -127,7 +127,7 @@ def _between(
             (width, width * whole_out // whole_in if one.layer.per_group else whole_out)
             for width in between_jumps(reads, step=step)
         ]
-        pairs += [(whole_in, width) for width in between_jumps(makes)]
+        pairs += [(whole_in, width) for width in between_jumps(makes, step=max(8, one.layer.head))]
         for read, made in pairs:
             name = f"between-{len(wanted):04d}.onnx"
             probe = Probe(file=name, layer=one.layer, inputs=read, outputs=made, precision=precision)

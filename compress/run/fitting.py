@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 from compress import prune
 from compress.errors import PlanError
 from compress.prune import Budget, Plan
-from compress.prune.allocation import Kept, Limits
+from compress.prune.allocation import Kept, Limits, costs
 from compress.prune.knapsack import Steps
 from compress.prune.planning import plan_from_kept
 from compress.prune.schedule import Schedule, left_after
@@ -90,8 +90,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Tried:
-    """A network that was tried: the sum of its layers, its plan, its file, and its best times so far."""
+    """A network that was tried: what stays, the sum of its layers, its plan, its file, and its best times so far."""
 
+    kept: Kept
     total: float
     plan: Plan
     path: Path
@@ -182,13 +183,15 @@ class LatencyFit:
         share = target.share_of(1.0 if target.ms is None else self._dense_alone(dense))
         aim, error, between = share * whole, 0.0, False
         for turn in range(1, MOST_ROUNDS + 1):
+            mixed = self._mixed(seen, share, budget)
             kept, asked, steps = self.model.allocate(self.scores, budget, max(aim, floor * 1.0001), self.limits)
+            kept = kept if mixed is None else mixed
             total = self.model.ms(kept)
-            if between := any(abs(total - one.total) < 1e-9 * whole for one in seen):
+            if between := mixed is None and any(abs(total - one.total) < 1e-9 * whole for one in seen):
                 break  # no other network lies between the steps
             plan = self._plan(kept, asked, steps)
             path = self.shipping.write(prune.apply(self.network, plan), folder / f"cut-{turn}.onnx")
-            seen = self._timed_again(dense, [*seen, Tried(total, plan, path)])
+            seen = self._timed_again(dense, [*seen, Tried(kept, total, plan, path)])
             reading = seen[-1].reading
             share = target.share_of(reading.dense_ms)
             error = abs(total / whole / reading.share - 1) if turn == 1 else error
@@ -203,6 +206,60 @@ class LatencyFit:
         if best.miss(target) > (_TOO_SLOW - 1 if between else _FAR):
             raise PlanError(self._unreached(target, best, floor))
         return FittedCut(best.plan, best.reading, target.share_of(best.reading.dense_ms), error, len(seen))
+
+    def _mixed(self, seen: Sequence[Tried], share: float, budget: Budget) -> Kept | None:
+        """Return a network between the nearest faster one and the nearest slower one that were measured.
+
+        Other totals of the knapsack give other widths everywhere, and where the sum of layers is off by another factor
+        for each layer the measured times jump about. Between two networks that were measured they cannot: groups take
+        the widths of the slower one, one after the other, as long as the times in between allow it.
+
+        Returns:
+            What stays; None where the target is not yet enclosed, or the sum of layers has the two the other way round.
+        """
+        faster = [one for one in seen if one.reading.share <= share]
+        slower = [one for one in seen if one.reading.share > share]
+        if not faster or not slower:
+            return None
+        fast, slow = max(faster, key=lambda one: one.reading.share), min(slower, key=lambda one: one.reading.share)
+        if slow.total <= fast.total:
+            return None
+        way = (share - fast.reading.share) / (slow.reading.share - fast.reading.share)
+        sides = {one.reading.share > share for one in seen[-2:]}
+        if len(seen) > 2 and len(sides) == 1:
+            way = min(way, 0.5) if sides.pop() else max(way, 0.5)  # a line that missed twice on one side: halve
+        limit = fast.total + way * (slow.total - fast.total)
+
+        found, least = fast.kept, (np.inf, fast.kept)
+        for tried in self._towards(fast.kept, slow.kept):
+            # The step is taken from what was found so far, not from where the list began.
+            step = found | tried
+            total, taken = self.model.ms(step), costs(self.model.trace, step, budget)
+            if any(taken[name] > most for name, most in budget.bounds.items()):
+                continue
+            if total <= limit:
+                found = step
+            elif found is fast.kept and fast.total < total < least[0]:
+                least = (total, step)
+        found = least[1] if found is fast.kept else found
+        return None if any(np.array_equal(found, one.kept) for one in seen) else found
+
+    def _towards(self, fast: Kept, slow: Kept) -> Iterator[Kept]:
+        """Yield ``fast`` with one group wider, up to its width in ``slow``: what gains most first, widest first."""
+        places = []
+        for place, group in enumerate(self.model.trace.groups):
+            new = group.units[slow[group.units] & ~fast[group.units]]
+            if len(new):
+                places.append((-float(self.scores[new].sum()), place))
+        for _, place in sorted(places):
+            units = self.model.trace.groups[place].units
+            best = units[np.argsort(-self.scores[units], kind="stable")]
+            least, most = int(fast[units].sum()), int(slow[units].sum())
+            for width in sorted({*self.model.candidates(place), most}, reverse=True):
+                if least < width <= most:
+                    wider = fast.copy()
+                    wider[best[:width]] = True
+                    yield wider
 
     def _dense_sum(self, now: float) -> float:
         """Return the layers' sum of the whole network, of which an earlier round may have left ``now``."""
@@ -315,7 +372,7 @@ def floor_of(fit: LatencyFit, target: Target) -> Reading:
     with tempfile.TemporaryDirectory() as folder:
         dense = fit.shipping.write(fit.dense, Path(folder) / "dense.onnx")
         cut = fit.shipping.write(prune.apply(fit.network, plan), Path(folder) / "narrowest.onnx")
-        (tried,) = fit._timed_again(dense, [Tried(0.0, plan, cut)])
+        (tried,) = fit._timed_again(dense, [Tried(kept, 0.0, plan, cut)])
     reading = tried.reading
     if reading.share > target.share_of(reading.dense_ms) * (1 + WITHIN):
         raise PlanError(fit._unreached(target, tried, 0.0))

@@ -82,7 +82,8 @@ class Ledger(BaseModel):
     """Everything that one run has to show; the methods ``with_...`` return a new one.
 
     ``metric`` is the title of the metric that chooses: accuracy (top-1), mAP or mIoU. ``made_by`` is what the last bits
-    of the weights depend on beside the recipe; ``notes`` are about the whole run, such as that it was resumed under
+    of the weights depend on beside the recipe; ``commit`` is that of this package, where it is a checkout, and
+    ``data_sha256`` names the target data; ``notes`` are about the whole run, such as that it was resumed under
     other versions.
     """
 
@@ -103,6 +104,8 @@ class Ledger(BaseModel):
     test_images: int | None = None
     shipping: ShipDecision | None = None
     made_by: dict[str, str] = {}
+    commit: str | None = None
+    data_sha256: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -167,6 +167,9 @@ def check_preprocessing(recipe: Recipe) -> None:
 def _check_prune(recipe: Recipe, trace: Trace) -> None:
     """Check that some plan meets the budget."""
     asked = recipe.prune
+    if asked.widths_from is not None:
+        plan_for(trace, torch.zeros(trace.units), asked)
+        return
     if asked.ratio is None and asked.budget.macs is not None:
         floor = prune.smallest_share(trace, asked.round_to, asked.min_kept, asked.max_ratio)
         if floor > asked.budget.macs:

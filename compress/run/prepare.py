@@ -14,11 +14,14 @@ from pydantic import ValidationError
 import cpp_ext
 from compress import data
 from compress.data import ImageData, ImageReader
+from compress.data.fingerprint import data_hash
 from compress.data.geometry import Geometry
 from compress.errors import ImageError, RecipeError
 from compress.files import write_text
 from compress.recipe.schema import Recipe
 from compress.run.ledger import Ledger
+from compress.run.order import check_order
+from compress.run.origin import source_commit
 from compress.run.preflight import alone, check_model, check_source, going_on, stored, sweep, what_changed
 from compress.run.progress import Ui
 from compress.run.standing import first_touched
@@ -95,10 +98,13 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
         classes=target.classes,
         test_images=len(target.splits["test"]),
         made_by=made_by(),
+        commit=source_commit(),
+        data_sha256=data_hash(target),
     )
     work = Workspace(recipe, out, reader, target, ledger)
     if recipe.source is not None:
         check_source(recipe, work.source)
+        check_order(work)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         # Another process may have begun a run here while this one checked its own.

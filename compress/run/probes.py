@@ -37,20 +37,32 @@ class PlacedLayer:
     """A layer where it stands in a network.
 
     Attributes:
-        name: the module's name; its weight is ``name.weight``.
+        name: the module's name.
         layer: what it is but for its widths.
         dense: channels that it reads and makes.
+        axes: the dimensions of parameters that hold both; of ``name.weight`` where they are not given.
     """
 
     name: str
     layer: TimedLayer
     dense: tuple[int, int]
+    axes: tuple[tuple[str, int], tuple[str, int]] | None = None
+
+    @property
+    def reads(self) -> tuple[str, int]:
+        """The dimension of a parameter that holds the channels which it reads."""
+        return self.axes[0] if self.axes is not None else (f"{self.name}.weight", 1)
+
+    @property
+    def makes(self) -> tuple[str, int]:
+        """The dimension of a parameter that holds the channels which it makes."""
+        return self.axes[1] if self.axes is not None else (f"{self.name}.weight", 0)
 
 
 def placed_layers(
     model: nn.Module, example: Tensor, forward: Callable[[nn.Module, Tensor], object] | None = None
 ) -> tuple[PlacedLayer, ...]:
-    """Return every convolution and linear layer that runs, in the order in which they run.
+    """Return every convolution, linear layer and attention block that runs, in the order in which they run.
 
     Args:
         model: the network; it is run once in evaluation mode.
@@ -70,6 +82,11 @@ def placed_layers(
             if type(module) in (nn.Conv2d, nn.Conv1d, nn.Linear):
                 seen.setdefault(module, tuple(first.shape))
             source = module
+        elif isinstance(module, nn.MultiheadAttention):
+            if _is_packed_self_attention(module, given):
+                assert isinstance(first, Tensor)
+                seen.setdefault(module, tuple(first.shape if module.batch_first else first.transpose(0, 1).shape))
+            source = None
         elif source is not None and type(module) in _ACTIVATIONS:
             follows.setdefault(source, _ACTIVATIONS[type(module)])
             source = None
@@ -81,7 +98,9 @@ def placed_layers(
         else:
             made_by.pop(id(made), None)
 
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = [
+        module for module in model.modules() if not any(module.children()) or isinstance(module, nn.MultiheadAttention)
+    ]
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
     training = model.training
     try:
@@ -95,7 +114,19 @@ def placed_layers(
     return tuple(_placed(names[module], module, shape, follows.get(module, "none")) for module, shape in seen.items())
 
 
+def _is_packed_self_attention(module: nn.MultiheadAttention, given: tuple[object, ...]) -> bool:
+    """Tell whether a block attends to what it reads alone, with its three projections in one weight."""
+    query = given[0] if given else None
+    same = len(given) >= 3 and query is given[1] and query is given[2]
+    return same and module.in_proj_weight is not None and isinstance(query, Tensor) and query.dim() == 3
+
+
 def _placed(name: str, module: nn.Module, shape: tuple[int, ...], activation: Activation) -> PlacedLayer:
+    if isinstance(module, nn.MultiheadAttention):
+        inner, reads = module.in_proj_weight.shape[0] // 3, module.in_proj_weight.shape[1]
+        bias = module.in_proj_bias is not None
+        layer = TimedLayer(kind="attention", size=shape[1:-1], head=module.head_dim, bias=bias)
+        return PlacedLayer(name, layer, (reads, inner), ((f"{name}.in_proj_weight", 1), (f"{name}.out_proj.weight", 1)))
     if isinstance(module, nn.Linear):
         layer = TimedLayer(kind="linear", size=shape[1:-1], activation=activation)
         return PlacedLayer(name, layer, (module.in_features, module.out_features))
@@ -123,7 +154,7 @@ def widths_of(one: PlacedLayer, fixed: frozenset[tuple[str, int]] = frozenset())
 
     Args:
         one: the layer.
-        fixed: (parameter, dimension) that no cut changes; dimension 1 of a weight is what it reads.
+        fixed: (parameter, dimension) that no cut changes.
     """
     reads, makes = one.dense
     if one.layer.per_group:
@@ -132,11 +163,13 @@ def widths_of(one: PlacedLayer, fixed: frozenset[tuple[str, int]] = frozenset())
             yield groups * each, groups * each * makes // reads
         return
     yield one.dense
-    weight = f"{one.name}.weight"
-    if (weight, 1) not in fixed:
+    if one.reads not in fixed:
         yield from ((width, makes) for width in sample_widths(reads) if width != reads)
-    if (weight, 0) not in fixed:
-        yield from ((reads, width) for width in sample_widths(makes) if width != makes)
+    if one.makes not in fixed:
+        # Whole heads at least: what lies between is read as the next one above.
+        head = one.layer.head or 1
+        widths = sample_widths(makes // head, finest=max(1, 8 // head))
+        yield from ((reads, width * head) for width in widths if width * head != makes)
 
 
 def probes_of(
@@ -171,9 +204,10 @@ def write_probe(probe: Probe, path: Path) -> None:
     kind = TensorProto.UINT8 if int8 else TensorProto.FLOAT
     graph = _GraphOfProbe(int8)
     source = graph.opened("x")
-    made = graph.product(layer, source, probe.inputs, probe.outputs)
+    make = graph.attention if layer.kind == "attention" else graph.product
+    made = make(layer, source, probe.inputs, probe.outputs)
     result = graph.closed(graph.activated(layer.activation, made))
-    channels_last = layer.kind == "linear"
+    channels_last = layer.kind != "conv"
     reads: list[str | int | None] = (
         ["batch", *layer.size, probe.inputs] if channels_last else ["batch", probe.inputs, *layer.size]
     )
@@ -224,6 +258,27 @@ class _GraphOfProbe:
         if not layer.size:
             inputs = [source, self._weights((makes, reads)), *self._bias(layer, makes)]
             return self._node("Gemm", inputs, transB=1)
+        return self._linear(layer, source, reads, makes)
+
+    def attention(self, layer: TimedLayer, source: str, reads: int, inner: int) -> str:
+        """Add a block of self-attention: one projection into all heads, the heads, and one projection out of them."""
+        heads = max(1, inner // layer.head)
+        each = inner // heads
+        packed = self._linear(layer, source, reads, 3 * heads * each)
+        tokens = (layer.size[0], 3, heads, each)
+        apart = self._node("Reshape", [packed, self._constant(np.array([-1, *tokens], np.int64))])
+        turned = self._node("Transpose", [apart], perm=[2, 0, 3, 1, 4])
+        query, key, value = (
+            self._node("Gather", [turned, self._constant(np.array(which, np.int64))], axis=0) for which in range(3)
+        )
+        scaled = self._node("Mul", [query, self._constant(np.array(each**-0.5, np.float32))])
+        across = self._node("Transpose", [key], perm=[0, 1, 3, 2])
+        weights = self._node("Softmax", [self._node("MatMul", [scaled, across])], axis=-1)
+        mixed = self._node("Transpose", [self._node("MatMul", [weights, value])], perm=[0, 2, 1, 3])
+        joined = self._node("Reshape", [mixed, self._constant(np.array([-1, layer.size[0], heads * each], np.int64))])
+        return self._linear(layer, self.opened(self.closed(joined)) if self.int8 else joined, heads * each, reads)
+
+    def _linear(self, layer: TimedLayer, source: str, reads: int, makes: int) -> str:
         made = self._node("MatMul", [source, self._weights((reads, makes))])
         return self._node("Add", [made, self._constant(np.zeros(makes, np.float32))]) if layer.bias else made
 

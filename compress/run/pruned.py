@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from compress.prune.drop import Judges
 from compress.recipe.schema import PruneRecipe
 from compress.run.cutting import plan_for, within_drop
 from compress.run.given import GivenImages, GivenNetwork, trace_of
+from compress.run.given_latency import TimedBy, cut_to_latency
 from compress.run.scoring import pairs
 
 
@@ -32,6 +33,7 @@ class PrunedFigures(BaseModel):
         metric: what accuracy is.
         accuracy: before and after on images that nothing was chosen by; None without labels.
         reconstruction: what repairing was worth; None where it was not asked for.
+        latency: what was measured of a latency that was asked for, in words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,7 @@ class PrunedFigures(BaseModel):
     metric: str = "accuracy"
     accuracy: tuple[float, float] | None = None
     reconstruction: dict[str, Any] | None = None
+    latency: str | None = None
 
     @property
     def share(self) -> float:
@@ -61,6 +64,7 @@ class CutJob:
         curves: its sensitivity, where it says how far each group is cut.
         seed: of all that is drawn.
         advance: told of each try of a search.
+        timing: how a latency is measured.
     """
 
     network: GivenNetwork
@@ -69,11 +73,12 @@ class CutJob:
     curves: Sensitivity | None
     seed: int
     advance: Callable[[int, int, str], None] = lambda done, total, text: None
+    timing: TimedBy = field(default_factory=TimedBy)
 
     def run(self, out: Path) -> PrunedFigures:
         """Plan, cut, reconstruct, prove and save what ``check`` lets pass; raise PlanError where one of them fails."""
         model = self.network.model
-        plan, small, report = self._cut(model)
+        plan, small, report, latency = self._cut(model)
         self.advance(0, 1, "proving the cut")
         proof = prune.check(model, plan, self.network.example, seed=self.seed, forward=self.network.forward)
         about = self.network.about
@@ -91,6 +96,7 @@ class CutJob:
             metric=self.network.task.title,
             accuracy=accuracy,
             reconstruction=None if report is None else report.model_dump(exclude={"layers"}),
+            latency=latency,
         )
 
     def check(self) -> None:
@@ -102,11 +108,13 @@ class CutJob:
             raise PlanError(f"There are no images, and {why}; add --data FOLDER or --data RECIPE.")
         if asked.budget.max_drop is not None and self.images is not None and self.images.task is None:
             raise PlanError("max_drop is measured on labels; give --data class folders or a recipe.")
-        if asked.budget.latency is not None:
-            raise PlanError("A latency budget is met by measuring engines; give it in a recipe to niwaki run.")
+        if self.timing != TimedBy() and asked.budget.latency is None:
+            raise PlanError(
+                "--runtime, --precision, --threads and --table say how a latency is timed; add --budget latency=0.5."
+            )
 
-    def _cut(self, model: nn.Module) -> tuple[Plan, nn.Module, Reconstruction | None]:
-        """Return the plan, the network that it leaves, and the report of its reconstruction."""
+    def _cut(self, model: nn.Module) -> tuple[Plan, nn.Module, Reconstruction | None, str | None]:
+        """Return the plan, the network that it leaves, the report of its reconstruction, and of its latency."""
         asked, images = self.asked, self.images
         trace = trace_of(self.network, asked.protect)
         self.advance(0, 1, f"scoring by {asked.criterion}")
@@ -123,13 +131,17 @@ class CutJob:
                 asked,
                 self.advance,
             )
-            return found.plan, *self._repaired(prune.apply(model, found.plan), found.plan)
-        plan = plan_for(trace, scores, asked, curves=self.curves)
+            return found.plan, *self._repaired(prune.apply(model, found.plan), found.plan), None
+        said = None
+        if asked.budget.latency is not None:
+            plan, said = cut_to_latency(self.network, trace, scores, asked, self.timing, self.advance)
+        else:
+            plan = plan_for(trace, scores, asked, curves=self.curves)
         small = prune.apply(model, plan)
         if not asked.reconstruct:
-            return plan, small.eval(), None
+            return plan, small.eval(), None, said
         self.advance(0, 1, "reconstructing")
-        return plan, *self._repaired(small, plan)
+        return plan, *self._repaired(small, plan), said
 
     def _repaired(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Reconstruction]:
         assert self.images is not None

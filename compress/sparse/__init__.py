@@ -11,6 +11,7 @@ Zeros here and there make a file small. They do not make a dense runtime fast: f
 
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
+from compress.sparse.gradual import Gradual
 from compress.sparse.gsm import GSM, active
 from compress.sparse.lobs import prune_layers
 from compress.sparse.magnitude import (
@@ -25,6 +26,7 @@ from compress.sparse.magnitude import (
 from compress.sparse.masks import Keep, Masks, Train, together, weights_of
 from compress.sparse.measures import Approximation, Reactivation, Readiness, approximation, layers_dropped, readiness
 from compress.sparse.pacnet import calibrating, prune_allocate_calibrate, pull_to
+from compress.sparse.runtime import by_rows, keep_for_milliseconds, milliseconds
 from compress.sparse.storage import keep_for_bytes, load_sparse, save_sparse, sparse_bytes
 from compress.sparse.tickets import fewer, find_ticket, rewind
 from compress.sparse.unit_gsm import UnitGSM, plan_of_largest
@@ -33,6 +35,7 @@ __all__ = [
     "GSM",
     "Approximation",
     "DynamicSurgery",
+    "Gradual",
     "Keep",
     "Masks",
     "Reactivation",
@@ -43,16 +46,19 @@ __all__ = [
     "approximation",
     "at_random",
     "by_deviation",
+    "by_rows",
     "calibrating",
     "dense_sparse_dense",
     "fewer",
     "find_ticket",
     "gradual_density",
     "keep_for_bytes",
+    "keep_for_milliseconds",
     "largest",
     "largest_per_layer",
     "layers_dropped",
     "load_sparse",
+    "milliseconds",
     "plan_of_largest",
     "prune_allocate_calibrate",
     "prune_and_retrain",

@@ -29,6 +29,9 @@ from compress.train.tasks import TASKS, Task
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(network, batch) -> scalar."""
 
+OptimizerOf = Callable[[nn.Module, TrainRecipe], torch.optim.Optimizer]
+"""From a network and how it is trained to its optimizer, hooks included."""
+
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a text to show beside them."""
 
@@ -46,6 +49,7 @@ class Trainable:
         seed: the seed of everything drawn.
         loss: what is minimised; None for the task's own, with the recipe's label smoothing.
         helpers: what learns beside the network and is not part of it, such as the projection of a distillation loss.
+        optimizer: makes the optimizer, and hooks to it what the network is to keep; None for the recipe's own.
     """
 
     model: nn.Module
@@ -54,6 +58,7 @@ class Trainable:
     seed: int
     loss: Loss | None = None
     helpers: nn.Module | None = None
+    optimizer: OptimizerOf | None = None
 
     @property
     def task(self) -> Task:
@@ -146,7 +151,7 @@ def _measured(
         measured_alone(metrics)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(own), EVALUATION_BATCH):
             batch = split.batch(own[start : start + EVALUATION_BATCH]).to(device)
             metrics.update(task.predict(model, batch.images.to(dtype)), batch.targets)
@@ -183,7 +188,8 @@ class _Training:
         if recipe.batchnorm == "adapted":
             adapt_statistics(self.network.to(fabric.device), self.feed.split, fabric.device)
         helpers = task.helpers.parameters() if task.helpers is not None else ()
-        optimizer = make_optimizer(self.network, recipe, helpers)
+        own = task.optimizer
+        optimizer = make_optimizer(self.network, recipe, helpers) if own is None else own(self.network, recipe)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         step: nn.Module = Step(self.network, task.loss or self._supervised, task.helpers)
         if recipe.compile:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
+from deploy.bench.energy import Power, PowerMeter
 from deploy.engines.cores import usable_cores
 from deploy.environment import load_average
 
@@ -30,6 +31,7 @@ class Conditions(BaseModel):
             machine, and less where other processes took their turns.
         involuntary_switches: how often the process was stopped for another one.
         peak_rss_bytes: the most memory that the process ever had.
+        power: energy, and memory of graphics cards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +41,7 @@ class Conditions(BaseModel):
     processor_share: FiniteFloat | None = None
     involuntary_switches: NonNegativeInt | None = None
     peak_rss_bytes: NonNegativeInt | None = None
+    power: Power | None = None
 
     def noise(self) -> str | None:
         """Say in words why the machine counts as noisy, or None where it does not."""
@@ -54,6 +57,7 @@ class Watch:
     """Looks on from when it is made."""
 
     def __init__(self) -> None:
+        self._meter = PowerMeter()
         self._began = time.monotonic(), time.process_time(), _switches()
 
     def conditions(self) -> Conditions:
@@ -66,6 +70,7 @@ class Watch:
             processor_share=(time.process_time() - cpu) / passed if passed > 0 else None,
             involuntary_switches=None if switches is None else (_switches() or 0) - switches,
             peak_rss_bytes=peak_rss(),
+            power=self._meter.power(),
         )
 
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from deploy.bundle.manifest import Manifest, Outputs, Task
+from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnx.activation import final_activation
 from deploy.processing.postprocess import DetectionDecoder, SegmentationDecoder
+from deploy.processing.preprocess import Preprocessing
 
 _SLACK = 1e-3  # of a distribution's sum, as fp16 and int8 round it
 
@@ -20,8 +23,12 @@ def stated_outputs(
     task: Task,
     decoder: DetectionDecoder | SegmentationDecoder | None,
     stated: Outputs | None,
+    preprocessing: Preprocessing,
 ) -> Outputs | None:
     """Return what the files of a classifier give; None for other tasks.
+
+    A file that does not end in an operator that tells it is run on a few images of noise: it gives probabilities where
+    those of each sum to 1.
 
     Raises:
         DeployError: the files contradict each other or ``stated``, or a detector's logits are probabilities already.
@@ -44,6 +51,13 @@ def stated_outputs(
     if stated == "logits" and kinds == {"probabilities"}:
         file, last = next(iter(found.items()))
         raise DeployError(f"{file} ends in {last}, so its outputs are no logits; state outputs: probabilities.")
+    if kinds == {"logits"} and stated != "probabilities" and _gives_distributions(files[0], preprocessing):
+        if stated == "logits":
+            raise DeployError(
+                f"{files[0]} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are no logits; "
+                "state outputs: probabilities."
+            )
+        return "probabilities"
     return stated or kinds.pop()
 
 
@@ -81,6 +95,29 @@ def probabilities(values: np.ndarray, outputs: Outputs, stated: bool, name: str)
         )
     shifted = np.exp(exact - exact.max())
     return np.asarray(shifted / shifted.sum())
+
+
+def _gives_distributions(file: Path, preprocessing: Preprocessing) -> bool:
+    """Return whether every answer of a file to noise and to a blank image is a distribution over several classes.
+
+    False where it cannot be run here: what loads it says why.
+    """
+    rng = np.random.default_rng(0)
+    height, width = preprocessing.size
+    channels = (3,) if preprocessing.mode == "RGB" else ()
+    noise = [rng.integers(0, high, (height, width, *channels), dtype=np.uint8) for high in (1, 64, 128, 192, 256, 256)]
+    feeds = [preprocessing(Image.fromarray(pixels))[None] for pixels in noise]
+    try:
+        with load_engine(file, runtime="onnxruntime") as engine:
+            name, first = next(iter(engine.inputs)), next(iter(engine.outputs))
+            rows = np.concatenate([engine.run({name: feed})[first] for feed in feeds]).astype(np.float64)
+    except (DeployError, ValueError, StopIteration):
+        return False
+    return (
+        rows.ndim == 2
+        and rows.shape[1] > 1
+        and bool((rows >= -_SLACK).all() and (np.abs(rows.sum(1) - 1) < _SLACK).all())
+    )
 
 
 def _activation(file: Path, output: str | None = None) -> str | None:

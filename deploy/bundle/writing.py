@@ -41,7 +41,7 @@ class BundleSpec:
         task: ``classification``, ``detection`` or ``segmentation``.
         postprocessing: from the network's raw outputs to boxes or classes of pixels; None for classification.
         outputs: what a classifier's files return, ``logits`` or ``probabilities``; None where they shall tell it, which
-            they do where they end in a softmax or a sigmoid.
+            they do where they end in a softmax or a sigmoid, or where what they give for noise sums to 1.
         metrics: what was measured of its quality; JSON values.
         latency: what was measured of its speed; JSON values.
         provenance: where it comes from; JSON values.
@@ -112,7 +112,11 @@ def _manifest_text(
             postprocessing=cast("Postprocessing | None", spec.postprocessing),
             classes=tuple(spec.classes),
             outputs=stated_outputs(
-                [*spec.models.values(), *spec.tensorrt.values()], spec.task, spec.postprocessing, spec.outputs
+                [*spec.models.values(), *spec.tensorrt.values()],
+                spec.task,
+                spec.postprocessing,
+                spec.outputs,
+                spec.preprocessing,
             ),
             metrics=dict(spec.metrics),
             latency=dict(spec.latency),

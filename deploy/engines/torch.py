@@ -110,7 +110,7 @@ class TorchEngine(Engine):
 
         if self._call is None:
             raise DeployError(f"{self.name} is closed; make it again before running it.")
-        with torch.inference_mode():
+        with torch.no_grad():
             feeds = [one.to(self._device, self._dtype if one.is_floating_point() else None) for one in rows.values()]
             try:
                 return self._replay(feeds) if self._graphed else call(self._call, self._example, feeds)

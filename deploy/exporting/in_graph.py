@@ -75,7 +75,7 @@ def _count_classes(heads: nn.Module, example: Tensor) -> int:
     """Return how many classes the heads tell apart, without the background."""
     import torch
 
-    with evaluating(heads), torch.inference_mode():
+    with evaluating(heads), torch.no_grad():
         return int(heads(example[:1])[1].shape[-1]) - 1
 
 

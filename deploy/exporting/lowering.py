@@ -201,7 +201,7 @@ def _grids(model: Any, example: Tensor) -> tuple[tuple[int, int], ...]:
     """Return (height, width) of each feature map that the detector's backbone makes of ``example``."""
     import torch
 
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         features = model.backbone(example[:1])
     maps = [features] if isinstance(features, torch.Tensor) else features.values()
     return tuple((one.shape[-2], one.shape[-1]) for one in maps)

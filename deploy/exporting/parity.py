@@ -80,7 +80,7 @@ def parity(
     parameter = next(model.parameters(), None)
     device = next(iter(sources.values())).device if parameter is None else parameter.device
     found: list[dict[str, Any]] = []
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         for kind, batch in itertools.product(inputs, batches):
             length = next((len(sources[name]) for name, has in has_batch.items() if has), 1)
             drawn = torch.randint(length, (batch,), generator=generator)

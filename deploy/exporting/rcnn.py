@@ -165,7 +165,7 @@ def _geometry(model: Any, example: Tensor) -> _Geometry:
     from torchvision.models.detection.image_list import ImageList
 
     size = (example.shape[-2], example.shape[-1])
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         features = model.backbone(example[:1])
         features = {"0": features} if isinstance(features, torch.Tensor) else features
         maps = list(features.values())

@@ -98,7 +98,7 @@ def _tried(model: nn.Module, example: Example, rows: Sequence[Tensor]) -> Any:
     """Return what the module gives; raise DeployError where it fails, before the exporter does with a worse message."""
     import torch
 
-    with evaluating(model), out_of_place(model), torch.inference_mode():
+    with evaluating(model), out_of_place(model), torch.no_grad():
         try:
             return call(model, example, rows)
         except Exception as error:  # whatever the model's own code raises
@@ -132,7 +132,7 @@ def check_free_size(model: nn.Module, example: Tensor) -> None:
         raise DeployError(message.format(f"its input {list(example.shape)} has no height and width"))
     *rest, height, width = example[:1].shape
     try:
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():
             model(example.new_zeros(*rest, height + 32, width + 64))
     except Exception as error:  # whatever the model's own code raises
         why = f"at {height + 32} x {width + 64} it fails ({first_line(error)})"

@@ -26,15 +26,17 @@ class TimedLayer(BaseModel):
     """Everything that decides a layer's time but its widths, so that layers alike are measured once.
 
     Attributes:
-        kind: ``conv`` or ``linear``.
-        size: height and width of what a convolution reads; the sizes between batch and features of a linear layer.
+        kind: ``conv``, ``linear``, or ``attention``: a block of self-attention from its projections to the last one, of
+            which ``inputs`` are the features that it reads and makes, ``outputs`` those of all heads together.
+        size: height and width of what a convolution reads; the sizes between batch and features of any other.
         per_group: channels that each group of a convolution reads; 0 where it is one group.
         activation: what follows it and may be fused with it.
+        head: features of one head of an attention block.
     """
 
     model_config = _STRICT
 
-    kind: Literal["conv", "linear"]
+    kind: Literal["conv", "linear", "attention"]
     size: tuple[Side, ...] = ()
     kernel: tuple[Side, ...] = ()
     stride: tuple[Side, ...] = ()
@@ -43,6 +45,7 @@ class TimedLayer(BaseModel):
     per_group: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     bias: bool = True
     activation: Activation = "none"
+    head: Annotated[int, Field(ge=0, le=100_000)] = 0
 
     @property
     def key(self) -> str:
@@ -52,6 +55,8 @@ class TimedLayer(BaseModel):
             if values:
                 parts.append(letter + "x".join(map(str, values)))
         parts.append(f"at {'x'.join(map(str, self.size))}" if self.size else "at a vector")
+        if self.head:
+            parts.append(f"by heads of {self.head}")
         if not self.bias:
             parts.append("without bias")
         if self.activation != "none":

@@ -11,14 +11,17 @@ from deploy.onnx.wire_graph import parse_graph
 _DECODING = ("Softmax", "Sigmoid", "HardSigmoid")
 _TRANSPARENT = (
     "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "QuantizeLinear", "DequantizeLinear",
+    "Clip", "Slice", "Gather", "Split", "ReduceMean", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool", "AveragePool",
+    "MaxPool",
 )  # fmt: skip
+_MIXING = ("Concat", "Max", "Min", "Mean", "Mul")  # of probabilities with each other
 
 
 def final_activation(path: Path, output: str | None = None) -> str | None:
     """Return the operator that turns logits into probabilities at the end of a file; None where there is none.
 
-    What only moves or converts values after it is passed over. The logarithm of a softmax counts as logits, for its
-    softmax is that of the logits.
+    What only moves, converts, bounds, joins, chooses or averages probabilities after it is passed over. The logarithm
+    of a softmax counts as logits, for its softmax is that of the logits.
 
     Args:
         path: an ONNX file.
@@ -29,16 +32,29 @@ def final_activation(path: Path, output: str | None = None) -> str | None:
         ValueError, IndexError, TypeError: it is no ONNX file.
     """
     data = read_bytes(Path(path), LARGEST)
-    maker = {name: node for node in parse_graph(data).nodes for name in node.outputs}
-    name = output or _first_output(data)
-    for _ in range(len(maker)):  # a file that goes in circles ends too
+    graph = parse_graph(data)
+    maker = {name: node for node in graph.nodes for name in node.outputs}
+    constants = {*graph.tensors, *(name for node in graph.nodes if not node.inputs for name in node.outputs)}
+    waiting, seen, found = [output or _first_output(data)], set[str](), None
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)  # a file that goes in circles ends too
         node = maker.get(name)
-        if node is None or node.op_type in _DECODING:
-            return node.op_type if node else None
-        if node.op_type not in _TRANSPARENT or not node.inputs:
+        if node is None:
+            return None  # an input of the network
+        if node.op_type in _DECODING:
+            found = found or node.op_type
+        elif node.op_type in _TRANSPARENT:
+            waiting += node.inputs[:1]
+        elif node.op_type == "Sub" and node.inputs[0] in constants:
+            waiting += node.inputs[1:]  # what is left to 1
+        elif node.op_type in _MIXING and not constants & set(node.inputs):
+            waiting += node.inputs
+        else:
             return None
-        name = node.inputs[0]
-    return None
+    return found
 
 
 def _first_output(data: bytes) -> str:

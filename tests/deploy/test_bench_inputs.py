@@ -104,3 +104,11 @@ def test_number_12_each_engine_takes_its_own_inputs(tmp_path):
         assert [record.batch for record in records] == [2, 2]
         with pytest.raises(DeployError, match="inputs for 1 engines and 2 to time"):
             deploy.benchmark([one, other], feeds[:1])
+
+
+def test_number_12_without_a_batch_the_files_own_is_timed(tmp_path):
+    fixed, free = (network(tmp_path / f"{name}.onnx", "rows", [n, 4]) for name, n in (("fixed", 3), ("free", "n")))
+    code, found = bench(free, fixed)
+    assert code == 0 and [record["batch"] for record in found["records"]] == [3, 3]
+    code, found = bench(free, fixed, "--batch", "1")
+    assert code != 0 and "give --batch 3" in found

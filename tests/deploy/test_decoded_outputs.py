@@ -33,7 +33,28 @@ ENDS = {
         helper.make_node("ReduceSum", ["a", "axis"], ["b"]),
         helper.make_node("Div", ["a", "b"], ["logits"]),
     ],
+    "softmax, bounded": [
+        helper.make_node("Softmax", ["raw"], ["a"], axis=1),
+        helper.make_node("Clip", ["a", "low"], ["logits"]),
+    ],
+    "softmax, mean of two": [
+        helper.make_node("Softmax", ["raw"], ["a"], axis=1),
+        helper.make_node("Softmax", ["raw"], ["b"], axis=1),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Div", ["c", "two"], ["logits"]),
+    ],
+    "sigmoid, one by one": [
+        helper.make_node("Split", ["raw"], ["x", "y", "z"], axis=1),
+        *(helper.make_node("Sigmoid", [name], [f"{name}.p"]) for name in "xyz"),
+        helper.make_node("Concat", ["x.p", "y.p", "z.p"], ["logits"], axis=1),
+    ],
+    "sigmoid, of the complement": [
+        helper.make_node("Neg", ["raw"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("Sub", ["one", "b"], ["logits"]),
+    ],
 }
+NUMBERS = {"low": 1e-7, "two": 2.0, "one": 1.0}
 
 
 def file(path, end):
@@ -46,7 +67,11 @@ def file(path, end):
         "g",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("n", 1, 8, 8))],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("n", 3))],
-        [helper.make_tensor("w", TensorProto.FLOAT, [1, 3], WEIGHTS), helper.make_tensor("axis", 7, [1], [1])],
+        [
+            helper.make_tensor("w", TensorProto.FLOAT, [1, 3], WEIGHTS),
+            helper.make_tensor("axis", 7, [1], [1]),
+            *(helper.make_tensor(name, TensorProto.FLOAT, [], [number]) for name, number in NUMBERS.items()),
+        ],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -61,16 +86,19 @@ def bundle(tmp_path, end, **more):
 
 def expected(end):
     raw = np.asarray(WEIGHTS) * 200 / 255
-    return 1 / (1 + np.exp(-raw)) if end == "sigmoid" else np.exp(raw) / np.exp(raw).sum()
+    return 1 / (1 + np.exp(-raw)) if end.startswith("sigmoid") else np.exp(raw) / np.exp(raw).sum()
 
 
-@pytest.mark.parametrize("end", [end for end in ENDS if end != "by hand"])
+BY_NUMBERS = ("by hand", "softmax, mean of two")  # that no operator at the end tells
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_probabilities_are_shown_as_the_network_gives_them(end, tmp_path):
     folder = bundle(tmp_path, end)
-    kind = "probabilities" if end.startswith(("soft", "sig")) else "logits"
+    kind = "probabilities" if end.startswith(("soft", "sig", "by")) else "logits"
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["outputs"] == kind
-    for states in (True, False):  # a bundle of before that key tells it from its file
+    for states in (True, False)[: 1 + (end not in BY_NUMBERS)]:  # a bundle of before that key tells it from its file
         if not states:
             del manifest["outputs"]
             (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -82,6 +110,8 @@ def test_probabilities_are_shown_as_the_network_gives_them(end, tmp_path):
 
 
 def test_a_softmax_written_by_hand_is_stated_or_refused(tmp_path):
+    with pytest.raises(DeployError, match="whose sum is 1 for every image"):
+        bundle(tmp_path, "by hand", outputs="logits")
     folder = bundle(tmp_path, "by hand", outputs="probabilities")
     with deploy.load(folder) as loaded:
         assert loaded.predict([Image.new("L", (8, 8), 200)])[0]["probability"] == pytest.approx(max(expected("")))

@@ -37,6 +37,14 @@ GUARDS = {
     "clamp": lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-9),
     "logarithm": lambda x: (x.relu() + 1e-10).log() * 0.1,
     "maximum": lambda x: x / torch.maximum(x.abs().sum(1, keepdim=True), torch.tensor(1e-11)),
+    "guard of a multiple": lambda x: x * (x.square().mean(1, keepdim=True) * 2 + 1e-12).rsqrt(),
+    "multiple of a guard": lambda x: x / ((x.square().mean(1, keepdim=True) * 0.5 + 1e-12) * 2).sqrt(),
+    "subtracted": lambda x: x / ((-x.square().mean(1, keepdim=True) - 1e-12) * -1).sqrt(),
+    "chosen": lambda x: x / torch.where(x.abs() < 1e-9, torch.full_like(x, 1e-9), x.abs()),
+    "negative power": lambda x: x * (x.square().mean(1, keepdim=True) + 1e-12).pow(-0.5),
+    "on both sides": lambda x: (x.square() + 1e-10) / (x.square().sum(1, keepdim=True) + 1e-10),
+    "an inverse beyond fp16": lambda x: x * (x.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-7).reciprocal(),
+    "layer norm": lambda x: nn.functional.layer_norm(x, x.shape[1:], eps=1e-12),
 }
 
 

@@ -15,7 +15,7 @@ from deploy.errors import DeployError
 from deploy.latency import profile
 from deploy.latency.layers import LayerTime, _from_events
 from deploy.latency.profile import How, Job, Probe, ProfileFolder, Timing, Whole, here, measured, profile_folder
-from deploy.latency.table import TimedLayer
+from deploy.latency.table import Table, TimedLayer
 
 CONV = TimedLayer(kind="conv", size=(6, 6), kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
 
@@ -189,13 +189,16 @@ def test_a_folder_is_timed_where_there_is_no_torch(tmp_path):
     code = (
         "import sys\n"
         "for name in ('torch', 'torchvision', 'onnx', 'scipy', 'yaml'): sys.modules[name] = None\n"
-        "from pathlib import Path\n"
-        "from deploy.latency.profile import profile_folder, time_files\n"
-        "few = lambda jobs, how: time_files(jobs, how.model_copy(update={'processes': 1, 'rounds': 2}))\n"
-        "print(profile_folder(Path(sys.argv[1]), timer=few).to_json())"
+        "from deploy.latency import profile\n"
+        "few = lambda jobs, how: profile.time_files(jobs, how.model_copy(update={'processes': 1, 'rounds': 2}))\n"
+        "profile.profile_folder.__kwdefaults__['timer'] = few\n"
+        "sys.argv = ['niwaki', 'profile', sys.argv[1], '--json']\n"
+        "from compress.cli.app import main\n"
+        "main()"
     )
     root = Path(deploy.__file__).parent.parent
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["entries"][0]["points"][0]["ms"] > 0
+    assert json.loads(done.stdout)["entries"] == 1
+    assert Table.read(tmp_path / "latency.json").entries[0].points[0].ms > 0

@@ -1,6 +1,7 @@
 """What would fail later is refused before: convolutions without weights, bundles that cannot predict, other pixels."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -68,6 +69,19 @@ def with_classes(bundle, count):
     return bundle
 
 
+def with_empty_graph(bundle):
+    """Leave of each model a graph without a node, its hash made right again."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for item in manifest["models"].values():
+        content = b"\x3a\x00"
+        (bundle / item["file"]).write_bytes(content)
+        item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["default"] = "fp32"
+    path.write_text(json.dumps(manifest))
+    return bundle
+
+
 def test_number_14_what_predict_refuses_is_neither_signed_nor_built(bundle_dir, tmp_path):
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -83,6 +97,11 @@ def test_number_14_what_predict_refuses_is_neither_signed_nor_built(bundle_dir, 
         with pytest.raises(DeployError, match="names 3 classes but its network gives"):
             refused()
     assert not list(odd.glob("*.sig"))
+    hollow = with_empty_graph(shutil.copytree(bundle_dir, tmp_path / "hollow"))
+    for refused in (lambda: deploy.load(hollow), lambda: deploy.sign(hollow, key), lambda: deploy.build_engine(hollow)):
+        with pytest.raises(DeployError, match=r"model\.fp32\.onnx"):
+            refused()
+    assert not list(hollow.glob("*.sig"))
 
 
 @dataclasses.dataclass

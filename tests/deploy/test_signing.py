@@ -49,7 +49,9 @@ def niwaki(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_bytes_are_these(keys, tmp_path):
+def test_the_bytes_are_these(keys, tmp_path, monkeypatch):
+    # Its model is a placeholder of two bytes, which no runtime loads.
+    monkeypatch.setattr("deploy.bundle.signed.check_predictable", lambda folder, manifest: None)
     folder = tmp_path / "golden"
     folder.mkdir()
     (folder / "model.fp32.onnx").write_bytes(b"\x3a\x00")  # a model whose graph is empty

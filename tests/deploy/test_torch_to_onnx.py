@@ -157,3 +157,24 @@ def test_parity_of_equal_outputs_is_finite(cnn, images):
 
     found = parity(cnn, Same(), torch.from_numpy(images))
     assert all(row["max_relative_error"] == 0 and np.isfinite(row["snr_db"]) for row in found)
+
+
+class Caching(nn.Module):
+    """Keeps a table that it made for the last size, as a detector keeps its grid."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table, self.width = nn.Linear(4, 3), torch.zeros(0), 0
+
+    def forward(self, x):
+        if self.width != x.shape[1]:
+            self.table, self.width = x.new_ones(x.shape[1]), x.shape[1]
+        return self.linear(x * self.table)
+
+
+def test_a_table_that_a_network_keeps_is_good_for_training_after_an_export(tmp_path):
+    model, x = Caching(), torch.rand(2, 4)
+    with load_engine(export_onnx(model, x, tmp_path / "m.fp32.onnx")) as engine:
+        parity(model, engine, x)
+    model(x).sum().backward()  # "Inference tensors cannot be saved for backward" where it was made for inference alone
+    assert model.linear.weight.grad.abs().sum() > 0

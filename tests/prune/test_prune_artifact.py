@@ -337,6 +337,9 @@ class Unsaved(torch.nn.Module):
             self.own.normal_()
         elif self.how == "replaced":
             self.own = torch.full((8, 1, 3, 3), 0.2)
+        elif self.how == "on a weight's device":
+            weight = self.head.weight
+            self.own = torch.linspace(-1, 1, 72, device=weight.device, dtype=weight.dtype).view(8, 1, 3, 3)
         else:
             self.own.copy_(torch.linspace(-1, 1, 72).view(8, 1, 3, 3))
         self.places.copy_(torch.arange(3, -1, -1))
@@ -348,7 +351,7 @@ class Unsaved(torch.nn.Module):
         return self.head(y.relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("how", ["filled later", "drawn", "replaced", "repeated"])
+@pytest.mark.parametrize("how", ["filled later", "drawn", "replaced", "on a weight's device", "repeated"])
 def test_buffers_that_are_not_saved_are_what_they_were(how, tmp_path):
     torch.manual_seed(0)
     net = Unsaved(how=how).eval()

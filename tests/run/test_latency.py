@@ -15,7 +15,7 @@ from compress.prune import Budget
 from compress.prune.allocation import Limits
 from compress.run.additive import AdditiveModel
 from compress.run.filling import Shipping, filled, fixed_axes
-from compress.run.fitting import LatencyFit, Reading, Target, floor_of
+from compress.run.fitting import LatencyFit, Reading, Target, Tried, floor_of
 from compress.run.probes import placed_layers
 from deploy.errors import DeployError
 from deploy.latency.profile import Timing, here
@@ -267,3 +267,59 @@ def test_a_devices_table_of_other_threads_is_refused(monkeypatch, net, trace, sc
     table = device_table(monkeypatch, net, trace, lambda total: total, tmp_path)
     with pytest.raises(DeployError, match="none for onnxruntime in fp32 with 4 thread"):
         fit_on(Machine(), monkeypatch, net, trace, scores, table=table, threads=4)
+
+
+def fine_ms(reads, makes):
+    """A staircase of 8 channels."""
+    return 0.1 + -(-reads // 8) * -(-makes // 8)
+
+
+class Uneven(Machine):
+    """A machine on which each layer takes another multiple of what its small file took."""
+
+    def __init__(self, factors):
+        super().__init__(lambda total: total)
+        self.factors = factors
+
+    def write(self, model, path):
+        layers = placed_layers(model, EXAMPLE)
+        self.networks[str(path)] = sum(self.factors.get(one.name, 1.0) * fine_ms(*one.dense) for one in layers)
+        return path
+
+    def ms_of(self, path):
+        probe = self.probes.get(Path(path).name)
+        return self.networks[path] if probe is None else fine_ms(probe.inputs, probe.outputs)
+
+
+@pytest.mark.parametrize("seed", [14, 21])
+def test_layers_that_are_off_each_by_another_factor_are_mixed_from_two_networks(monkeypatch, seed):
+    """Corrected by one number alone, the loop jumps to and fro: it ends 10 % and more away, or in a refusal."""
+    torch.manual_seed(seed)
+    middle = [layer for _ in range(11) for layer in (nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))]
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), *middle, nn.Conv2d(64, 5, 1)).eval()
+    for layer in net:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data *= float(torch.rand(1)) + 0.1
+    drawn = np.random.default_rng(seed).choice([0.2, 0.5, 1, 2, 5], 12)
+    machine = Uneven({str(2 * place): float(factor) for place, factor in enumerate(drawn)})
+    trace = prune.trace(net, EXAMPLE)
+    fit = fit_on(machine, monkeypatch, net, trace, prune.score(trace, net, "l1").numpy())
+    found = fit.fit(Budget(latency=0.4), Target(0.4))
+    assert 0.4 * 0.95 <= found.reading.share <= 0.4 * 1.05 and found.rounds <= 4
+    prune.validate(net, found.plan)
+
+
+def test_a_mixed_network_keeps_the_other_bounds(monkeypatch, net, trace, scores):
+    """Nothing is taken from the slower network that another bound forbids, though there are milliseconds for it."""
+    fit = fit_on(Machine(), monkeypatch, net, trace, scores)
+    whole = np.ones(trace.units, dtype=bool)
+    narrow = fit.model.narrowest(scores, ROOMY)
+    tried = [
+        Tried(kept, fit.model.ms(kept), fit._plan(kept, Budget(latency=1.0), fit.model.steps(kept)), Path("x"), reading)
+        for kept, reading in ((narrow, Reading(2.0, 10.0)), (whole, Reading(9.9, 10.0)))
+    ]
+    for bound in (0.9, 0.3):
+        mixed = fit._mixed(tried, 0.8, Budget(latency=0.8, macs=bound))
+        assert mixed is not None and narrow.sum() < mixed.sum() < whole.sum()
+        assert trace.macs(mixed) <= bound * trace.macs(whole)
+    assert fit._mixed(tried[:1], 0.8, Budget(latency=0.8)) is None

@@ -1,10 +1,13 @@
 """`niwaki sensitivity` and `niwaki prune` on a small network that has learnt digits."""
 
 import json
+import math
 
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import TensorProto, helper
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -14,6 +17,7 @@ import compress
 from compress import prune
 from compress.artifact import Description
 from compress.models.cifar_resnet import cifar_resnet
+from deploy.latency.profile import Timing as LayerTiming
 
 pytestmark = pytest.mark.heavy
 
@@ -222,7 +226,7 @@ def test_the_smallest_network_within_so_many_points(niwaki, tmp_path):
         (("--budget", "macs=0.5", "--criterion", "fisher"), "There are no images, and the criterion fisher looks at"),
         (("--budget", "macs=0.5", "--reconstruct"), "There are no images, and this looks at images"),
         (("--budget", "max_drop=1", "--data", "bare"), "max_drop is measured on labels"),
-        (("--budget", "latency=0.5"), "give it in a recipe to niwaki run"),
+        (("--budget", "macs=0.5", "--threads", "2"), "say how a latency is timed"),
         (("--budget", "macs=0.5", "--weights", "DEFAULT"), "leave --weights out"),
         (("--ratios", "net/model.json"), "niwaki prune --help"),
         (("--ratios", "net/model.safetensors"), "is not JSON"),
@@ -243,3 +247,34 @@ def test_prune_writes_over_nothing(niwaki, home):
     assert code == 2
     assert "--out net is there already" in err
     assert isinstance(compress.load(home / "net"), nn.Module)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_cut_by_hand_meets_a_latency(niwaki, tmp_path, monkeypatch, precision):
+    """On a machine on which a file takes a microsecond for every weight; the answer says what was measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def timer(jobs, how):
+        asked.append(how)
+        found = []
+        for job in jobs:
+            shapes = [math.prod(t.dims) for t in onnx.load(job.path).graph.initializer if len(t.dims) > 1]
+            ms = sum(shapes) / 1000 + 0.001
+            found.append(LayerTiming(path=job.path, ms=ms, processes=(ms,) * 3, load=(0.5,)))
+        return found
+
+    def weights_of(probe, path):
+        shape = (probe.inputs, probe.outputs * math.prod(probe.layer.kernel))
+        constant = helper.make_tensor("w", TensorProto.FLOAT, shape, bytes(4 * math.prod(shape)), raw=True)
+        ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+        graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], ends, [constant])
+        onnx.save(helper.make_model(graph), path)
+
+    monkeypatch.setattr("compress.run.filling.write_probe", weights_of)
+    monkeypatch.setattr("compress.run.given_latency.time_files", timer)
+    more = ("--min-kept", "2", "--precision", precision, "--threads", "2", "--runtime", "openvino")
+    found = cut(niwaki, tmp_path / "found", "--budget", "latency=0.5", *more)
+    assert "0.500 asked for" in found["latency"] and found["macs"][1] < found["macs"][0]
+    assert {(how.runtime, how.threads) for how in asked} == {("openvino", 2)}
+    assert 0.4 < found["params"][1] / found["params"][0] < 0.6

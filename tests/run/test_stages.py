@@ -24,7 +24,7 @@ def wanted(recipe):
 
 
 def test_every_stage_has_a_name_and_a_title_of_its_own():
-    assert len({stage.name for stage in STAGES}) == len({stage.title for stage in STAGES}) == len(STAGES) == 13
+    assert len({stage.name for stage in STAGES}) == len({stage.title for stage in STAGES}) == len(STAGES) == 17
 
 
 def test_a_stage_whose_file_is_gone_and_all_after_it_stand_no_longer(old_run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compress.artifact import WEIGHTS
 from compress.recipe.schema import Recipe
 from compress.run.sensitivity import SENSITIVITY
-from compress.run.stages import bundle, distill, export, measure, prune, qat, train
+from compress.run.stages import bundle, distill, export, measure, prune, qat, sparse, train
 from compress.run.stages.base import Stage
 from compress.run.variants import AWARE, ENGINES, PARITY, variants_of
 from compress.run.workspace import saved_in
@@ -32,11 +32,16 @@ def _deploys(recipe: Recipe) -> bool:
     return recipe.deploy is not None
 
 
+def _sparse_teacher(recipe: Recipe) -> bool:
+    """Tell whether the teacher is thinned before the student is cut from it."""
+    return recipe.distill.teacher == "sparse"
+
+
 def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
     """Between rounds the network learns as ``distill`` says, and a latency is timed as ``deploy`` says."""
     rounds = ("distill",) if recipe.prune.rounds > 1 else ("distill.reuse_classifier",)
     timed = ("deploy",) if recipe.prune.budget.latency is not None else ()
-    return "prune", *rounds, *timed
+    return "prune", "order", "distill.teacher", *rounds, *timed
 
 
 STAGES: tuple[Stage, ...] = (
@@ -64,6 +69,15 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: _network("twin"),
         "all",
         lambda recipe: recipe.twin,
+    ),
+    Stage(
+        "thin",
+        "Thin the teacher before it teaches",
+        sparse.thin,
+        lambda recipe: (*_network("sparse"), *sparse.outputs(recipe)),
+        "all",
+        _sparse_teacher,
+        lambda recipe: ("sparse",) if _sparse_teacher(recipe) else (),
     ),
     Stage(
         "prune",
@@ -98,6 +112,31 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: _network("scratch"),
         "all",
         lambda recipe: "scratch" in recipe.distill.compare,
+    ),
+    Stage(
+        "scratch_e",
+        "Train it from scratch for the large network's epochs",
+        distill.scratch_e,
+        lambda recipe: _network("scratch_e"),
+        "all",
+        lambda recipe: "scratch_e" in recipe.distill.compare,
+    ),
+    Stage(
+        "scratch_b",
+        "Train it from scratch by the large network's computation",
+        distill.scratch_b,
+        lambda recipe: _network("scratch_b"),
+        "all",
+        lambda recipe: "scratch_b" in recipe.distill.compare,
+    ),
+    Stage(
+        "sparse",
+        "Set single weights to zero",
+        sparse.thin,
+        lambda recipe: (*_network("sparse"), *sparse.outputs(recipe)),
+        "all",
+        lambda recipe: recipe.sparse is not None and not _sparse_teacher(recipe),
+        lambda recipe: ("sparse",),
     ),
     Stage(
         AWARE,

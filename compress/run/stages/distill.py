@@ -16,7 +16,10 @@ from compress.train import Trainable
 def distil(work: Workspace, view: StageView) -> Outcome:
     """Train the pruned network under its teacher: the student."""
     plan, student = work.plan(), work.load("pruned")
-    job = DistillJob("distill", work.recipe.distill, work.load("teacher"), student, plan, work.recipe.seed + 3)
+    if work.recipe.order == "S-T-P":
+        return _as_cut(work, view, student)
+    teacher = work.load("sparse" if work.recipe.distill.teacher == "sparse" else "teacher")
+    job = DistillJob("distill", work.recipe.distill, teacher, student, plan, work.recipe.seed + 3)
     result = distil_student(work, job, view.advance)
     student.requires_grad_(True)
     made = MadeNetwork(
@@ -37,6 +40,17 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     )
 
 
+def _as_cut(work: Workspace, view: StageView, student: nn.Module) -> Outcome:
+    """Take the cut network for the student as it is: the order ends with the cut."""
+    entry = work.ledger.model("pruned")
+    title = "Student: pruned, not trained since"
+    made = MadeNetwork(
+        "student", title, "student", entry.val_accuracy or 0.0, entry.val_metrics, entry.training_flops, work.plan()
+    )
+    view.notes.append("nothing is trained after the cut")
+    return Outcome(metrics={"val_accuracy": made.val_accuracy}, models=(work.save(student, made),))
+
+
 def finetuned(work: Workspace, view: StageView) -> Outcome:
     """Fine-tune the same pruned network on labels alone, with the training FLOPs of distilling."""
     before = work.ledger.model("pruned").training_flops
@@ -49,6 +63,44 @@ def scratch(work: Workspace, view: StageView) -> Outcome:
     # Weights are drawn for the dense network and then cut: the scale is off by the width alone, which norms undo.
     small = prune.apply(dense, work.plan())
     return _without_teacher(work, view, "scratch", "Small network from scratch", small, 0.0)
+
+
+def scratch_e(work: Workspace, view: StageView) -> Outcome:
+    """Train the small architecture from random weights for as many epochs as the large network had: Scratch-E.
+
+    Liu et al., Rethinking the Value of Network Pruning, 2019.
+    """
+    per_image = [work.ledger.model(name).macs for name in ("pruned", "teacher")]
+    return _from_scratch(work, view, "scratch_e", per_image[0] / per_image[1])
+
+
+def scratch_b(work: Workspace, view: StageView) -> Outcome:
+    """Train it with as many FLOPs as the large network's training took: Scratch-B of the same paper."""
+    return _from_scratch(work, view, "scratch_b", 1.0)
+
+
+def _from_scratch(work: Workspace, view: StageView, name: str, share: float) -> Outcome:
+    """Train from random weights as transfer does, with a share of the large network's training FLOPs.
+
+    What the pruned network's own training cost is beyond that, as in the paper, unless the recipe counts it.
+    """
+    recipe, ledger = work.recipe, work.ledger
+    assert recipe.transfer is not None
+    more = ledger.model("student").training_flops if recipe.distill.count_finetuning else 0.0
+    budget = share * ledger.model("teacher").training_flops + more
+    small = prune.apply(fresh(recipe.model, work.target, recipe.seed + 200), work.plan())
+    task = Trainable(small, work.target, cost.training_flops(small, work.example), recipe.seed + 4)
+    how = recipe.transfer.model_copy(update={"backbone_lr": 1.0, "freeze_epochs": 0})
+    result = train(work, view.advance, name, task, how, budget)
+    title = f"Small network from scratch: {name.replace('_', '-').capitalize()}"
+    made = MadeNetwork(name, title, name, result.val_accuracy, result.metrics, result.training_flops, work.plan())
+    view.notes.append(on_validation(work, result))
+    return Outcome(
+        metrics={"val_accuracy": result.val_accuracy},
+        training_flops=result.training_flops,
+        notes=result.notes,
+        models=(work.save(small, made),),
+    )
 
 
 def _without_teacher(

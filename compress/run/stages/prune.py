@@ -18,6 +18,7 @@ from compress.run.cutting import plan_for, within_drop
 from compress.run.latency import LatencyJob, within_latency
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.measuring import measured_on
+from compress.run.order import before_cut, on_source
 from compress.run.progress import StageView
 from compress.run.scoring import drawn, reconstructed, said_of, scored, scores, scoring_images
 from compress.run.sensitivity import SENSITIVITY, plain, sensitivity_of
@@ -38,8 +39,8 @@ def cut(work: Workspace, view: StageView) -> Outcome:
         PlanError: a latency budget that no plan within the recipe's bounds meets.
     """
     asked = work.recipe.prune
-    teacher = work.load("teacher")
-    network, flops = teacher, 0.0
+    teacher, flops = before_cut(work), 0.0
+    network = teacher
     plan: Plan | None = None
     notes: list[str] = []
     if asked.sparsify is not None:
@@ -65,6 +66,8 @@ def cut(work: Workspace, view: StageView) -> Outcome:
             flops += _recover(work, view, (teacher, network), plan, turn)
     done = plan
     assert done is not None
+    if work.recipe.order == "SP-T":
+        flops += on_source(work, view, network)
     if asked.sensitivity:
         once(lambda: _sensitivity(work, view, teacher))
     proved = once(lambda: _proved(work, view, (teacher, network), done, flops).model_dump_json())
@@ -103,7 +106,9 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
     """Return what the ledger holds of the plan."""
     asked = work.recipe.prune
     measured = work.out / SENSITIVITY
-    bound = {"budget": asked.budget.model_dump(exclude_none=True)} if asked.ratio is None else {"ratio": asked.ratio}
+    bound: dict[str, Any] = {"budget": asked.budget.model_dump(exclude_none=True)}
+    if asked.ratio is not None or asked.widths_from is not None:
+        bound = {"ratio": asked.ratio} if asked.widths_from is None else {"widths_from": asked.widths_from}
     curves = plain(Sensitivity.from_json(read_bytes(measured))) if asked.sensitivity else None
     return {
         "criterion": asked.criterion,

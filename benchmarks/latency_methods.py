@@ -1,0 +1,160 @@
+"""Compare ways to choose channels at one measured latency: a uniform ratio, `l1` by MACs, and the latency itself.
+
+    python -m benchmarks.latency_methods FOLDER plan resnet56 --share 0.5     # on an idle machine: it times
+    python -m benchmarks.latency_methods FOLDER train resnet56 --steps 100    # anywhere
+
+A subject is `resnet20`, `resnet56` or the folder of a classifier's run. The first command asks for a share of the
+dense network's time on ONNX Runtime in fp32, one thread, and then looks for the uniform ratio and the share of the
+MACs (`l1`, global, `round_to: 8`) whose networks take as long. The second measures each on the test as it was cut, and
+after so many steps with the same batches. What FOLDER/SUBJECT.json holds is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.criteria.subjects import answers_right, subject
+from benchmarks.latency_targets import writer
+from compress import prune
+from compress.files import write_text
+from compress.prune import Budget, Plan
+from compress.prune.allocation import Limits
+from compress.run.additive import AdditiveModel
+from compress.run.filling import Shipping, filled
+from compress.run.fitting import LatencyFit, Target
+from compress.run.probes import placed_layers
+from deploy.latency.profile import How, Job, time_files
+
+METHODS = ("uniform", "l1 by MACs", "latency")
+TRIES, NEAR = 6, 0.015
+HOW = How(rounds=20, min_seconds=2.0, agree=0.03)
+
+
+def timed(model, plans, example):
+    """Time a network and its cuts in turns; the share of each."""
+    write = writer(example, [], "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [write(model, Path(folder) / "dense.onnx")]
+        paths += [write(prune.apply(model, plan), Path(folder) / f"{n}.onnx") for n, plan in enumerate(plans)]
+        dense, *cuts = time_files([Job(path=str(path)) for path in paths], HOW)
+    return [cut.ms / dense.ms for cut in cuts], dense
+
+
+def by_latency(trace, scores, model, example, share, cache):
+    """The plan that a budget of latency finds."""
+    say = lambda done, total, text: print(f"  {text}", flush=True)  # noqa: E731
+    shipping = Shipping(writer(example, [], "fp32"), cache=cache)
+    layers = placed_layers(model, example)
+    entries, _ = filled(layers, trace, shipping, say)
+    sums = AdditiveModel(layers, entries, trace)
+    fit = LatencyFit(model, model, sums, scores.numpy(), shipping, Limits(1, 8), say)
+    return fit.fit(Budget(latency=share), Target(share)).plan
+
+
+def as_slow(make, model, example, share):
+    """Bisect what `make` takes until its network takes `share` of the dense one's time; the nearest plan."""
+    low, high, best = 0.05, 0.98, None
+    for _ in range(TRIES):
+        plan = make(middle := (low + high) / 2)
+        (found,), _ = timed(model, [plan], example)
+        print(f"  {middle:.3f}: {found:.3f}", flush=True)
+        if best is None or abs(found - share) < abs(best[0] - share):
+            best = (found, plan)
+        if abs(found / share - 1) <= NEAR:
+            break
+        low, high = (middle, high) if found < share else (low, middle)
+    return best[1]
+
+
+def planned(own, share, cache):
+    """A plan by each method, and what each was timed at once all are there."""
+    example = own.calibration(8, 0)[0][0][:2]
+    model = own.network
+    trace = prune.trace(model, example)
+    scores = prune.score(trace, model, "l1")
+    plans = {"latency": by_latency(trace, scores, model, example, share, cache)}
+    (asked,), _ = timed(model, [plans["latency"]], example)
+    uniform = lambda stays: prune.plan(  # noqa: E731
+        trace, scores, ratio=1 - stays, scope="group", round_to=8, min_kept=8
+    )
+    macs = lambda stays: prune.plan(  # noqa: E731
+        trace, scores, budget=Budget(macs=stays), scope="global", round_to=8, min_kept=8
+    )
+    plans["uniform"] = as_slow(uniform, model, example, asked)
+    plans["l1 by MACs"] = as_slow(macs, model, example, asked)
+    shares, dense = timed(model, [plans[name] for name in METHODS], example)
+    costs = {name: plans[name].costs for name in METHODS}
+    return {
+        "asked": share,
+        "dense_ms": dense.ms,
+        "load": dense.load,
+        "methods": {
+            name: {
+                "share": found,
+                "macs_share": costs[name]["macs_after"] / costs[name]["macs_before"],
+                "plan": json.loads(plans[name].to_json()),
+            }
+            for name, found in zip(METHODS, shares, strict=True)
+        },
+    }
+
+
+def trained(network, own, steps, rate):
+    """Train with the subject's own images: every method sees the same batches in the same order."""
+    torch.manual_seed(0)
+    batches = [batch for batch in own.calibration(4096, 0) if len(batch[0]) > 1]
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    network.train()
+    for images, labels in itertools.islice(itertools.cycle(batches), steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        plan.step()
+    return network.eval()
+
+
+def accuracy(network, own):
+    """Share of the test that is right."""
+    return float(answers_right(network, own.judged("test")).float().mean())
+
+
+def main():
+    """Do the part that was asked for, as far as it is not done."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path)
+    options.add_argument("part", choices=("plan", "train"))
+    options.add_argument("subject")
+    options.add_argument("--share", type=float, default=0.5)
+    options.add_argument("--steps", type=int, default=100)
+    options.add_argument("--rate", type=float, default=0.02)
+    asked = options.parse_args()
+    own = subject(asked.subject)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    path = asked.folder / f"{own.name}.json"
+    done = json.loads(path.read_text()) if path.is_file() else {}
+    if asked.part == "plan" and "methods" not in done:
+        done = planned(own, asked.share, asked.folder / "latency-table.json")
+        write_text(path, json.dumps(done, indent=1) + "\n")
+    if asked.part == "train":
+        done.setdefault("dense", accuracy(own.network, own))
+        done |= {"steps": asked.steps, "rate": asked.rate}
+        for name in METHODS:
+            line = done["methods"][name]
+            small = prune.apply(own.network, Plan.from_json(json.dumps(line["plan"])))
+            line.setdefault("untrained", accuracy(small, own))
+            if "trained" not in line:
+                line["trained"] = accuracy(trained(small, own, asked.steps, asked.rate), own)
+            print(name, line["share"], line["untrained"], line["trained"], flush=True)
+            write_text(path, json.dumps(done, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

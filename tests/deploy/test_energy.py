@@ -1,0 +1,82 @@
+"""Energy and memory of graphics cards, read from a made-up sysfs and a made-up NVML."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from deploy.bench.conditions import Watch
+from deploy.bench.energy import PowerMeter
+
+
+class NvmlError(Exception):
+    pass
+
+
+class Nvml:
+    """Two cards that take a joule at each reading."""
+
+    NVMLError = NvmlError
+
+    def __init__(self, refuses=False):
+        self.refuses, self.millijoules, self.opened = refuses, 5000, 0
+        self.nvmlInit = lambda: self.count(1)
+        self.nvmlShutdown = lambda: self.count(-1)
+        self.nvmlDeviceGetCount = lambda: 2
+        self.nvmlDeviceGetHandleByIndex = lambda index: index
+        self.nvmlDeviceGetTotalEnergyConsumption = self.energy
+        self.nvmlDeviceGetComputeRunningProcesses = self.running
+
+    def count(self, change):
+        self.opened += change
+
+    def energy(self, card):
+        if self.refuses:
+            raise NvmlError("Not Supported")
+        self.millijoules += 1000
+        return self.millijoules
+
+    def running(self, card):
+        mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=100)
+        return [mine, SimpleNamespace(pid=-1, usedGpuMemory=7)]
+
+
+def zone(root, name, title, microjoules, most=1000):
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, value in (("name", title), ("energy_uj", microjoules), ("max_energy_range_uj", most)):
+        (folder / file).write_text(f"{value}\n")
+
+
+def test_packages_are_added_up_without_their_parts_and_over_the_end_of_a_counter(tmp_path):
+    for name, title, value in (
+        ("intel-rapl:0", "package-0", 100), ("intel-rapl:0:0", "core", 50), ("intel-rapl:1", "package-1", 900),
+        ("intel-rapl:2", "psys", 7),
+    ):  # fmt: skip
+        zone(tmp_path, name, title, value)
+    meter = PowerMeter(tmp_path, Nvml())
+    zone(tmp_path, "intel-rapl:0", "package-0", 300)
+    zone(tmp_path, "intel-rapl:0:0", "core", 150)
+    zone(tmp_path, "intel-rapl:1", "package-1", 100)
+    assert meter.power().processor_joules == pytest.approx((200 + 200) / 1e6)
+
+
+def test_cards_tell_their_energy_and_what_this_process_holds(tmp_path):
+    nvml = Nvml()
+    found = PowerMeter(tmp_path, nvml).power()
+    # 6 and 7 joules at first, 8 and 9 at the end.
+    assert (found.gpu_joules, found.gpu_memory_bytes) == (pytest.approx(4.0), 200)
+    assert nvml.opened == 0
+
+
+def test_what_cannot_be_read_is_none_and_says_why(tmp_path):
+    found = PowerMeter(tmp_path / "none", Nvml(refuses=True)).power()
+    assert found.processor_joules is None and found.gpu_joules is None
+    assert "RAPL counts no processor package here" in found.reason and "Not Supported" in found.reason
+    zone(tmp_path, "intel-rapl:0", "package-0", "no number")
+    assert "RAPL cannot be read" in PowerMeter(tmp_path, Nvml()).power().reason
+
+
+def test_the_conditions_of_every_sitting_hold_them():
+    power = Watch().conditions().power
+    assert power.processor_joules is not None or power.reason
