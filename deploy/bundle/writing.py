@@ -24,6 +24,7 @@ from deploy.onnx.file import SOURCE
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.precision import precision_in
 from deploy.onnx.wire import check_whole, read_onnx, scan_bytes
+from deploy.onnx.wire_graph import parse_graph
 from deploy.processing.postprocess import DetectionDecoder, Postprocessing, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 from deploy.validation import explain
@@ -141,12 +142,27 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
     content = read_onnx(Path(source))
     wire = scan_bytes(content, Path(source))
     check_whole(Path(source), wire)
+    _check_one_input(Path(source), content)
     # A file that was made from an fp32 one may keep every layer of it, and is then what it was made as.
     if (found := precision_in(Path(source))) not in (None, precision) and SOURCE not in wire.properties:
         raise DeployError(f"{source} is given as {precision} and is {found}; name the precision that it has.")
     target = folder / f"model.{precision}{suffix}.onnx"
     target.write_bytes(content)
     return BundledFile(file=target.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _check_one_input(source: Path, content: bytes) -> None:
+    """Refuse a network with several inputs: a bundle makes its input of one image and knows nothing beside it."""
+    try:
+        graph = parse_graph(content)
+    except (ValueError, IndexError, TypeError) as error:
+        raise DeployError(f"{source} is not a valid ONNX file; export the model again.") from error
+    inputs = [name for name in graph.inputs if name not in graph.tensors]
+    if len(inputs) > 1:
+        raise DeployError(
+            f"{source} has {len(inputs)} inputs ({', '.join(inputs)}) and a bundle feeds one image; ship the ONNX file "
+            "and run it with deploy.load_engine."
+        )
 
 
 def _check_metadata(source: Path, spec: BundleSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,13 @@ from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.files import write_text
 from deploy.onnx.metadata import Metadata
-from deploy.processing.arrays import arrays_of, first_batch
+from deploy.processing.arrays import arrays_of, batches_of, first_batch, is_array
 from deploy.processing.preprocess import Preprocessing
+from deploy.quantization.feeds import feeds_of, inputs_of
 from deploy.validation import explain
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
 MAX_IMAGES = 300
 _PARITY_ROWS = 16
@@ -40,7 +41,8 @@ def export(
 
     Args:
         model: a module on images; a detector's or segmenter's file holds what ``lower`` leaves of it.
-        example: images (N, C, H, W), or a loader of them, whose first batch is taken.
+        example: images (N, C, H, W), or a loader of them, whose first batch is taken; for a network with several inputs
+            a mapping of tensors by the names of ``forward``'s arguments or a tuple of them, or a loader of such.
         path: where the file goes.
         task: ``classification``, ``detection`` or ``segmentation``.
         classes: their names, which the file then states.
@@ -57,9 +59,11 @@ def export(
 
     rows = _rows(model, example, 2)
     lowered = lower(model, task, rows)
+    # Of several inputs and outputs the network's own names are the file's.
+    name = {} if len(_needed(model)) > 1 else {"output_name": lowered.output_name}
     named = None if classes is None else tuple(classes)
     about = Metadata(model=type(model).__name__, classes=named, preprocessing=_preprocessing(preprocessing))
-    given = {"output_name": lowered.output_name, **options}
+    given = {**name, **options}
     given["metadata"] = {**about.properties(), **options.get("metadata", {})}
     return export_onnx(lowered.module, rows, Path(path), **given)
 
@@ -76,10 +80,11 @@ def quantize(
     """Write the int8 or fp16 variant of the fp32 file ``src`` to ``dst``.
 
     Args:
-        src: an fp32 ONNX file with one input.
+        src: an fp32 ONNX file.
         dst: where the new file goes.
         images: preprocessed images such as the network will see: arrays, tensors, a list or a loader of them; the first
-            300 are taken.
+            300 are taken. For a file with several inputs mappings from their names to arrays or tensors, or tuples in
+            their order, in a list or a loader; the first 300 rows are taken.
         precision: ``int8`` or ``fp16``.
         held_out: more of them, which the int8 file is compared with fp32 on and its ranges are not taken from.
         options: more of what ``int8_from_fp32`` takes (``seed``, ``keep_fp32``, ``min_snr_db``), or ``fp16_from_fp32``.
@@ -89,11 +94,11 @@ def quantize(
         MissingDependency: the package that converts is not installed.
     """
     src, dst = Path(src), Path(dst)
-    calibration = arrays_of(images, MAX_IMAGES)
+    calibration = _calibration(src, images)
     if precision == "int8":
         from deploy.quantization.int8 import int8_from_fp32
 
-        others = [] if held_out is None else arrays_of(held_out, MAX_IMAGES)
+        others = [] if held_out is None else _calibration(src, held_out)
         return int8_from_fp32(src, dst, calibration, held_out=others, **options)
     if precision == "fp16":
         from deploy.quantization.half import fp16_from_fp32
@@ -102,13 +107,23 @@ def quantize(
     raise DeployError(f"The precision is {precision!r}; quantise to int8 or fp16.")
 
 
+def _calibration(src: Path, images: Any) -> Sequence[Any]:
+    """Return the first images, or for a file with several inputs the first rows of all of them by name."""
+    from deploy.onnx.file import read
+
+    inputs = inputs_of(read(src))
+    if len(inputs) == 1:
+        return arrays_of(images, MAX_IMAGES)
+    return feeds_of(batches_of(images), inputs, convert=True)
+
+
 def parity(model: nn.Module, engine: Engine | str | Path, example: Any, **options: Any) -> list[dict[str, Any]]:
     """Compare an engine with the module that it was made from, on rows of ``example`` with a little seeded noise.
 
     Args:
         model: the module.
-        engine: an open engine with one input, or the file of one.
-        example: real images (N, C, H, W), or a loader of them, whose first batch is taken.
+        engine: an open engine, or the file of one.
+        example: as for ``export``.
         options: ``batches``, ``seed`` and ``inputs`` of ``deploy.exporting.parity.parity``.
 
     Returns:
@@ -130,19 +145,23 @@ def measure(engines: Sequence[Engine], images: Any, path: str | Path | None = No
     """Time engines against the first one, in turns, on one image; ``gate`` compares what is returned.
 
     Args:
-        engines: open engines with distinct names and one input each.
-        images: preprocessed images, or a loader of them; the first image is taken.
+        engines: open engines with distinct names and the same inputs.
+        images: preprocessed images, or a loader of them; the first image is taken. For engines with several inputs
+            as for ``quantize``; the first row is taken.
         path: where the record goes; None writes nothing.
         options: more of what ``deploy.benchmark`` takes: ``rounds``, ``warmup``, ``seed`` and so on.
 
     Raises:
         DeployError: there is no engine or no image, or an engine does not take it.
     """
-    image = first_batch(images, 1)
     if not engines:
         raise DeployError("There are 0 engines to measure; give at least one.")
-    (name,) = engines[0].inputs
-    records = benchmark(engines, {name: image}, **options)
+    inputs = engines[0].inputs
+    if len(inputs) == 1:
+        feed = {next(iter(inputs)): first_batch(images, 1)}
+    else:
+        feed = feeds_of(batches_of(images), inputs, convert=True)[0]
+    records = benchmark(engines, feed, **options)
     found = Bench(name=engines[0].name, settings={"batch": 1, "engines": len(engines)}, records=tuple(records))
     if path is not None:
         write_text(Path(path), found.to_json())
@@ -217,6 +236,11 @@ def _exported(
     from deploy.exporting.lowering import lower
     from deploy.exporting.torch_to_onnx import export_onnx
 
+    if len(needed := _needed(network)) > 1:
+        raise DeployError(
+            f"{type(network).__name__} has {len(needed)} inputs ({', '.join(needed)}) and a bundle feeds one image; "
+            "export it with deploy.export and run the file with deploy.load_engine."
+        )
     if images is None:
         raise DeployError("A module is exported by an example; give images as the network reads them.")
     rows = _rows(network, images, 2)
@@ -225,13 +249,39 @@ def _exported(
     return {"fp32": file}, {"postprocessing": lowered.postprocessing, **options}
 
 
-def _rows(model: nn.Module, example: Any, most: int) -> Tensor:
-    """The first images as a tensor on the model's device."""
+def _rows(model: nn.Module, example: Any, most: int) -> Any:
+    """The first images as a tensor on the model's device; for several inputs the first batch of each."""
     import torch
 
-    rows: np.ndarray = first_batch(example, most)
     parameter = next(model.parameters(), None)
-    return torch.from_numpy(rows).to("cpu" if parameter is None else parameter.device)
+    device = "cpu" if parameter is None else parameter.device
+    if len(needed := _needed(model)) < 2:
+        return torch.from_numpy(first_batch(example, most)).to(device)
+    batch = example
+    while not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and all(map(is_array, batch))):
+        try:
+            batch = next(iter(batch))
+        except (TypeError, StopIteration) as error:
+            raise DeployError(
+                f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}); give a mapping of tensors "
+                "by these names, a tuple of them in this order, or a loader of such."
+            ) from error
+    if not isinstance(batch, Mapping):
+        return tuple(torch.as_tensor(one).to(device) for one in batch)
+    if missing := [name for name in needed if name not in batch]:
+        raise DeployError(
+            f"{type(model).__name__} takes {', '.join(needed)} and the example has the keys "
+            f"{', '.join(map(str, batch))[:120]}; give {', '.join(missing)} too."
+        )
+    known = inspect.signature(model.forward).parameters
+    return {name: torch.as_tensor(value).to(device) for name, value in batch.items() if name in known}
+
+
+def _needed(model: nn.Module) -> list[str]:
+    """Return the arguments that ``forward`` cannot do without."""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = inspect.signature(model.forward).parameters.items()
+    return [name for name, one in found if one.kind in named and one.default is inspect.Parameter.empty]
 
 
 def _preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:

@@ -27,8 +27,8 @@ def arrays_of(images: Any, most: int | None = None) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
     left = most
-    for batch in _batches(images):
-        array = _array(batch)
+    for batch in batches_of(images):
+        array = array_in(batch)
         if left is not None:
             array = array[:left] if array.ndim == 4 else array
             left -= len(array) if array.ndim == 4 else 1
@@ -42,14 +42,18 @@ def arrays_of(images: Any, most: int | None = None) -> list[np.ndarray]:
 
 def first_batch(images: Any, most: int | None = None) -> np.ndarray:
     """Return the first images (N, C, H, W) of what ``arrays_of`` takes, at most ``most``; raise as it does."""
-    array = _array(next(_batches(images), None))
+    array = array_in(next(batches_of(images), None))
     array = array if array.ndim == 4 else array[None]
     return array if most is None else array[:most]
 
 
-def _batches(images: Any) -> Iterator[Any]:
-    """The parts of what was given: itself where it is one array."""
-    if _is_array(images) or isinstance(images, Mapping) or hasattr(images, "images"):
+def batches_of(images: Any) -> Iterator[Any]:
+    """Yield the parts of what was given: itself where it is one batch.
+
+    Raises:
+        DeployError: it has no parts.
+    """
+    if is_array(images) or isinstance(images, Mapping) or hasattr(images, "images"):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, str | bytes):
         yield from images
@@ -59,21 +63,22 @@ def _batches(images: Any) -> Iterator[Any]:
         )
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Tell whether ``value`` is an array or a tensor."""
     # A tensor is told by what it can do, for this folder runs without torch.
     return isinstance(value, np.ndarray) or (hasattr(value, "detach") and hasattr(value, "numpy"))
 
 
-def _array(batch: Any) -> np.ndarray:
-    """Return the images of a batch as float32."""
+def array_in(batch: Any) -> np.ndarray:
+    """Return the images of a batch, which ``arrays_of`` describes, as float32; raise as it does."""
     inner = batch
     if isinstance(batch, Mapping):
         inner = next((batch[key] for key in KEYS if key in batch), None)
     elif isinstance(batch, tuple | list) and batch:
         inner = batch[0]
-    elif not _is_array(batch) and hasattr(batch, "images"):
+    elif not is_array(batch) and hasattr(batch, "images"):
         inner = batch.images
-    if not _is_array(inner):
+    if not is_array(inner):
         keys = f" with the keys {', '.join(map(str, batch))[:120]}" if isinstance(batch, Mapping) else ""
         raise DeployError(
             f"A batch is a {type(batch).__name__}{keys}, in which no images are found; give arrays or tensors, tuples "

@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnx.wire import scan
+from deploy.quantization.feeds import Feed
 
 AGREEMENT, SNR = "niwaki.int8_agreement", "niwaki.int8_snr_db"
 MIN_SNR_DB = 3.0
@@ -35,7 +36,8 @@ class Agreement:
     """How much of an fp32 file's answers an int8 file gives.
 
     Attributes:
-        agreement: the share of images, or of pixels, for which both name the same class; of several outputs the least.
+        agreement: the share of images, or of pixels, for which both name the same class, or, where an output is a
+            single number, give the same sign; of several outputs the least.
         snr_db: signal to noise in decibels, the least of all outputs; 200 where both are equal.
     """
 
@@ -43,21 +45,19 @@ class Agreement:
     snr_db: float
 
     @classmethod
-    def of(cls, fp32: Path, int8: Path, images: Sequence[np.ndarray]) -> Agreement:
-        """Run both files on at most 64 of ``images``, float32 (1, C, H, W).
+    def of(cls, fp32: Path, int8: Path, images: Sequence[np.ndarray | Feed]) -> Agreement:
+        """Run both files on at most 64 of ``images``: arrays (1, C, H, W), or by the names of several inputs.
 
         Raises:
             DeployError: a file cannot be run.
         """
         with load_engine(fp32) as dense, load_engine(int8) as rounded:
-            (name,) = dense.inputs
-            rows = [
-                [
-                    _compare(want, found)
-                    for want, found in zip(*(e.run({name: image}).values() for e in (dense, rounded)), strict=True)
-                ]
-                for image in images[:_MAX_IMAGES]
-            ]
+            name = next(iter(dense.inputs))
+            rows = []
+            for image in images[:_MAX_IMAGES]:
+                feed = {name: image} if isinstance(image, np.ndarray) else image
+                want, found = dense.run(feed), rounded.run(feed)
+                rows.append([_compare(want[key], found[key]) for key in want])
         totals = np.asarray(rows, np.float64).sum(axis=0)  # (outputs, same, places, signal, noise)
         same = totals[:, 0] / totals[:, 1]
         noise = np.maximum(totals[:, 3], np.maximum(totals[:, 2] * 1e-20, 1e-300))
@@ -112,6 +112,10 @@ class Agreement:
 def _compare(want: np.ndarray, found: np.ndarray) -> tuple[float, float, float, float]:
     """Return the places where both name one class, all places, and the energies of the answer and of the error."""
     exact, rounded = want.astype(np.float64), found.astype(np.float64)
-    classed = want.dtype.kind == "f" and want.ndim > 1
-    same = (want.argmax(1) == found.argmax(1)) if classed else want == found
+    if want.dtype.kind != "f":
+        same = want == found
+    elif want.ndim > 1 and want.shape[1] > 1:
+        same = want.argmax(1) == found.argmax(1)
+    else:  # a single number chooses by its sign alone
+        same = np.asarray((want > 0) == (found > 0))
     return float(same.sum()), float(same.size), float((exact**2).sum()), float(((rounded - exact) ** 2).sum())

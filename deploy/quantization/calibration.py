@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from deploy.engines.base import first_line
+from deploy.engines.base import TensorSpec, first_line
 from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, properties, quiet, read, write
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.precision import LOW, QUANTISED
+from deploy.quantization.feeds import Feed, feeds_of, inputs_of
 
 if TYPE_CHECKING:
     import onnx
 
-MAX_IMAGES = 300
 _SLACK = 0.05  # of the range: resizing with a cubic kernel may overshoot
 _INT8_OPSET = 13
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -30,35 +28,42 @@ KEPT = "niwaki.kept_fp32"
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An fp32 file, the ``name`` of its only input, and at most ``MAX_IMAGES`` float32 images (1, C, H, W)."""
+    """An fp32 file, its ``inputs``, and at most ``feeds.MAX_IMAGES`` feeds of them, each of one row (1, ...)."""
 
     path: Path
     model: onnx.ModelProto
-    images: list[np.ndarray]
-    name: str
+    feeds: list[Feed]
+    inputs: dict[str, TensorSpec]
 
     @classmethod
-    def read(cls, src: Path, calibration: Sequence[np.ndarray], seed: int, precision: str) -> Calibrated:
+    def read(cls, src: Path, calibration: Iterable[Any], seed: int, precision: str) -> Calibrated:
         """Read ``src``, from which ``precision`` will be made, and check that the arrays fit it.
 
         Args:
-            calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W).
-            seed: of the draw where there are more than ``MAX_IMAGES`` images.
+            calibration: what ``deploy.quantization.feeds.feeds_of`` takes.
+            seed: of the draw where there are more than ``feeds.MAX_IMAGES`` rows.
 
         Raises:
-            DeployError: ``src`` is not an fp32 ONNX file with one input, or the calibration does not fit it.
+            DeployError: ``src`` is not an fp32 ONNX file with inputs, or the calibration does not fit it.
         """
         src = Path(src)
         model = read_fp32(src, precision)
-        weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        if len(inputs) != 1:
-            raise DeployError(f"{src} has {len(inputs)} inputs; only a model with one can be calibrated.")
+        inputs = inputs_of(model)
+        if not inputs:
+            raise DeployError(f"{src} has 0 inputs, so nothing can calibrate it; export a model that reads something.")
         if precision == "int8":
             model = _with_axes(model, src)
-        images = _images(calibration, inputs[0], seed)
-        _check_range(src, images)
-        return cls(src, model, images, inputs[0].name)
+        feeds = feeds_of(calibration, inputs, seed)
+        _check_range(src, feeds, inputs)
+        return cls(src, model, feeds, inputs)
+
+    def others(self, held_out: Iterable[Any], seed: int) -> list[Feed]:
+        """Return the feeds of ``held_out``, checked as the calibration is; none where it is empty."""
+        if isinstance(held_out, Sized) and not len(held_out):
+            return []
+        feeds = feeds_of(held_out, self.inputs, seed)
+        _check_range(self.path, feeds, self.inputs)
+        return feeds
 
     def write(
         self,
@@ -119,11 +124,18 @@ def _with_axes(model: onnx.ModelProto, src: Path) -> onnx.ModelProto:
     return found
 
 
-def _check_range(src: Path, images: Sequence[np.ndarray]) -> None:
-    """Refuse images that the preprocessing which the file states cannot have made, such as pixels of 0 to 255."""
+def _check_range(src: Path, feeds: Sequence[Feed], inputs: Mapping[str, TensorSpec]) -> None:
+    """Refuse images that the preprocessing which the file states cannot have made, such as pixels of 0 to 255.
+
+    Of several inputs the preprocessing is that of the only one with its channels, where there is only one.
+    """
     prepared = Metadata.from_file(src).preprocessing
-    if prepared is None:
+    shapes = {name: feeds[0][name].shape for name in inputs}
+    found = [name for name, shape in shapes.items() if len(shape) == 4 and prepared and shape[1] == prepared.shape[0]]
+    pictures = list(inputs) if len(inputs) == 1 else found
+    if prepared is None or len(pictures) != 1:
         return
+    images = [feed[pictures[0]] for feed in feeds]
     ends = [(end - mean) / std for mean, std in zip(prepared.mean, prepared.std, strict=True) for end in (0.0, 1.0)]
     low, high = min(float(one.min()) for one in images), max(float(one.max()) for one in images)
     slack = _SLACK * (max(ends) - min(ends))
@@ -132,27 +144,3 @@ def _check_range(src: Path, images: Sequence[np.ndarray]) -> None:
             f"The calibration lies between {low:.3g} and {high:.3g}, but {src} states a preprocessing that gives "
             f"{min(ends):.3g} to {max(ends):.3g}; prepare its images so."
         )
-
-
-def _images(calibration: Sequence[np.ndarray], value: onnx.ValueInfoProto, seed: int) -> list[np.ndarray]:
-    """Return at most ``MAX_IMAGES`` single images (1, C, H, W), drawn with ``seed`` and kept in their order."""
-    want = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)[1:]
-    images: list[np.ndarray] = []
-    for array in calibration:
-        batch = array[None] if array.ndim == len(want) else array
-        # A dimension without a value is free.
-        fits = batch.ndim == 1 + len(want) and all(w in (0, b) for w, b in zip(want, batch.shape[1:], strict=True))
-        if not fits or batch.dtype != np.float32:
-            raise DeployError(
-                f"A calibration array is {array.dtype}{list(array.shape)}; "
-                f"the model's input {value.name!r} takes float32[N, {', '.join(str(w or 'any') for w in want)}]."
-            )
-        if not np.isfinite(batch).all():
-            raise DeployError("A calibration array holds NaN or infinity; check the preprocessing.")
-        images.extend(np.ascontiguousarray(batch[i : i + 1]) for i in range(len(batch)))
-    if not images:
-        raise DeployError("The calibration holds 0 images; give at least one, better a hundred.")
-    if len(images) <= MAX_IMAGES:
-        return images
-    drawn = np.random.default_rng(seed).choice(len(images), MAX_IMAGES, replace=False)
-    return [images[i] for i in sorted(drawn.tolist())]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, missing_package, properties, quiet, write
 from deploy.quantization.calibration import KEPT, Calibrated, read_fp32
+from deploy.quantization.feeds import Feed, with_batch
 from deploy.quantization.guards import guarded_nodes
 from deploy.quantization.ranges import FP16_MAX, MAX_IMAGES, overflowing_nodes, tensor_ranges
 
@@ -22,7 +23,7 @@ FLOAT, FLOAT16 = 1, 10  # of onnx.TensorProto, which is imported only where it i
 _BF16_OPSET = 22  # the first whose convolutions and pooling accept bfloat16
 
 
-def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | None = None, *, seed: int = 0) -> Path:
+def fp16_from_fp32(src: Path, dst: Path, calibration: Iterable[Any] | None = None, *, seed: int = 0) -> Path:
     """Write the fp16 variant of the fp32 file ``src`` to ``dst``; its metadata is kept.
 
     With ``calibration``, layers that read or write tensors which fp16 cannot hold stay in fp32: those with values above
@@ -33,8 +34,8 @@ def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | Non
     Args:
         src: an fp32 ONNX file.
         dst: where the fp16 file goes.
-        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W); without them everything else becomes fp16.
-        seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
+        calibration: as for ``int8_from_fp32``; without it everything else becomes fp16.
+        seed: of the draw where there are more images than ``deploy.quantization.feeds.MAX_IMAGES``.
 
     Raises:
         DeployError: ``src`` is missing, is not ONNX, is not fp32 or cannot be converted, or the calibration does not
@@ -51,18 +52,27 @@ def fp16_from_fp32(src: Path, dst: Path, calibration: Sequence[np.ndarray] | Non
         return write(_convert_to_fp16(model, src, kept), Path(dst), props)
     source = Calibrated.read(src, calibration, seed, "fp16")
     _name_nodes(source.model)
-    images = [*source.images[:MAX_IMAGES], *_hard(source.images)]
-    wide = {*overflowing_nodes(source.model, tensor_ranges(source.model, source.name, images))}
+    feeds = [*source.feeds[:MAX_IMAGES], *_hard(source)]
+    wide = {*overflowing_nodes(source.model, tensor_ranges(source.model, feeds))}
     wide |= {*guarded_nodes(source.model)}
     kept = [node.name for node in source.model.graph.node if node.name in wide]
     half = _convert_to_fp16(source.model, src, kept)
     return source.write(half, dst, "fp16", kept)
 
 
-def _hard(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return a blank image and the darkest and the brightest that the calibration's values allow."""
-    values = (0.0, min(float(one.min()) for one in images), max(float(one.max()) for one in images))
-    return [np.full_like(images[0], value) for value in values]
+def _hard(source: Calibrated) -> list[Feed]:
+    """Return a blank feed and the darkest and the brightest that the calibration's values allow.
+
+    Whole numbers, which may be places in a table, and inputs without a batch stay those of the first feed.
+    """
+    made = [dict(source.feeds[0]) for _ in range(3)]
+    for name in with_batch(source.inputs):
+        arrays = [feed[name] for feed in source.feeds]
+        if arrays[0].dtype.kind == "f":
+            values = (0.0, min(float(one.min()) for one in arrays), max(float(one.max()) for one in arrays))
+            for feed, value in zip(made, values, strict=True):
+                feed[name] = np.full_like(arrays[0], value)
+    return made
 
 
 def bf16_from_fp32(src: Path, dst: Path) -> Path:

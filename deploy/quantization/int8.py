@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnx.file import missing_package, quiet
 from deploy.quantization.agreement import MIN_SNR_DB, Agreement
 from deploy.quantization.calibration import Calibrated
+from deploy.quantization.feeds import Feed
 from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
 
 if TYPE_CHECKING:
@@ -32,11 +31,11 @@ __all__ = ["KINDS", "int8_from_fp32", "int8_with_accuracy_control", "operators",
 def int8_from_fp32(
     src: Path,
     dst: Path,
-    calibration: Sequence[np.ndarray],
+    calibration: Iterable[Any],
     *,
     seed: int = 0,
     keep_fp32: Sequence[str] = (),
-    held_out: Sequence[np.ndarray] = (),
+    held_out: Iterable[Any] = (),
     min_snr_db: float | None = MIN_SNR_DB,
     method: str = "fast",
 ) -> Path:
@@ -46,28 +45,31 @@ def int8_from_fp32(
     ``deploy.quantization.agreement.Agreement.read(dst)``.
 
     Args:
-        src: an fp32 ONNX file with one input.
+        src: an fp32 ONNX file.
         dst: where the int8 file goes.
-        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see.
-        seed: of the draw where there are more images than ``deploy.quantization.calibration.MAX_IMAGES``.
+        calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see; for a file
+            with several inputs mappings from their names to arrays, or tuples in their order, in a list or a loader.
+        seed: of the draw where there are more images than ``deploy.quantization.feeds.MAX_IMAGES``.
         keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
-        held_out: arrays of the same kind that the ranges are not taken from.
+        held_out: more of the same kind that the ranges are not taken from.
         method: how the rounding is made up for, one of ``METHODS``.
         min_snr_db: the least signal to noise against fp32; None writes the file whatever it is worth.
 
     Raises:
-        DeployError: ``src`` is not an fp32 ONNX file with one input, the calibration does not fit it, or int8 is
+        DeployError: ``src`` is not an fp32 ONNX file, the calibration does not fit it, or int8 is
             further from fp32 than ``min_snr_db``, or 10 dB further on ``held_out`` than on the calibration.
         MissingDependency: NNCF is not installed.
     """
     source = Calibrated.read(src, calibration, seed, "int8")
-    others = Calibrated.read(src, held_out, seed, "int8").images if len(held_out) else []
-    nncf, options = _import_nncf(source.model, keep_fp32, method)
+    others = source.others(held_out, seed)
+    nncf, options = _import_nncf(source, keep_fp32, method)
     # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
     # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
     with quiet():
         try:
-            quantised = nncf.quantize(source.model, _dataset(nncf, source), subset_size=len(source.images), **options)
+            quantised = nncf.quantize(
+                source.model, nncf.Dataset(source.feeds), subset_size=len(source.feeds), **options
+            )
         except Exception as error:  # the errors of NNCF and of the runtime it calibrates with share no base class
             raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
     _finish(quantised)
@@ -83,7 +85,7 @@ def _finish(quantised: onnx.ModelProto) -> None:
 
 
 def _agreement(
-    source: Calibrated, quantised: onnx.ModelProto, held_out: Sequence[np.ndarray], least: float | None
+    source: Calibrated, quantised: onnx.ModelProto, held_out: Sequence[Feed], least: float | None
 ) -> Mapping[str, str]:
     """Hold the quantised model against the fp32 file; return what the file states of it."""
     import onnx
@@ -93,7 +95,7 @@ def _agreement(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
         onnx.save(quantised, path)
-        found = [Agreement.of(source.path, path, images) for images in (source.images, held_out) if images]
+        found = [Agreement.of(source.path, path, feeds) for feeds in (source.feeds, held_out) if feeds]
     for one, what in zip(found, ("the calibration's images", "held-out images"), strict=False):
         one.check(source.path, what, least)
     if least is not None:
@@ -104,13 +106,13 @@ def _agreement(
 def int8_with_accuracy_control(
     src: Path,
     dst: Path,
-    calibration: Sequence[np.ndarray],
+    calibration: Iterable[Any],
     measure: Callable[[Engine], float],
     *,
     max_drop: float = 0.01,
     seed: int = 0,
     keep_fp32: Sequence[str] = (),
-    held_out: Sequence[np.ndarray] = (),
+    held_out: Iterable[Any] = (),
     min_snr_db: float | None = MIN_SNR_DB,
 ) -> Path:
     """Quantise as ``int8_from_fp32``, but return layers to fp32 until ``measure`` drops by no more than ``max_drop``.
@@ -130,9 +132,9 @@ def int8_with_accuracy_control(
     if max_drop < 0:
         raise DeployError(f"max_drop is {max_drop}; give 0 or more.")
     source = Calibrated.read(src, calibration, seed, "int8")
-    others = Calibrated.read(src, held_out, seed, "int8").images if len(held_out) else []
+    others = source.others(held_out, seed)
     _check_quality(source.path, measure)
-    nncf, options = _import_nncf(source.model, keep_fp32)
+    nncf, options = _import_nncf(source, keep_fp32)
 
     def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
         import onnx
@@ -146,11 +148,11 @@ def int8_with_accuracy_control(
         try:
             quantised = nncf.quantize_with_accuracy_control(
                 source.model,
-                _dataset(nncf, source),
-                _dataset(nncf, source),
+                nncf.Dataset(source.feeds),
+                nncf.Dataset(source.feeds),
                 validate,
                 max_drop=max_drop,
-                subset_size=len(source.images),
+                subset_size=len(source.feeds),
                 advanced_quantization_parameters=options.pop("advanced_parameters"),
                 **options,
             )
@@ -225,6 +227,9 @@ quantised network as it is built up (``exact``), and SmoothQuant of convolutions
 the fast one (``smooth``)."""
 
 
+_SHORT = 64  # values
+
+
 def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
     """Return the nodes after the last weights where a graph suppresses boxes: 256 steps are too few for their edges."""
     if not any(node.op_type == "NonMaxSuppression" for node in nodes):
@@ -239,24 +244,34 @@ def _decoding(nodes: list[onnx.NodeProto]) -> list[str]:
     return after
 
 
-def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str], method: str = "fast") -> tuple[Any, dict[str, Any]]:
+def _import_nncf(source: Calibrated, keep_fp32: Sequence[str], method: str = "fast") -> tuple[Any, dict[str, Any]]:
     """Import NNCF and return it with the options that every quantisation here uses, and those of a method."""
     if method not in METHODS:
         raise DeployError(f"There is no method {method!r}; choose among {', '.join(METHODS)}.")
-    wanted = {name for kind in keep_fp32 for name in operators(model, kind) if name}
-    names = sorted(wanted | set(_decoding(list(model.graph.node))))
+    if method == "exact" and len(source.inputs) > 1:
+        raise DeployError(
+            f"The method 'exact' runs pieces of a network that NNCF cuts from one input, and {source.path} has "
+            f"{len(source.inputs)}; take 'fast' or 'smooth'."
+        )
+    wanted = {name for kind in keep_fp32 for name in operators(source.model, kind) if name}
+    names = sorted(wanted | set(_decoding(list(source.model.graph.node))))
     try:
         with quiet(), _no_telemetry():
             import nncf
             from nncf.quantization import advanced_parameters as advanced
+            from nncf.quantization import range_estimator as ranges
     except ImportError as error:
         raise missing_package("nncf", "Making an int8 file", "compress") from error
+    # NNCF averages the extremes of the rows, which for a short vector beside an image lie far inside its range.
+    short = len(source.inputs) > 1 and any(a.dtype.kind == "f" and a.size < _SHORT for a in source.feeds[0].values())
+    extremes = ranges.RangeEstimatorParametersSet.MINMAX if short else ranges.RangeEstimatorParameters()
     return nncf, {
         "preset": nncf.QuantizationPreset.PERFORMANCE,
         "ignored_scope": nncf.IgnoredScope(names=names, validate=False) if names else None,
         "advanced_parameters": advanced.AdvancedQuantizationParameters(
             # With activations per channel ONNX Runtime fuses no depthwise convolution.
             activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+            activations_range_estimator_params=extremes,
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(
                 **({"convolution": 0.5, "matmul": 0.5} if method == "smooth" else {})
             ),
@@ -265,10 +280,6 @@ def _import_nncf(model: onnx.ModelProto, keep_fp32: Sequence[str], method: str =
         # Only for a transformer does NNCF smooth at all.
         "model_type": nncf.ModelType.TRANSFORMER if method == "smooth" else None,
     }
-
-
-def _dataset(nncf: Any, source: Calibrated) -> Any:
-    return nncf.Dataset(source.images, lambda image: {source.name: image})
 
 
 @contextmanager

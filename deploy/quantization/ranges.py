@@ -1,4 +1,4 @@
-"""Measure what fp16 would lose in each tensor of a network by running images through the fp32 file."""
+"""Measure what fp16 would lose in each tensor of a network by running its calibration through the fp32 file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet
+from deploy.quantization.feeds import Feed
 
 if TYPE_CHECKING:
     import onnx
@@ -40,13 +41,12 @@ class TensorRange:
         return self.peak * HEADROOM <= FP16_MAX and self.snr_db >= MIN_SNR_DB
 
 
-def tensor_ranges(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> dict[str, TensorRange]:
-    """Measure the range of every float32 weight and intermediate tensor of ``model``.
+def tensor_ranges(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, TensorRange]:
+    """Measure the range of every float32 weight, input and intermediate tensor of ``model``.
 
     Args:
         model: an fp32 model.
-        name: of its only input.
-        images: float32 arrays (1, C, H, W).
+        feeds: what it reads, one row each.
 
     Raises:
         DeployError: ONNX Runtime cannot run the model.
@@ -60,7 +60,7 @@ def tensor_ranges(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 _add(found, node.output[0], numpy_helper.to_array(attribute.t))
-    for values in _intermediates(model, name, images):
+    for values in _intermediates(model, feeds):
         for key, value in values.items():
             _add(found, key, value)
     return {key: _range(*sums) for key, sums in found.items()}
@@ -108,8 +108,8 @@ def _range(peak: float, energy: float, noise: float) -> TensorRange:
     return TensorRange(peak, 200.0 if noise <= energy * 1e-20 else float(10 * np.log10(energy / noise)))
 
 
-def _intermediates(model: onnx.ModelProto, name: str, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the outputs of all nodes, image by image, computed without any fusion."""
+def _intermediates(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the inputs and the outputs of all nodes, feed by feed, computed without any fusion."""
     import onnx
     import onnxruntime as ort
 
@@ -124,7 +124,7 @@ def _intermediates(model: onnx.ModelProto, name: str, images: Sequence[np.ndarra
     try:
         with quiet():
             session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for image in images:
-            yield dict(zip(names, session.run(names, {name: image}), strict=True))
+        for feed in feeds:
+            yield feed | dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise DeployError(f"ONNX Runtime cannot run the fp32 file ({first_line(error)}); export it again.") from error

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deploy.bench.timing import benchmark
 from deploy.engines import load_engine
-from deploy.onnx.file import read
 from deploy.quantization.agreement import MIN_SNR_DB
+from deploy.quantization.calibration import Calibrated
 from deploy.quantization.int8 import KINDS, int8_from_fp32, operators
 
 _TRIAL_IMAGES = 4  # calibration sets ranges, which change no time: a few images do
@@ -48,19 +46,19 @@ class Int8Choice:
 def fastest_int8(
     src: Path,
     dst: Path,
-    calibration: Sequence[np.ndarray],
+    calibration: Iterable[Any],
     *,
     seed: int = 0,
     threads: int = 1,
     runtime: str = "onnxruntime",
     rounds: int = 15,
-    held_out: Sequence[np.ndarray] = (),
+    held_out: Iterable[Any] = (),
     min_snr_db: float | None = MIN_SNR_DB,
 ) -> Int8Choice:
     """Quantise ``src`` to ``dst``, leaving in fp32 the kinds of operators that are faster so on this machine.
 
     A greedy search from everything in int8: it keeps in fp32 the kind that gains most, one at a time, while that gains
-    two per cent. Each set is timed against the fp32 file in turn, on one image of the calibration's size.
+    two per cent. Each set is timed against the fp32 file in turn, on the first row of the calibration.
 
     Args:
         src, dst, calibration, seed, held_out, min_snr_db: as for ``int8_from_fp32``.
@@ -71,11 +69,11 @@ def fastest_int8(
         DeployError, MissingDependency: as ``int8_from_fp32``.
     """
     src = Path(src)
-    model = read(src)
-    present = [kind for kind in KINDS if operators(model, kind)]
+    source = Calibrated.read(src, calibration, seed, "int8")
+    present = [kind for kind in KINDS if operators(source.model, kind)]
     tried: dict[tuple[str, ...], float] = {}
     kept: tuple[str, ...] = ()
-    trial = list(calibration)[:_TRIAL_IMAGES]
+    trial = source.feeds[:_TRIAL_IMAGES]
     with tempfile.TemporaryDirectory() as folder:
 
         def attempt(sets: list[tuple[str, ...]]) -> None:
@@ -87,11 +85,7 @@ def fastest_int8(
                     path = Path(folder) / f"{'-'.join(kinds) or 'none'}.onnx"
                     int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds, min_snr_db=None)
                     engines.append(stack.enter_context(load_engine(path, threads=threads, runtime=runtime)))
-                (name, spec) = next(iter(dense.inputs.items()))
-                # The size comes from the images, for that of the file may be free.
-                sizes = np.shape(trial[0])[1 - len(spec.shape) :]
-                feed = np.random.default_rng(seed).standard_normal((1, *sizes))
-                rows = benchmark(engines, {name: feed.astype(spec.dtype)}, rounds=rounds, warmup=3, runs_per_block=2)
+                rows = benchmark(engines, trial[0], rounds=rounds, warmup=3, runs_per_block=2)
                 tried.update((kinds, row.ratio_to_dense or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
         attempt([(), *((kind,) for kind in present)])
@@ -103,5 +97,5 @@ def fastest_int8(
                 break
             kept = best
     how: dict[str, Any] = {"held_out": held_out, "min_snr_db": min_snr_db}
-    int8_from_fp32(src, dst, calibration, seed=seed, keep_fp32=kept, **how)
+    int8_from_fp32(src, dst, source.feeds, seed=seed, keep_fp32=kept, **how)
     return Int8Choice(Path(dst), kept, tried[kept], tried, runtime)

@@ -145,7 +145,7 @@ def test_each_reason_to_stay_in_fp32(kind, weight, kept, tmp_path):
     source = Calibrated.read(path, rows, 0, "fp16")
     for k, node in enumerate(source.model.graph.node):
         node.name = f"n{k}"
-    found = tensor_ranges(source.model, "image", source.images)
+    found = tensor_ranges(source.model, source.feeds)
     assert len([n for n in overflowing_nodes(source.model, found) if n in ("n0", "n1")]) == kept
     mixed = fp16_from_fp32(path, tmp_path / "m.fp16.onnx", rows)
     feed = np.full((1, 4), 1.5, np.float32)
