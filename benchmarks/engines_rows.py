@@ -58,14 +58,14 @@ NETWORKS = {
 
 def images(side: int, count: int, seed: int) -> np.ndarray:
     """Preprocessed float32 (count, 3, side, side): photographs where `NIWAKI_DATA` has them, else smooth noise."""
-    from deploy.processing.preprocess import Preprocessing, load
+    from deploy.processing.preprocess import Preprocessing
 
     folder = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "hymenoptera"
     files = sorted(folder.rglob("*.jpg"))
     rng = np.random.default_rng(seed)
     if len(files) >= count:
         prepare = Preprocessing(size=(side, side), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        return np.stack([prepare(load(files[i])) for i in rng.permutation(len(files))[:count]])
+        return np.stack([prepare(prepare.load(files[i])) for i in rng.permutation(len(files))[:count]])
     coarse = rng.standard_normal((count, 3, 8, 8)).astype(np.float32)
     return np.repeat(np.repeat(coarse, side // 8, axis=2), side // 8, axis=3) + 0.1 * rng.standard_normal(
         (count, 3, side // 8 * 8, side // 8 * 8)

@@ -228,12 +228,9 @@ def compare(
 def _fed(
     files: list[Path], prepare: tuple[Preprocessing, Preprocessing]
 ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    from deploy.processing import preprocess
-
     for file in files:
-        image = preprocess.load(file)
-        own = prepare[0](image)
-        yield file, own, own if prepare[0] == prepare[1] else prepare[1](image)
+        own = prepare[0](prepare[0].load(file))
+        yield file, own, own if prepare[0] == prepare[1] else prepare[1](prepare[1].load(file))
 
 
 def _both(

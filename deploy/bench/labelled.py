@@ -10,9 +10,9 @@ from deploy.bundle.bundle import Bundle
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
 from deploy.onnx.metadata import Metadata
-from deploy.processing.preprocess import Preprocessing, load
+from deploy.processing.files import SUFFIXES
+from deploy.processing.preprocess import Preprocessing
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 _BATCH = 16
 
 
@@ -32,7 +32,7 @@ def accuracy_on(engine: Engine, path: Path, folder: Path) -> tuple[float, int]:
         (image, index)
         for index, name in enumerate(classes)
         for image in sorted((folder / name).glob("*") if _plain(name) else ())
-        if image.suffix.lower() in _ENDINGS
+        if image.suffix.lower() in SUFFIXES
     ]
     if not labelled:
         shown = ", ".join(classes[:5])
@@ -65,7 +65,7 @@ def _right(engine: Engine, preprocessing: Preprocessing, images: list[Path], lab
     if isinstance(engine, Bundle):
         return sum(row["index"] == label for row, label in zip(engine.predict(images, top=1), labels, strict=True))
     (name,) = engine.inputs
-    outputs = engine.run({name: np.stack([preprocessing(load(image)) for image in images])})
+    outputs = engine.run({name: np.stack([preprocessing(preprocessing.load(image)) for image in images])})
     scores = next(iter(outputs.values()))
     if scores.ndim != 2:
         raise DeployError(f"{engine.name} gives {list(scores.shape)}, no scores of classes; --data is for classifiers.")

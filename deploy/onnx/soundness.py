@@ -11,6 +11,7 @@ from deploy.onnx.wire_graph import parse_graph
 
 _LEAST: Mapping[str, int] = MappingProxyType(
     {
+        **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "LogSoftmax", "Max", "Mean", "Min", "Pad", "Sum"), 1),
         **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "MatMul", "MatMulInteger", "Gemm"), 2),
         **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gather", "Expand", "Tile"), 2),
         **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Equal", "Greater", "Less", "OneHot"), 2),
@@ -35,6 +36,8 @@ def check_inputs(path: Path, data: bytes) -> None:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
     for node in graph.nodes:
         least = _LEAST.get(node.op_type, 0)
+        if node.op_type == "Pad" and not {"pads", "paddings"} & set(node.ints):
+            least = 2  # from opset 11 on an input says how wide
         if len(node.inputs) < least or "" in node.inputs[:least]:
             what = _WHAT.get(node.op_type, "an input that it needs")
             raise DeployError(

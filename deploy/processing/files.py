@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from deploy.errors import DeployError
-from deploy.processing import preprocess
 from deploy.processing.preprocess import Preprocessing
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
@@ -17,12 +17,14 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", 
 def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Return the files among ``paths`` as they are, and the images of each folder, sorted; hidden ones are left out.
 
+    A folder without images stays among several paths, so that the others have their answers.
+
     Raises:
-        DeployError: a folder holds no image.
+        DeployError: the only path is a folder that holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - False too for a name that no file system takes
             found.append(path)  # what it is shows when it is read
             continue
         inside = sorted(
@@ -30,15 +32,15 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
             for one in path.rglob("*")
             if one.suffix.lower() in SUFFIXES and one.is_file() and not _hidden(one.relative_to(path))
         )
-        if not inside:
+        if not inside and len(paths) == 1:
             raise DeployError(f"The folder {path} holds no image; name a folder with images, or files.")
-        found += inside
+        found += inside or [path]
     return found
 
 
 def prepared(paths: Sequence[Path], preprocessing: Preprocessing) -> list[np.ndarray]:
     """Read each image and prepare it, float32 (C, H, W); raise DeployError where one cannot be read."""
-    return [preprocessing(preprocess.load(path)) for path in paths]
+    return [preprocessing(preprocessing.load(path)) for path in paths]
 
 
 def drawn(paths: Sequence[Path], most: int, seed: int) -> list[Path]:

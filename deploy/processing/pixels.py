@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ _DAMAGED = (
 )
 _MOST_PIXELS = 1 << 25  # what any file may hold: 100 MB as RGB
 _PIXELS_PER_BYTE = 32  # photographs have less than 10
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF and a value of it
 _DOUBTFUL = 1 << 12  # numbers of 16 bits that are all smaller may be of 12 bits
 
 
@@ -45,7 +47,9 @@ def load(path: Path, bits: int | None = None) -> Image.Image:
             16 bits may be fewer.
     """
     path = Path(path)
-    if not path.is_file():
+    if os.path.isdir(path):  # noqa: PTH112 - as below
+        raise DeployError(f"{path} is a folder and holds no image; name a folder with images, or files.")
+    if not os.path.isfile(path):  # noqa: PTH113 - False too for a name that no file system takes
         raise DeployError(f"There is no image file at {path}; check the path.")
     try:
         with warnings.catch_warnings():
@@ -54,7 +58,7 @@ def load(path: Path, bits: int | None = None) -> Image.Image:
             with Image.open(path, formats=FORMATS) as image:
                 _check_pixels(image, path)
                 several, halved = bool(getattr(image, "is_animated", False)), _is_halved(image)
-                image.load()
+                _decode(image)
                 if image.mode in ("P", "PA") and image.palette is None:
                     raise OSError("its colours are numbers of a palette that it does not hold")
                 if halved:
@@ -84,6 +88,7 @@ def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
         DeployError: the pixels have no fixed range, are larger than ``bits`` allow, or may be of fewer than 16 bits.
     """
     name = getattr(image, "filename", "") or "The image"
+    _decode(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         values = np.asarray(image).astype(np.uint32)
         most = int(values.max(initial=0))
@@ -92,8 +97,13 @@ def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
         if most >= 1 << (bits or 16):
             raise DeployError(f"{name} holds {most}, which {bits} bits cannot; state the right preprocessing.bits.")
         # Whole steps, as if the low bits were cut off.
-        scaled = Image.fromarray((values >> ((bits or 16) - 8)).astype(np.uint8))
-        scaled.info.update(image.info)
+        levels = (values >> ((bits or 16) - 8)).astype(np.uint8)
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            levels = 255 - levels  # Pillow turns only 8 bits and fewer round
+        scaled = Image.fromarray(levels)
+        if isinstance(key := image.info.get("transparency"), int):
+            scaled = Image.merge("LA", (scaled, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
+        scaled.info.update({name: value for name, value in image.info.items() if name != "transparency"})
         scaled.getexif().update(image.getexif())
         return scaled
     if image.mode in ("I", "F"):
@@ -109,6 +119,7 @@ def opaque(image: Image.Image, background: tuple[int, int, int] | None) -> Image
     """
     if not image.has_transparency_data:
         return image
+    image = image.convert("LA") if image.mode == "La" else image
     layers = image.convert("RGBA")
     layers.info.pop("transparency", None)
     if layers.getchannel("A").getextrema() == (255, 255):
@@ -129,11 +140,31 @@ def opaque(image: Image.Image, background: tuple[int, int, int] | None) -> Image
 
 def _is_halved(image: Image.Image) -> bool:
     """Tell, before it is decoded, whether a file holds colours of 16 bits, of which Pillow keeps the upper 8."""
-    tiles = getattr(image, "tile", ())
-    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3:]) for tile in tiles)
+    # A PPM states the largest number that it may hold: only where that is all of 16 bits the picture may have fewer.
+    sign = "65535" if image.format == "PPM" else ";16"
+    return image.mode in ("RGB", "RGBA", "LA", "CMYK") and sign in _tiles(image)
+
+
+def _tiles(image: Image.Image) -> str:
+    """Return how the pixels lie in the file, in Pillow's words; nothing once they are decoded."""
+    return " ".join(str(tile[3:]) for tile in getattr(image, "tile", ()))
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode the pixels; bring the transparent level of grey in 2 or 4 bits to 8, as Pillow brings the pixels."""
+    tiles, key = _tiles(image), image.info.get("transparency")
+    image.load()
+    step = next((step for sign, step in (("L;2'", 85), ("L;4'", 17)) if sign in tiles), 1)
+    if isinstance(key, int) and step > 1:
+        image.info["transparency"] = min(255, key * step)
 
 
 def _check_halved(image: Image.Image, path: Path, bits: int | None) -> None:
+    if (key := image.info.pop("transparency", None)) is not None and _holds(image, [level >> 8 for level in key]):
+        raise DeployError(
+            f"{path} names a transparent colour in 16 bits, of which the upper 8 are read; "
+            "save it with an alpha channel."
+        )
     extrema = [ends for ends in image.getextrema() if isinstance(ends, tuple)]
     if bits not in (None, 16):
         raise DeployError(
@@ -141,8 +172,13 @@ def _check_halved(image: Image.Image, path: Path, bits: int | None) -> None:
             "convert it to 8 bits."
         )
     colours = extrema[:-1] if image.mode in ("RGBA", "LA") else extrema
-    if bits is None and 0 < max(high for _, high in colours) < _DOUBTFUL >> 8:
+    below = (_DOUBTFUL >> 8) + (image.format == "PPM")  # which Pillow rounds
+    if bits is None and 0 < max(high for _, high in colours) < below:
         raise DeployError(_doubt(str(path), "colours below 4096 in 16 bits"))
+
+
+def _holds(image: Image.Image, colour: list[int]) -> bool:
+    return bool((np.asarray(image) == np.asarray(colour, np.uint8)).all(-1).any())
 
 
 def _doubt(name: str, what: str) -> str:

@@ -8,19 +8,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines.base import TensorSpec, first_line
+from deploy.engines.base import TensorSpec
 from deploy.errors import DeployError
 from deploy.files import sha256
-from deploy.onnx.file import PRECISION, SOURCE, properties, quiet, read, write
+from deploy.onnx.file import PRECISION, SOURCE, properties, read, write
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.precision import LOW, QUANTISED
+from deploy.quantization.converting import raised, without_defaults
 from deploy.quantization.feeds import Feed, feeds_of, inputs_of
 
 if TYPE_CHECKING:
     import onnx
 
 _SLACK = 0.05  # of the range: resizing with a cubic kernel may overshoot
-_INT8_OPSET = 13
+_INT8_OPSET = 13  # from here on quantisers have an axis, as int8 weights need
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 KEPT = "niwaki.kept_fp32"
 """The property of a file that names the nodes left in fp32, separated by commas."""
@@ -52,7 +53,7 @@ class Calibrated:
         if not inputs:
             raise DeployError(f"{src} has 0 inputs, so nothing can calibrate it; export a model that reads something.")
         if precision == "int8":
-            model = _with_axes(model, src)
+            model = raised(model, src, _INT8_OPSET)
         feeds = feeds_of(calibration, inputs, seed)
         _check_range(src, feeds, inputs)
         return cls(src, model, feeds, inputs)
@@ -98,30 +99,7 @@ def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
         )
     if low := next((LOW[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in LOW), None):
         raise DeployError(f"{src} is {low}; make the {precision} file from the fp32 one.")
-    return model
-
-
-def _with_axes(model: onnx.ModelProto, src: Path) -> onnx.ModelProto:
-    """Convert a file of an older operator set: only from 13 on do quantisers have an axis, as int8 weights need.
-
-    Raises:
-        DeployError: it cannot be converted.
-    """
-    from onnx import version_converter
-
-    (opset,) = (one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    if opset >= _INT8_OPSET:
-        return model
-    try:
-        with quiet():
-            found = version_converter.convert_version(model, _INT8_OPSET)
-    except Exception as error:  # the converter raises whatever its adapters raise
-        raise DeployError(
-            f"{src} is of opset {opset}, which int8 cannot be written in, and cannot be converted to {_INT8_OPSET} "
-            f"({first_line(error)}); export it again with opset {_INT8_OPSET} or more."
-        ) from error
-    found.metadata_props.extend(one for one in model.metadata_props if not found.metadata_props)
-    return found
+    return without_defaults(model)
 
 
 def _check_range(src: Path, feeds: Sequence[Feed], inputs: Mapping[str, TensorSpec]) -> None:

@@ -12,6 +12,7 @@ from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, missing_package, properties, quiet, write
 from deploy.quantization.calibration import KEPT, Calibrated, read_fp32
+from deploy.quantization.converting import raised
 from deploy.quantization.feeds import Feed, with_batch
 from deploy.quantization.guards import guarded_nodes
 from deploy.quantization.ranges import FP16_MAX, MAX_IMAGES, overflowing_nodes, tensor_ranges
@@ -84,15 +85,11 @@ def bf16_from_fp32(src: Path, dst: Path) -> Path:
         DeployError, MissingDependency: as ``fp16_from_fp32``.
     """
     import ml_dtypes  # a dependency of onnx
-    from onnx import TensorProto, numpy_helper, version_converter
+    from onnx import TensorProto, numpy_helper
 
     src = Path(src)
-    model = read_fp32(src, "bf16")
+    model = raised(read_fp32(src, "bf16"), src, _BF16_OPSET)
     props = {**properties(model), PRECISION: "bf16", SOURCE: sha256(src)}
-    opsets = {one.domain: one.version for one in model.opset_import}
-    if opsets.get("", 0) < _BF16_OPSET:
-        with quiet():
-            model = version_converter.convert_version(model, _BF16_OPSET)
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     half = _convert_to_fp16(model, src, [])
     for tensor in half.graph.initializer:

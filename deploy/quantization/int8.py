@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploy.engines import load_engine
+from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.onnx.file import missing_package, quiet
 from deploy.quantization.agreement import MIN_SNR_DB, Agreement
@@ -62,6 +63,7 @@ def int8_from_fp32(
     """
     source = Calibrated.read(src, calibration, seed, "int8")
     others = source.others(held_out, seed)
+    _check_varied(source, min_snr_db)
     nncf, options = _import_nncf(source, keep_fp32, method)
     # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
     # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
@@ -71,10 +73,29 @@ def int8_from_fp32(
                 source.model, nncf.Dataset(source.feeds), subset_size=len(source.feeds), **options
             )
         except Exception as error:  # the errors of NNCF and of the runtime it calibrates with share no base class
-            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+            raise _failed(src, error) from error
     _finish(quantised)
     stated = _agreement(source, quantised, others, min_snr_db)
     return source.write(quantised, dst, "int8", keep_fp32, stated)
+
+
+def _failed(src: Path, error: Exception) -> DeployError:
+    return DeployError(f"NNCF cannot quantise {src} ({first_line(error)}); ship its fp32 or fp16 file instead.")
+
+
+def _check_varied(source: Calibrated, least: float | None) -> None:
+    """Refuse images that are of one colour each, whose ranges fit no picture and which agree with themselves.
+
+    Raises:
+        DeployError: they all are, and ``least`` is not None.
+    """
+    arrays = (one for feed in source.feeds for one in feed.values())
+    pictures = [one for one in arrays if one.ndim == 4 and one[0, 0].size > 1]
+    if least is not None and pictures and all((one == one[..., :1, :1]).all() for one in pictures):
+        raise DeployError(
+            f"Every image of the calibration of {source.path} ({len(pictures)}) is of one colour, from which no range "
+            "can be taken; give images such as the network will see, or pass min_snr_db=None."
+        )
 
 
 def _finish(quantised: onnx.ModelProto) -> None:
@@ -134,6 +155,7 @@ def int8_with_accuracy_control(
     source = Calibrated.read(src, calibration, seed, "int8")
     others = source.others(held_out, seed)
     _check_quality(source.path, measure)
+    _check_varied(source, min_snr_db)
     nncf, options = _import_nncf(source, keep_fp32)
 
     def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
@@ -159,7 +181,7 @@ def int8_with_accuracy_control(
         except DeployError:
             raise
         except Exception as error:  # as above
-            raise DeployError(f"NNCF cannot quantise {src} ({error}); ship its fp32 or fp16 file instead.") from error
+            raise _failed(src, error) from error
     _finish(quantised)
     stated = _agreement(source, quantised, others, min_snr_db)
     return source.write(quantised, dst, "int8", keep_fp32, stated)

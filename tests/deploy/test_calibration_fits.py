@@ -61,3 +61,11 @@ def test_a_range_that_the_stated_preprocessing_cannot_give_is_refused(make, file
     ):
         make(tmp_path / "m.onnx", tmp_path / "x.onnx", [np.linspace(0, 255, 256, dtype=np.float32).reshape(1, 16, 16)])
     make(tmp_path / "m.onnx", tmp_path / "x.onnx", [image.clip(-2, 2) for image in images])
+
+
+@pytest.mark.parametrize("colours", [(0.0,), (0.3, -1.0, 1.0)])
+def test_number_4_images_of_one_colour_each_calibrate_nothing(colours, files, tmp_path):
+    plain = [np.full((1, 16, 16), colour, np.float32) for colour in colours * 4]
+    with pytest.raises(DeployError, match=rf"Every image of the calibration of .* \({len(plain)}\) is of one colour"):
+        int8_from_fp32(files["fp32"], tmp_path / "x.onnx", plain)
+    assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,21 @@ def test_the_others_are_answered_and_the_bad_one_is_named(bundle_dir, picture, t
     assert capsys.readouterr().out == ""
 
 
+def test_number_13_an_empty_folder_or_an_odd_name_takes_no_answer_from_the_others(
+    bundle_dir, picture, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zero.png").touch()
+    odd = [tmp_path / "empty", tmp_path / ("long" * 100), tmp_path / "missing.png", tmp_path / "zero.png"]
+    assert niwaki(monkeypatch, "predict", bundle_dir, odd[0], picture, *odd[1:], picture, "--json") == 2
+    said = capsys.readouterr()
+    assert [row["file"] for row in json.loads(said.out)] == [str(picture)] * 2
+    heard = "".join(said.err.split())
+    assert "isafolderandholdsnoimage" in heard and all(path.name in heard for path in odd)
+    assert niwaki(monkeypatch, "predict", bundle_dir, odd[0]) == 2
+    assert "holds no image" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_with_spaces_is_quoted(monkeypatch, capsys):
     monkeypatch.setattr("compress.run.summary.summary", lambda folder: {})
     monkeypatch.setattr("compress.run.summary.table", lambda figures: "")

@@ -38,6 +38,18 @@ def test_number_14_a_convolution_without_weights_does_not_end_the_process(inputs
         assert "has a Conv without weights" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("op_type", "inputs"), [("Sum", []), ("Max", []), ("GlobalAveragePool", []), ("LogSoftmax", []), ("Pad", ["image"])]
+)
+def test_number_14_an_operator_without_its_inputs_does_not_end_the_process(op_type, inputs, tmp_path):
+    path = convolution(tmp_path / "hollow.onnx", ["image", "image"])
+    model = onnx.load(path)
+    model.graph.node[0].CopyFrom(helper.make_node(op_type, inputs, ["y"]))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=rf"has a {op_type} without an input that it needs"):
+        load_engine(path, runtime="openvino")
+
+
 @pytest.mark.parametrize(("format_", "opset", "says"), [(99, 18, "format 13|format 1"), (10, 99, "operator set 99")])
 def test_number_13_a_file_too_new_for_the_runtime_is_one_whole_sentence(format_, opset, says, tmp_path):
     path = convolution(tmp_path / "new.onnx", ["image", "image"])
@@ -49,6 +61,16 @@ def test_number_13_a_file_too_new_for_the_runtime_is_one_whole_sentence(format_,
     said = str(caught.value)
     assert said.endswith(".") and "update ONNX Runtime" in said
     assert not any(sign in said for sign in ("::", ".cc", ".h:", "std::", "[ONNXRuntimeError]"))
+
+
+@pytest.mark.parametrize(("domain", "most"), [("ai.onnx.ml", r"\d"), ("com.microsoft", "1")])
+def test_number_13_a_domain_that_is_too_new_is_named(domain, most, tmp_path):
+    path = convolution(tmp_path / "new.onnx", ["image", "image"])
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid(domain, 99))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=rf"operator set 99 of {domain}, .*opset of at most {most} of {domain}\.$"):
+        load_engine(path)
 
 
 def test_number_13_a_library_s_message_ends_at_a_word_and_without_its_source():

@@ -32,7 +32,7 @@ _DTYPES = {
 
 
 _NEW_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
-_NEW_OPSET = re.compile(r"Opset (\d+) is under development")
+_NEW_OPSET = re.compile(r"Opset (\d+) is under development(?:.* support for domain (\S+) is till opset (\d+))?", re.S)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -183,10 +183,14 @@ def _too_new(message: str, path: Path) -> str | None:
         )
     if (found := _NEW_OPSET.search(message)) is not None:
         return (
-            f"does not read operator set {found[1]}, of which {path} is; update ONNX Runtime, or export the file with "
-            f"an opset of at most {READS['onnxruntime'][1]}."
+            f"does not read operator set {found[1]}{_of(found[2])}, of which {path} is; update ONNX Runtime, or export "
+            f"the file with an opset of at most {found[3] or READS['onnxruntime'][1]}{_of(found[2])}."
         )
     return None
+
+
+def _of(domain: str | None) -> str:
+    return f" of {domain}" if domain and domain != "ai.onnx" else ""
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:
