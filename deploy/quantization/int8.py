@@ -146,8 +146,7 @@ def int8_with_accuracy_control(
         max_drop: how far the quality may lie below that of the fp32 file.
 
     Raises:
-        DeployError: as for ``int8_from_fp32``; or ``max_drop`` is negative, or the fp32 file's quality is not
-            positive.
+        DeployError: as ``int8_from_fp32``, or ``max_drop`` is negative, or the fp32 file's quality is not positive.
         MissingDependency: NNCF is not installed.
     """
     if max_drop < 0:
