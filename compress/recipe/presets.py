@@ -88,8 +88,7 @@ def recipe_for(folder: Path, found: Found, name: str, weights: str | None = "DEF
         resize=part["resize"],
         batch=batch,
         epochs=epochs,
-        distil=12 if found.task == "classification" else 2 * epochs,
-        distil_lr=0.0002 if found.task == "classification" else 0.0005,
+        distil=40 if found.task == "classification" and found.images < 1000 else 2 * epochs,
         augment=part["augment"],
         distilling="".join(f"  {line}\n" for line in part["distill"].splitlines()),
         criterion=part["criterion"],
@@ -110,7 +109,8 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "arguments": "",
             "resize": "shorter_side_center_crop",
             "augment": "crop_flip",
-            "distill": "logits: 1.0 # the teacher's answers\nclass_means: 1.0\nreuse_classifier: true",
+            # Labels of few images are learnt by heart; the teacher's answers to the same images are not.
+            "distill": "labels: 0.0\nlogits: 1.0 # the teacher's answers alone\nclass_means: 1.0\nreuse_classifier: true",
             # What benchmarks/criteria found best; the repair after it leaves little to train.
             "criterion": "kfac",
         },
@@ -165,7 +165,7 @@ distill: # the small network learns from the teacher
   epochs: {distil}
   batch_size: {batch}
   optimizer: adamw
-  lr: {distil_lr}
+  lr: 0.0005
   weight_decay: 0.01
   augment: {augment}
 {distilling}  compare: [] # [finetuned, scratch] also trains it without a teacher, and from nothing
