@@ -48,7 +48,9 @@ def load(path: Path, bits: int | None = None) -> Image.Image:
     """
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 - as below
-        raise DeployError(f"{path} is a folder and holds no image; name a folder with images, or files.")
+        raise DeployError(
+            f"There is no image file at {path}, which is a folder; name its images, or a folder that holds some."
+        )
     if not os.path.isfile(path):  # noqa: PTH113 - False too for a name that no file system takes
         raise DeployError(f"There is no image file at {path}; check the path.")
     try:

@@ -182,8 +182,7 @@ def int8_with_accuracy_control(
         except Exception as error:  # as above
             raise _failed(src, error) from error
     _finish(quantised)
-    stated = _agreement(source, quantised, others, min_snr_db)
-    return source.write(quantised, dst, "int8", keep_fp32, stated)
+    return source.write(quantised, dst, "int8", keep_fp32, _agreement(source, quantised, others, min_snr_db))
 
 
 def _check_quality(path: Path, measure: Callable[[Engine], float]) -> None:

@@ -39,7 +39,7 @@ def test_number_13_an_empty_folder_or_an_odd_name_takes_no_answer_from_the_other
     said = capsys.readouterr()
     assert [row["file"] for row in json.loads(said.out)] == [str(picture)] * 2
     heard = "".join(said.err.split())
-    assert "isafolderandholdsnoimage" in heard and all(path.name in heard for path in odd)
+    assert "whichisafolder" in heard and all(path.name in heard for path in odd)
     assert niwaki(monkeypatch, "predict", bundle_dir, odd[0]) == 2
     assert "holds no image" in " ".join(capsys.readouterr().err.split())
 
