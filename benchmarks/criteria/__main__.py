@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -12,7 +13,6 @@ import typer
 
 from benchmarks.criteria import cells as study
 from benchmarks.criteria import stages
-from benchmarks.criteria.cells import Cell
 from benchmarks.criteria.tables import tables
 from compress.errors import NiwakiError
 
@@ -28,25 +28,26 @@ def run(
     images: Annotated[int, typer.Option(help="Calibration images.")] = 256,
     only: Annotated[list[str] | None, typer.Option(help="A criterion; may be given again.")] = None,
     rounds: Annotated[int, typer.Option(help="Cuts, each reconstructed before the next.")] = 1,
+    macs: Annotated[list[float] | None, typer.Option(help="Share of the MACs that stays; may be given again.")] = None,
     results: File = study.RESULTS,
 ) -> None:
     """Run the cells that have no line yet; the same command goes on where it was stopped."""
     if stage not in get_args(stages.Stage):
         raise typer.BadParameter(f"{stage} is none of {', '.join(get_args(stages.Stage))}", param_hint="STAGE")
+    shares = macs or [0.5]
+    if not all(0 < share < 1 for share in shares):
+        raise typer.BadParameter(f"{shares} are not all between 0 and 1, as shares that stay are", param_hint="--macs")
     torch.set_num_threads(1)
     os.nice(0 if os.nice(0) else 5)
     try:
         for name in subject:
             asked = stages.cells(stage, name, study.read_lines(results), images)  # type: ignore[arg-type]
-            wanted = [_in_rounds(cell, rounds) for cell in asked if not only or cell.criterion in only]
+            kept = [cell for cell in asked if not only or cell.criterion in only]
+            wanted = [replace(cell, rounds=rounds, macs=share) for share in shares for cell in kept]
             study.run(wanted, results, lambda text: print(text, flush=True))
     except NiwakiError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
-
-
-def _in_rounds(cell: Cell, rounds: int) -> Cell:
-    return Cell(**{**vars(cell), "rounds": rounds})
 
 
 @app.command()

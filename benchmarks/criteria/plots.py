@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.criteria.stages import HALF
 from benchmarks.criteria.tables import points_lost
 
 
@@ -52,4 +53,4 @@ def plot(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _shown(line: Mapping[str, Any], subject: str) -> bool:
     plain = line["subject"] == subject and line["split"] == "selection" and line["scope"] == "global"
-    return plain and line["rounds"] == 1 and "refused" not in line
+    return plain and line["rounds"] == 1 and line["macs"] == HALF and "refused" not in line

@@ -13,6 +13,9 @@ from compress.prune.allocation import Scope
 Stage = Literal["criteria", "allocation", "test"]
 
 BASELINES = ("l1", "random")
+HALF = 0.5
+"""The share of the MACs by which criteria are ranked."""
+
 FINALISTS, RUNNERS, SEEDS = 3, 4, (0, 1, 2)
 
 
@@ -42,11 +45,15 @@ def cells(stage: Stage, subject: str, lines: Iterable[Mapping[str, Any]], images
 
 
 def ranking(lines: Iterable[Mapping[str, Any]], subject: str) -> list[Mapping[str, Any]]:
-    """Sort a subject's lines of the selection, the most right answers after reconstruction first."""
+    """Sort a subject's lines of the selection at half of the MACs, the most right answers once solved first."""
     name = Path(subject).name
     own = [
         line
         for line in lines
-        if line["subject"] == name and line["split"] == "selection" and line["rounds"] == 1 and "refused" not in line
+        if line["subject"] == name
+        and line["split"] == "selection"
+        and line["rounds"] == 1
+        and line["macs"] == HALF
+        and "refused" not in line
     ]
     return sorted(own, key=lambda line: (-line["solved"]["right"], line["after"]))

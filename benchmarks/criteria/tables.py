@@ -14,14 +14,15 @@ Line = Mapping[str, Any]
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """Return one table for each subject and split."""
+    """Return one table for each subject, split and share of the MACs, the largest share first."""
     parts = []
     for subject in dict.fromkeys(line["subject"] for line in lines):
         own = [line for line in lines if line["subject"] == subject]
-        chosen = [line for line in own if line["split"] == "selection"]
-        tested = [line for line in own if line["split"] == "test"]
-        parts += [_selection(subject, chosen)] if chosen else []
-        parts += [_test(subject, tested)] if tested else []
+        for split, shown in (("selection", _selection), ("test", _test)):
+            judged = [line for line in own if line["split"] == split]
+            for macs in sorted({line["macs"] for line in judged}, reverse=True):
+                same = [line for line in judged if line["macs"] == macs]
+                parts.append(shown(f"{subject} at {100 * macs:.0f} % of the MACs", same))
     return "\n\n".join(parts)
 
 

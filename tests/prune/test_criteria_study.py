@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from benchmarks.criteria import cells, stages
+from benchmarks.criteria.__main__ import app
 from benchmarks.criteria.cells import Cell, read_lines
 from benchmarks.criteria.plots import plot
 from benchmarks.criteria.subjects import Subject, answers_right
@@ -61,9 +63,9 @@ def test_a_criterion_that_refuses_is_a_line_that_says_why(subject, tmp_path, mon
     assert "take another criterion" in tables([line])
 
 
-def line(criterion, scope, right, split="selection", seed=0):
+def line(criterion, scope, right, split="selection", seed=0, macs=0.5):
     found = {"right": right, "lost": 90 - right, "won": 0}
-    return vars(Cell("small", criterion, scope, split=split, seed=seed)) | {
+    return vars(Cell("small", criterion, scope, split=split, seed=seed, macs=macs)) | {
         "judged": 100, "dense": {"right": 90}, "cut": found, "solved": found, "before": 1.0, "after": 0.5,
         "share": 0.5, "cpu_seconds": 1.0,
     }  # fmt: skip
@@ -78,6 +80,31 @@ def test_later_stages_follow_what_was_chosen():
     assert asked == [("kfac", "group", 2), ("apoz", "group", 2), ("fisher", "global", 2), ("l1", "global", 2),
                      ("random", "global", 2)]  # fmt: skip
     assert all(cell.split == "test" for cell in stages.cells("test", "small", lines, 8))
+
+
+def test_other_shares_have_tables_of_their_own_and_choose_nothing(tmp_path):
+    lines = [line("l1", "global", 80, macs=0.7), line("kfac", "global", 70), line("apoz", "global", 60, macs=0.35)]
+    text = tables(lines)
+    titles = [part for part in text.split("**") if part.startswith("small")]
+    assert titles == ["small at 70 % of the MACs", "small at 50 % of the MACs", "small at 35 % of the MACs"]
+    assert text.index("70 %") < text.index("| l1 |") < text.index("| kfac |") < text.index("| apoz |")
+    assert [found["criterion"] for found in stages.ranking(lines, "small")] == ["kfac"]
+    (file,) = plot(lines, tmp_path)
+    assert "at 50 % of the MACs" in file.read_text()
+
+
+def test_the_command_runs_every_share_that_is_asked_for(subject, tmp_path, monkeypatch):
+    # The command is a process of its own; here its settings would outlive it.
+    monkeypatch.setattr("os.nice", lambda by: 0)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    file = tmp_path / "lines.jsonl"
+    asked = ["run", "criteria", "small", "--only", "l1", "--images", "16", "--results", str(file)]
+    assert CliRunner().invoke(app, [*asked, "--macs", "0.7", "--macs", "0.35"]).exit_code == 0
+    lines = read_lines(file)
+    assert [found["macs"] for found in lines] == [0.7, 0.35]
+    assert all(found["share"] <= found["macs"] for found in lines)
+    assert lines[0]["share"] > 0.5
+    assert CliRunner().invoke(app, [*asked, "--macs", "35"]).exit_code == 2
 
 
 def test_intervals_by_hand():
