@@ -62,11 +62,37 @@ class ModelEntry(BaseModel):
     test_metrics: dict[str, float] = {}
 
 
+class DifferingImage(BaseModel):
+    """A test image that student and teacher answer differently.
+
+    ``index`` is its place in the split and ``file`` its file, relative to the data set, where it is made from one;
+    ``label`` is its true class, ``picture`` the SHA-256 of the small picture of it in the run folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    index: int = Field(ge=0)
+    file: str | None = None
+    label: str
+    teacher: str
+    teacher_probability: float = Field(ge=0, allow_inf_nan=False)
+    student: str
+    student_probability: float = Field(ge=0, allow_inf_nan=False)
+    picture: str
+
+
+class DifferingImages(BaseModel):
+    """How many test images student and teacher answer differently, and those that differ most."""
+
+    model_config = ConfigDict(frozen=True)
+    total: int = Field(ge=0)
+    images: tuple[DifferingImage, ...] = ()
+
+
 class Outcome(BaseModel):
     """What a finished stage hands to the ledger.
 
     ``metrics`` are its figures, ``models`` the networks that it made or measured, ``plan`` the figures of a cut,
-    ``shipping`` the one decision of what ships.
+    ``shipping`` the one decision of what ships, ``differing`` what student and teacher answer differently.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +102,7 @@ class Outcome(BaseModel):
     models: tuple[ModelEntry, ...] = ()
     plan: dict[str, Any] | None = None
     shipping: ShipDecision | None = None
+    differing: DifferingImages | None = None
 
 
 class Ledger(BaseModel):
@@ -103,6 +130,7 @@ class Ledger(BaseModel):
     plan: dict[str, Any] | None = None
     test_images: int | None = None
     shipping: ShipDecision | None = None
+    differing: DifferingImages | None = None
     made_by: dict[str, str] = {}
     commit: str | None = None
     data_sha256: str | None = None
@@ -138,8 +166,9 @@ class Ledger(BaseModel):
         models = {model.name: model for model in (*self.models, *outcome.models)}
         plan = self.plan if outcome.plan is None else outcome.plan
         shipping = self.shipping if outcome.shipping is None else outcome.shipping
+        differing = self.differing if outcome.differing is None else outcome.differing
         stages, networks = (*self.stages, entry), tuple(models.values())
-        update = {"stages": stages, "models": networks, "plan": plan, "shipping": shipping}
+        update = {"stages": stages, "models": networks, "plan": plan, "shipping": shipping, "differing": differing}
         return self.model_copy(update=update)
 
     def with_notes(self, notes: tuple[str, ...]) -> Ledger:

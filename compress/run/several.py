@@ -80,4 +80,4 @@ def _begin(ledger: Ledger, count: int, folder: Path) -> Ledger:
         for model in ledger.models
         if (folder / saved_in(model.name)).is_dir()
     )
-    return ledger.model_copy(update={"stages": ledger.stages[:count], "models": there, "plan": None})
+    return ledger.model_copy(update={"stages": ledger.stages[:count], "models": there, "plan": None, "differing": None})

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -34,6 +35,9 @@ OptimizerOf = Callable[[nn.Module, TrainRecipe], torch.optim.Optimizer]
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a text to show beside them."""
+
+Seen = Callable[[Any, Batch], None]
+"""Told what a network predicts for a batch, as its task has it."""
 
 EVALUATION_BATCH = 256
 
@@ -124,7 +128,9 @@ def fit(
     return _Training(task, recipe, fabric, _Observers(progress, checkpoints, log), budget).run()
 
 
-def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric, *, every: int = 1) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data: ImageData, split: str, fabric: Fabric, *, every: int = 1, seen: Seen | None = None
+) -> dict[str, float]:
     """Measure the task's metrics on one split, as shares of 1, in this process alone.
 
     Args:
@@ -133,16 +139,23 @@ def evaluate(model: nn.Module, data: ImageData, split: str, fabric: Fabric, *, e
         split: its name.
         fabric: the device.
         every: of so many images one is looked at.
+        seen: told the predictions of each batch, with the batch.
     """
     model.to(fabric.device)
     images = data.splits[split]
-    found = _measured(model, data, images, fabric.device, torch.arange(0, len(images), every))
+    found = _measured(model, data, images, fabric.device, torch.arange(0, len(images), every), seen=seen)
     model.cpu()
     return found
 
 
 def _measured(
-    model: nn.Module, data: ImageData, split: Split, device: torch.device, own: Tensor, alone: bool = True
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    device: torch.device,
+    own: Tensor,
+    alone: bool = True,
+    seen: Seen | None = None,
 ) -> dict[str, float]:
     """Measure the images ``own`` of one split, alone or with the other ranks; leave the network in its mode."""
     task, modes = TASKS[data.task], [(module, module.training) for module in model.modules()]
@@ -154,7 +167,10 @@ def _measured(
     with torch.no_grad():
         for start in range(0, len(own), EVALUATION_BATCH):
             batch = split.batch(own[start : start + EVALUATION_BATCH]).to(device)
-            metrics.update(task.predict(model, batch.images.to(dtype)), batch.targets)
+            predictions = task.predict(model, batch.images.to(dtype))
+            metrics.update(predictions, batch.targets)
+            if seen is not None:
+                seen(predictions, batch)
     for module, training in modes:
         module.training = training
     return metrics.compute()

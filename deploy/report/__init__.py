@@ -10,6 +10,7 @@ from typing import Any
 from deploy.errors import DeployError
 from deploy.files import read_bytes, write_text
 from deploy.report.comparison import Run, figures, pareto, render_comparison, render_markdown
+from deploy.report.differing import read_pictures
 from deploy.report.page import document, render_page
 from deploy.report.view import Results, read_recipe, rows
 
@@ -19,9 +20,21 @@ _MOST_RECORDS = 200  # each is a mark of the plot, whose labels are kept apart p
 FORMATS = {"ledger.json": "niwaki-ledger-1", "bench.json": "niwaki-bench-1"}
 
 
-def render(ledger: Mapping[str, Any], bench: Mapping[str, Any], recipe_yaml: str) -> str:
-    """Return the page as text; whatever the two files leave out is shown as an en dash or not at all."""
-    return render_page(Results(ledger, bench, read_recipe(recipe_yaml)), recipe_yaml)
+def render(
+    ledger: Mapping[str, Any],
+    bench: Mapping[str, Any],
+    recipe_yaml: str,
+    pictures: Mapping[int, str] | None = None,
+) -> str:
+    """Return the page as text; whatever the two files leave out is shown as an en dash or not at all.
+
+    Args:
+        ledger: content of ``ledger.json``.
+        bench: content of ``bench.json``.
+        recipe_yaml: the recipe, as resolved.
+        pictures: what ``read_pictures`` found in the folder of the run.
+    """
+    return render_page(Results(ledger, bench, read_recipe(recipe_yaml), pictures or {}), recipe_yaml)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -32,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     ledger, bench = _files(run_dir)
-    text = render(ledger, bench, _text(run_dir / "recipe.yaml"))
+    text = render(ledger, bench, _text(run_dir / "recipe.yaml"), read_pictures(run_dir, ledger))
     return write_text(run_dir / "report.html", text)
 
 

@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 from deploy.report import units
+from deploy.report.differing import render_differing
 from deploy.report.evidence import built, proof, stages, widths
 from deploy.report.goals import render_goals
 from deploy.report.latency import render_latency
@@ -32,6 +33,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         _header(results),
         render_goals(results),
         render_outcome(results),
+        render_differing(results),
         render_step_gains(results),
         widths(results.plan()),
         render_sensitivity(results.plan()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
@@ -101,11 +101,15 @@ class StepGain:
 
 @dataclass(frozen=True)
 class Results:
-    """The files of a run together, with every part that may be missing replaced by an empty one."""
+    """The files of a run together, with every part that may be missing replaced by an empty one.
+
+    ``pictures`` are data URIs of the test images that student and teacher answer differently, by place in the ledger.
+    """
 
     ledger: Facts
     bench: Facts
     recipe: Facts
+    pictures: Mapping[int, str] = field(default_factory=dict)
 
     def models(self) -> list[Facts]:
         return rows(self.ledger.get("models"))

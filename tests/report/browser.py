@@ -73,7 +73,9 @@ class Browser:
             self.errors.append(said["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and said["type"] == "error":
             self.errors.append(str(said["args"]))
-        elif method == "Network.requestWillBeSent" and not said["request"]["url"].startswith(("file:", "about:")):
+        elif method == "Network.requestWillBeSent" and not said["request"]["url"].startswith(
+            ("file:", "about:", "data:")
+        ):
             self.errors.append(f"it fetches {said['request']['url'][:80]}")
 
     def _next(self) -> dict[str, Any]:

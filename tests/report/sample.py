@@ -122,6 +122,10 @@ def ledger() -> dict[str, Any]:
             ],
             "protected": {"fc": "graph output", "conv1 input": "graph input"},
         },
+        "differing": {"total": 32, "images": [
+            {"index": 360, "file": "test/7/a_long_name_of_a_photograph_of_a_seven_360.png", "label": "7",
+             "teacher": "7", "teacher_probability": 0.9, "student": "1", "student_probability": 0.62, "picture": ""}
+        ]},
         "test_images": 1397,
         "classes": [str(digit) for digit in range(10)],
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """The report in a real browser: nothing overflows on a phone, a desktop and in dark mode, and nothing is logged."""
 
+import hashlib
 import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deploy.report import compare, write_report
 
@@ -40,7 +42,15 @@ PAPER = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0,
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "ledger.json").write_text(json.dumps(sample.ledger()))
+    ledger = sample.ledger()
+    (image,) = ledger["differing"]["images"]
+    (folder / "differing").mkdir()
+    files = [folder / f"differing/{place}.png" for place in range(7)]
+    for place, file in enumerate(files):
+        Image.effect_noise(((96, 40), (8, 8))[place % 2], 90).save(file)
+    pictures = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    ledger["differing"]["images"] = [image | {"picture": one} for one in (*pictures, "of none")]
+    (folder / "ledger.json").write_text(json.dumps(ledger))
     (folder / "bench.json").write_text(json.dumps(sample.bench()))
     (folder / "recipe.yaml").write_text(sample.RECIPE)
     return write_report(folder)
@@ -63,6 +73,7 @@ def test_nothing_overflows_and_nothing_is_logged(page, window):
             assert window.ask(OVERLAPS) == []
             paper = window.ask(PAPER)
             assert (max(paper) < 60) if dark else (min(paper) > 200)
+    assert window.ask("[...document.images].map(i => i.naturalWidth)") == [96] * 7
     assert window.errors == []
     assert page.stat().st_size < 2_000_000
     if folder := os.environ.get("NIWAKI_PICTURES"):

@@ -108,6 +108,12 @@ def test_it_goes_on_after_distilling(old_run, command):
     assert [stage.name for stage in now.stages] == STAGES
     assert [model.name for model in now.models] == ["teacher", "pruned", "student"]
     assert now.plan == ledger["plan"]
+    pictures = sorted(path.name for path in Path("run/differing").glob("*"))
+    assert pictures == [f"{place}.png" for place in range(min(8, now.differing.total))] != []
+    assert Path("run/report.html").read_text().count('<img src="data:image/jpeg;base64,') == len(pictures)
+    for model in now.models:
+        each = [model.test_metrics[f"accuracy_{digit}"] for digit in range(10)]
+        assert min(each) <= model.test_accuracy <= max(each)
     assert now.model("student").test_accuracy == pytest.approx(0.1317, abs=0.005)
     for name in ("student/model.safetensors", "teacher/model.json", "recipe.yaml"):
         assert (old_run / name).read_bytes() == before[name]

@@ -11,6 +11,7 @@ from typing import Any
 import deploy
 from compress.files import read_bytes, write_text
 from compress.run.calibration import calibration_images
+from compress.run.differing import TopAnswers, by_class, note_differing
 from compress.run.evaluation import accuracy_of_file
 from compress.run.latency import LatencyJob, after_training, timed_by_runtime, timed_precision
 from compress.run.ledger import ModelEntry, Outcome
@@ -29,14 +30,20 @@ def test(work: Workspace, view: StageView) -> Outcome:
     split, task = work.target.splits["test"], TASKS[work.target.task]
     metrics: dict[str, float] = {}
     models: list[ModelEntry] = []
+    classifies, known = task.name == "classification", dict[str, TopAnswers]()
     lowered = [v for v in variants_of(work.recipe) if v.precision != "fp32"]
     total = len(work.ledger.models) + len(lowered)
     for entry in work.ledger.models:
         view.advance(len(metrics), total, entry.title)
-        found = evaluate(work.load(entry.name), work.target, "test", work.fabric)
+        # The student is asked about the teacher's answers in the same evaluation: the split is read for no other.
+        answers = TopAnswers(asked=known["teacher"].classes if classifies and "teacher" in known else None)
+        seen = answers.add if classifies else None
+        found = evaluate(work.load(entry.name), work.target, "test", work.fabric, seen=seen)
         metrics[entry.name] = found[task.selects]
         filled: dict[str, Any] = {"test_accuracy": found[task.selects], "test_metrics": found}
-        if task.name == "classification":
+        if classifies:
+            known[entry.name] = answers
+            filled["test_metrics"] = found | by_class(answers.classes, split, work.target.classes)
             filled |= {"test_correct": round(found["top1"] * len(split)), "test_total": len(split)}
         models.append(entry.model_copy(update=filled))
     for variant in lowered:
@@ -46,7 +53,8 @@ def test(work: Workspace, view: StageView) -> Outcome:
         f"teacher {100 * metrics['teacher']:.1f} %, student {100 * metrics['student']:.1f} % "
         f"{task.title} on {len(split)} test images"
     )
-    return Outcome(metrics=metrics, models=tuple(models))
+    differing = note_differing(work, known["teacher"], known["student"]) if classifies else None
+    return Outcome(metrics=metrics, models=tuple(models), differing=differing)
 
 
 def bench(work: Workspace, view: StageView) -> Outcome:
