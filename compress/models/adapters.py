@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -247,7 +248,9 @@ def _hash(content: Mapping[str, Any]) -> str:
 def _ultralytics(name: str, classes: int, given: Mapping[str, Any]) -> nn.Module:
     content = json.loads(json.dumps(given["content"]))  # a copy: the library writes into it
     _check_yaml(content, f"ultralytics:{name}")
+    opens = Image.open
     tasks: Any = importlib.import_module("ultralytics.nn.tasks")
+    Image.open = opens  # the library puts one of its own there, which looks for another package
     kind = getattr(tasks, _TASKS.get(content["head"][-1][2], "DetectionModel"))
     made: nn.Module = kind({**content, "yaml_file": Path(name).name}, nc=classes, verbose=False)
     heads: list[Any] = [one for one in made.modules() if hasattr(one, "dynamic") and hasattr(one, "shape")]

@@ -66,7 +66,7 @@ def load(path: Path, bits: int | None = None) -> Image.Image:
                 if halved:
                     _check_halved(image, path, bits)
                 found = to_eight_bits(image, bits)
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ImportError) as error:  # a library that took over Image.open wants one more package
         raise DeployError(
             f"{path} is not an image of a format that is read ({', '.join(FORMATS)}); convert it to PNG."
         ) from error

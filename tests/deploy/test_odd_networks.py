@@ -164,15 +164,15 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"shape": (3, 1, 8, 8)}, "is no batch of 1; give --batch 3"),
+        ({"shape": (3, 1, 8, 8), "more": ["--batch", "1"]}, "is no batch of 1; give --batch 3"),
         ({"shape": ()}, "is no batch of 1; export it with a free batch"),
         ({"shape": ("n", 1, 2**40, 2**40)}, "too large to be timed"),
     ],
 )
 def test_bench_says_what_cannot_be_timed(change, says, tmp_path, monkeypatch, capsys):
     path = tmp_path / "x.onnx"
-    network(path, **change) if change["shape"] else onnx.save(scalar(), path)
-    monkeypatch.setattr(sys, "argv", ["niwaki", "bench", str(path)])
+    network(path, shape=change["shape"]) if change["shape"] else onnx.save(scalar(), path)
+    monkeypatch.setattr(sys, "argv", ["niwaki", "bench", str(path), *change.get("more", [])])
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 2 and says in capsys.readouterr().err

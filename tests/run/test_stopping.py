@@ -21,6 +21,7 @@ ONNX = ("--set", "deploy.precisions=[fp32]", "--set", "deploy.ship=fp32")
 FILES = {"recipe.yaml", "ledger.json", "log.jsonl", "report.html", "teacher", "pruned", "student"} | {
     "logs",
     "checkpoints",
+    "differing",
 }
 
 
