@@ -36,6 +36,19 @@ def test_no_image_starts_ghostscript_whatever_its_name(tmp_path, monkeypatch):
         load_mask(path)
 
 
+def test_an_open_that_a_library_took_over_gives_a_sentence_too(tmp_path, monkeypatch):
+    def other(*_, **__):
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    monkeypatch.setattr(Image, "open", other)
+    with pytest.raises(DeployError, match="not an image of a format that is read"):
+        preprocess.load(path)
+    with pytest.raises(ImageError, match="missing or damaged"):
+        load_mask(path)
+
+
 @pytest.mark.parametrize("content", [b"qoif" + b"\0" * 12, b"DDS |" + b"\0" * 30, b"8BPS\0\1" + b"\xff" * 40])
 def test_formats_that_are_not_read_are_a_sentence(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)

@@ -25,6 +25,7 @@ DAMAGED = (
     ArithmeticError,
     AttributeError,
     EOFError,
+    ImportError,  # where a library took over Image.open and looks for another of its packages
     LookupError,
     OSError,
     SyntaxError,
