@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from benchmarks.chain import chain
 from deploy.bench.noise import noise
 from deploy.bench.timing import sit
 from deploy.engines import load_engine
@@ -134,16 +135,9 @@ TOOLS: dict[str, tuple[str, Callable[[Path, float], tuple[float, float]]]] = {
 def make_network(path: Path, *, side: int = 64, width: int = 32) -> Path:
     """Write six convolutions and a mean over their pixels, a few milliseconds of one core."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
-    rng = np.random.default_rng(0)
-    nodes, constants, last, channels = [], [], "x", 3
-    for index in range(6):
-        weight = (rng.standard_normal((width, channels, 3, 3)) / (3 * channels**0.5)).astype(np.float32)
-        constants.append(numpy_helper.from_array(weight, f"w{index}"))
-        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"]))
-        last, channels = f"r{index}", width
+    nodes, constants, last = chain(np.random.default_rng(0), width)
     nodes.append(helper.make_node("GlobalAveragePool", [last], ["y"]))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, side, side])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", width, 1, 1])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.chain import chain
 from deploy.bench.again import gate_again
 from deploy.bench.conditions import Conditions
 from deploy.bench.figures import About, records_of
@@ -56,17 +57,11 @@ class Slowed(Engine):
 def make_networks(folder: Path) -> None:
     """Write two chains of convolutions, one of 24 and one of 16 channels."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     rng = np.random.default_rng(0)
     for name, width in (("dense", 24), ("small", 16)):
-        nodes, constants, last, channels = [], [], "x", 3
-        for index in range(6):
-            weight = (rng.standard_normal((width, channels, 3, 3)) / (3 * channels**0.5)).astype(np.float32)
-            constants.append(numpy_helper.from_array(weight, f"w{index}"))
-            nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], pads=[1, 1, 1, 1]))
-            nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"]))
-            last, channels = f"r{index}", width
+        nodes, constants, last = chain(rng, width)
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 24, 24])
         y = helper.make_tensor_value_info(last, TensorProto.FLOAT, ["n", width, 24, 24])
         graph = helper.make_graph(nodes, name, [x], [y], constants)
