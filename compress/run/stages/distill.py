@@ -10,7 +10,7 @@ from compress.run.progress import StageView
 from compress.run.training import DistillJob, distil_student, on_validation, train
 from compress.run.transfer import fresh
 from compress.run.workspace import MadeNetwork, Workspace
-from compress.train import Trainable
+from compress.train import Fit, Trainable
 
 
 def distil(work: Workspace, view: StageView) -> Outcome:
@@ -93,14 +93,7 @@ def _from_scratch(work: Workspace, view: StageView, name: str, share: float) -> 
     how = recipe.transfer.model_copy(update={"backbone_lr": 1.0, "freeze_epochs": 0})
     result = train(work, view.advance, name, task, how, budget)
     title = f"Small network from scratch: {name.replace('_', '-').capitalize()}"
-    made = MadeNetwork(name, title, name, result.val_accuracy, result.metrics, result.training_flops, work.plan())
-    view.notes.append(on_validation(work, result))
-    return Outcome(
-        metrics={"val_accuracy": result.val_accuracy},
-        training_flops=result.training_flops,
-        notes=result.notes,
-        models=(work.save(small, made),),
-    )
+    return _compared(work, view, small, (name, title), result)
 
 
 def _without_teacher(
@@ -111,6 +104,14 @@ def _without_teacher(
     recipe = work.recipe.distill.model_copy(update={"backbone_lr": 1.0} if name == "scratch" else {})
     task = Trainable(model, work.target, cost.training_flops(model, work.example), work.recipe.seed + 4)
     result = train(work, view.advance, name, task, recipe, budget)
+    return _compared(work, view, model, (name, title), result, before)
+
+
+def _compared(
+    work: Workspace, view: StageView, model: nn.Module, said: tuple[str, str], result: Fit, before: float = 0.0
+) -> Outcome:
+    """Save a network that was trained beside the student, under a name and a title; ``before`` FLOPs came earlier."""
+    name, title = said
     flops = before + result.training_flops
     made = MadeNetwork(name, title, name, result.val_accuracy, result.metrics, flops, work.plan())
     view.notes.append(on_validation(work, result))
