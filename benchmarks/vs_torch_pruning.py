@@ -194,7 +194,6 @@ def _checked(dense: Any, chain: Chain, example: Any) -> tuple[float, float | Non
     """
     import torch
 
-    from compress import prune
     from compress.prune.reference import KeptStatistics
     from compress.prune.surgery import mask_
 
