@@ -93,8 +93,9 @@ _MONAI: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
                                         "in_channels": 1, "num_classes": 2}, (2, 1, 64, 64)),
     "vit": ("ViT", {"in_channels": 1, "img_size": (32, 32), "patch_size": (8, 8), "hidden_size": 48, "mlp_dim": 96,
                     "num_layers": 2, "num_heads": 4, "spatial_dims": 2, "classification": True}, (2, 1, 32, 32)),
-    "autoencoder_kl": ("AutoencoderKL", {"spatial_dims": 2, "channels": (16, 16), "attention_levels": (False, False),
-                                         "latent_channels": 4, "norm_num_groups": 8, "num_res_blocks": 1}, (2, 1, 32, 32)),
+    "autoencoder_kl": ("AutoencoderKL", {"spatial_dims": 2, "channels": (16, 16), "num_res_blocks": 1,
+                                         "attention_levels": (False, False), "latent_channels": 4,
+                                         "norm_num_groups": 8}, (2, 1, 32, 32)),
 }  # fmt: skip
 _SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
           "image_size": 64, "patch_size": 16}  # fmt: skip

@@ -227,9 +227,9 @@ def batched(
     macs = call.out.numel() * int(shape_a[-1])
     if not heads and (a is None) != (b is None):
         # Softmax over the channels of a head, as in channel attention: all of them go together.
-        whole_a, whole_b = _whole_heads(tracer, a, k, front), _whole_heads(tracer, b, k - 1, front)
-        rest_a, rest_b = [*rest_a, *whole_a], [*rest_b, *whole_b]
-        a, b = None if whole_a else a, None if whole_b else b
+        alone_a, alone_b = _whole_heads(tracer, a, k, front), _whole_heads(tracer, b, k - 1, front)
+        rest_a, rest_b = [*rest_a, *alone_a], [*rest_b, *alone_b]
+        a, b = None if alone_a else a, None if alone_b else b
     if heads:
         _spend(tracer, macs, a)
     else:
