@@ -37,7 +37,7 @@ METHODS = ("niwaki", "niwaki l1", "tp l1 global", "tp l1 local", "tp taylor glob
 """Niwaki as it is by default, its cut by L1 with nothing solved, and Torch-Pruning's group criteria."""
 
 SPEEDUP = 2.1
-IMAGES, TUNED, BATCH, RATE, MOMENTUM, DECAY = 256, 8000, 128, 0.01, 0.9, 5e-4
+IMAGES, TUNED, BATCH, RATE, MOMENTUM, DECAY = 256, 4000, 64, 0.01, 0.9, 5e-4
 """Images to calibrate on, images of the one epoch that follows, and how it steps."""
 
 BISECTIONS = 12
@@ -255,16 +255,18 @@ def macs(network: nn.Module) -> float:
 
 
 def tune(network: nn.Module, seed: int) -> None:
-    """Train on 8,000 images with their labels, once each: SGD, the rate falling along a cosine to nothing."""
+    """Train on `TUNED` images with their labels, once each: SGD, the rate falling along a cosine to nothing."""
     own = cifar.training(0, TUNED // 1000)
-    torch.manual_seed(seed)
+    # In this layout a step takes a fifth less time.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = own.images.contiguous(memory_format=torch.channels_last)
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
     chunks = torch.randperm(len(own.labels), generator=random).split(BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(chunks))
     network.train()
     for chosen in chunks:
-        loss = F.cross_entropy(network(shifted(own.images[chosen], random)), own.labels[chosen])
+        loss = F.cross_entropy(network(shifted(images[chosen], random)), own.labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -14,6 +14,9 @@ from compress.prune.criteria import Normalization
 Stage = Literal["criteria", "allocation", "test", "normalization"]
 
 BASELINES = ("l1", "random")
+DEFAULT: tuple[str, Scope] = ("kfac", "global")
+"""Criterion and scope of a recipe that names none, on the test whatever was best."""
+
 HALF = 0.5
 """The share of the MACs by which criteria are ranked."""
 
@@ -28,8 +31,8 @@ def cells(stage: Stage, subject: str, lines: Iterable[Mapping[str, Any]], images
 
     Args:
         stage: `criteria`: each, ranked globally; `allocation`: the best four, ranked in each way; `test`: the best
-            three combinations and the baselines with three seeds, on the test; `normalization`: those of `NORMED`,
-            ranked globally, with scores as they are and divided in each way.
+            three combinations, the default and the baselines with three seeds, on the test; `normalization`: those of
+            `NORMED`, ranked globally, with scores as they are and divided in each way.
         subject: what is cut.
         lines: what is known.
         images: calibration images.
@@ -50,7 +53,8 @@ def cells(stage: Stage, subject: str, lines: Iterable[Mapping[str, Any]], images
         # One combination of each criterion, so that three are compared.
         if line["criterion"] not in BASELINES:
             best_scope.setdefault(line["criterion"], line["scope"])
-    chosen = [*list(best_scope.items())[:FINALISTS], *((name, get_args(Scope)[0]) for name in BASELINES)]
+    finalists: list[tuple[str, Scope]] = list(best_scope.items())[:FINALISTS]
+    chosen = dict.fromkeys([*finalists, DEFAULT, *((name, get_args(Scope)[0]) for name in BASELINES)])
     return [Cell(subject, c, s, split="test", seed=seed, images=images) for c, s in chosen for seed in SEEDS]
 
 

@@ -97,7 +97,7 @@ def test_a_transformer_killed_between_epochs_ends_with_the_same_weights(home, tm
     monkeypatch.setattr(vit, "_epoch", stopping)
     with pytest.raises(KeyboardInterrupt):
         vit.train(3, killed)
-    with pytest.raises(DataError, match="no vision transformer trained to its end"):
+    with pytest.raises(DataError, match="no vision transformer trained to the end"):
         vit.network(killed)
     monkeypatch.setattr(vit, "_epoch", epoch)
     vit.train(3, killed)
