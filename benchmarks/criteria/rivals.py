@@ -168,10 +168,13 @@ def torch_pruned(dense: nn.Module, own: cifar.Images, limit: float, *, taylor: b
     """
     example = own.images[:2]
     start = with_selections(dense, example)
+    if taylor:
+        # One backward pass over all images, as its README has it.
+        F.cross_entropy(start(own.images), own.labels).backward()
     low, high, best = 0.0, 1.0, None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        network = _torch_pruned(start, own, middle, taylor=taylor, everywhere=everywhere)
+        network = _torch_pruned(start, example, middle, taylor=taylor, everywhere=everywhere)
         if macs(network) <= limit:
             high, best = middle, network
         else:
@@ -183,16 +186,15 @@ def torch_pruned(dense: nn.Module, own: cifar.Images, limit: float, *, taylor: b
     return best
 
 
-def _torch_pruned(start: nn.Module, own: cifar.Images, ratio: float, *, taylor: bool, everywhere: bool) -> nn.Module:
+def _torch_pruned(start: nn.Module, example: Tensor, ratio: float, *, taylor: bool, everywhere: bool) -> nn.Module:
     import torch_pruning as tp
 
     network = copy.deepcopy(start)
-    if taylor:
-        # One backward pass over all images, as its README has it.
-        F.cross_entropy(network(own.images), own.labels).backward()
+    for own, theirs in zip(network.parameters(), start.parameters(), strict=True):
+        own.grad = theirs.grad
     pruner = tp.pruner.BasePruner(
         network,
-        own.images[:2],
+        example,
         importance=tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=1),
         global_pruning=everywhere,
         pruning_ratio=ratio,
