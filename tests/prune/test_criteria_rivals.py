@@ -133,7 +133,7 @@ def test_every_criterion_is_held_against_what_cutting_cost(home, tmp_path, monke
     found = Sensitivity.model_validate_json(file.read_text())
     assert set(found.correlations) == set(CRITERIA)
     assert found.accuracy == 1.0
-    assert file.with_suffix(".svg").read_text().lstrip().startswith("<svg")
+    assert file.with_suffix(".svg").read_text().count("<svg") == 1
     shown = truth.table(tmp_path).splitlines()
     assert shown[2] == "| criterion | small |"
     values = [float(row.split("|")[2]) for row in shown[4:] if row.split("|")[2].strip()]
