@@ -20,12 +20,12 @@ from compress.terminal import Terminal, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-
+    from deploy.bench.feeding import Fed, Feeding
     from deploy.bench.isolate import Place
     from deploy.bench.records import Bench, Record
 
 _LARGEST_BATCH = 4096
+_ON_CPU = ("onnxruntime", "openvino", "torch")
 
 
 def bench(
@@ -41,14 +41,24 @@ def bench(
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
     ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SHAPE", help="A whole shape with its batch, such as 1x3x224x224 or ids=1x128; repeatable."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    rounds: Annotated[int, typer.Option(min=5, max=100_000)] = 50,
+    rounds: Annotated[int, typer.Option(min=5, max=100_000, help="Blocks of five runs of each, at least.")] = 50,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Rounds are added until the timing takes so long.")
+    ] = 1.0,
     runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
     isolate: Annotated[
         int, typer.Option(min=0, max=20, help="Time in so many fresh processes; best times are those of all.")
     ] = 0,
     data: Annotated[
-        Path | None, typer.Option(help="Measure accuracy on a folder with a folder for each class.")
+        Path | None,
+        typer.Option(help="Time on images of this folder; accuracy too, where it has a folder for each class."),
     ] = None,
     probe: Probe = None,
     cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
@@ -58,8 +68,10 @@ def bench(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time engines against the first one, in turns, on seeded noise for the inputs of each; needs no torch."""
+    """Time engines against the first one, in turns, on seeded noise or on images for each; needs no torch."""
+    from deploy.bench.feeding import Feeding
     from deploy.bench.places import places_of
+    from deploy.processing.files import image_files
 
     places = places_of([str(path) for path in engines or []], name or [], runtime)
     if not places:
@@ -67,10 +79,12 @@ def bench(
     batches = batches_of(batch)
     for place in places:
         probe_first(place.path, probe, runtime=place.runtime, batch=batches[0] or 1)
-    pixels = _size(size)
-    result = timed(places, batches, threads, rounds, isolate=isolate, size=pixels)
+    feeding = Feeding(_size(size), _shapes(shape or []), [] if data is None else image_files([data]))
+    result = timed(places, batches, threads, rounds, isolate=isolate, seconds=seconds, feeding=feeding)
+    result = _with_transfers(result, places, threads, feeding)
     if cold or streams or rate:
-        result = _with_more(result, places, result.records[0].batch, threads, _More(cold, streams, rate, pixels))
+        more = _More(cold, streams, rate, feeding)
+        result = _with_more(result, places, result.records[0].batch, threads, more)
     if data is not None:
         result = _with_accuracy(result, places, threads, data)
     if out is not None:
@@ -80,11 +94,15 @@ def bench(
     else:
         console = Terminal()
         console.print(_bench_table(result, console.width))
+        if len({record.batch for record in result.records}) > 1:
+            console.print(_throughputs(result))
         for engine, taken in result.settings.get("inputs", {}).items():
             console.print(f"{engine} takes {taken}", soft_wrap=True, markup=False)
         for record in result.records:
             for sentence in _more_of(record):
                 console.print(sentence, markup=False, soft_wrap=True)
+        for sentence in _data_of(result, data):
+            console.print(sentence, markup=False, soft_wrap=True)
         for sentence in _noise_of(result):
             console.print(sentence, style="yellow", markup=False)
 
@@ -119,7 +137,7 @@ class _More(NamedTuple):
     cold: bool
     streams: int
     rate: float | None
-    size: tuple[int, int] | None
+    feeding: Feeding
 
 
 def batches_of(said: str | None) -> list[int | None]:
@@ -139,20 +157,24 @@ def timed(
     rounds: int,
     *,
     isolate: int = 0,
-    size: tuple[int, int] | None = None,
+    seconds: float = 1.0,
+    feeding: Feeding | None = None,
 ) -> Bench:
-    """Open the engines and time each on noise of its own inputs, here or apart, one batch after the other.
+    """Open the engines and time each on its own inputs, here or apart, one batch after the other.
 
-    Where no batch is named, it is the one that the files are fixed to, else 1.
+    Where no batch is named, it is the one that the files are fixed to, else 1; where no feeding is, all are fed noise.
 
     Raises:
         DeployError: what one takes is no batch of that size, has an open size that nobody gave, or is too large.
     """
+    from deploy.bench.feeding import Feeding
     from deploy.bench.records import Bench
 
+    feeding = feeding or Feeding()
+    how = _How(threads, rounds, isolate, seconds, feeding)
     records: list[Record] = []
     for batch in batches:
-        found, taken = _one_batch(places, batch, threads, rounds, isolate, size)
+        found, taken, real = _one_batch(places, batch, how)
         if batch != batches[0]:
             found = [
                 one.model_copy(
@@ -162,38 +184,58 @@ def timed(
             ]
         records += found
     settings: dict[str, Any] = {
-        "threads": threads, "batch": records[0].batch, "rounds": rounds, "isolate": isolate,
+        "threads": threads, "batch": records[0].batch, "rounds": rounds, "isolate": isolate, **feeding.settings(),
     }  # fmt: skip
+    if feeding.images:
+        settings["fed"] = {place.name: "images" if place.name in real else "noise" for place in places}
     if len(set(taken.values())) > 1:
         settings["inputs"] = taken
     return Bench(name=places[0].name, settings=settings, records=tuple(records))
 
 
-def _one_batch(
-    places: Sequence[Place], batch: int | None, threads: int, rounds: int, isolate: int, size: tuple[int, int] | None
-) -> tuple[list[Record], dict[str, str]]:
-    """Time one batch; return also what each engine takes, in words."""
+class _How(NamedTuple):
+    """How a batch is timed."""
+
+    threads: int
+    rounds: int
+    isolate: int
+    seconds: float
+    feeding: Feeding
+
+
+def _one_batch(places: Sequence[Place], batch: int | None, how: _How) -> tuple[list[Record], dict[str, str], list[str]]:
+    """Time one batch; return also what each engine takes, in words, and which of them were fed images."""
     import deploy
     from deploy.bench.figures import records_of
     from deploy.bench.isolate import open_engine, sit_apart
     from deploy.errors import DeployError
 
     with ExitStack() as stack:
-        engines = [stack.enter_context(open_engine(place, threads)) for place in places]
-        drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
-        if batch is None and len({count for _, count in drawn}) > 1:  # those that are free take what one is fixed to
-            batch = max(count for _, count in drawn)
-            drawn = [_noise(engine, place.path, batch, size) for engine, place in zip(engines, places, strict=True)]
-        feeds = [one for one, _ in drawn]
-        rows = {place.name: count for place, (_, count) in zip(places, drawn, strict=True)}
+        engines = [stack.enter_context(open_engine(place, how.threads)) for place in places]
+        how.feeding.check(engines)
+
+        def fed(batch: int | None) -> list[Fed]:
+            pairs = zip(engines, places, strict=True)
+            return [how.feeding.feed(engine, place.path, batch) for engine, place in pairs]
+
+        drawn = fed(batch)
+        if batch is None and len({one.rows for one in drawn}) > 1:  # those that are free take what one is fixed to
+            drawn = fed(max(one.rows for one in drawn))
+        feeds = [one.feeds for one in drawn]
+        rows = {place.name: one.rows for place, one in zip(places, drawn, strict=True)}
         if len(set(rows.values())) > 1:
             raise DeployError(f"One run takes {rows} images; only runs of as many can be compared, give --batch.")
-        count = drawn[0][1]
+        count = drawn[0].rows
         taken = {one.name: ", ".join(f"{name} {spec}" for name, spec in one.inputs.items()) for one in engines}
-        if not isolate:
-            return deploy.benchmark(engines, feeds, batch=count, rounds=rounds), taken
-    sat = [sit_apart(places, feeds, threads=threads, rounds=rounds, seed=seed) for seed in range(isolate)]
-    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=count), taken
+        real = [place.name for place, one in zip(places, drawn, strict=True) if one.real]
+        if not how.isolate:
+            records = deploy.benchmark(engines, feeds, batch=count, rounds=how.rounds, min_seconds=how.seconds)
+            return records, taken, real
+    sat = [
+        sit_apart(places, feeds, threads=how.threads, rounds=how.rounds, min_seconds=how.seconds, seed=seed)
+        for seed in range(how.isolate)
+    ]
+    return records_of(sat[0][0], [one for _, one in sat], reference=places[0].name, batch=count), taken, real
 
 
 def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int, more: _More) -> Bench:
@@ -205,7 +247,7 @@ def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int,
     for index, place in enumerate(places):
         with ExitStack() as stack:
             first = stack.enter_context(open_engine(place, threads))
-            noise, _ = _noise(first, place.path, batch, more.size)
+            noise = more.feeding.feed(first, place.path, batch).feeds
             others = [stack.enter_context(open_engine(place, threads)) for _ in range(more.streams - 1)]
             update: dict[str, Any] = {}
             if more.streams:
@@ -218,38 +260,39 @@ def _with_more(result: Bench, places: Sequence[Place], batch: int, threads: int,
     return result.model_copy(update={"records": tuple(records)})
 
 
+def _with_transfers(result: Bench, places: Sequence[Place], threads: int, feeding: Feeding) -> Bench:
+    """Time the copies of engines on a graphics card apart from the network."""
+    from deploy.bench.isolate import open_engine
+    from deploy.bench.transfers import transfers_of
+
+    by_name = {place.name: place for place in places}
+    records = list(result.records)
+    for index, record in enumerate(records):
+        if record.runtime in _ON_CPU:
+            continue
+        place = by_name[record.name.removesuffix(f", batch {record.batch}")]
+        with open_engine(place, threads) as engine:
+            found = transfers_of(engine, feeding.feed(engine, place.path, record.batch).feeds)
+        records[index] = record.model_copy(update={"transfers": found})
+    return result.model_copy(update={"records": tuple(records)})
+
+
 def _with_accuracy(result: Bench, places: Sequence[Place], threads: int, data: Path) -> Bench:
     """Measure every engine's accuracy on labelled images."""
     from deploy.bench.isolate import open_engine
     from deploy.bench.labelled import accuracy_on
 
-    records, images = [], 0
-    found = {}
+    measured = {}
     for place in places:
         with open_engine(place, threads) as engine:
-            found[place.name], images = accuracy_on(engine, place.path, data)
+            measured[place.name] = accuracy_on(engine, place.path, data)
+    records = []
     for record in result.records:  # of every batch
-        accuracy = found[record.name.removesuffix(f", batch {record.batch}")]
-        records.append(record.model_copy(update={"accuracy": accuracy}))
-    settings = {**result.settings, "images": images}
+        found = measured[record.name.removesuffix(f", batch {record.batch}")]
+        records.append(record.model_copy(update={} if found is None else {"accuracy": found[0]}))
+    counted = [found[1] for found in measured.values() if found is not None]
+    settings = {**result.settings, **({"images": counted[-1]} if counted else {})}
     return result.model_copy(update={"records": tuple(records), "settings": settings})
-
-
-def _noise(
-    engine: Any, path: Path, batch: int | None, size: tuple[int, int] | None
-) -> tuple[dict[str, np.ndarray], int]:
-    """Draw seeded noise for every input of an engine, which ``path`` was opened as; count its images, too."""
-    from deploy.bench.noise import noise
-
-    return noise(engine.inputs, str(path), batch, size=size, stated=_stated(engine, path))
-
-
-def _stated(engine: Any, path: Path) -> list[int] | None:
-    """Return the sizes of one image, (C, H, W), where a bundle or a file states its preprocessing."""
-    from deploy.onnx.metadata import Metadata
-
-    said = engine.preprocessing if path.is_dir() else Metadata.from_file(path).preprocessing
-    return None if said is None else list(said.shape)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -259,6 +302,45 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (height.isdecimal() and width.isdecimal() and int(height[:9]) > 0 and int(width[:9]) > 0):
         raise typer.BadParameter(f"'{text}' is no size; give HEIGHTxWIDTH, such as 224x320", param_hint="--size")
     return int(height[:9]), int(width[:9])
+
+
+def _shapes(said: list[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by the name of their input, "" for one without a name."""
+    from deploy.bench.feeding import MOST_PIXELS
+
+    found: dict[str, tuple[int, ...]] = {}
+    for one in said:
+        name, _, sizes = one.rpartition("=")
+        parts = sizes.lower().split("x")
+        if name in found or not all(p.isdecimal() and 1 <= int(p[:9]) <= MOST_PIXELS and len(p) < 9 for p in parts):
+            wanted = f"give [NAME=]SHAPE of sizes from 1 to {MOST_PIXELS}, such as ids=1x128, once for each input"
+            raise typer.BadParameter(f"'{one}' is no shape; {wanted}", param_hint="--shape")
+        found[name] = tuple(map(int, parts))
+    return found
+
+
+def _throughputs(result: Bench) -> Table:
+    """Return the images a second of each engine at each batch."""
+    batches = list(dict.fromkeys(record.batch for record in result.records))
+    shown = Table("images a second", *(f"batch {batch}" for batch in batches))
+    shown.columns[0].overflow = "fold"
+    by_name: dict[str, list[str]] = {}
+    for record in result.records:
+        name = record.name.removesuffix(f", batch {record.batch}")
+        by_name.setdefault(name, []).append(f"{record.throughput or 0.0:,.0f}")
+    for name, figures in by_name.items():
+        shown.add_row(escape(name), *figures)
+    return shown
+
+
+def _data_of(result: Bench, data: Path | None) -> Iterator[str]:
+    """Say which engines were not fed the images, and which have no accuracy, of those that were to have it."""
+    fed = result.settings.get("fed", {})
+    if noise := [name for name, what in fed.items() if what == "noise"]:
+        yield f"{', '.join(noise)}: timed on noise, as nothing says how images are prepared."
+    first = result.records[: len(fed)]
+    if data is not None and (without := [record.name for record in first if record.accuracy is None]):
+        yield f"{', '.join(without)}: no accuracy, as {plain(data)} has no folder called as one of its classes."
 
 
 def _bench_table(result: Bench, width: int) -> Table:
@@ -284,6 +366,9 @@ def _times(record: Record) -> list[str]:
 
 def _more_of(record: Record) -> Iterator[str]:
     """Say what else was measured of an engine."""
+    if (parts := record.transfers) is not None:
+        copied = f"{parts.in_ms:.3f} ms to copy in, {parts.out_ms:.3f} ms to copy out"
+        yield f"{record.name}: {parts.network_ms:.3f} ms for the network, {copied}."
     if (cold := record.cold) is not None:
         memory = "" if cold.peak_rss_bytes is None else f", {cold.peak_rss_bytes / 1e6:.0f} MB at most"
         yield f"{record.name}: loads in {cold.load_ms:.0f} ms, first run {cold.first_ms:.2f} ms{memory}."

@@ -150,6 +150,7 @@ def _tolerances(latency: float, accuracy: float, said: list[str], allow: list[st
 
 def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
     """Return what times the record's engines again, in a fresh process; None where they are not all found."""
+    from deploy.bench.feeding import Feeding
     from deploy.bench.places import find_engines
 
     measured = [one for one in record.records if one.status == "measured"]
@@ -163,7 +164,8 @@ def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
     ordered = sorted(places, key=lambda place: place.name != reference)
     threads = record.settings.get("threads")
     threads = threads if isinstance(threads, int) and 0 <= threads <= 1024 else 1
-    return lambda: timed(ordered, batches, threads, _ROUNDS, isolate=1)
+    feeding = Feeding.from_settings(record.settings)
+    return lambda: timed(ordered, batches, threads, _ROUNDS, isolate=1, feeding=feeding)
 
 
 def _show(result: GateResult) -> None:

@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 from deploy.report import units
+from deploy.report.calibration import render_calibration
 from deploy.report.differing import render_differing
 from deploy.report.evidence import built, proof, stages, widths
 from deploy.report.goals import render_goals
@@ -34,6 +35,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         render_goals(results),
         render_outcome(results),
         render_differing(results),
+        render_calibration(results),
         render_step_gains(results),
         widths(results.plan()),
         render_sensitivity(results.plan()),

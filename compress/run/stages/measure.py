@@ -16,6 +16,7 @@ from compress.run.evaluation import accuracy_of_file
 from compress.run.latency import LatencyJob, after_training, timed_by_runtime, timed_precision
 from compress.run.ledger import ModelEntry, Outcome
 from compress.run.progress import StageView
+from compress.run.reliability import reliability
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.run.workspace import Workspace
 from compress.train import TASKS, evaluate
@@ -45,6 +46,7 @@ def test(work: Workspace, view: StageView) -> Outcome:
             known[entry.name] = answers
             filled["test_metrics"] = found | by_class(answers.classes, split, work.target.classes)
             filled |= {"test_correct": round(found["top1"] * len(split)), "test_total": len(split)}
+            filled |= {"test_reliability": reliability(answers, split.labels)}
         models.append(entry.model_copy(update=filled))
     for variant in lowered:
         view.advance(len(metrics), total, f"{variant.model} {variant.precision}")
