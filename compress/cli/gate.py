@@ -156,8 +156,14 @@ def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
     measured = [one for one in record.records if one.status == "measured"]
     batches = list(dict.fromkeys(one.batch for one in measured))
     found = find_engines(record, folders) or []
-    places = [place for place, one in zip(found, measured, strict=False) if one.batch == batches[0]]
     reference = next((one.reference for one in measured), None)
+    # What refers to another network, such as the same one on another runtime, was timed in another sitting.
+    referred = {one.reference for one in measured if one.batch == batches[0]} - {reference}
+    places = [
+        place
+        for place, one in zip(found, measured, strict=False)
+        if one.batch == batches[0] and one.reference not in referred
+    ]
     if reference not in {place.name for place in places}:
         return None
     # The reference is what is timed against, and comes first.

@@ -9,7 +9,7 @@ from deploy.report import units
 from deploy.report.latencies import distributions, waterfall
 from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
-from deploy.report.view import Column, Facts, Results, StepGain, interval, mapping, ratio, wilson
+from deploy.report.view import RUNTIMES, Column, Facts, Results, StepGain, interval, mapping, ratio, wilson
 
 SHOWN_LOSSES = 8
 
@@ -19,11 +19,13 @@ def render_outcome(results: Results) -> Markup:
     images = results.test_images()
     metric = _capital(results.metric())
     lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
+    if runtime := results.runtime():
+        lead += f" Times are those of {RUNTIMES.get(runtime, runtime)}, which the bundle runs first, for all networks."
     parts = (
         _networks(results),
         _plot(results),
         waterfall(results),
-        distributions(results.records("measured")),
+        distributions(results.measured()),
         _preferred(results),
         _losses(results),
         _engines(results),
@@ -125,9 +127,7 @@ def _speed_interval(column: Column) -> str:
 def _plot(results: Results) -> Markup:
     columns = {column.name: column for column in results.columns()}
     images, metric = results.trials(), results.metric()
-    points = [
-        point for r in results.records("measured") if (point := _point(r, columns.get(str(r.get("name"))), images))
-    ]
+    points = [point for r in results.measured() if (point := _point(r, columns.get(str(r.get("name"))), images))]
     if not points:
         return Markup()
     said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
@@ -164,8 +164,10 @@ def _preferred(results: Results) -> Markup:
     """Say how the shipped file does on the runtime that the bundle runs it by, where that is another one."""
     shipping = mapping(results.ledger.get("shipping"))
     if shipping.get("reason"):
-        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(shipping.get("runtime")), "")
+        where = RUNTIMES.get(str(shipping.get("runtime")), "")
         said = f"{shipping.get('precision')} on {where} first: {shipping['reason']}."
+        if results.runtime() is None and shipping.get("runtime") == "openvino":  # a run of an earlier version
+            said += " The times on this page are of ONNX Runtime."
         return part("What the bundle runs", "", card(said))
     share = results.figure("openvino_time_of_onnxruntime")
     if share is None:

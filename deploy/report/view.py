@@ -20,6 +20,8 @@ COLUMNS = (
     ("int8", "student", "int8", "the student, quantised"),
 )
 
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
 # (step, role without it, role with it, what the two differ in).
 STEPS = (
     ("Transfer", "twin", "teacher", "the dense network from scratch, against pretrained and fine-tuned"),
@@ -117,6 +119,32 @@ class Results:
     def records(self, status: str) -> list[Facts]:
         return [record for record in rows(self.bench.get("records")) if record.get("status") == status]
 
+    def runtime(self) -> str | None:
+        """Return the runtime that the bundle runs first, where all engines were timed on it by themselves."""
+        runtime = mapping(self.ledger.get("shipping")).get("runtime")
+        timed = any(
+            r.get("runtime") == runtime and str(r.get("name")).endswith(f"-{runtime}") for r in self._measured()
+        )
+        return str(runtime) if runtime and timed else None
+
+    def measured(self) -> list[Facts]:
+        """Return what was measured of each engine, with its times on the runtime that the bundle runs first."""
+        runtime = self.runtime()
+        if runtime is None:
+            return self._measured()
+        ending = f"-{runtime}"
+        own = {str(r.get("name")).removesuffix(ending): r for r in self._measured() if r.get("runtime") == runtime}
+        return [
+            {**record, **{key: value for key, value in own[name].items() if value is not None and key != "name"}}
+            if (name := str(record.get("name"))) in own
+            else record
+            for record in self._measured()
+            if record.get("runtime") != runtime
+        ]
+
+    def _measured(self) -> list[Facts]:
+        return self.records("measured")
+
     def plan(self) -> Facts:
         return mapping(self.ledger.get("plan"))
 
@@ -125,7 +153,7 @@ class Results:
 
     def columns(self) -> list[Column]:
         """Return the networks of the main table; a run that stops after distilling has no records and no int8."""
-        measured = {str(record.get("name")): record for record in self.records("measured")}
+        measured = {str(record.get("name")): record for record in self.measured()}
         models = {str(model.get("name")): model for model in self.models()}
         columns = []
         for name, role, heading, caption in COLUMNS if self.bench else COLUMNS[:3]:
@@ -163,7 +191,7 @@ class Results:
         decided = mapping(self.ledger.get("shipping")).get("precision")
         ship = decided or mapping(self.recipe.get("deploy")).get("ship")
         if ship == "fp16":
-            fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
+            fp16 = next((r for r in self.measured() if r.get("name") == "distilled-fp16"), {})
             return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled
         return int8 if int8 is not None and int8.record and ship != "fp32" else distilled
 
@@ -172,7 +200,7 @@ class Results:
         dense, final = self.columns()[0], self.final()
         name = "The distilled network" if final.name == "distilled" else f"The distilled {final.heading} network"
         claims = [_accuracy_claim(final, dense, self.test_images(), self.metric()), _cost_claim(final, dense)]
-        claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings"))))
+        claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings")), self.runtime()))
         spoken = [claim for claim in claims if claim]
         if not spoken:
             return "This run has not measured anything yet."
@@ -250,13 +278,14 @@ def _cost_claim(final: Column, dense: Column) -> str:
     return f"needs {' and '.join(needs)}" if needs else ""
 
 
-def _speed_claim(final: Column, dense: Column, settings: Facts) -> str:
+def _speed_claim(final: Column, dense: Column, settings: Facts, runtime: str | None) -> str:
     speedup = final.speedup
     if speedup is None:
         return ""
     low, high = interval(final.record) or (None, None)
     figures = f"{milliseconds(final.record.get('median_ms'))} against {milliseconds(dense.record.get('median_ms'))}"
-    how = [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
+    how = [RUNTIMES.get(runtime, runtime)] if runtime else []
+    how += [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
     how += [f"batch {count(final.record['batch'])}"] if number(final.record.get("batch")) else []
     setting = f"; median{''.join(f', {part}' for part in how)}"
     if low is not None and high is not None and low <= 1 <= high:
