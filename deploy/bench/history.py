@@ -88,10 +88,11 @@ def series(database: Path, engine: str, metric: str) -> list[HistoryEntry]:
     ]
 
 
-def engines_in(database: Path) -> list[str]:
-    """Return the names of the engines that a history knows."""
+def engines_in(database: Path, metric: str) -> list[str]:
+    """Return the names of the engines of which a history knows a metric."""
+    query = "SELECT DISTINCT engine FROM figures WHERE metric = ? ORDER BY engine"
     with _opened(database) as connection:
-        return [name for (name,) in connection.execute("SELECT DISTINCT engine FROM figures ORDER BY engine")]
+        return [name for (name,) in connection.execute(query, (metric,))]
 
 
 def changes(entries: Sequence[HistoryEntry], least: float = 0.03) -> list[Change]:

@@ -135,7 +135,7 @@ def _plot(results: Results) -> Markup:
     caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
     drawings = fill(
         '<div class="plot large" role="img" aria-label="{said}">{large}</div>'
-        '<div class="plot small" aria-hidden="true">{small}</div>',
+        '<div class="plot small" role="img" aria-label="{said}">{small}</div>',  # one of the two is shown
         said=said,
         # matplotlib escapes the texts in it.
         large=Markup(accuracy_latency(points, width=8.6, height=4.0, salt="large", metric=metric)),
