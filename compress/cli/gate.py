@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.bench import timed
 from compress.cli.common import JsonFlag
+from compress.cli.timing import timed
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import deploy
 from compress.cli.app import app
-from compress.cli.bench import _shapes
+from compress.cli.timing import shapes_of
 from deploy.bench.feeding import Feeding
 from deploy.bench.noise import has_batch, noise
 from deploy.engines import load_engine
@@ -148,7 +148,7 @@ def test_a_shape_that_fits_no_input_is_a_sentence(given, said, tmp_path):
 )
 def test_what_is_no_shape_is_a_sentence(said):
     with pytest.raises(typer.BadParameter, match=r"is no shape; give .* such as ids=1x128, once for each input"):
-        _shapes(said)
+        shapes_of(said)
 
 
 def test_a_gate_times_again_at_the_size_that_the_record_was_taken_at(tmp_path):
