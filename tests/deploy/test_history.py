@@ -88,7 +88,7 @@ def test_the_command_adds_shows_and_draws(tmp_path):
 
 def test_engines_without_the_metric_are_left_out_and_none_at_all_is_a_sentence(tmp_path):
     run, database, path = CliRunner(), str(tmp_path / "h.db"), tmp_path / "bench.json"
-    path.write_text(bench({"accuracy": 0.9}).to_json())  # of int8 alone
+    path.write_text(bench({"accuracy": 0.9}, {"accuracy": None}).to_json())
     shown = run.invoke(app, ["history", str(path), "--db", database, "--metric", "accuracy", "--json"])
     assert list(json.loads(shown.stdout)["engines"]) == ["int8"]
     for metric, said in (
