@@ -81,7 +81,8 @@ def series(database: Path, engine: str, metric: str) -> list[HistoryEntry]:
         found = connection.execute(query, (engine, metric)).fetchall()
         if not found:
             known = [name for (name,) in connection.execute("SELECT DISTINCT engine FROM figures ORDER BY engine")]
-            raise DeployError(f"{database} has no {metric} of {engine!r}; it knows {', '.join(known) or 'nothing'}.")
+            whose = repr(engine) if engine else "any engine"
+            raise DeployError(f"{database} has no {metric} of {whose}; it knows {', '.join(known) or 'nothing'}.")
     return [
         HistoryEntry(place, str(created), str(commit), float(value))
         for place, (created, commit, value) in enumerate(found)

@@ -92,7 +92,7 @@ def test_engines_without_the_metric_are_left_out_and_none_at_all_is_a_sentence(t
     shown = run.invoke(app, ["history", str(path), "--db", database, "--metric", "accuracy", "--json"])
     assert list(json.loads(shown.stdout)["engines"]) == ["int8"]
     for metric, said in (
-        ("p90_ms", "has no p90_ms of ''; it knows dense, int8"),
+        ("p90_ms", "has no p90_ms of any engine; it knows dense, int8"),
         ("speed", "There is no metric 'speed'"),
     ):
         failed = run.invoke(app, ["history", "--db", database, "--metric", metric])
