@@ -31,6 +31,14 @@ ShapeOption = Annotated[
         metavar="[NAME=]SHAPE", help="A whole shape with its batch, such as 1x3x224x224 or ids=1x128; repeatable."
     ),
 ]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help="Time on images of this folder; accuracy too, where it has a folder for each class.",
+    ),
+]
 
 
 def bench(
@@ -49,10 +57,7 @@ def bench(
     isolate: Annotated[
         int, typer.Option(min=0, max=20, help="Time in so many fresh processes; best times are those of all.")
     ] = 0,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Time on images of this folder; accuracy too, where it has a folder for each class."),
-    ] = None,
+    data: DataOption = None,
     probe: Probe = None,
     cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
     streams: Annotated[int, typer.Option(min=0, max=256, help="Also so many threads at once.")] = 0,

@@ -179,6 +179,8 @@ def test_accuracy_is_measured_on_a_folder_of_labelled_images(bundle_dir, tmp_pat
 def test_images_without_labels_are_what_is_timed_and_nothing_else(files, bundle_dir, tmp_path, monkeypatch):
     with pytest.raises(DeployError, match="holds no image"):
         niwaki("bench", bundle_dir, "--rounds", 5, "--data", tmp_path)
+    missing = CliRunner().invoke(app, ["bench", str(files["fp32"]), "--data", str(tmp_path / "none")])
+    assert missing.exit_code == 2, "what says nothing of images is told of a folder that is not there, too"
     image = Image.new("L", (16, 16), 255)
     image.save(tmp_path / "white.png")
     ran = []
