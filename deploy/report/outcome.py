@@ -9,7 +9,19 @@ from deploy.report import units
 from deploy.report.latencies import distributions, waterfall
 from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
-from deploy.report.view import RUNTIMES, Column, Facts, Results, StepGain, interval, mapping, ratio, wilson
+from deploy.report.view import (
+    RUNTIMES,
+    Column,
+    Facts,
+    Results,
+    StepGain,
+    interval,
+    mapping,
+    noise_of,
+    ratio,
+    speed_interval,
+    wilson,
+)
 
 SHOWN_LOSSES = 8
 
@@ -21,6 +33,8 @@ def render_outcome(results: Results) -> Markup:
     lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
     if runtime := results.runtime():
         lead += f" Times are those of {RUNTIMES.get(runtime, runtime)}, which the bundle runs first, for all networks."
+    if noise := noise_of(results.measured()):
+        lead += f" The machine was noisy ({noise}): trust best times more than medians, and measure again."
     parts = (
         _networks(results),
         _plot(results),
@@ -120,7 +134,7 @@ def _mark(column: Column, final: Column) -> Markup:
 
 def _speed_interval(column: Column) -> str:
     """Return the interval of the speed-up, the inverse of that of the ratio: the longest time is the least speed-up."""
-    ends = interval(column.record)
+    ends = speed_interval(column.record)
     return f"{units.times(1 / ends[1])} to {units.times(1 / ends[0])}" if ends and all(ends) else ""
 
 
@@ -132,7 +146,10 @@ def _plot(results: Results) -> Markup:
         return Markup()
     said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
     upright = "Upright lines: 95 % interval of the accuracy on this test set. " if images else ""
-    caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
+    caption = (
+        f"{upright}Level lines: up to the 90th percentile of the latency, or to the edge where that lies beyond it. "
+        "↓: lies below the drawing."
+    )
     drawings = fill(
         '<div class="plot large" role="img" aria-label="{said}">{large}</div>'
         '<div class="plot small" role="img" aria-label="{said}">{small}</div>',  # one of the two is shown

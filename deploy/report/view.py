@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
+from deploy.bench.conditions import Conditions
 from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
 
 Facts = Mapping[str, Any]
@@ -282,7 +285,7 @@ def _speed_claim(final: Column, dense: Column, settings: Facts, runtime: str | N
     speedup = final.speedup
     if speedup is None:
         return ""
-    low, high = interval(final.record) or (None, None)
+    low, high = speed_interval(final.record) or (None, None)
     figures = f"{milliseconds(final.record.get('median_ms'))} against {milliseconds(dense.record.get('median_ms'))}"
     how = [RUNTIMES.get(runtime, runtime)] if runtime else []
     how += [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
@@ -294,9 +297,28 @@ def _speed_claim(final: Column, dense: Column, settings: Facts, runtime: str | N
     return f"runs {pace} ({figures}{setting})"
 
 
-def interval(record: Facts) -> tuple[float, float] | None:
+def speed_interval(record: Facts) -> tuple[float, float] | None:
+    """Return the interval of the ratio that the speed-up is the inverse of: by best times or by medians, the larger."""
+    best, median = number(record.get("ratio_of_best")), number(record.get("ratio_to_dense"))
+    by_best = best is not None and (median is None or best > median)
+    return interval(record, "best_interval" if by_best else "ratio_interval")
+
+
+def noise_of(records: Sequence[Facts]) -> str | None:
+    """Say why the machine counts as noisy, by the busiest sitting of ``records``; None where it does not."""
+    found: list[Conditions] = []
+    for record in records:
+        try:
+            found.append(Conditions.model_validate(record.get("conditions")))
+        except ValidationError:
+            continue  # records of earlier versions hold none
+    noisy = [one for one in found if one.noise()]
+    return max(noisy, key=lambda one: one.load or 0.0).noise() if noisy else None
+
+
+def interval(record: Facts, which: str = "ratio_interval") -> tuple[float, float] | None:
     """Return the interval of the ratio to the dense network, where the record holds one."""
-    ends = record.get("ratio_interval")
+    ends = record.get(which)
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         return None
     low, high = number(ends[0]), number(ends[1])

@@ -169,6 +169,19 @@ def test_all_times_are_of_the_runtime_that_the_bundle_runs_first():
     )
 
 
+def test_a_noisy_machine_is_said_to_be_noisy_and_the_interval_is_of_the_headline():
+    told = sample.bench()
+    assert "noisy" not in text(page(bench=told))
+    for place, record in enumerate(told["records"][:5]):
+        record["conditions"] = {"load": 9.0 + place, "cores": 2, "processor_share": 0.5}
+    told["records"][4] |= {"ratio_of_best": 0.5, "best_interval": [0.49, 0.52], "speedup": 2.0}
+    shown = text(page(bench=told))
+    assert "The machine was noisy (a load of 13.0 on 2 cores and the processor was had for 50 % of the time)" in shown
+    assert "2.0× 1.92× to 2.0×" in shown, "by best times, which are the smaller speed-up"
+    told["records"][0]["conditions"] = {"load": "much"}
+    assert "a load of 13.0" in text(page(bench=told))
+
+
 def test_the_classes_that_lost_most_come_first_and_gains_are_left_out():
     ledger = sample.ledger()
     ledger["models"][0]["test_metrics"] = {"iou_road": 0.9, "iou_car": 0.8, "iou_sky": 0.7, "loss": 0.1}
