@@ -80,6 +80,7 @@ class Desk:
         seed: of this cell; the order of images is drawn from it, the phase and the epoch.
         deadline: ``time.monotonic()`` at which the slice ends.
         say: told one line now and then.
+        flip: whether a half of the images, drawn anew in every epoch, is mirrored.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Desk:
     seed: int
     deadline: float = float("inf")
     say: Callable[[str], None] = print
+    flip: bool = False
     flops: int = 0
     seconds: float = 0.0
     _phase: int = field(default=0, init=False)
@@ -100,6 +102,7 @@ class Desk:
         optimizer: Optimizer | None = None,
         follower: Follower | None = None,
         after_epoch: Callable[[int], None] | None = None,
+        penalty: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
         """Train by the schedule, from the checkpoint if there is one; ``model`` holds the result.
 
@@ -110,6 +113,7 @@ class Desk:
             optimizer: one of the procedure's own.
             follower: whose state goes into the checkpoint too.
             after_epoch: told the number of epochs done.
+            penalty: asked before every forward pass, and added to the loss.
 
         Raises:
             OutOfTimeError: the slice is over.
@@ -129,7 +133,7 @@ class Desk:
         while epoch < schedule.epochs:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(epoch)
-            loss = self._epoch(model, optimizer, epoch, schedule.batch_size)
+            loss = self._epoch(model, optimizer, epoch, schedule.batch_size, penalty)
             epoch += 1
             if after_epoch is not None:
                 after_epoch(epoch)
@@ -147,14 +151,26 @@ class Desk:
         run.save(done, epoch, spent + time.monotonic() - started)
         run.path.unlink(missing_ok=True)
 
-    def _epoch(self, model: nn.Module, optimizer: Optimizer, epoch: int, batch_size: int) -> float:
+    def _epoch(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        epoch: int,
+        batch_size: int,
+        penalty: Callable[[nn.Module], Tensor] | None,
+    ) -> float:
         images, labels = self.data.train_images, self.data.train_labels
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._phase * 10_007 + epoch)
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
         model.train()
         loss = torch.zeros(())
         for batch in order.split(batch_size):
-            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            own = penalty(model) if penalty is not None else 0.0
+            seen = images[batch]
+            if self.flip:
+                mirrored = torch.rand(len(batch), generator=generator).to(seen.device) < 0.5
+                seen = torch.where(mirrored[:, None, None, None], seen.flip(3), seen)
+            loss = F.cross_entropy(model(seen), labels[batch]) + own
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -115,8 +115,12 @@ def test_ratios_by_pattern_take_the_budgets_place(cut):
 
 
 @pytest.mark.parametrize(
-    ("kind", "criterion"), [("group_lasso", "l2"), ("growing", "l2"), ("scales", "bn_scale"), ("soft", "l2")]
-)
+    ("kind", "criterion"),
+    [
+        ("group_lasso", "l2"), ("growing", "l2"), ("scales", "bn_scale"), ("soft", "l2"),
+        ("structures", "bn_scale"), ("unit_gsm", "l2"),
+    ],
+)  # fmt: skip
 def test_a_training_before_the_cut_is_paid_for_and_leaves_the_teacher(cut, kind, criterion):
     more = {"epochs": 12, "strength": 2.0} if kind == "growing" else {"epochs": 3}
     asked = {"kind": kind, "lr": 0.05, **more}
@@ -176,7 +180,11 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
         ({"budget": {"max_drop": 1.0}, "rounds": 2}, "budget of macs or latency alone"),
         ({"budget": {"macs": []}}, "one share or more"),
         ({"budget": {"max_drop": 1.0}, "sparsify": {"kind": "soft", "epochs": 1}}, "sparsify drives one cut"),
-        ({"sparsify": {"kind": "hard", "epochs": 1}}, "'group_lasso', 'growing', 'scales' or 'soft'"),
+        ({"sparsify": {"kind": "hard", "epochs": 1}}, "sparsify.kind"),
+        (
+            {"criterion": "l1", "sparsify": {"kind": "structures", "epochs": 1}},
+            "which l1 does not see; give criterion: bn_scale",
+        ),
         ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
         ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
     ],

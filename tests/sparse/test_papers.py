@@ -3,14 +3,15 @@
 import gzip
 import struct
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.papers import mnist, report
+from benchmarks.papers import mnist, report, runner
 from benchmarks.papers.__main__ import app
-from benchmarks.papers.procedures import PROCEDURES
+from benchmarks.papers.procedures import PROCEDURES, Thinning
 from benchmarks.papers.runner import Asked, Cell, read_lines, run
 from benchmarks.papers.settings import HERE, read_table
 from compress.errors import DataError, RecipeError
@@ -114,6 +115,60 @@ def test_equal_terms_give_every_row_the_same_epochs():
         assert cell.key != replace(cell, asked=replace(cell.asked, terms="published")).key
 
 
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """All rows of ResNet-20 at size smoke, on noise, from a drawn network in place of the published one."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(128, 3, 32, 32, generator=generator)
+    data = mnist.Digits(images[:64], torch.arange(64) % 10, images[64:], torch.arange(64) % 10)
+    drawn = lambda depth: build("niwaki:cifar_resnet", {"depth": 8, "shortcut": "pad"}, 10).eval()  # noqa: E731
+    table = read_table("resnet20").model_copy(update={"arguments": {"depth": 8, "shortcut": "pad"}})
+    what = asked(tmp_path_factory.mktemp("cifar"), "resnet20")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "published", drawn)
+        patch.setattr(runner, "read_table", lambda name: table)
+        assert run(what, lambda _: None, data)
+    return {line["method"]: line for line in lines_of(what)}
+
+
+def test_rows_of_channels_are_at_the_same_macs_and_scratch_pays_what_it_says(cifar):
+    assert list(cifar) == list(read_table("resnet20").methods)
+    whole = cifar.pop("gsm")
+    assert whole["ratio"] == pytest.approx(6.6, abs=0.01)
+    found = whole["details"]["sensitivity"]
+    assert list(found["alone"]) == list(whole["density"])
+    assert {"conv1.weight", "layer1.0.conv1.weight"} <= set(found["channels"]) < set(found["alone"])
+    assert -1 <= found["of_alone"] <= 1
+    assert -1 <= found["of_channels"] <= 1
+    for name, line in cifar.items():
+        assert 0.4 < line["macs_share"] <= 0.5, name
+    assert cifar["uniform-scratch"]["macs_share"] == cifar["uniform"]["macs_share"]
+    assert cifar["uniform-scratch"]["training_flops"] == cifar["uniform"]["training_flops"]
+    assert cifar["scratch-b"]["training_flops"] > 1.5 * cifar["scratch-e"]["training_flops"]
+    assert cifar["own-tuned"]["training_flops"] > 2 * cifar["scratch-e"]["training_flops"]
+    assert cifar["search"]["training_flops"] > cifar["l1"]["training_flops"]
+    pressed = cifar["slimming"]["training_flops"] - cifar["bn_scale"]["training_flops"]
+    assert pressed == cifar["structures"]["training_flops"] - cifar["bn_scale"]["training_flops"] > 0
+    text = report.markdown("resnet20", [line | {"size": "small"} for line in cifar.values()])
+    assert text.count("% of the MACs") == len(cifar)
+    assert "open" not in text
+
+
+def test_what_the_gradual_row_dropped_stays_away(digits, tmp_path, monkeypatch):
+    seen = []
+    real = Thinning.thin
+    monkeypatch.setattr(Thinning, "thin", lambda self, epoch: (real(self, epoch), seen.append(self.masks))[0])
+    table = read_table("lenet300")
+    longer = table.model_copy(update={"sizes": {"smoke": table.sizes["smoke"].model_copy(update={"epochs": 0.2})}})
+    monkeypatch.setattr(runner, "read_table", lambda name: longer)
+    assert run(asked(tmp_path, methods=("gradual",)), lambda _: None, digits)
+    assert len(seen) == 12
+    for earlier, later in pairwise(seen):
+        assert later.nonzeros <= earlier.nonzeros
+        assert all(not (mask & ~earlier.kept[name]).any() for name, mask in later.kept.items())
+    assert seen[0].nonzeros > seen[3].nonzeros > seen[-1].nonzeros
+
+
 def test_the_report_has_every_row_open_or_filled(whole):
     _, lines = whole
     as_small = [line | {"size": "small", "seed": seed} for line in lines.values() for seed in (0, 1)]
@@ -131,7 +186,11 @@ def test_plots_are_drawn(whole, tmp_path):
     _, lines = whole
     as_small = [line | {"size": "small"} for line in lines.values()]
     paths = report.plots("lenet300", as_small, tmp_path)
-    assert [path.name for path in paths] == ["lenet300-density.png", "lenet300-reactivated.png"]
+    assert [path.name for path in paths] == [
+        "lenet300-density.png",
+        "lenet300-reactivated.png",
+        "lenet300-approximation.png",
+    ]
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
@@ -159,7 +218,7 @@ def test_the_command_reports_and_refuses_in_a_sentence(tmp_path):
     assert "99.21 → 99.22 at 125x | open" in done.stdout
     refused = CliRunner().invoke(app, ["run", "nothing", "--results", str(tmp_path)])
     assert refused.exit_code == 2
-    assert refused.stderr == "There is no table 'nothing'; there are lenet300, lenet5.\n"
+    assert refused.stderr == "There is no table 'nothing'; there are lenet300, lenet5, resnet20, resnet56.\n"
     assert CliRunner().invoke(app, ["run", "lenet5", "--terms", "odd"]).exit_code == 2
 
 

@@ -44,20 +44,21 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     plan: Plan | None = None
     notes: list[str] = []
     if asked.sparsify is not None:
-        network, result = sparsified(work, teacher, view.advance)
+        network, result, more = sparsified(work, teacher, view.advance)
         flops += result.training_flops
-        notes.append(f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}.")
+        said = f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}."
+        notes.append(f"{said} {more}".rstrip())
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
             step, said = _step(work, view, (teacher, network), turn)
             return step.to_json(), said
 
-        text, said = once(found)
+        text, told = once(found)
         step = Plan.from_json(text)
         plan = step if plan is None else plan.then(step)
         whole, network = network, prune.apply(network, step)
-        notes += said
+        notes += told
         if asked.reconstruct or asked.budget.max_drop is not None:
             # Every process of a run does the same on the same images.
             network, report = reconstructed(work, whole, network, step)
