@@ -33,7 +33,7 @@ def markdown(name: str, lines: Sequence[dict[str, Any]]) -> str:
     for method, about in table.methods.items():
         found = [line for line in lines if line["method"] == method and line["size"] != "smoke"]
         for terms in ("published", "equal"):
-            some = _last_of_each_seed([line for line in found if line["terms"] == terms])
+            some = last_of_each_seed([line for line in found if line["terms"] == terms])
             if some:
                 rows.append(_row(method if terms == "published" else f"{method}, equal FLOPs", about, some))
         if not found:
@@ -48,9 +48,9 @@ def _row(name: str, about: Any, lines: list[dict[str, Any]]) -> str:
     cells = (
         name,
         _published(about.published),
-        _figure([line["base"] for line in lines]),
-        _figure(before) if before else "",
-        f"**{_figure(accuracies)}**",
+        figure([line["base"] for line in lines]),
+        figure(before) if before else "",
+        f"**{figure(accuracies)}**",
         _left(lines),
         _file([line["bytes"] for line in lines]),
         ", ".join(str(line["seed"]) for line in lines),
@@ -67,11 +67,13 @@ def _left(lines: list[dict[str, Any]]) -> str:
     return f"{mean(line['ratio'] for line in lines):.1f}x"
 
 
-def _last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each seed, in the order of the seeds."""
     return [line for _, line in sorted({line["seed"]: line for line in lines}.items())]
 
 
-def _figure(values: Sequence[float]) -> str:
+def figure(values: Sequence[float]) -> str:
+    """A mean, and half of its 95 % interval where there are several values."""
     half = interval(values)
     return f"{mean(values):.2f}" + (f" ± {half:.2f}" if half is not None else "")
 
@@ -110,7 +112,7 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
     paths = []
     dense = [line for line in some if line["density"]]
     if dense:
-        figure, axes = pyplot.subplots(figsize=(7, 3.2))
+        drawing, axes = pyplot.subplots(figsize=(7, 3.2))
         layers = list(dense[0]["density"])
         for k, line in enumerate(dense):
             places = [i + (k + 0.5) / (len(dense) + 1) for i in range(len(layers))]
@@ -127,8 +129,8 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
         axes.set_xticklabels(layers)
         axes.legend(fontsize=7, ncols=2)
         paths.append(folder / f"{name}-density.png")
-        figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
-        pyplot.close(figure)
+        drawing.savefig(paths[-1], dpi=150, bbox_inches="tight")
+        pyplot.close(drawing)
     back = [line for line in some if "reactivated" in line["details"]]
     if back:
         paths += [_reactivated(back, folder / f"{name}-reactivated.png")]
@@ -139,14 +141,14 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
 def _reactivated(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 2.6))
+    drawing, axes = pyplot.subplots(figsize=(7, 2.6))
     for k, line in enumerate(lines):
         shares = [max(1e-4, 100 * share) for share in line["details"]["reactivated"]]
         style = STYLES[k % len(STYLES)]
         axes.plot(range(2, len(shares) + 2), shares, style, color="black", label=line["method"])
     axes.set(xlabel="epoch", ylabel="passive weights\nthat came back, %", yscale="log")
     axes.legend()
-    return _saved(figure, path)
+    return _saved(drawing, path)
 
 
 def _approximation(lines: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -154,7 +156,7 @@ def _approximation(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     from matplotlib import pyplot
 
     layers = list(lines[0]["details"]["approximation"])
-    figure, axes = pyplot.subplots(figsize=(7, 2.6))
+    drawing, axes = pyplot.subplots(figsize=(7, 2.6))
     for k, line in enumerate(lines):
         costs = line["details"]["approximation"]
         axes.bar(
@@ -169,12 +171,12 @@ def _approximation(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     axes.set(ylabel="relative error of\nthe approximation", xticks=[i + 0.5 for i in range(len(layers))])
     axes.set_xticklabels(layers, rotation=0 if len(layers) < 6 else 90)
     axes.legend()
-    return _saved(figure, path)
+    return _saved(drawing, path)
 
 
-def _saved(figure: Any, path: Path) -> Path:
+def _saved(drawing: Any, path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
+    drawing.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(drawing)
     return path

@@ -1,4 +1,4 @@
-"""``niwaki run`` with a checkpoint after every step: killed in the middle of a training, or as a rank with its masks."""
+"""``niwaki run`` with a checkpoint after every step: killed within a training, or as a rank that writes its masks."""
 
 import os
 import signal

@@ -7,20 +7,22 @@ from itertools import pairwise
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
-from benchmarks.papers import mnist, report, runner
+from benchmarks.papers import mnist, recipes, report, runner
 from benchmarks.papers.__main__ import app
 from benchmarks.papers.procedures import PROCEDURES, Thinning
 from benchmarks.papers.runner import Asked, Cell, read_lines, run
 from benchmarks.papers.settings import HERE, read_table
 from compress.errors import DataError, RecipeError
 from compress.models.factory import build
+from compress.recipe.loading import load_recipe
 from compress.sparse import weights_of
 
 pytestmark = pytest.mark.heavy
 
-TABLES = sorted(path.stem for path in HERE.glob("*.yaml"))
+TABLES = sorted(path.stem for path in HERE.glob("*.yaml") if not recipes.is_recipes(path.stem))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,7 @@ def test_the_interval_is_students():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"table": "nothing"}, "no table 'nothing'; there are lenet300"),
+        ({"table": "nothing"}, "no table 'nothing'; there are hymenoptera, lenet300"),
         ({"methods": ("nothing",)}, "no row 'nothing'; it has gsm"),
         ({"size": "huge"}, "no size 'huge'; it has smoke"),
     ],
@@ -218,8 +220,78 @@ def test_the_command_reports_and_refuses_in_a_sentence(tmp_path):
     assert "99.21 → 99.22 at 125x | open" in done.stdout
     refused = CliRunner().invoke(app, ["run", "nothing", "--results", str(tmp_path)])
     assert refused.exit_code == 2
-    assert refused.stderr == "There is no table 'nothing'; there are lenet300, lenet5, resnet20, resnet56.\n"
+    assert (
+        refused.stderr == "There is no table 'nothing'; there are hymenoptera, lenet300, lenet5, resnet20, resnet56.\n"
+    )
     assert CliRunner().invoke(app, ["run", "lenet5", "--terms", "odd"]).exit_code == 2
+
+
+# Tables of recipes -----------------------------------------------------------------------------------------
+
+SHORT = {"epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """The table of ants and bees over pictures made up here, from a drawn network."""
+    recipe = {
+        "name": "short",
+        "model": {"factory": "niwaki:cifar_resnet", "arguments": {"depth": 8, "width": 8}},
+        "target": {"kind": "function", "function": "made_up:pictures"},
+        "preprocessing": {"size": [8, 8], "resize": "stretch"},
+        "transfer": SHORT,
+        "twin": False,
+        "prune": {"criterion": "l1", "budget": {"macs": 0.6}, "round_to": 4, "min_kept": 4},
+        "distill": {**SHORT, "compare": []},
+        "deploy": None,
+    }
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "made_up.py").write_text(
+        "import numpy as np\nfrom PIL import Image\n"
+        "def pictures():\n"
+        "    own = [(Image.fromarray(np.full((8, 8, 3), 8 * k, np.uint8)), k % 2) for k in range(32)]\n"
+        "    return {'train': own, 'val': own, 'test': own}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = recipes.read("hymenoptera").rows
+    table = recipes.RecipeTable(
+        title="short",
+        recipe=str(tmp_path / "short.yaml"),
+        rows={name: rows[name] for name in ("S-T-P-T", "S-T-P", "random", "reuse")},
+        sizes={"small": recipes.Size(seeds=(0,))},
+    )
+    monkeypatch.setattr(recipes, "read", lambda name: table)
+    return Asked("hymenoptera", "small", results=tmp_path / "results", work=tmp_path / "work")
+
+
+def test_rows_that_are_recipes_share_what_they_share_and_count_it(short, tmp_path):
+    said = []
+    assert recipes.run(short, said.append, ("made_up",))
+    lines = {line["method"]: line for line in read_lines(tmp_path / "results/hymenoptera.jsonl")}
+    assert list(lines) == ["S-T-P-T", "S-T-P", "random", "reuse"]
+    assert lines["random"]["criterion"] == "random"
+    assert lines["S-T-P"]["order"] == "S-T-P"
+    assert lines["S-T-P"]["training_flops"] == 0 < lines["random"]["training_flops"]
+    assert len({line["base"] for line in lines.values()}) == 1
+    assert all(0.3 < line["macs_share"] <= 0.6 for line in lines.values())
+    assert recipes.run(short, said.append, ("made_up",))
+    assert sum("done before" in text for text in said) == 4
+    text = recipes.markdown("hymenoptera", list(lines.values()))
+    assert text.count("| **") == 4
+    assert "open" in recipes.markdown("hymenoptera", list(lines.values())[:2])
+
+
+def test_every_row_of_a_table_of_recipes_is_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))
+    table = recipes.read("hymenoptera")
+    for size in table.sizes.values():
+        for name in table.rows:
+            (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipes._settings(table, size, name, 1)))
+            assert load_recipe(tmp_path / "r.yaml").seed == 1
+    with pytest.raises(RecipeError, match="no row 'nothing'; it has S-T-P-T"):
+        recipes.run(Asked("hymenoptera", "small", ("nothing",)))
+    with pytest.raises(RecipeError, match="no size 'huge'; it has small, full"):
+        recipes.run(Asked("hymenoptera", "huge"))
 
 
 # Networks and data ---------------------------------------------------------------------------------------
