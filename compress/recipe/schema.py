@@ -85,6 +85,13 @@ class SparsifyRecipe(Part):
     lr: Rate | None = None
 
 
+class SearchRecipe(Part):
+    """A search for how far each group is cut: candidates of a generation, and generations after the first."""
+
+    population: Annotated[int, Field(ge=5, le=1000)] = 16
+    generations: Annotated[int, Field(ge=0, le=1000)] = 8
+
+
 class PruneRecipe(Part):
     """How channels are scored and how many of them go.
 
@@ -109,6 +116,7 @@ class PruneRecipe(Part):
     reconstruct: bool = False
     sensitivity: bool = False
     sparsify: SparsifyRecipe | None = None
+    search: SearchRecipe | None = None
     protect: tuple[str, ...] = ()
     latency_table: str | None = None
 
@@ -149,6 +157,9 @@ class PruneRecipe(Part):
                 f"structures drives the scales of norms to zero, which {self.criterion} does not see; "
                 "give criterion: bn_scale"
             )
+        measured = self.budget.latency is not None or self.budget.max_drop is not None
+        if self.search is not None and (not self.budget.bounds or measured or self.by_widths or self.rounds > 1):
+            raise ValueError("search finds one cut within a budget that can be computed, such as macs; give that alone")
         if self.widths_from is not None:
             others = [
                 key for key in ("budget", "ratio", "table") if key in self.model_fields_set and getattr(self, key)
@@ -160,6 +171,11 @@ class PruneRecipe(Part):
         if len(set(self.table)) != len(self.table):
             raise ValueError("budget.macs names a share twice")
         return self
+
+    @property
+    def by_widths(self) -> bool:
+        """Whether ratios or another network's widths say what stays."""
+        return self.ratio is not None or self.widths_from is not None
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:

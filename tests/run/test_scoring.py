@@ -138,6 +138,16 @@ def test_a_training_before_the_cut_is_paid_for_and_leaves_the_teacher(cut, kind,
     assert teacher == work.ledger.model("teacher").val_accuracy
 
 
+def test_a_search_for_the_shares_of_groups_is_no_worse_than_the_same_share_of_all(cut):
+    asked = {"criterion": "l2", "images": 32, "search": {"population": 6, "generations": 1}}
+    _, outcome, _ = cut(**asked)
+    assert outcome.metrics["macs_share"] <= 0.5
+    assert outcome.plan["search"] == {"population": 6, "generations": 1}
+    told = re.search(r"judged (\d+) networks .*, ([\d.]+) % at first and ([\d.]+) % in the end", outcome.notes[0])
+    assert told.group(1) == "8"
+    assert float(told.group(2)) <= float(told.group(3))
+
+
 def test_the_smallest_network_within_the_drop_is_kept_as_it_was_confirmed(cut):
     work, outcome, network = cut(budget={"max_drop": 6.0}, criterion="fisher", images=64)
     lost = work.ledger.model("teacher").val_accuracy - outcome.metrics["val_accuracy"]
@@ -185,6 +195,9 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
             {"criterion": "l1", "sparsify": {"kind": "structures", "epochs": 1}},
             "which l1 does not see; give criterion: bn_scale",
         ),
+        ({"search": {}, "rounds": 2}, "search finds one cut within a budget that can be computed"),
+        ({"search": {}, "budget": {"max_drop": 1.0}}, "search finds one cut within a budget that can be computed"),
+        ({"search": {}, "ratio": 0.5}, "search finds one cut within a budget that can be computed"),
         ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
         ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
     ],

@@ -149,8 +149,12 @@ def test_rows_of_channels_are_at_the_same_macs_and_scratch_pays_what_it_says(cif
     assert cifar["scratch-b"]["training_flops"] > 1.5 * cifar["scratch-e"]["training_flops"]
     assert cifar["own-tuned"]["training_flops"] > 2 * cifar["scratch-e"]["training_flops"]
     assert cifar["search"]["training_flops"] > cifar["l1"]["training_flops"]
-    pressed = cifar["slimming"]["training_flops"] - cifar["bn_scale"]["training_flops"]
-    assert pressed == cifar["structures"]["training_flops"] - cifar["bn_scale"]["training_flops"] > 0
+    # What is pressed costs a whole network's epoch; where its cut falls hangs on the row.
+    pressed = [
+        cifar[name]["training_flops"] - cifar["bn_scale"]["training_flops"] for name in ("slimming", "structures")
+    ]
+    assert pressed[0] == pytest.approx(pressed[1], rel=0.02)
+    assert pressed[0] > 0.9 * cifar["bn_scale"]["training_flops"]
     text = report.markdown("resnet20", [line | {"size": "small"} for line in cifar.values()])
     assert text.count("% of the MACs") == len(cifar)
     assert "open" not in text
@@ -204,7 +208,7 @@ def test_the_interval_is_students():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"table": "nothing"}, "no table 'nothing'; there are hymenoptera, lenet300"),
+        ({"table": "nothing"}, "no table 'nothing'; there are bccd, camvid, hymenoptera, lenet300"),
         ({"methods": ("nothing",)}, "no row 'nothing'; it has gsm"),
         ({"size": "huge"}, "no size 'huge'; it has smoke"),
     ],
@@ -221,7 +225,8 @@ def test_the_command_reports_and_refuses_in_a_sentence(tmp_path):
     refused = CliRunner().invoke(app, ["run", "nothing", "--results", str(tmp_path)])
     assert refused.exit_code == 2
     assert (
-        refused.stderr == "There is no table 'nothing'; there are hymenoptera, lenet300, lenet5, resnet20, resnet56.\n"
+        refused.stderr
+        == "There is no table 'nothing'; there are bccd, camvid, hymenoptera, lenet300, lenet5, resnet20, resnet56.\n"
     )
     assert CliRunner().invoke(app, ["run", "lenet5", "--terms", "odd"]).exit_code == 2
 
@@ -281,13 +286,17 @@ def test_rows_that_are_recipes_share_what_they_share_and_count_it(short, tmp_pat
     assert "open" in recipes.markdown("hymenoptera", list(lines.values())[:2])
 
 
-def test_every_row_of_a_table_of_recipes_is_a_recipe(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["bccd", "camvid", "hymenoptera"])
+def test_every_row_of_a_table_of_recipes_is_a_recipe(tmp_path, monkeypatch, name):
     monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))
-    table = recipes.read("hymenoptera")
+    table = recipes.read(name)
     for size in table.sizes.values():
-        for name in table.rows:
-            (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipes._settings(table, size, name, 1)))
+        for row in table.rows:
+            (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipes._settings(table, size, row, 1)))
             assert load_recipe(tmp_path / "r.yaml").seed == 1
+
+
+def test_a_row_or_a_size_that_a_table_of_recipes_has_not_is_refused():
     with pytest.raises(RecipeError, match="no row 'nothing'; it has S-T-P-T"):
         recipes.run(Asked("hymenoptera", "small", ("nothing",)))
     with pytest.raises(RecipeError, match="no size 'huge'; it has small, full"):
