@@ -225,11 +225,17 @@ def dsd(job: Job) -> Outcome:
 
 
 def ticket(job: Job) -> Outcome:
-    """The masks of a row, or those of the trained network's largest weights, trained from the weights as drawn."""
+    """The masks of a row, or those of the trained network's largest weights, trained from the weights as drawn.
+
+    ``redraw`` draws other weights in their place, which "Rethinking" found as good at the best learning rate.
+    """
     model, of = copy.deepcopy(job.initial), job.options.get("of")
     masks = job.other(of).masks if of is not None else largest(job.base, job.keep())
     assert masks is not None
-    rewind(model, job.initial.state_dict(), masks)
+    if job.options.get("redraw"):
+        torch.manual_seed(job.desk.seed + 1000)
+        _draw(model)
+    rewind(model, {name: tensor.clone() for name, tensor in model.state_dict().items()}, masks)
     return _retrained(job, model, masks)
 
 
@@ -267,14 +273,18 @@ def scratch(job: Job) -> Outcome:
     small = prune.apply(network.eval(), _plan(job, network))
     share = macs(small, job.desk.data.train_images[:2]) / macs(network, job.desk.data.train_images[:2])
     torch.manual_seed(job.desk.seed)
-    for module in small.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            module.reset_parameters()
+    _draw(small)
     schedule = job.whole if options["epochs"] == "whole" else job.schedule
     if options.get("computation"):
         schedule = _with(schedule, tuple((rate, max(1, round(n / share))) for rate, n in schedule.steps))
     job.desk.train(small, schedule)
     return Outcome(small, None, None, {"epochs": schedule.epochs})
+
+
+def _draw(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
 
 
 def _scoring(job: Job) -> list[tuple[torch.Tensor, torch.Tensor]]:

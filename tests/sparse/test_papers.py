@@ -65,10 +65,12 @@ def test_every_row_gives_a_line_with_what_a_table_needs(whole):
             )
     assert 20_000 < lines["gsm-bytes"]["bytes"] <= 40_000
     assert lines["dsd"]["bytes"] is None
-    for name in ("gsm", "magnitude", "gradual", "random", "ticket-magnitude", "ticket-gsm"):
+    for name in ("gsm", "magnitude", "gradual", "random", "ticket-magnitude", "ticket-redrawn", "ticket-gsm"):
         assert lines[name]["nonzeros"] == 4437, name
     assert lines["random"]["density"] == lines["magnitude"]["density"]
     assert lines["ticket-gsm"]["density"] == lines["gsm"]["density"]
+    assert lines["ticket-redrawn"]["density"] == lines["ticket-magnitude"]["density"]
+    assert lines["ticket-redrawn"]["before"] != lines["ticket-magnitude"]["before"]
     assert lines["dsd"]["ratio"] == 1
     assert lines["gsm"]["details"]["survivors"] >= 4437
 
