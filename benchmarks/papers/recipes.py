@@ -140,6 +140,7 @@ def _line(settings: dict[str, Any], folder: Path, trusted: Sequence[str]) -> dic
         "macs_share": student.macs / teacher.macs,
         "training_flops": student.training_flops,
         "base_training_flops": teacher.training_flops,
+        "foreseen": ((ledger.plan or {}).get("sensitivity") or {}).get("correlations", {}),
         "seconds": round(time.monotonic() - began, 1),
         "environment": environment(),
     }
@@ -170,7 +171,23 @@ def markdown(name: str, lines: Sequence[dict[str, Any]]) -> str:
             f"{mean(line['training_flops'] for line in own) / 1e12:.1f} TFLOP",
         )
         rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"### {table.title}", "", *rows])
+    return "\n".join([f"### {table.title}", "", *rows, *_foreseen(some)])
+
+
+def _foreseen(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """How well each criterion tells which cut costs most, where that was measured; the best first."""
+    known = [line["foreseen"] for line in lines if line.get("foreseen")]
+    if not known:
+        return []
+    means = {
+        name: mean(own[name] for own in known) for name in known[0] if all(own.get(name) is not None for own in known)
+    }
+    best = sorted(means.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{name} {value:.2f}" for name, value in best)
+    return [
+        "",
+        f"Rank correlation with the measured rise of the loss, one group cut at a time, after transfer: {told}.",
+    ]
 
 
 def _apart(values: Sequence[float]) -> str:

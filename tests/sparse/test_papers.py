@@ -1,6 +1,7 @@
 """The runner of the papers' tables: mechanics at size smoke, on digits made up here."""
 
 import gzip
+import re
 import struct
 from dataclasses import replace
 from itertools import pairwise
@@ -264,7 +265,7 @@ def short(monkeypatch, tmp_path):
     table = recipes.RecipeTable(
         title="short",
         recipe=str(tmp_path / "short.yaml"),
-        rows={name: rows[name] for name in ("S-T-P-T", "S-T-P", "random", "reuse")},
+        rows={name: rows[name] for name in ("S-T-P-T", "S-T-P", "random", "foreseen")},
         sizes={"small": recipes.Size(seeds=(0,))},
     )
     monkeypatch.setattr(recipes, "read", lambda name: table)
@@ -275,7 +276,9 @@ def test_rows_that_are_recipes_share_what_they_share_and_count_it(short, tmp_pat
     said = []
     assert recipes.run(short, said.append, ("made_up",))
     lines = {line["method"]: line for line in read_lines(tmp_path / "results/hymenoptera.jsonl")}
-    assert list(lines) == ["S-T-P-T", "S-T-P", "random", "reuse"]
+    assert list(lines) == ["S-T-P-T", "S-T-P", "random", "foreseen"]
+    assert lines["foreseen"]["accuracy"] == lines["S-T-P-T"]["accuracy"]
+    assert -1 <= lines["foreseen"]["foreseen"]["l1"] <= 1
     assert lines["random"]["criterion"] == "random"
     assert lines["S-T-P"]["order"] == "S-T-P"
     assert lines["S-T-P"]["training_flops"] == 0 < lines["random"]["training_flops"]
@@ -285,6 +288,7 @@ def test_rows_that_are_recipes_share_what_they_share_and_count_it(short, tmp_pat
     assert sum("done before" in text for text in said) == 4
     text = recipes.markdown("hymenoptera", list(lines.values()))
     assert text.count("| **") == 4
+    assert re.search(r"after transfer: \w+ -?[\d.]+, ", text)
     assert "open" in recipes.markdown("hymenoptera", list(lines.values())[:2])
 
 
