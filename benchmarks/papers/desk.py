@@ -102,7 +102,6 @@ class Desk:
         optimizer: Optimizer | None = None,
         follower: Follower | None = None,
         after_epoch: Callable[[int], None] | None = None,
-        penalty: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
         """Train by the schedule, from the checkpoint if there is one; ``model`` holds the result.
 
@@ -111,9 +110,9 @@ class Desk:
             schedule: epochs and rates; SGD unless ``optimizer`` is given.
             keep: what the network is to keep, such as ``masks.hold``.
             optimizer: one of the procedure's own.
-            follower: whose state goes into the checkpoint too.
+            follower: whose state goes into the checkpoint too; a module's output for the network, asked before every
+                forward pass, is added to the loss.
             after_epoch: told the number of epochs done.
-            penalty: asked before every forward pass, and added to the loss.
 
         Raises:
             OutOfTimeError: the slice is over.
@@ -133,7 +132,7 @@ class Desk:
         while epoch < schedule.epochs:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(epoch)
-            loss = self._epoch(model, optimizer, epoch, schedule.batch_size, penalty)
+            loss = self._epoch(model, optimizer, epoch, schedule.batch_size, follower)
             epoch += 1
             if after_epoch is not None:
                 after_epoch(epoch)
@@ -157,7 +156,7 @@ class Desk:
         optimizer: Optimizer,
         epoch: int,
         batch_size: int,
-        penalty: Callable[[nn.Module], Tensor] | None,
+        follower: Follower | None,
     ) -> float:
         images, labels = self.data.train_images, self.data.train_labels
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._phase * 10_007 + epoch)
@@ -165,7 +164,7 @@ class Desk:
         model.train()
         loss = torch.zeros(())
         for batch in order.split(batch_size):
-            own = penalty(model) if penalty is not None else 0.0
+            own = follower(model) if isinstance(follower, nn.Module) else 0.0
             seen = images[batch]
             if self.flip:
                 mirrored = torch.rand(len(batch), generator=generator).to(seen.device) < 0.5

@@ -332,7 +332,7 @@ def _pressed(job: Job, network: nn.Module) -> None:
     if asked["kind"] == "structures":
         scales = StructureScales(trace, strength=strength, rate=lambda step: schedule.rate(step // steps))
         scales.attach(network)
-        job.desk.train(network, schedule, follower=scales, penalty=scales)
+        job.desk.train(network, schedule, follower=scales)
         scales.fold(network)
         return
     penalty = Sparsifier(
@@ -343,7 +343,7 @@ def _pressed(job: Job, network: nn.Module) -> None:
         calls=steps * schedule.epochs,
         epoch=steps,
     )
-    job.desk.train(network, schedule, follower=penalty, penalty=penalty)
+    job.desk.train(network, schedule, follower=penalty)
 
 
 def _retrained(job: Job, model: nn.Module, masks: Masks) -> Outcome:
