@@ -22,6 +22,8 @@ from compress.run.progress import Ui
 from compress.run.runner import run as run_recipe
 
 ROOT = HERE.parents[1]
+OWN = ("benchmarks.papers.animals",)
+"""Modules here whose functions the tables' recipes name."""
 HEAD = ("row", "order", "criterion", "teacher", "student", "against the first row", "MACs", "seeds", "after the cut")
 
 
@@ -41,12 +43,13 @@ class Size(BaseModel):
 
 
 class RecipeTable(BaseModel):
-    """One YAML file: rows around the first, each of which changes one thing."""
+    """One YAML file: rows around the first, each of which changes one thing; ``target`` replaces the recipe's whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
     recipe: str
     change: dict[str, Any] = {}
+    target: dict[str, Any] | None = None
     rows: dict[str, Row]
     sizes: dict[str, Size]
 
@@ -78,7 +81,7 @@ def merged(whole: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
-def run(asked: Asked, say: Callable[[str], None] = print, trusted: Sequence[str] = ()) -> bool:
+def run(asked: Asked, say: Callable[[str], None] = print, trusted: Sequence[str] = OWN) -> bool:
     """Run the rows that have no line yet; returns whether all are done.
 
     The rows of a seed that have the same order are run in one folder, so that what they share is trained once; a line
@@ -115,6 +118,7 @@ def run(asked: Asked, say: Callable[[str], None] = print, trusted: Sequence[str]
 
 def _settings(table: RecipeTable, size: Size, name: str, seed: int) -> dict[str, Any]:
     settings = yaml.safe_load((ROOT / table.recipe).read_text("utf-8"))
+    settings |= {"target": table.target} if table.target is not None else {}
     for change in (table.change, size.change, table.rows[name].change, {"seed": seed}):
         settings = merged(settings, change)
     return settings
