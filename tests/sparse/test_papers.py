@@ -334,6 +334,9 @@ def test_a_row_or_a_size_that_a_table_of_recipes_has_not_is_refused():
         recipes.run(Asked("hymenoptera", "small", ("nothing",)))
     with pytest.raises(RecipeError, match="no size 'huge'; it has small, full"):
         recipes.run(Asked("hymenoptera", "huge"))
+    with pytest.raises(RecipeError, match="recipes with epochs of their own, not equal"):
+        recipes.run(Asked("hymenoptera", "small", terms="equal"))
+    assert CliRunner().invoke(app, ["report", "hymenoptera", "--plots", "plots"]).exit_code == 2
 
 
 # Networks and data ---------------------------------------------------------------------------------------
