@@ -69,3 +69,31 @@ def test_number_4_images_of_one_colour_each_calibrate_nothing(colours, files, tm
     with pytest.raises(DeployError, match=rf"Every image of the calibration of .* \({len(plain)}\) is of one colour"):
         int8_from_fp32(files["fp32"], tmp_path / "x.onnx", plain)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_number_4_a_few_images_calibrate_nothing_unless_others_are_held_out(count, files, images, tmp_path):
+    few, path = list(images[:count]), tmp_path / "x.onnx"
+    with pytest.raises(DeployError, match=rf"holds {count} image\(s\), whose ranges say nothing of others; give 4 or"):
+        int8_from_fp32(files["fp32"], path, few)
+    assert list(tmp_path.iterdir()) == []
+    told = Agreement.read(int8_from_fp32(files["fp32"], path, few, held_out=list(images[4:12])))
+    assert told is not None and 3 < told.snr_db < 60
+    assert int8_from_fp32(files["fp32"], path, few, min_snr_db=None).is_file()
+
+
+def test_number_4_pixels_of_0_to_255_are_refused_where_nothing_says_that_they_fit(files, images, tmp_path):
+    pixels, path = [((image + 3) * 42).clip(0, 255) for image in images], tmp_path / "x.onnx"
+    with pytest.raises(DeployError, match=r"between 0 and 2\d\d, as pixels do that nothing scaled, .*held_out images"):
+        int8_from_fp32(files["fp32"], path, pixels)
+    assert list(tmp_path.iterdir()) == []
+    assert int8_from_fp32(files["fp32"], path, pixels, held_out=pixels[:4]).is_file()
+    # A network that scales what it reads says so by its first operator.
+    model = onnx.load(files["fp32"])
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["scaled" if one == name else one for one in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(42), "by"))
+    model.graph.node.insert(0, onnx.helper.make_node("Div", [name, "by"], ["scaled"], name="scaling"))
+    onnx.save(model, tmp_path / "scaling.onnx")
+    assert int8_from_fp32(tmp_path / "scaling.onnx", path, pixels).is_file()
