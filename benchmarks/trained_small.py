@@ -1,6 +1,9 @@
-"""A MobileNetV3-small and an EfficientNet-B0 trained on CIFAR-10 at 64 px: what int8 finds hard, with real weights.
+"""Networks with hard-swish, SiLU and squeeze-and-excitation, trained on CIFAR-10: what int8 finds hard.
 
 python -m benchmarks.trained_small mobilenet_v3_small --folder OUT --minutes 12
+
+``mobilenet_v3_small`` and ``efficientnet_b0`` are torchvision's, at 64 px; ``mobilenet_v3`` and ``efficientnet`` have
+eight and nine blocks, for 32 px.
 
 The images are those of ``NIWAKI_DATA/cifar10``; the last 4,000 of the 30,000 that train are held out. Minutes are those
 of one thread's processor time, and a training that was ended goes on from its last hundred steps.
@@ -12,8 +15,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +31,8 @@ if TYPE_CHECKING:
 SIDE, SHEET, HELD_OUT = 32, 1000, 4000
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH, RATE, DECAY, SMOOTHING = 128, 3e-3, 0.02, 0.1
-NETWORKS = ("mobilenet_v3_small", "efficientnet_b0")
-"""Factories of torchvision."""
 # Small images first: a step at half the side takes a quarter of the time (Tan and Le, EfficientNetV2, 2021).
-SIDES = ((0.5, 32), (0.75, 48), (1.0, 64))
+GROWING = ((0.5, 32), (0.75, 48), (1.0, 64))
 _KEPT = 100  # steps between two checkpoints
 
 
@@ -51,7 +55,7 @@ def cifar10(split: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels[: len(pixels)].astype(np.int64)
 
 
-def prepared(images: np.ndarray, side: int = SIDES[-1][1]) -> np.ndarray:
+def prepared(images: np.ndarray, side: int) -> np.ndarray:
     """Return uint8 (N, H, W, 3) as the networks read it: float32 (N, 3, side, side), enlarged by bilinear weights."""
     enlarged = np.stack([np.asarray(Image.fromarray(one).resize((side, side), _BILINEAR)) for one in images])
     return np.ascontiguousarray(_scaled(enlarged).transpose(0, 3, 1, 2))
@@ -64,12 +68,67 @@ def _scaled(images: np.ndarray) -> np.ndarray:
 _BILINEAR = Image.Resampling.BILINEAR
 
 
-def build(name: str) -> nn.Module:
-    """Build one of ``NETWORKS`` for ten classes, with random weights."""
+def mobilenet_v3() -> nn.Module:
+    """Build a MobileNetV3 of ten blocks for 32 px: hard-swish, hard-sigmoid gates, kernels of 3 and 5."""
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+
+    block = partial(InvertedResidualConfig, dilation=1, width_mult=1.0)
+    rows = [
+        (16, 3, 16, 16, True, "RE", 1),
+        (16, 3, 64, 24, False, "RE", 2),
+        (24, 3, 72, 24, False, "RE", 1),
+        (24, 5, 96, 40, True, "HS", 2),
+        (40, 5, 160, 40, True, "HS", 1),
+        (40, 5, 120, 48, True, "HS", 1),
+        (48, 5, 192, 64, True, "HS", 1),
+        (64, 5, 256, 64, True, "HS", 1),
+    ]
+    return MobileNetV3([block(*row) for row in rows], last_channel=256, num_classes=10)
+
+
+def efficientnet() -> nn.Module:
+    """Build an EfficientNet of nine blocks for 32 px: SiLU, sigmoid gates, stochastic depth."""
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+
+    rows = [
+        (1, 3, 1, 32, 16, 1),
+        (4, 3, 2, 16, 24, 2),
+        (4, 5, 1, 24, 40, 2),
+        (4, 3, 2, 40, 64, 2),
+        (4, 5, 1, 64, 80, 2),
+    ]
+    return EfficientNet([MBConvConfig(*row) for row in rows], dropout=0.1, stochastic_depth_prob=0.05, num_classes=10)
+
+
+def torchvision_s(name: str) -> nn.Module:
+    """Build a network of torchvision for ten classes."""
     from torchvision.models import get_model
 
     model: nn.Module = get_model(name, weights=None, num_classes=10)
     return model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How to build a network, and the sides of its images in pixels: until which share of the time, how many."""
+
+    build: Callable[[], nn.Module]
+    sides: tuple[tuple[float, int], ...] = ((1.0, SIDE),)
+
+    @property
+    def side(self) -> int:
+        """The side that it is trained for."""
+        return self.sides[-1][1]
+
+
+NETWORKS: Mapping[str, Trained] = MappingProxyType(
+    {
+        "mobilenet_v3": Trained(mobilenet_v3),
+        "efficientnet": Trained(efficientnet),
+        "mobilenet_v3_small": Trained(partial(torchvision_s, "mobilenet_v3_small"), GROWING),
+        "efficientnet_b0": Trained(partial(torchvision_s, "efficientnet_b0"), GROWING),
+    }
+)
 
 
 def train(name: str, minutes: float, kept: Path, seed: int = 0) -> nn.Module:
@@ -85,7 +144,7 @@ def train(name: str, minutes: float, kept: Path, seed: int = 0) -> nn.Module:
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = build(name).to(memory_format=torch.channels_last)
+    model = NETWORKS[name].build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
     before = _restore(kept, model, optimizer)
     torch.manual_seed(seed + int(before * 1000))
@@ -98,7 +157,7 @@ def train(name: str, minutes: float, kept: Path, seed: int = 0) -> nn.Module:
         share = used / minutes
         for group in optimizer.param_groups:
             group["lr"] = RATE * max(min(1.0, share / 0.05), 0.02) * (0.5 + 0.5 * np.cos(np.pi * share))
-        side = next(side for until, side in SIDES if share < until)
+        side = next(side for until, side in NETWORKS[name].sides if share < until)
         chosen = torch.randint(len(images), (BATCH,))
         loss = loss_of(model(_enlarged(_shifted(images[chosen]), side)), labels[chosen])
         optimizer.zero_grad()
@@ -109,7 +168,7 @@ def train(name: str, minutes: float, kept: Path, seed: int = 0) -> nn.Module:
             _keep(kept, model, optimizer, used)
             print(f"{name}: {side} px, loss {total / _KEPT:.3f}, {100 * share:.0f} % of the time", flush=True)
             total = 0.0
-    settle(model, images)
+    settle(model, images, NETWORKS[name].side)
     return model.eval().to(memory_format=torch.contiguous_format)
 
 
@@ -149,7 +208,7 @@ def _enlarged(images: Tensor, side: int) -> Tensor:
     return images if side == SIDE else interpolate(images, (side, side), mode="bilinear")
 
 
-def settle(model: nn.Module, images: Tensor, batches: int = 20) -> None:
+def settle(model: nn.Module, images: Tensor, side: int, batches: int = 20) -> None:
     """Take BatchNorm statistics anew: over a few hundred steps, averages with torchvision's momentum of 0.01 lag."""
     import torch
 
@@ -161,7 +220,7 @@ def settle(model: nn.Module, images: Tensor, batches: int = 20) -> None:
         norm.train()
     with torch.no_grad():
         for part in images[: batches * BATCH].split(BATCH):
-            model(_enlarged(part, SIDES[-1][1]))
+            model(_enlarged(part, side))
     model.eval()
 
 
@@ -191,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = train(options.network, options.minutes, options.folder / f"{options.network}.training.safetensors")
     save_file(model.state_dict(), options.folder / f"{options.network}.safetensors")
     pixels, labels = cifar10("train")
-    held = torch.from_numpy(prepared(pixels[-HELD_OUT:]))
+    held = torch.from_numpy(prepared(pixels[-HELD_OUT:], NETWORKS[options.network].side))
     with torch.no_grad():
         right = [
             (model(part).argmax(1).numpy() == want).sum()

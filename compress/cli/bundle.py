@@ -58,7 +58,7 @@ def predict(
 
     if (images is None) == (rows is None):
         raise DeployError("Give images, or --rows FILE for a network with several inputs, and not both.")
-    given: Sequence[Any] = image_files(images) if rows is None else _rows(rows)
+    given: Sequence[Any] = image_files(images or []) if rows is None else _rows(rows)
     if (crowded := over_cores(threads)) is not None:
         say(crowded)
     with deploy.load(

@@ -130,7 +130,7 @@ class Bundle(Engine):
             rows = self._interpret(outputs, opened, top)
             for image, upright, row in zip(part, opened, rows, strict=True):
                 said = {"note": _FIRST} if upright.info.get(preprocess.SEVERAL) else {}
-                shown = image if self._reader is None else self._reader.main_image(image)
+                shown: Any = image if self._reader is None else self._reader.main_image(image)
                 found.append({"file": _filename(shown), **row, **said})
         return found
 

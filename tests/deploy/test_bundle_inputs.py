@@ -70,12 +70,13 @@ def two(tmp_path_factory, rows):
     torch.manual_seed(0)
     model = Two().eval()
     prepared = [{"photo": ABOUT(ABOUT.load(row["photo"])), "facts": row["facts"]} for row in rows]
+    stacked = {name: np.stack([row[name] for row in prepared]) for name in ("photo", "facts")}
     folder = deploy.write_bundle(
-        model, tmp_path_factory.mktemp("two") / "b", prepared, classes=CLASSES, preprocessing=ABOUT,
+        model, tmp_path_factory.mktemp("two") / "b", [stacked], classes=CLASSES, preprocessing=ABOUT,
         precisions=("fp32", "int8"), default="fp32",
     )  # fmt: skip
     with torch.no_grad():
-        given = {name: torch.from_numpy(np.stack([row[name] for row in prepared])) for name in ("photo", "facts")}
+        given = {name: torch.from_numpy(array) for name, array in stacked.items()}
         return folder, model(**given)["kind"].softmax(1).numpy()
 
 
