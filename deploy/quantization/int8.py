@@ -18,6 +18,7 @@ from deploy.onnx.opsets import too_new
 from deploy.quantization.agreement import MIN_SNR_DB, Agreement
 from deploy.quantization.calibration import Calibrated
 from deploy.quantization.feeds import Feed
+from deploy.quantization.guards import guarded_nodes
 from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
 from deploy.quantization.sufficing import check_sufficing
 
@@ -53,7 +54,8 @@ def int8_from_fp32(
         calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see; for a file
             with several inputs mappings from their names to arrays, or tuples in their order, in a list or a loader.
         seed: of the draw where there are more images than ``deploy.quantization.feeds.MAX_IMAGES``.
-        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
+        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``; what a small constant guards, from the
+            sums before it to the division after it, stays there in any case.
         held_out: more of the same kind that the ranges are not taken from.
         method: how the rounding is made up for, one of ``METHODS``.
         min_snr_db: the least signal to noise against fp32; None writes the file whatever it is worth.
@@ -264,7 +266,9 @@ def _import_nncf(source: Calibrated, keep_fp32: Sequence[str], method: str = "fa
             f"{len(source.inputs)}; take 'fast' or 'smooth'."
         )
     wanted = {name for kind in keep_fp32 for name in operators(source.model, kind) if name}
-    names = sorted(wanted | set(_decoding(list(source.model.graph.node))))
+    # A guarded value spans more powers of ten than 256 steps: a dark image would be divided by nothing, or by a step.
+    kept = {*guarded_nodes(source.model), *_decoding(list(source.model.graph.node))}
+    names = sorted(wanted | kept)
     try:
         with quiet(), _no_telemetry():
             import nncf

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from deploy.engines import load_engine
 from deploy.errors import DeployError
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.metadata import Metadata
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.agreement import Agreement
@@ -97,3 +99,27 @@ def test_number_4_pixels_of_0_to_255_are_refused_where_nothing_says_that_they_fi
     model.graph.node.insert(0, onnx.helper.make_node("Div", [name, "by"], ["scaled"], name="scaling"))
     onnx.save(model, tmp_path / "scaling.onnx")
     assert int8_from_fp32(tmp_path / "scaling.onnx", path, pixels).is_file()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_a_small_number_guards_is_not_rounded_to_steps(runtime, tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Normed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.head = torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            seen = self.before(x)
+            return self.head((seen / (seen.square().mean(1, keepdim=True) + 1e-8).sqrt()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Normed().eval(), torch.randn(12, 3, 8, 8)
+    fp32 = export_onnx(model, images[:2], tmp_path / "m.onnx")
+    int8 = int8_from_fp32(fp32, tmp_path / "i.onnx", list(images.numpy()))
+    assert Agreement.read(int8).snr_db > 20
+    with load_engine(int8, runtime=runtime) as engine, torch.no_grad():
+        for scale in (0.0, 0.1):
+            found = engine.run({"image": (images[:4] * scale).numpy()})["logits"]
+            np.testing.assert_allclose(found, model(images[:4] * scale).numpy(), atol=0.1)

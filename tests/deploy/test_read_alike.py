@@ -73,3 +73,15 @@ def test_a_divisor_that_the_exporter_leaves_out_is_refused(nested, tmp_path):
     with pytest.raises(DeployError, match=r"averages with divisor_override=5, which torch\.onnx leaves out"):
         export_onnx(model, IMAGES, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_the_logarithm_of_a_sigmoid_is_finite_where_torch_is(runtime, tmp_path):
+    class All(nn.Module):
+        def forward(self, x):
+            seen = torch.sigmoid(x * 9)
+            return torch.cat([F.logsigmoid(x * 40), seen.log(), seen, torch.sigmoid(x * -9).log() * 2], 1)
+
+    path = export_onnx(All(), IMAGES, tmp_path / "m.onnx")
+    assert _differs(path, All(), runtime) < 1e-4  # of up to 120; a runtime's sigmoid of -25 is 0
+    assert _differs(export_onnx(Of(F.logsigmoid), IMAGES, tmp_path / "n.onnx"), Of(F.logsigmoid), runtime) < 1e-6
