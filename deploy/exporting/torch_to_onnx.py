@@ -182,7 +182,7 @@ def _run_exporter(
                 **names,
             )
             if program is not None:
-                _check_kept(own, program)
+                _check_kept(type(own).__name__, program)
                 optimise(program)
         except DeployError:
             raise
@@ -196,14 +196,14 @@ def _run_exporter(
     return proto
 
 
-def _check_kept(model: nn.Module, program: Any) -> None:
+def _check_kept(model: str, program: Any) -> None:
     """Refuse what the exporter leaves out without a word."""
     for node in program.exported_program.graph.nodes:
         if str(node.target).startswith(("aten.avg_pool2d", "aten.avg_pool3d")):
             divisor = node.kwargs.get("divisor_override", node.args[6] if len(node.args) > 6 else None)
             if divisor is not None:
                 raise DeployError(
-                    f"{type(model).__name__} averages with divisor_override={divisor}, which torch.onnx leaves out; "
+                    f"{model} averages with divisor_override={divisor}, which torch.onnx leaves out; "
                     "leave it out of the pooling and multiply the result."
                 )
 
