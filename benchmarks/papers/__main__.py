@@ -50,6 +50,8 @@ def report_table(
     try:
         lines = read_lines(results / f"{table}.jsonl")
         if recipes.is_recipes(table):
+            if plots is not None:
+                raise typer.BadParameter(f"{table} has recipes as rows, which are not drawn", param_hint="--plots")
             print(recipes.markdown(table, lines))
             return
         print(report.markdown(table, lines))

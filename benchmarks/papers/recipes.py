@@ -93,6 +93,10 @@ def run(asked: Asked, say: Callable[[str], None] = print, trusted: Sequence[str]
     table = read(asked.table)
     if asked.size not in table.sizes:
         raise RecipeError(f"The table {asked.table} has no size '{asked.size}'; it has {', '.join(table.sizes)}.")
+    if asked.terms != "published":
+        raise RecipeError(
+            f"Rows of {asked.table} are recipes with epochs of their own, not {asked.terms}; leave terms out."
+        )
     unknown = [m for m in asked.methods if m not in table.rows]
     if unknown:
         raise RecipeError(f"The table {asked.table} has no row '{unknown[0]}'; it has {', '.join(table.rows)}.")
