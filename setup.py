@@ -76,16 +76,20 @@ def find_compiler() -> tuple[str, str] | None:
     return None
 
 
-def find_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
+def find_cuda(torch_cuda: str | None, *, in_place: bool = False, cards: bool = True) -> tuple[Path | None, str]:
     """The CUDA toolkit to build with and its version, or None and why there is none.
 
     `torch_cuda` is the CUDA version that torch was built with: the toolkit's major version must be the same.
     The nvcc on PATH may be a wrapper script, so a toolkit is a folder with `bin/nvcc` and the header.
+    `in_place` is a build for this machine alone, and `cards` says whether it has a GPU: without one the kernels
+    would take minutes and never run: they are left out, unless TORCH_CUDA_ARCH_LIST or CUDA_HOME asks for them.
     """
     if os.environ.get("NIWAKI_CUDA") == "0":
         return None, "NIWAKI_CUDA=0 is set"
     if torch_cuda is None:
         return None, "this torch was built without CUDA"
+    if in_place and not cards and not {"TORCH_CUDA_ARCH_LIST", "CUDA_HOME"} & set(os.environ):
+        return None, "no GPU here (set TORCH_CUDA_ARCH_LIST to build for one elsewhere)"
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = shutil.which("nvcc")
     guesses = [Path(given)] if given else [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"))[::-1]]
@@ -253,7 +257,8 @@ def main() -> None:
         return
     import torch
 
-    cuda_home, cuda = find_cuda(torch.version.cuda)
+    in_place = bool({"editable_wheel", "develop", "--inplace"} & set(sys.argv))
+    cuda_home, cuda = find_cuda(torch.version.cuda, in_place=in_place, cards=torch.cuda.is_available())
     report = Report(torch=version)
     if cuda_home:
         report.cuda_compiler = f"nvcc {cuda}"

@@ -76,6 +76,18 @@ def test_a_torch_without_cuda_gets_no_cuda_kernels(build):
     assert build.find_cuda(None) == (None, "this torch was built without CUDA")
 
 
+def test_an_installation_in_place_compiles_for_no_card_that_is_not_there(build, monkeypatch, tmp_path):
+    nvcc = toolkit(tmp_path / "cuda", "13.0") / "bin/nvcc"
+    monkeypatch.setattr(build.shutil, "which", lambda _: str(nvcc))
+    found, why = build.find_cuda("13.2", in_place=True, cards=False)
+    assert found is None
+    assert why == "no GPU here (set TORCH_CUDA_ARCH_LIST to build for one elsewhere)"
+    assert build.find_cuda("13.2", in_place=True, cards=True)[0] == tmp_path / "cuda"
+    assert build.find_cuda("13.2", cards=False)[0] == tmp_path / "cuda"  # a wheel is for other machines
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert build.find_cuda("13.2", in_place=True, cards=False)[0] == tmp_path / "cuda"
+
+
 def test_only_a_toolkit_that_knows_blackwell_builds_for_it(build):
     assert build.default_archs("12.8").endswith("12.0+PTX")
     assert "12.0" not in build.default_archs("12.6")
