@@ -296,12 +296,11 @@ def _more_of(record: Record) -> Iterator[str]:
 
 def _noise_of(result: Bench) -> list[str]:
     """Say so where the machine was noisy, threads share cores, or an engine's times had not settled."""
+    from deploy.bench.conditions import noisy_line
     from deploy.engines.cores import over_cores
 
     noises = {noise: None for r in result.records if r.conditions and (noise := r.conditions.noise())}
-    said = [
-        f"The machine was noisy ({noise}): trust best times more than medians, and measure again." for noise in noises
-    ]
+    said = [noisy_line(noise) for noise in noises]
     unsettled = [record.name for record in result.records if record.steady is False]
     if unsettled:
         said.append(f"The times of {', '.join(unsettled)} were still falling when the warm-up ended.")

@@ -90,10 +90,11 @@ def _networks(results: Results) -> Markup:
         line("File size", lambda c: units.size(c.file_bytes), share(file_bytes)),
     )
     times = (
+        line("Latency, best", latency("min_ms")),
         line("Latency, median", latency("median_ms")),
         line("Latency, p90", latency("p90_ms")),
         line("Latency, p99", latency("p99_ms")),
-        line("Speed-up", lambda c: units.times(c.speedup), _speed_interval),
+        line("Speed-up, the smaller", lambda c: units.times(c.speedup), _speed_interval),
     )
     heads = join(
         fill(

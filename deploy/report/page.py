@@ -7,6 +7,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from deploy.bench.conditions import noisy_line
 from deploy.report import units
 from deploy.report.differing import render_differing
 from deploy.report.evidence import built, proof, stages, widths
@@ -16,7 +17,7 @@ from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, 
 from deploy.report.outcome import render_outcome, render_step_gains
 from deploy.report.reproduction import render_again
 from deploy.report.sensitivity import render_sensitivity
-from deploy.report.view import Facts, Results, mapping, ratio, rows
+from deploy.report.view import Facts, Results, mapping, noise, ratio, rows
 
 TREE = Markup(
     '<svg viewBox="0 0 48 48" fill="currentColor" aria-hidden="true">'
@@ -81,18 +82,21 @@ def _header(results: Results) -> Markup:
         ),
         (
             units.times(final.speedup),
-            f"the speed: {units.milliseconds(final.record.get('median_ms'))} median",
+            f"the speed: {units.milliseconds(final.record.get('min_ms'))} at best, "
+            f"{units.milliseconds(final.record.get('median_ms'))} median",
         ),
     )
+    said = noise(final.record)
     # Without records nothing was timed.
     measured = tiles if results.bench else tiles[:3]
     return fill(
         '<header><div class="brand">{tree}<span>{brand}</span></div><h1>{name}</h1>'
-        '<p class="verdict">{verdict}</p><div class="tiles">{tiles}</div></header>',
+        '<p class="verdict">{verdict}</p><div class="tiles">{tiles}</div>{noisy}</header>',
         tree=TREE,
         brand=" · ".join(filter(None, brand)),
         name=_name(results),
         verdict=results.verdict(),
+        noisy="" if said is None else fill("<p>{line}</p>", line=noisy_line(said)),
         tiles=join(
             fill('<div class="tile"><b>{figure}</b><span>{said}</span></div>', figure=figure, said=said)
             for figure, said in measured

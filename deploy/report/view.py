@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deploy.bench.conditions import Conditions
 from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
 
 Facts = Mapping[str, Any]
@@ -255,14 +256,28 @@ def _speed_claim(final: Column, dense: Column, settings: Facts) -> str:
     if speedup is None:
         return ""
     low, high = interval(final.record) or (None, None)
-    figures = f"{milliseconds(final.record.get('median_ms'))} against {milliseconds(dense.record.get('median_ms'))}"
+    figures = _against(final, dense, "median_ms")
+    if final.record.get("min_ms") and dense.record.get("min_ms"):
+        figures = f"{_against(final, dense, 'min_ms')} at best, {figures}"
     how = [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
     how += [f"batch {count(final.record['batch'])}"] if number(final.record.get("batch")) else []
-    setting = f"; median{''.join(f', {part}' for part in how)}"
+    setting = f" by medians{''.join(f', {part}' for part in how)}"
     if low is not None and high is not None and low <= 1 <= high:
         return f"runs about as fast ({figures}{setting})"
     pace = f"{times(speedup)} as fast" if speedup >= 1 else f"only {times(speedup)} as fast"
     return f"runs {pace} ({figures}{setting})"
+
+
+def _against(final: Column, dense: Column, key: str) -> str:
+    return f"{milliseconds(final.record.get(key))} against {milliseconds(dense.record.get(key))}"
+
+
+def noise(record: Facts) -> str | None:
+    """Say why the machine counts as noisy while ``record`` was timed, or None where it does not or does not tell."""
+    found = mapping(record.get("conditions"))
+    load, cores, share = (number(found.get(key)) for key in ("load", "cores", "processor_share"))
+    cores_there = None if cores is None else max(0, int(cores))
+    return Conditions(load=load, cores=cores_there, processor_share=share).noise()
 
 
 def interval(record: Facts) -> tuple[float, float] | None:

@@ -77,7 +77,7 @@ def test_the_verdict_says_the_run_in_one_sentence():
     assert Results(sample.ledger(), sample.bench(), {}).verdict().replace(units.SPACE, " ") == (
         "The distilled int8 network gets 96.8 % of the 1,397 test images right (0.6 points below its dense "
         "teacher), needs 50 % of the MACs and 16 % of the file size (171 kB), and runs 2.4× as fast "
-        "(0.34 ms against 0.83 ms; median, 1 thread, batch 1)."
+        "(0.33 ms against 0.79 ms at best, 0.34 ms against 0.83 ms by medians, 1 thread, batch 1)."
     )
 
 
@@ -88,6 +88,15 @@ def test_the_verdict_says_the_run_in_one_sentence():
 def test_the_verdict_is_about_what_the_recipe_ships(ship, start, speed):
     verdict = Results(sample.ledger(), sample.bench(), {"deploy": {"ship": ship}}).verdict()
     assert verdict.startswith(start) and f"runs {speed} as fast" in verdict
+
+
+def test_a_busy_machine_is_said_at_the_top():
+    bench = sample.bench()
+    assert "was noisy" not in str(render(sample.ledger(), bench, sample.RECIPE))
+    for record in bench["records"]:
+        record["conditions"] = {"load": 9.0, "cores": 2, "processor_share": "?"}
+    top = str(render(sample.ledger(), bench, sample.RECIPE)).partition("</header>")[0]
+    assert "The machine was noisy (a load of 9.0 on 2 cores): trust best times more than medians" in top
 
 
 def test_a_slower_network_is_not_praised():
