@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -118,6 +122,35 @@ def test_the_report_is_what_build_info_reads(build, tmp_path, capsys):
     assert written["torch"] == "2.15.0"
     assert written["cpu"] is written["cuda"] is False
     assert capsys.readouterr().out == "niwaki: built nothing\n"
+
+
+def test_a_wheel_carries_its_bill_of_materials(tmp_path):
+    left = (".git", ".venv", "*.so", "_build.json", "runs", "build", "*.egg-info", "__pycache__", "tests", "site")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*left))
+    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    env = {**os.environ, "NIWAKI_KERNELS_BUILD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "source", env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "source/dist").glob("*.whl")
+    with zipfile.ZipFile(made) as wheel:
+        (name,) = (one for one in wheel.namelist() if one.endswith(".cdx.json"))
+        bill = json.loads(wheel.read(name))
+        recorded = wheel.read(name.replace("sboms/niwaki-vision.cdx.json", "RECORD")).decode()
+    assert ".dist-info/sboms/" in name and name in recorded
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert bill["metadata"]["component"]["version"] == project["version"]
+    assert [one["properties"][0]["value"] for one in bill["components"]] == project["dependencies"]
+
+
+def test_the_bill_names_the_kernels_and_what_made_them(build, tmp_path):
+    (tmp_path / "_C.abi3.so").write_bytes(b"kernels")
+    report = build.Report(torch="2.15.0", compiler="g++ 12.2.0")
+    first = build.bill(report, [tmp_path / "_C.abi3.so"])["components"][0]
+    assert first["name"] == "cpp_ext/_C.abi3.so"
+    assert first["hashes"][0]["content"] == hashlib.sha256(b"kernels").hexdigest()
+    assert [one["value"] for one in first["properties"]] == ["g++ 12.2.0", "torch 2.15.0, its stable ABI"]
 
 
 @pytest.mark.slow
