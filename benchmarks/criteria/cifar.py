@@ -23,8 +23,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SELECTION = (1000, 10_000, 2000)
 """JPEG twins of test images: from, to, and how many of them are drawn. None of them is a twin of the lossless ones."""
 
-SHEETS = 8
-"""Sheets of 1,000 training images that calibration images are drawn from."""
+SHEETS, ALL = 8, 30
+"""Sheets of 1,000 training images that calibration images are drawn from, and how many there are."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,6 +51,13 @@ def calibration(images: int, seed: int) -> Images:
     pixels = np.concatenate([_sheet(folder / f"train_{k:02}.webp") for k in range(SHEETS)])
     chosen = np.random.default_rng(seed).permutation(len(pixels))[:images]
     return _prepared(pixels[chosen], np.load(folder / "labels.npz")["train"][chosen])
+
+
+def training(first: int, end: int) -> Images:
+    """The training images of the sheets from `first` to before `end`."""
+    folder = data_folder("cifar10")
+    pixels = np.concatenate([_sheet(folder / f"train_{k:02}.webp") for k in range(first, end)])
+    return _prepared(pixels, np.load(folder / "labels.npz")["train"][1000 * first : 1000 * end])
 
 
 def selection() -> Images:

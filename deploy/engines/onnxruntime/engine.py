@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -126,6 +128,46 @@ class OnnxRuntimeEngine(Engine):
         if self._session is None:
             raise DeployError(f"{self.name} is closed; load it again before running it.")
         return Path(self._session.end_profiling())
+
+    def run_apart(self, feeds: Mapping[str, np.ndarray]) -> tuple[float, float, float] | None:
+        """Run once on a GPU and return the milliseconds of copying in, of the network and of copying out.
+
+        None on the CPU, where nothing is copied.
+
+        Raises:
+            DeployError: the feeds do not fit, or the engine is closed.
+        """
+        if self.runtime == "onnxruntime":
+            return None
+        self._check(feeds)
+        return self._apart(feeds, "cuda")
+
+    def _apart(self, feeds: Mapping[str, np.ndarray], device: str) -> tuple[float, float, float]:
+        import onnxruntime as ort
+
+        if self._session is None:
+            raise DeployError(f"{self.name} is closed; load it again before running it.")
+        binding = self._session.io_binding()
+        # Memory is taken before the clock runs, as an engine that runs again and again has it already.
+        held = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in feeds.items()}
+        marks = [time.perf_counter()]
+        for name, array in feeds.items():
+            held[name].update_inplace(np.ascontiguousarray(array))
+            binding.bind_ortvalue_input(name, held[name])
+        binding.synchronize_inputs()
+        for name in self.outputs:
+            binding.bind_output(name, device)
+        marks.append(time.perf_counter())
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise DeployError(f"ONNX Runtime cannot run {self.name} ({first_line(error)}).") from error
+        binding.synchronize_outputs()
+        marks.append(time.perf_counter())
+        binding.copy_outputs_to_cpu()
+        marks.append(time.perf_counter())
+        copied_in, ran, copied_out = (1e3 * (end - start) for start, end in itertools.pairwise(marks))
+        return copied_in, ran, copied_out
 
     def close(self) -> None:
         self._session = None
