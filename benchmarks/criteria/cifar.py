@@ -60,6 +60,24 @@ def training(first: int, end: int) -> Images:
     return _prepared(pixels, np.load(folder / "labels.npz")["train"][1000 * first : 1000 * end])
 
 
+def first(images: int) -> Images:
+    """The first so many training images with exact pixels."""
+    return _prepared(*pixels(images))
+
+
+def pixels(images: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Those images as they are, uint8 [N, 32, 32, 3], and their labels."""
+    folder = data_folder("cifar10")
+    found = np.concatenate([_sheet(folder / f"train_{k:02}.webp") for k in range(-(-images // 1000))])[:images]
+    return found, np.load(folder / "labels.npz")["train"][: len(found)]
+
+
+def test_pixels() -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """The first 1,000 test images as they are, and their labels."""
+    folder = data_folder("cifar10")
+    return _sheet(folder / "test_lossless_00.webp"), np.load(folder / "labels.npz")["test_lossless"]
+
+
 def selection() -> Images:
     """The images by which the study chooses: JPEG twins, on which the networks are about nine points worse."""
     low, high, count = SELECTION
@@ -72,8 +90,7 @@ def selection() -> Images:
 
 def test() -> Images:
     """The first 1,000 test images with exact pixels."""
-    folder = data_folder("cifar10")
-    return _prepared(_sheet(folder / "test_lossless_00.webp"), np.load(folder / "labels.npz")["test_lossless"])
+    return _prepared(*test_pixels())
 
 
 def network(depth: int) -> nn.Module:

@@ -296,6 +296,12 @@ def tokens(width, *layers):
     return nn.Sequential(nn.Linear(12, width), *layers, nn.Linear(width, 5)), torch.randn(2, 6, 12)
 
 
+def grouped(count):
+    """Group norms of as many groups, of which a trial may leave one."""
+    layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(count, 16), nn.ReLU()) for _ in range(9)]
+    return image(nn.Conv2d(3, 16, 3), *layers, nn.Conv2d(16, 4, 1))
+
+
 def standardised(how):
     kind = type("Own", (Standardised,), {"how": how})
     return image(kind(3, 16, 3), nn.ReLU(), kind(16, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 1))
@@ -356,6 +362,7 @@ VARIANTS = {
         for how in ("view", "list", "log")
         for count in (2, 3)
     },
+    **{f"group norms, {count}": (0.35, lambda count=count: grouped(count)) for count in (4, 8)},
     **{
         f"split, {how}, {len(sizes)}": (0.8, lambda how=how, sizes=sizes: between(lambda: Split(sizes, how)))
         for how in ("list", "in_place", "slice", "from_behind", "rest", "dictionary", "tensor_split")
