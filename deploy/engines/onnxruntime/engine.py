@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
 from deploy.errors import DeployError, MissingDependency
-from deploy.onnx.opsets import READS
+from deploy.onnx.opsets import too_new
 from deploy.onnx.wire import check_qdq, has_fp16_constants, read_model
 
 _PROVIDERS = {
@@ -31,10 +30,6 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-
-
-_NEW_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
-_NEW_OPSET = re.compile(r"Opset (\d+) is under development(?:.* support for domain (\S+) is till opset (\d+))?", re.S)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -94,7 +89,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             session = ort.InferenceSession(given, options, providers=[provider], disabled_optimizers=disabled)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            said = _too_new(str(error), path) or f"cannot load {path} ({first_line(error)}); export it again."
+            said = too_new(str(error), path) or f"cannot load {path} ({first_line(error)}); export it again."
             raise DeployError(f"ONNX Runtime {ort.__version__} {said}") from error
         # A provider that finds no GPU leaves the network to the CPU with no more than a line in the log.
         if session.get_providers()[0] != provider:
@@ -214,25 +209,6 @@ def _rewrite(data: bytes, *, fixed: bool) -> tuple[bytes, list[str], str | None]
         disabled.append("MatmulTransposeFusion")
         done.append("no MatmulTransposeFusion, which fp16 does not survive")
     return faster, disabled, ", ".join(done) or None
-
-
-def _too_new(message: str, path: Path) -> str | None:
-    """Say what to do about a file that is newer than the runtime; None for other errors."""
-    if (found := _NEW_FORMAT.search(message)) is not None:
-        return (
-            f"reads ONNX files of format {found[2]} at most, and {path} is of format {found[1]}; update ONNX Runtime, "
-            "or export the file for an older one."
-        )
-    if (found := _NEW_OPSET.search(message)) is not None:
-        return (
-            f"does not read operator set {found[1]}{_of(found[2])}, of which {path} is; update ONNX Runtime, or export "
-            f"the file with an opset of at most {found[3] or READS['onnxruntime'][1]}{_of(found[2])}."
-        )
-    return None
-
-
-def _of(domain: str | None) -> str:
-    return f" of {domain}" if domain and domain != "ai.onnx" else ""
 
 
 def _spec(kind: str, shape: list[int | str | None]) -> TensorSpec:
