@@ -7,6 +7,7 @@ built, and why, is printed in one line and written to `cpp_ext/_build.json`. All
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,11 +15,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
@@ -76,16 +80,20 @@ def find_compiler() -> tuple[str, str] | None:
     return None
 
 
-def find_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
+def find_cuda(torch_cuda: str | None, *, in_place: bool = False, cards: bool = True) -> tuple[Path | None, str]:
     """The CUDA toolkit to build with and its version, or None and why there is none.
 
     `torch_cuda` is the CUDA version that torch was built with: the toolkit's major version must be the same.
     The nvcc on PATH may be a wrapper script, so a toolkit is a folder with `bin/nvcc` and the header.
+    `in_place` is a build for this machine alone, and `cards` says whether it has a GPU: without one the kernels
+    would take minutes and never run: they are left out, unless TORCH_CUDA_ARCH_LIST or CUDA_HOME asks for them.
     """
     if os.environ.get("NIWAKI_CUDA") == "0":
         return None, "NIWAKI_CUDA=0 is set"
     if torch_cuda is None:
         return None, "this torch was built without CUDA"
+    if in_place and not cards and not {"TORCH_CUDA_ARCH_LIST", "CUDA_HOME"} & set(os.environ):
+        return None, "no GPU here (set TORCH_CUDA_ARCH_LIST to build for one elsewhere)"
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = shutil.which("nvcc")
     guesses = [Path(given)] if given else [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"))[::-1]]
@@ -173,6 +181,71 @@ class PagesBuildPy(build_py):
             shutil.copyfile(page, target)
 
 
+def bill(report: Report, kernels: list[Path]) -> dict[str, Any]:
+    """The wheel's bill of materials, CycloneDX 1.6: itself, the compiled kernels in it, and what it asks pip for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own = f"pkg:pypi/{project['name']}@{project['version']}"
+    compiled = [
+        {
+            "type": "library",
+            "bom-ref": f"cpp_ext/{path.name}",
+            "name": f"cpp_ext/{path.name}",
+            "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(path.read_bytes()).hexdigest()}],
+            "licenses": [{"license": {"id": project["license"]}}],
+            "properties": [
+                {"name": "niwaki:compiler", "value": f"{report.compiler or ''} {report.cuda_compiler or ''}".strip()},
+                {"name": "niwaki:compiled-against", "value": f"torch {report.torch}, its stable ABI"},
+            ],
+        }
+        for path in kernels
+    ]
+    wanted = [
+        {
+            "type": "library",
+            "bom-ref": f"pkg:pypi/{name}",
+            "name": name,
+            "purl": f"pkg:pypi/{name}",
+            "properties": [{"name": "niwaki:requires", "value": line}],
+        }
+        for line in project["dependencies"]
+        for name in re.findall(r"^[A-Za-z0-9._-]+", line)
+    ]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([own, compiled, wanted]))}",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "library",
+                "bom-ref": own,
+                "name": project["name"],
+                "version": project["version"],
+                "purl": own,
+                "licenses": [{"license": {"id": project["license"]}}],
+            }
+        },
+        "components": [*compiled, *wanted],
+        "dependencies": [{"ref": own, "dependsOn": [part["bom-ref"] for part in (*compiled, *wanted)]}],
+    }
+
+
+def wheel_with_bill(report: Report) -> type[bdist_wheel]:
+    """The bdist_wheel command that puts the bill of materials where PEP 770 says: ``.dist-info/sboms``."""
+
+    class WheelWithBill(bdist_wheel):
+        def write_wheelfile(self, wheelfile_base: str, *rest: Any, **more: Any) -> None:
+            super().write_wheelfile(wheelfile_base, *rest, **more)
+            boms = Path(wheelfile_base) / "sboms"
+            boms.mkdir(parents=True, exist_ok=True)
+            kernels = sorted((Path(self.bdist_dir) / "cpp_ext").glob("_C*.so"))
+            text = json.dumps(bill(report, kernels), indent=1) + "\n"
+            (boms / "niwaki-vision.cdx.json").write_text(text, encoding="utf-8")
+
+    return WheelWithBill
+
+
 def kernel_build(report: Report, cuda_why: str) -> type[build_ext]:
     """The build_ext command that compiles the kernels and publishes `report`."""
     from torch.utils.cpp_extension import BuildExtension
@@ -241,7 +314,7 @@ def pure_build(report: Report) -> dict[str, Any]:
             remove_built(package)
             report.publish(package)
 
-    return {"build_py": PureBuildPy, "build_ext": PureBuildExt}
+    return {"build_py": PureBuildPy, "build_ext": PureBuildExt, "bdist_wheel": wheel_with_bill(report)}
 
 
 def main() -> None:
@@ -253,14 +326,19 @@ def main() -> None:
         return
     import torch
 
-    cuda_home, cuda = find_cuda(torch.version.cuda)
+    in_place = bool({"editable_wheel", "develop", "--inplace"} & set(sys.argv))
+    cuda_home, cuda = find_cuda(torch.version.cuda, in_place=in_place, cards=torch.cuda.is_available())
     report = Report(torch=version)
     if cuda_home:
         report.cuda_compiler = f"nvcc {cuda}"
         report.cuda_arch_list = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(cuda))
     setup(
         ext_modules=extensions(cuda_home),
-        cmdclass={"build_py": PagesBuildPy, "build_ext": kernel_build(report, cuda)},
+        cmdclass={
+            "build_py": PagesBuildPy,
+            "build_ext": kernel_build(report, cuda),
+            "bdist_wheel": wheel_with_bill(report),
+        },
         exclude_package_data=sources,
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

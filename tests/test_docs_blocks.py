@@ -71,12 +71,29 @@ def project(tmp_path_factory):
             for k in range(count):
                 pixels = draw.integers(0, 255, (64, 64, 3), np.uint8)
                 Image.fromarray(pixels).save(home / "photos" / split / name / f"{k}.png")
+    boxes_and_masks(home)
     shutil.copy(home / "runs/digits/samples/3.png", home / "digit.png")
     shim = home / "bin/niwaki"
     shim.parent.mkdir()
     shim.write_text(SHIM.format(python=sys.executable))
     shim.chmod(0o755)
     return home
+
+
+def boxes_and_masks(home):
+    """A folder of YOLO's layout, and one of images with masks."""
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for part in (f"blood/images/{split}", f"blood/labels/{split}", f"streets/{split}/images"):
+            (home / part).mkdir(parents=True)
+        (home / f"streets/{split}/masks").mkdir()
+        for k in range(2):
+            Image.new("RGB", (64, 64), (40 * k, 90, 120)).save(home / f"blood/images/{split}/{k}.png")
+            (home / f"blood/labels/{split}/{k}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+            Image.new("RGB", (64, 64), (40 * k, 90, 120)).save(home / f"streets/{split}/images/{k}.png")
+            Image.new("L", (64, 64), k).save(home / f"streets/{split}/masks/{k}.png")
+    (home / "blood/data.yaml").write_text("train: images/train\nval: images/val\nnames: {0: cell}\n")
 
 
 @pytest.mark.parametrize("block", [b for b in FOUND if b.needs], ids=str)

@@ -54,6 +54,23 @@ def test_a_page_that_is_not_there_is_one_sentence(monkeypatch, capsys, asked, sa
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "page"),
+    [
+        (("run", "none.yaml"), "recipes"),
+        (("predict", "none", "none.png"), "bundles"),
+        (("gate", "none.json", "--baseline", "none.json"), "howto/ci_gate"),
+        (("init", "none"), "quickstart"),
+        (("export", "none", "--out", "none.onnx"), "engines"),
+    ],
+)
+def test_an_error_ends_with_the_page_that_says_more(monkeypatch, capsys, tmp_path, arguments, page):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.endswith(f". More: niwaki docs {page}\n") and err.count("\n") == 1
+
+
 def test_a_wheel_without_pages_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(docs, "INSTALLED", tmp_path / "none")
     monkeypatch.setattr(docs, "CHECKOUT", tmp_path / "neither")

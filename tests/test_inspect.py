@@ -307,7 +307,7 @@ def test_without_torch_it_says_how_to_get_it(niwaki, monkeypatch):
     assert code == 3
     assert err == (
         "niwaki: niwaki inspect needs torch, not installed here; get the training side by: "
-        "pip install 'niwaki-vision[compress]'.\n"
+        "pip install 'niwaki-vision[compress]'. More: niwaki docs pruning\n"
     )
 
 

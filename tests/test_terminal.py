@@ -84,7 +84,8 @@ def test_a_run_refuses_a_number_that_no_launcher_leaves(said, monkeypatch, capsy
     pytest.importorskip("torch")
     monkeypatch.setenv("RANK", said)
     assert niwaki(monkeypatch, "run", tmp_path / "none.yaml") == 2
-    assert capsys.readouterr().err == f"niwaki: The environment says RANK={said!r}, which is no number; unset RANK.\n"
+    told = f"niwaki: The environment says RANK={said!r}, which is no number; unset RANK."
+    assert capsys.readouterr().err == f"{told} More: niwaki docs recipes\n"
 
 
 def test_a_reader_that_goes_away_is_no_failed_gate(tmp_path):

@@ -18,7 +18,7 @@ from compress.cli.bundle import build, predict, sign, verify
 from compress.cli.common import launched, say
 from compress.cli.docs import docs
 from compress.cli.doctor import doctor
-from compress.cli.examples import epilog
+from compress.cli.examples import epilog, page_for
 from compress.cli.gate import gate, schema
 from compress.cli.history import history
 from compress.cli.latency import explain, profile
@@ -93,7 +93,7 @@ def main() -> NoReturn:
         if not isinstance(error, OSError | MemoryError) and not hasattr(error, "exit_code"):
             raise
         if _first_to_fail():
-            say(_message(error))
+            say(_message(error), more="" if hasattr(error, "format_message") else page_for(sys.argv[1:]))
         code = exit_code_of(error)
     if code == INTERRUPTED and launched("RANK", 0) == 0:
         say("stopped; the same command with --resume goes on where it was.")

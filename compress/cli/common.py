@@ -43,12 +43,13 @@ def launched(name: str, otherwise: int) -> int:
     return int(said) if said.isdecimal() else otherwise
 
 
-def say(sentence: str) -> None:
-    """Print one sentence to standard error, with what a terminal would obey spelt out.
+def say(sentence: str, more: str = "") -> None:
+    """Print one sentence to standard error, with what a terminal would obey spelt out, and ``more`` behind it.
 
     What a file says of itself may be long: of more than ``_SHOWN`` characters the middle is left out.
     """
     said = plain(sentence)
     if len(said) > _SHOWN:
         said = f"{said[: 2 * _SHOWN // 3]} ... {said[-_SHOWN // 3 :]}"
-    Terminal(stderr=True).print(f"niwaki: {said}", soft_wrap=True, markup=False)
+    stop = "." if more and not said.endswith((".", "!", "?")) else ""
+    Terminal(stderr=True).print(f"niwaki: {said}{stop}{more}", soft_wrap=True, markup=False)

@@ -78,6 +78,10 @@ class Requirement:
 
 def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
+    bill: Annotated[
+        Path | None,
+        typer.Option("--sbom", metavar="FILE", help="Write what the bundle carries and what runs it, as CycloneDX."),
+    ] = None,
     probe: Probe = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -85,7 +89,11 @@ def doctor(
     if bundle is not None:
         probe_first(bundle, probe)
         _describe_bundle(bundle, as_json=as_json)
+        if bill is not None:
+            _write_bill(bundle, bill)
         return
+    if bill is not None:
+        raise typer.BadParameter("lists what a bundle carries; name the bundle too", param_hint="--sbom")
     checks = diagnose()
     if as_json:
         print(json.dumps([check.to_dict() for check in checks], indent=1))
@@ -93,6 +101,18 @@ def doctor(
         render(checks, Terminal())
     if any(check.required and not check.ok for check in checks):
         raise typer.Exit(3)
+
+
+def _write_bill(bundle: Path, out: Path) -> None:
+    """Write the bundle's bill of materials; the bundle itself stays as it was signed."""
+    from deploy.bundle.manifest import read_manifest
+    from deploy.bundle.sbom import sbom
+    from deploy.errors import DeployError
+    from deploy.files import write_text
+
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise DeployError(f"{out} lies in the bundle, whose manifest does not name it; write it elsewhere.")
+    write_text(out, json.dumps(sbom(bundle, read_manifest(bundle)), indent=1) + "\n")
 
 
 def _describe_bundle(bundle: Path, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 EXAMPLES: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -32,6 +32,13 @@ EXAMPLES: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Command -> what to paste, and the page that says more."""
+
+
+def page_for(arguments: Sequence[str]) -> str:
+    """Return where to read on after an error of the command in ``arguments``; nothing where none is named."""
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    # Who asked for a page and did not get it is told of the others already.
+    return "" if command == "docs" or command not in EXAMPLES else f" More: niwaki docs {EXAMPLES[command][1]}"
 
 
 def epilog(command: str) -> str:

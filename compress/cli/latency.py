@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -49,6 +50,7 @@ def profile(
         elif not quiet:
             said = f"{len(table.entries)} layers in {table.seconds:.0f} s: {path}"
             Terminal().print(plain(said), soft_wrap=True, markup=False)
+            _say_noise([load for entry in table.entries for load in entry.load])
         return
     need("profile --bundle", ("torch", "torchvision", "scipy", "safetensors", "onnx"))
     search_here()
@@ -112,6 +114,16 @@ def explain(
     parts = ", ".join(f"{reason} {100 * ms / found.layers_ms:.0f} %" for reason, ms in found.by_reason().items())
     said = f"{whole} (its layers {found.layers_ms:.3f} ms, each at its best); {parts or 'nothing holds it up'}"
     console.print(plain(said), soft_wrap=True, markup=False)
+    _say_noise(found.load)
+
+
+def _say_noise(load: Sequence[float]) -> None:
+    """Say so where the machine was busy while layers were timed."""
+    from deploy.bench.conditions import Conditions
+
+    if (noise := Conditions.of_load(load).noise()) is not None:
+        said = f"The machine was noisy ({noise}): these are best times, yet measure again."
+        Terminal().print(said, soft_wrap=True, markup=False)
 
 
 def explained_table(found: Explanation, *, everything: bool = False) -> Shown:

@@ -86,6 +86,7 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
     from compress.run.acceptance import check_accepted
     from compress.run.several import parts, run_several
     from compress.run.summary import summary_of_several, table_of_several
+    from deploy.bench.conditions import noisy_line
 
     if launched("WORLD_SIZE", 1) > 1:
         raise RecipeError("A table of networks (budget.macs is a list) runs in one process; give one share a run.")
@@ -96,6 +97,8 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
         print(json.dumps(found, indent=1))
     elif ui.style != "quiet":
         Terminal().print(table_of_several(found))
+        if (noise := next((one["noise"] for one in found if one["noise"] is not None), None)) is not None:
+            Terminal().print(noisy_line(noise), soft_wrap=True, markup=False)
     for part, own in zip(parts(recipe).values(), folders, strict=True):
         check_accepted(part, own)
 
@@ -103,6 +106,7 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
 def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: bool) -> None:
     """Print what the run came to, and what to do with it."""
     from compress.run.summary import summary, table
+    from deploy.bench.conditions import noisy_line
     from deploy.bench.shipping import ShipDecision
 
     figures = summary(folder)
@@ -111,6 +115,8 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
     elif not quiet:
         console = Terminal()
         console.print(table(figures))
+        if figures["noise"] is not None:
+            console.print(noisy_line(figures["noise"]), soft_wrap=True, markup=False)
         console.print(f"\nReport   {report}", soft_wrap=True, markup=False)
         if recipe.deploy is None:
             said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"

@@ -92,13 +92,14 @@ def _more_of(record: Record) -> Iterator[str]:
 
 def _noise_of(result: Bench) -> list[str]:
     """Say so where the machine was noisy, threads share cores, or an engine's times had not settled."""
+    from deploy.bench.conditions import noisy_line
     from deploy.engines.cores import over_cores
 
     noisy = [r.conditions for r in result.records if r.conditions and r.conditions.noise()]
     said = []
     if noisy:  # of several sittings the busiest one is told
         worst = max(noisy, key=lambda one: one.load or 0.0)
-        said = [f"The machine was noisy ({worst.noise()}): trust best times more than medians, and measure again."]
+        said = [noisy_line(str(worst.noise()))]
     unsettled = [record.name for record in result.records if record.steady is False]
     if unsettled:
         said.append(f"The times of {', '.join(unsettled)} were still falling when the warm-up ended.")

@@ -136,7 +136,7 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     if CRITERIA[recipe.prune.criterion].needs == "gradients":
         # Not every loss has the derivatives that a criterion asks for.
         two = target.splits["train"].batch(torch.arange(min(2, len(target.splits["train"]))))
-        scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task])
+        scored(trace, model, recipe.prune.criterion, [two], TASKS[target.task], trial=True)
     if recipe.prune.budget.latency is not None:
         check_latency(recipe, target, model, trace)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -57,6 +58,15 @@ class Ui:
         if self.style != "quiet":
             # A log wants one line a line, whatever width is assumed for it.
             self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say on a terminal what takes so long before the first stage; nothing of it stays, nor stands in a log."""
+        if self.style != "bars":
+            yield
+            return
+        with self.console.status(escape(text)):
+            yield
 
     @contextmanager
     def stage(self, number: int, count: int, title: str) -> Iterator[StageView]:

@@ -45,7 +45,9 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     make_fabric(recipe.device, recipe.precision)
     prepared: list[Workspace] = []
     try:
-        once(lambda: prepared.append(prepare(recipe, out, resume)))
+        # Every image is decoded and the network traced: many seconds in which nothing else is said.
+        with ui.waiting("Checking the recipe, the data and the network"):
+            once(lambda: prepared.append(prepare(recipe, out, resume)))
         work = prepared[0] if prepared else join(recipe, out)
         with alone(out) if is_first() else nullcontext(), deterministic(recipe.deterministic):
             report = _carry_out(work, ui)

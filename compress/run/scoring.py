@@ -28,7 +28,14 @@ def scores(work: Workspace, trace: Trace, network: nn.Module) -> Tensor:
 
 
 def scored(
-    trace: Trace, network: nn.Module, criterion: str, images: Sequence[Batch], task: Task, *, seed: int = 0
+    trace: Trace,
+    network: nn.Module,
+    criterion: str,
+    images: Sequence[Batch],
+    task: Task,
+    *,
+    seed: int = 0,
+    trial: bool = False,
 ) -> Tensor:
     """Score every unit of a network by a criterion; gradients are those of the task's own loss.
 
@@ -39,6 +46,7 @@ def scored(
         images: with their targets; none for criteria of weights.
         task: what the network is for.
         seed: of all that is drawn.
+        trial: only whether the criterion can judge this network is asked, see ``prune.score``.
 
     Returns:
         float64 (units,), higher stays.
@@ -53,8 +61,10 @@ def scored(
         # Detectors are fed their boxes too, and answer with their losses.
         given = [((batch.images, batch.targets), None) for batch in images]
         loss, forward = _as_it_is, loss_of(task)
-        return prune.score(trace, network, criterion, data=given, loss=loss, seed=seed, forward=forward)
-    return prune.score(trace, network, criterion, data=pairs(images), seed=seed, forward=raw_heads(network))
+        return prune.score(trace, network, criterion, data=given, loss=loss, seed=seed, forward=forward, trial=trial)
+    return prune.score(
+        trace, network, criterion, data=pairs(images), seed=seed, forward=raw_heads(network), trial=trial
+    )
 
 
 def loss_of(task: Task) -> Callable[[nn.Module, Any], Tensor]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from compress.errors import ArtifactError
 from compress.files import read_bytes
+from deploy.bench.conditions import Conditions
 
 COLUMNS = {"dense": "teacher", "pruned": "pruned", "distilled": "student", "int8": "student"}
 """Column -> the network that it is."""
@@ -50,13 +51,14 @@ def table_of_several(found: Sequence[dict[str, Any]]) -> Table:
     if "int8" in engines:
         shown.add_column("int8")
     if timed:
-        shown.add_column("latency, " + " and ".join("student" if c == "distilled" else c for c in engines))
+        timed_ones = " and ".join("student" if c == "distilled" else c for c in engines)
+        shown.add_column(f"best (median) latency, {timed_ones}")
     for one in ({"run": "teacher", "engines": dict.fromkeys(engines, first["engines"]["dense"])}, *found):
         student = one["engines"]["distilled"]
         row = [Path(one["run"]).name, f"{student['macs'] / 1e6:.1f} M", f"{student['params'] / 1e3:.0f} k"]
         row += [f"{100 * one['engines'][column]['accuracy']:.1f} %" for column in engines]
         if timed:
-            row.append(", ".join(f"{one['engines'][column]['median_ms']:.2f} ms" for column in engines))
+            row.append(", ".join(_times(one["engines"][column]) for column in engines))
         shown.add_row(*row)
     return shown
 
@@ -80,6 +82,7 @@ def _figures(folder: Path) -> dict[str, Any]:
             "macs": models[network]["macs"],
             "params": models[network]["params"],
             "file_bytes": records[name]["file_bytes"],
+            "best_ms": times[name].get("min_ms"),
             "median_ms": times[name].get("median_ms"),
             "speedup": times[name].get("speedup"),
             "runtime": times[name].get("runtime"),
@@ -97,8 +100,20 @@ def _figures(folder: Path) -> dict[str, Any]:
         "test_accuracy": {name: entry["test_accuracy"] for name, entry in models.items()},
         "seconds": sum(stage["seconds"] for stage in ledger["stages"]),
         "shipping": ledger.get("shipping"),
+        "noise": _noise(list(records.values())),
         "files": sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")),
     }
+
+
+def _times(engine: dict[str, Any]) -> str:
+    best = "–" if engine["best_ms"] is None else f"{engine['best_ms']:.2f}"
+    return f"{best} ({engine['median_ms']:.2f}) ms"
+
+
+def _noise(records: Sequence[dict[str, Any]]) -> str | None:
+    """Say why the machine counts as noisy while these were timed, or None where it does not."""
+    conditions = [Conditions.model_validate(one["conditions"]) for one in records if one.get("conditions")]
+    return next((noise for one in conditions if (noise := one.noise()) is not None), None)
 
 
 def table(figures: dict[str, Any]) -> Table:
@@ -116,8 +131,9 @@ def table(figures: dict[str, Any]) -> Table:
     if all(engine["median_ms"] is not None for engine in engines.values()):
         rows |= {
             "ONNX file": lambda e: f"{e['file_bytes'] / 1e3:.0f} kB",
-            f"latency (median{where})": lambda e: f"{e['median_ms']:.2f} ms",
-            "speed-up": lambda e: f"{e['speedup']:.2f}x",
+            f"latency, best{where}": lambda e: "–" if e["best_ms"] is None else f"{e['best_ms']:.2f} ms",
+            f"latency, median{where}": lambda e: f"{e['median_ms']:.2f} ms",
+            "speed-up, the smaller": lambda e: f"{e['speedup']:.2f}x",
         }
     else:
         rows["weights"] = lambda e: f"{e['file_bytes'] / 1e3:.0f} kB"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
@@ -45,6 +47,11 @@ class Conditions(BaseModel):
     clock_mhz: FiniteFloat | None = None
     power: Power | None = None
 
+    @classmethod
+    def of_load(cls, load: Sequence[float]) -> Self:
+        """Return the conditions of a timing that noted nothing but the machine's load, of which the highest counts."""
+        return cls(load=max(load, default=None), cores=usable_cores())
+
     def noise(self) -> str | None:
         """Say in words why the machine counts as noisy, or None where it does not."""
         said = []
@@ -53,6 +60,15 @@ class Conditions(BaseModel):
         if self.processor_share is not None and self.processor_share < _NOISY_SHARE:
             said.append(f"the processor was had for {100 * self.processor_share:.0f} % of the time")
         return " and ".join(said) or None
+
+
+def noisy_line(noise: str) -> str:
+    """Say to a reader of times what a noisy machine means for them.
+
+    Args:
+        noise: what ``Conditions.noise`` said.
+    """
+    return f"The machine was noisy ({noise}): trust best times more than medians, and measure again."
 
 
 class Watch:

@@ -57,8 +57,8 @@ def render_markdown(runs: Sequence[Run]) -> str:
     """Return the runs as a table in Markdown, with the verdict of each."""
     found = [figures(run) for run in runs]
     best = pareto(found)
-    head = "| run | ships | metric | dense | MACs | file | median | speed-up | front |"
-    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
+    head = "| run | ships | metric | dense | MACs | file | best | median | speed-up | front |"
+    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
     for row, front in zip(found, best, strict=True):
         cells = [_plain(row["run"]), _plain(row["ships"]), *_cells(row), "yes" if front else ""]
         lines.append(f"| {' | '.join(cells)} |")
@@ -70,7 +70,7 @@ def render_comparison(runs: Sequence[Run]) -> Markup:
     """Return the body of a page: the verdicts, the table, the plane with the Pareto front, and images that differ."""
     found = [figures(run) for run in runs]
     best = pareto(found)
-    columns = ("<Run", "<ships", "metric", "dense", "MACs", "file", "median", "speed-up", "<")
+    columns = ("<Run", "<ships", "metric", "dense", "MACs", "file", "best", "median", "speed-up", "<")
     lines = [
         tr(
             th(row["run"]),
@@ -124,6 +124,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         units.percent(row["dense_accuracy"]),
         units.percent(row["macs_of_dense"], 0),
         units.size(row["file_bytes"]),
+        units.milliseconds(row["best_ms"]),
         units.milliseconds(row["median_ms"]),
         units.times(row["speedup"]),
     ]

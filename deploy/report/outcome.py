@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from deploy.bench.conditions import noisy_line
 from deploy.report import units
 from deploy.report.latencies import distributions, waterfall
 from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
@@ -34,7 +35,7 @@ def render_outcome(results: Results) -> Markup:
     if runtime := results.runtime():
         lead += f" Times are those of {RUNTIMES.get(runtime, runtime)}, which the bundle runs first, for all networks."
     if noise := noise_of(results.measured()):
-        lead += f" The machine was noisy ({noise}): trust best times more than medians, and measure again."
+        lead += f" {noisy_line(noise)}"
     parts = (
         _networks(results),
         _plot(results),
@@ -106,10 +107,11 @@ def _networks(results: Results) -> Markup:
         line("File size", lambda c: units.size(c.file_bytes), share(file_bytes)),
     )
     times = (
+        line("Latency, best", latency("min_ms")),
         line("Latency, median", latency("median_ms")),
         line("Latency, p90", latency("p90_ms")),
         line("Latency, p99", latency("p99_ms")),
-        line("Speed-up", lambda c: units.times(c.speedup), _speed_interval),
+        line("Speed-up, the smaller", lambda c: units.times(c.speedup), _speed_interval),
     )
     heads = join(
         fill(

@@ -286,15 +286,21 @@ def _speed_claim(final: Column, dense: Column, settings: Facts, runtime: str | N
     if speedup is None:
         return ""
     low, high = speed_interval(final.record) or (None, None)
-    figures = f"{milliseconds(final.record.get('median_ms'))} against {milliseconds(dense.record.get('median_ms'))}"
+    figures = _against(final, dense, "median_ms")
+    if final.record.get("min_ms") and dense.record.get("min_ms"):
+        figures = f"{_against(final, dense, 'min_ms')} at best, {figures}"
     how = [RUNTIMES.get(runtime, runtime)] if runtime else []
     how += [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
     how += [f"batch {count(final.record['batch'])}"] if number(final.record.get("batch")) else []
-    setting = f"; median{''.join(f', {part}' for part in how)}"
+    setting = f" by medians{''.join(f', {part}' for part in how)}"
     if low is not None and high is not None and low <= 1 <= high:
         return f"runs about as fast ({figures}{setting})"
     pace = f"{times(speedup)} as fast" if speedup >= 1 else f"only {times(speedup)} as fast"
     return f"runs {pace} ({figures}{setting})"
+
+
+def _against(final: Column, dense: Column, key: str) -> str:
+    return f"{milliseconds(final.record.get(key))} against {milliseconds(dense.record.get(key))}"
 
 
 def speed_interval(record: Facts) -> tuple[float, float] | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +80,18 @@ def test_a_torch_without_cuda_gets_no_cuda_kernels(build):
     assert build.find_cuda(None) == (None, "this torch was built without CUDA")
 
 
+def test_an_installation_in_place_compiles_for_no_card_that_is_not_there(build, monkeypatch, tmp_path):
+    nvcc = toolkit(tmp_path / "cuda", "13.0") / "bin/nvcc"
+    monkeypatch.setattr(build.shutil, "which", lambda _: str(nvcc))
+    found, why = build.find_cuda("13.2", in_place=True, cards=False)
+    assert found is None
+    assert why == "no GPU here (set TORCH_CUDA_ARCH_LIST to build for one elsewhere)"
+    assert build.find_cuda("13.2", in_place=True, cards=True)[0] == tmp_path / "cuda"
+    assert build.find_cuda("13.2", cards=False)[0] == tmp_path / "cuda"  # a wheel is for other machines
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert build.find_cuda("13.2", in_place=True, cards=False)[0] == tmp_path / "cuda"
+
+
 def test_only_a_toolkit_that_knows_blackwell_builds_for_it(build):
     assert build.default_archs("12.8").endswith("12.0+PTX")
     assert "12.0" not in build.default_archs("12.6")
@@ -106,6 +122,35 @@ def test_the_report_is_what_build_info_reads(build, tmp_path, capsys):
     assert written["torch"] == "2.15.0"
     assert written["cpu"] is written["cuda"] is False
     assert capsys.readouterr().out == "niwaki: built nothing\n"
+
+
+def test_a_wheel_carries_its_bill_of_materials(tmp_path):
+    left = (".git", ".venv", "*.so", "_build.json", "runs", "build", "*.egg-info", "__pycache__", "tests", "site")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*left))
+    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    env = {**os.environ, "NIWAKI_KERNELS_BUILD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "source", env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "source/dist").glob("*.whl")
+    with zipfile.ZipFile(made) as wheel:
+        (name,) = (one for one in wheel.namelist() if one.endswith(".cdx.json"))
+        bill = json.loads(wheel.read(name))
+        recorded = wheel.read(name.replace("sboms/niwaki-vision.cdx.json", "RECORD")).decode()
+    assert ".dist-info/sboms/" in name and name in recorded
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert bill["metadata"]["component"]["version"] == project["version"]
+    assert [one["properties"][0]["value"] for one in bill["components"]] == project["dependencies"]
+
+
+def test_the_bill_names_the_kernels_and_what_made_them(build, tmp_path):
+    (tmp_path / "_C.abi3.so").write_bytes(b"kernels")
+    report = build.Report(torch="2.15.0", compiler="g++ 12.2.0")
+    first = build.bill(report, [tmp_path / "_C.abi3.so"])["components"][0]
+    assert first["name"] == "cpp_ext/_C.abi3.so"
+    assert first["hashes"][0]["content"] == hashlib.sha256(b"kernels").hexdigest()
+    assert [one["value"] for one in first["properties"]] == ["g++ 12.2.0", "torch 2.15.0, its stable ABI"]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from compress import prune
 from compress.errors import PlanError
+from compress.prune.criteria import second_order
 from compress.prune.criteria.lasso import descend, penalties
 
 pytestmark = pytest.mark.heavy
@@ -127,6 +128,23 @@ def test_kfac_criteria_weigh_errors_by_the_loss(x):
     outputs = read(net, x) @ net.b.weight.detach()[:, :, 0, 0].T
     variance = float((outputs - outputs.mean(0)).square().mean())
     torch.testing.assert_close(found, shares * 16 * 9 / 2 * variance, rtol=2e-3, atol=1e-6)
+
+
+def test_a_trial_of_a_greedy_choice_ends_with_the_first_unit_of_a_group(x, monkeypatch):
+    net = reader([[1.0, -2.0, 0.5, 1.5]])
+    removed = []
+    remove = second_order._Surgeon.remove
+    monkeypatch.setattr(second_order._Surgeon, "remove", lambda own, unit: (removed.append(unit), remove(own, unit)))
+    trace = prune.trace(net, x)
+    asked = {"data": [(x, None)], "loss": lambda out, _: out.sum() / len(out)}
+    whole = prune.score(trace, net, "kfac", **asked)
+    assert len(removed) == 4
+    removed.clear()
+    trial = prune.score(trace, net, "kfac", **asked, trial=True)
+    free = trace.slots["a.weight", 0]
+    assert removed == [int(whole[free].argmin())]
+    assert float(trial[free][removed[0]]) == float(whole[free].min()) > 0
+    assert trial.count_nonzero() == 1
 
 
 def test_kfac_criteria_spare_what_only_an_output_without_a_slope_reads(x):

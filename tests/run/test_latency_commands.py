@@ -9,7 +9,9 @@ import torch
 from compress import prune
 from compress.models.cifar_resnet import cifar_resnet
 from compress.recipe.loading import load_recipe
+from deploy.latency import explain as explaining
 from deploy.latency import profile as timing
+from deploy.latency.explain import Explanation
 from deploy.latency.profile import ProfileFolder, Timing
 from deploy.latency.table import Table
 
@@ -51,6 +53,16 @@ def test_a_folder_is_timed_into_a_table_that_a_run_takes(folder, command, monkey
     assert [one.name for one in table.networks] == ["dense", "cut"]
     overrides = ["prune.budget.latency=0.5", f"prune.latency_table={json.dumps(str(tmp_path / 'table.json'))}"]
     assert load_recipe("recipes/digits.yaml", overrides).prune.latency_table == str(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(("load", "noisy"), [(400.0, True), (0.1, False)])
+def test_a_busy_machine_is_said_beside_layer_times(command, monkeypatch, tmp_path, load, noisy):
+    rows = ({"name": "a", "kind": "Conv", "after_ms": 1.0},)
+    found = Explanation(runtime="onnxruntime", threads=1, after="a", after_ms=1.0, load=(0.1, load), rows=rows)
+    monkeypatch.setattr(explaining, "explain_files", lambda *_, **__: found)
+    code, out, _ = command("explain", tmp_path / "a.onnx")
+    assert code == 0
+    assert ("The machine was noisy (a load of 400.0 on" in out) is noisy
 
 
 def test_what_is_no_folder_of_files_is_told_how_to_make_one(command, tmp_path):

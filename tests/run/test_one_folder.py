@@ -1,17 +1,22 @@
 """Two runs never share a folder, and one that was killed before its first ledger does not block it."""
 
+import io
 import json
 import os
+import time
 
 import pytest
 import yaml
+from rich.console import Console
 from test_failures import RECIPE
 
 from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run import prepare as preparing
+from compress.run import runner
 from compress.run.preflight import alone, sweep
 from compress.run.prepare import prepare
+from compress.run.progress import Ui
 
 pytestmark = pytest.mark.heavy
 
@@ -36,6 +41,26 @@ def test_of_two_runs_that_begin_at_once_on_one_folder_one_is_refused(recipe, tmp
         prepare(recipe, out, False)
     assert json.loads((out / "ledger.json").read_text())["seed"] == other.seed
     assert (out / "recipe.yaml").read_text() == other.to_yaml()
+
+
+def test_what_takes_time_before_the_first_stage_is_said_first(recipe, tmp_path, monkeypatch):
+    told = {}
+
+    def refused(*_):
+        until = time.monotonic() + (20 if style == "bars" else 0.5)  # another thread writes it
+        while "Checking the recipe, the data and the network" not in shown.getvalue() and time.monotonic() < until:
+            time.sleep(0.02)
+        told[style] = shown.getvalue()
+        raise RecipeError("no")
+
+    monkeypatch.setattr(runner, "prepare", refused)
+    for style in ("bars", "lines"):
+        shown = io.StringIO()
+        console = Console(file=shown, width=80, force_terminal=style == "bars")
+        with pytest.raises(RecipeError, match="no"):
+            runner.run(recipe, tmp_path / "out", Ui(console, style))
+    assert "Checking the recipe, the data and the network" in told["bars"]
+    assert told["lines"] == ""
 
 
 def test_nothing_is_written_while_another_holds_the_folder(recipe, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from compress.errors import ArtifactError
 from compress.run.ledger import Ledger
-from compress.run.summary import summary, table
+from compress.run.summary import summary, table, table_of_several
 
 MODEL = {"name": "teacher", "macs": 2, "params": 1, "file_bytes": 4, "test_accuracy": 0.5}
 LEDGER = {"name": "x", "seed": 0, "test_images": 2, "metric": "accuracy", "stages": [{"seconds": 1.0}]}
@@ -21,6 +21,26 @@ def write(folder, models, records):
 
 def test_what_a_run_wrote_is_read(tmp_path):
     assert summary(write(tmp_path, [MODEL], [RECORD]))["engines"]["dense"]["macs"] == 2
+
+
+def test_a_busy_machine_is_said_and_best_times_stand_beside_medians(tmp_path):
+    busy = {"load": 9.0, "cores": 2, "processor_share": 0.4}
+    records = [{**RECORD, "min_ms": 0.25, "conditions": busy}]
+    found = summary(write(tmp_path, [MODEL], records))
+    assert found["noise"] == "a load of 9.0 on 2 cores and the processor was had for 40 % of the time"
+    rows = table(found)
+    cells = dict(zip(*(list(column.cells) for column in rows.columns), strict=True))
+    assert (cells["latency, best"], cells["latency, median"]) == ("0.25 ms", "1.00 ms")
+    assert summary(write(tmp_path, [MODEL], [RECORD]))["noise"] is None
+
+
+def test_several_networks_have_best_times_beside_medians(tmp_path):
+    model = {**MODEL, "params": 2000, "macs": 1e6}
+    records = [{**RECORD, "name": name, "min_ms": 0.25} for name in ("dense", "distilled")]
+    found = summary(write(tmp_path, [model, {**model, "name": "student"}], records))
+    rows = table_of_several([found])
+    assert rows.columns[-1].header == "best (median) latency, student"
+    assert list(rows.columns[-1].cells) == ["0.25 (1.00) ms"] * 2
 
 
 def test_times_are_of_the_runtime_that_the_bundle_runs_first(tmp_path):

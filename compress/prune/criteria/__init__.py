@@ -51,6 +51,7 @@ def score(
     seed: int = 0,
     normalize: Normalization | None = None,
     forward: Forward | None = None,
+    trial: bool = False,
 ) -> Tensor:
     """Scores every unit of `model`; higher stays.
 
@@ -67,6 +68,8 @@ def score(
         normalize: what makes scores comparable from group to group: `none`, `mean`, `max` or `cost`; the
             criterion's own choice without it.
         forward: `forward(network, inputs)` instead of `network(inputs)`.
+        trial: asks only whether the criterion can judge this network: what chooses one unit after the other, which
+            takes minutes in a network of thousands, stops at each group's first, and the scores mean nothing.
 
     Returns:
         float64 tensor of shape (units,). Criteria of data say nothing of units that no free group has.
@@ -83,7 +86,7 @@ def score(
     if normalize is not None and normalize not in get_args(Normalization):
         raise PlanError(f"normalize='{normalize}' is unknown; give {', '.join(get_args(Normalization))}.")
     generator = torch.Generator().manual_seed(seed)
-    given = Given(trace, model, seed, data, loss, forward, generator)
+    given = Given(trace, model, seed, data, loss, forward, generator, trial)
     scores = known.function(given)
     return normalized(trace, scores, normalize or known.normalize)
 

@@ -27,6 +27,7 @@ class Given:
         data: batches, gone through once; None for criteria of weights.
         loss: from outputs and targets to the mean loss of a batch; None for `default_loss`.
         forward: how to run the network on a batch's inputs; None for `network(inputs)`.
+        trial: only whether it can score is asked: a choice of one unit after the other ends with the first.
     """
 
     trace: Trace
@@ -36,6 +37,7 @@ class Given:
     loss: Loss | None = None
     forward: Forward | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    trial: bool = False
 
     @property
     def weights(self) -> dict[str, Tensor]:

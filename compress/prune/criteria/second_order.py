@@ -49,7 +49,7 @@ def _choice(given: Given, weights: Sequence[tuple[Reader, Tensor, float | None]]
         states = [s for reader, w, whole in weights if (s := _Surgeon.of(reader, w, units, whole)) is not None]
         lost = last = 0.0
         left = torch.ones(len(units), dtype=torch.bool)
-        for _ in range(len(units)):
+        for _ in range(1 if given.trial else len(units)):
             errors = torch.stack([state.errors() for state in states]).sum(0).masked_fill(~left, torch.inf)
             unit = int(errors.argmin())
             lost += max(float(errors[unit]), 0.0)

@@ -20,6 +20,7 @@ from compress.run.reliability import reliability
 from compress.run.variants import ENGINES, PARITY, Variant, variants_of
 from compress.run.workspace import Workspace
 from compress.train import TASKS, evaluate
+from deploy.bench.conditions import noisy_line
 from deploy.bench.records import Bench, Record
 from deploy.bench.shipping import EQUAL, Runtime, ShipDecision, choose
 from deploy.engines import load_engine
@@ -82,9 +83,12 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     metrics = {f"speedup_{r.name}": r.speedup or 0.0 for r in records}
     named = next(v.name for v in variants if v.model == "student" and v.precision == shipping.precision)
     shown = next(r for r in reversed(records) if r.name in (named, f"{named}-{shipping.runtime}"))
-    view.notes.append(f"{shown.name}: {shown.median_ms:.2f} ms, {shown.speedup:.2f}x the dense network")
+    times = f"{shown.min_ms:.2f} ms at best, {shown.median_ms:.2f} median"
+    view.notes.append(f"{shown.name}: {times}, {shown.speedup:.2f}x the dense network")
+    noise = None if shown.conditions is None else shown.conditions.noise()
     crowded = over_cores(settings.threads)
-    notes = (f"The bundle {shipping}", *(() if crowded is None else (crowded,)))
+    said = (crowded, None if noise is None else noisy_line(noise))
+    notes = (f"The bundle {shipping}", *(one for one in said if one is not None))
     plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
