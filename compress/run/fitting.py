@@ -106,6 +106,15 @@ class Tried:
         return abs(over) + (_TOO_SLOW if over > WITHIN else 0.0)
 
 
+def _nearest(seen: Sequence[Tried], target: Target) -> Tried:
+    """Return the network nearest to the target among those that are not slower than one that keeps all they keep."""
+
+    def outdone(one: Tried) -> bool:
+        return any(wider.reading.ms < one.reading.ms and not (one.kept & ~wider.kept).any() for wider in seen)
+
+    return min((one for one in seen if not outdone(one)), key=lambda one: one.miss(target))
+
+
 @dataclass(frozen=True)
 class FittedCut:
     """A plan that meets a latency.
@@ -192,7 +201,7 @@ class LatencyFit:
             if between := not found:
                 break  # no other network lies between the steps
             turn += 1
-            new = []
+            new: list[Tried] = []
             for kept, asked, steps in found:
                 plan = self._plan(kept, asked, steps)
                 path = folder / f"cut-{len(seen) + len(new)}.onnx"
@@ -201,13 +210,13 @@ class LatencyFit:
             seen = self._timed_again(dense, seen, new, share)
             share = target.share_of(seen[-1].reading.dense_ms)
             error = abs(seen[0].total / whole / seen[0].reading.share - 1) if turn == 1 else error
-            best = min(seen, key=lambda one: one.miss(target))
+            best = _nearest(seen, target)
             self.advance(turn, MOST_ROUNDS, f"latency x {best.reading.share:.3f}, {share:.3f} asked for")
             at_floor = any(one.total <= floor * 1.001 and one.reading.share > share for one in seen)
             if best.miss(target) <= _CLOSE or at_floor:
                 break
             aims = self._aims(share, whole, seen)
-        best = min(seen, key=lambda one: one.miss(target))
+        best = _nearest(seen, target)
         if best.miss(target) > (_TOO_SLOW - 1 if between else _FAR):
             raise PlanError(self._unreached(target, best, floor))
         return FittedCut(best.plan, best.reading, target.share_of(best.reading.dense_ms), error, len(seen), turn)
@@ -341,7 +350,7 @@ class LatencyFit:
         return timing.ms
 
     def _job(self, path: Path) -> Job:
-        return Job(path=str(path), shapes=dict(self.shipping.shapes))
+        return Job(path=str(path), shapes=dict(self.shipping.shapes), batch=self.shipping.batch)
 
     def _how(self, files: int) -> How:
         shipping = self.shipping

@@ -9,6 +9,7 @@ import torch
 from compress import prune
 from compress.models.cifar_resnet import cifar_resnet
 from compress.recipe.loading import load_recipe
+from deploy.errors import DeployError
 from deploy.latency import profile as timing
 from deploy.latency.profile import ProfileFolder, Timing
 from deploy.latency.table import Table
@@ -51,6 +52,18 @@ def test_a_folder_is_timed_into_a_table_that_a_run_takes(folder, command, monkey
     assert [one.name for one in table.networks] == ["dense", "cut"]
     overrides = ["prune.budget.latency=0.5", f"prune.latency_table={json.dumps(str(tmp_path / 'table.json'))}"]
     assert load_recipe("recipes/digits.yaml", overrides).prune.latency_table == str(tmp_path / "table.json")
+
+
+@pytest.mark.heavy
+def test_a_folder_is_of_as_many_images_as_were_asked_for(command, monkeypatch, tmp_path):
+    code, _, said = command("profile", "niwaki:cifar_resnet", "--size", 16, "--batch", 4, "--bundle", tmp_path / "d")
+    assert code == 0 and ProfileFolder.read(tmp_path / "d").batch == 4, said
+    asked = []
+    timer = lambda jobs, how: asked.extend(jobs) or planted(jobs, how)  # noqa: E731
+    table = timing.profile_folder(tmp_path / "d", timer=timer)
+    assert {job.batch for job in asked} == {4} and {entry.setting.batch for entry in table.entries} == {4}
+    with pytest.raises(DeployError, match=r"4 images.*none for onnxruntime in fp32 with 1 thread\(s\) and 1 image"):
+        table.setting("onnxruntime", "fp32", 1)
 
 
 def test_what_is_no_folder_of_files_is_told_how_to_make_one(command, tmp_path):
