@@ -194,8 +194,8 @@ def _checked(dense: Any, chain: Chain, example: Any) -> tuple[float, float | Non
     """
     import torch
 
-    from compress import prune
     from compress.prune.reference import KeptStatistics
+    from compress.prune.surgery import mask_
 
     difference = None
     with torch.no_grad():
@@ -203,7 +203,7 @@ def _checked(dense: Any, chain: Chain, example: Any) -> tuple[float, float | Non
         assert tuple(out.shape) == (1, CLASSES), f"the output has shape {tuple(out.shape)}"
         assert bool(out.isfinite().all()), "the output is not finite"
         if chain.plan is not None:
-            masked_network = prune.mask(dense, chain.plan).eval()
+            masked_network = mask_(copy.deepcopy(dense), chain.plan, readers=True).eval()
             # What goes under a norm over channels is compared with that norm over the kept channels.
             with KeptStatistics(masked_network, chain.plan):
                 masked = masked_network(example)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.prune.attributes import kept_numbers
 from compress.prune.labels import Flow, Labels, Layer, Slot
-from compress.prune.rules import POINTWISE, RULES, Call, Role, Rule, tensors
+from compress.prune.rules import POINTWISE, READERS, RULES, Call, Role, Rule, tensors
 from compress.prune.shapes import SHAPES
 
 PICKS = frozenset(
@@ -350,7 +350,7 @@ class LabelDispatch(TorchDispatchMode):
             return
         known = self.observed.roles.get(slot)
         # A slot that both produces and consumes is masked as a producer; a statistic is only ever cut.
-        if known is None or (known, role) == ("consumer", "producer"):
+        if known is None or (known in READERS and role == "producer") or (known, role) == ("consumer", "shut"):
             self.observed.roles[slot] = role
 
     def equate(self, left: Labels, right: Labels) -> None:

@@ -14,8 +14,12 @@ from compress.prune.attributes import attributes
 from compress.prune.dispatch import Observations
 from compress.prune.labels import Labels, Slot, shrink
 from compress.prune.liveness import activations
+from compress.prune.rules import CONSTANT
 from compress.prune.sizes import Patch
 from compress.prune.units import Cost, Group, Trace, components, groups_of
+
+HOLDING = frozenset((CONSTANT,))
+"""Alterations for which channels have to stay; others are proved against a reference that makes them too."""
 
 Units = npt.NDArray[np.int64]
 
@@ -154,7 +158,7 @@ def _reasons(observed: Observations, choices: Choices, unit_of: Units, count: in
     """All reasons, and the first one that holds for each unit, -1 where none does."""
     numbers: dict[str, int] = {}
     reason_of = np.full(count, -1, dtype=np.int64)
-    constants = [(labels, reason) for labels, reason in observed.altered if "norm over channels" not in reason]
+    constants = [(labels, reason) for labels, reason in observed.altered if reason in HOLDING]
     for labels, reason in reversed([*observed.protections, *choices.held, *constants]):
         reason_of[unit_of[labels]] = numbers.setdefault(reason, len(numbers))
     return list(numbers), reason_of

@@ -200,7 +200,7 @@ def _group(modules: dict[str, nn.Module], trace: Trace, costs: _Costs, group: Gr
         units=len(group.units),
         width=min(_span(modules, trace, group, slot) for slot in group.slots),
         preserving=preserving,
-        note="" if preserving else _norm_above(modules, group),
+        note="" if preserving else _norm_above(modules, group) or _shut(trace, group),
         macs_share=macs,
         parameters_share=parameters,
         members=tuple(Member(slot=_slot(slot), role=trace.roles[slot]) for slot in group.slots),
@@ -225,6 +225,11 @@ def _norm_above(modules: dict[str, nn.Module], group: Group) -> str:
             if isinstance(module, norm):
                 return f"under a {norm.__name__}"
     return ""
+
+
+def _shut(trace: Trace, group: Group) -> str:
+    """What else keeps a masked channel from being zero, as words."""
+    return "read where it is a constant" if any(trace.roles[slot] == "shut" for slot in group.slots) else ""
 
 
 def _protections(trace: Trace) -> Iterator[Protection]:

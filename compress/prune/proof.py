@@ -64,8 +64,9 @@ class Proof(BaseModel):
 def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, forward: Forward | None = None) -> Proof:
     """Compare ``apply`` with ``mask`` in float64: outputs in eval, outputs and gradients in train.
 
-    The masked network's layer, RMS and group norms take their statistics over the channels that stay; in both networks
-    whatever is drawn at random is replaced by its mean.
+    The masked network's layer, RMS and group norms take their statistics over the channels that stay, and what reads a
+    masked channel where it is a constant reads nothing; in both networks whatever is drawn at random is replaced by its
+    mean.
 
     Args:
         model: the dense network; it is not changed. In a copy the statistics and each constant parameter (such as a
@@ -89,7 +90,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
     run = _Run(forward or (lambda network, *values: network(*values)), inputs, seed)
     # Masking in place: there are never two networks of full size beside the user's.
     cut = apply(dense, plan)
-    expected = _expected(run, mask_(dense, plan), plan)
+    expected = _expected(run, mask_(dense, plan, readers=True), plan)
     del dense
     proof = _compared(run, cut, expected)
     if proof.eval_forward > FORWARD_LIMIT or proof.trained > TRAIN_LIMIT:

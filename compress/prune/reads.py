@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from compress.errors import PlanError
+from compress.prune.rules import READERS
 from compress.prune.units import Trace
 
 
@@ -122,7 +123,7 @@ def sites(trace: Trace) -> dict[str, tuple[Site, ...]]:
     for (name, dim), units in trace.slots.items():
         if len(trace.parameters.get(name, ())) < 2 or dim > 1:
             continue
-        if trace.roles[name, dim] == "consumer":
+        if trace.roles[name, dim] in READERS:
             found[name] = (Site(name, False, torch.from_numpy(units)),)
             read[units] = True
         elif trace.roles[name, dim] == "producer":

@@ -85,8 +85,13 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     return mask_(clone(model, {}), plan)
 
 
-def mask_(model: nn.Module, plan: Plan) -> nn.Module:
+def mask_(model: nn.Module, plan: Plan, readers: bool = False) -> nn.Module:
     """Mask in place and return ``model``.
+
+    Args:
+        model: the network.
+        plan: legal for it.
+        readers: mask also what reads a dropped channel where that is no longer zero, for a proof.
 
     Raises:
         PlanError: the plan is not legal for this network, which is then unchanged.
@@ -95,7 +100,7 @@ def mask_(model: nn.Module, plan: Plan) -> nn.Module:
     lists: dict[torch.device, tuple[list[Tensor], list[int], list[Tensor]]] = {}
     masks: dict[tuple[int, int, torch.device], Tensor] = {}
     for key, slot in plan.slots.items():
-        if slot.role != "producer":
+        if slot.role != "producer" and not (readers and slot.role == "shut"):
             continue
         name, _, dim = key.rpartition(":")
         tensor = cut.tensors[name]

@@ -104,7 +104,7 @@ class Trace:
         protected: slot as ``name:dim`` -> reason, for each slot with channels that must stay.
         protected_units: True for each unit that must stay.
         preserving: False for each unit whose removal is masking it only if what it takes part in counts the kept
-            channels alone: those under a norm over channels.
+            channels alone: those under a norm over channels, and those that are read where they are a constant.
         unknown_ops: operators without a rule, by name; the channels that reach them are protected.
         costs: the multiply-accumulate operators.
         attributes: sizes to patch.

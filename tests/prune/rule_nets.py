@@ -10,9 +10,10 @@ from prune_nets import Net, conv, draw, image, sizes
 from torch import nn
 
 from compress import prune
-from compress.prune import dispatch, remedies
+from compress.prune import dispatch, grouping, remedies
 from compress.prune.labels import Flow, Layer
 from compress.prune.rules import RULES, Call, tensors
+from compress.prune.rules.base import SHUT
 
 A = torch.ops.aten
 
@@ -243,13 +244,14 @@ BROKEN = {
 
 @contextmanager
 def rules_alone():
-    """Does without the ties by which a trial cut makes up for a rule that does not say which channels are equal."""
-    before = remedies.turns
-    remedies.turns = lambda *given: [found for found in before(*given) if not found[1]]
+    """Does without what makes up for a rule: the ties of trial cuts, and readers that are masked of a constant too."""
+    before = remedies.turns, grouping.HOLDING
+    remedies.turns = lambda *given: [found for found in before[0](*given) if not found[1]]
+    grouping.HOLDING = grouping.HOLDING | {SHUT}
     try:
         yield
     finally:
-        remedies.turns = before
+        remedies.turns, grouping.HOLDING = before
 
 
 @contextmanager

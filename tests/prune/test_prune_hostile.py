@@ -51,7 +51,8 @@ def test_what_training_alone_computes_with_the_same_parameters_is_watched():
 
     net = Net(run, a=nn.Linear(16, 12), o=nn.Linear(12, 4)).eval()
     trace = proved(net, torch.randn(20, 16))
-    assert trace.protected["a.weight:0"] == "a masked channel becomes a constant on the way"
+    assert trace.roles["o.weight", 1] == "shut", "a zero that becomes a constant in training alone"
+    assert not trace.preserving[trace.slots["a.weight", 0]].any()
 
 
 def test_a_network_that_wants_targets_in_training_is_watched_in_evaluation():

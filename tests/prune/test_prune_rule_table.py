@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compress import prune
 from compress.errors import PlanError
 from compress.prune.dispatch import VIEWS, operator
-from compress.prune.rules import RULES
+from compress.prune.rules import CONSTANT, RULES
 
 EQUIVALENT = {
     # Channels whose zero matters are held, whatever is said of it.
@@ -58,6 +58,29 @@ def test_the_operator_exists_and_is_looked_up_under_its_name(op):
 @pytest.mark.parametrize("op", sorted(RULES))
 def test_the_channels_are_those_expected_and_every_cut_is_the_mask(op):
     assert all(case.labelled for case in reached(op))
+
+
+DRAWN = {"aten.bernoulli_", "aten.rand_like", "aten.randn_like"}
+"""Called as operators they draw anew, and other values for other sizes."""
+
+HELD = {
+    op: [case for case in cases if "becomes a constant" in case.held.get("a.weight:0", "")]
+    for op, cases in CASES.items()
+}
+
+
+@pytest.mark.parametrize("op", sorted(op for op, cases in HELD.items() if cases and op not in DRAWN))
+def test_what_weights_read_where_it_is_a_constant_is_free_and_every_cut_exact(op):
+    for case in HELD[op]:
+        torch.manual_seed(0)
+        net, x = case.make()
+        trace = prune.trace(net, x, heads=case.heads)
+        units = trace.slots["a.weight", 0]
+        if CONSTANT in trace.protected.get("a.weight:0", "") or trace.protected_units[units].all():
+            continue
+        assert not trace.preserving[units].any(), "the trace says that a mask alone does not do what a cut does"
+        for seed in range(2):
+            prune.check(net, draw(trace, seed), x, seed=seed)
 
 
 @pytest.mark.heavy

@@ -10,15 +10,16 @@ from torch import Tensor
 import cpp_ext
 from compress.errors import PlanError
 from compress.prune.criteria.base import Given
+from compress.prune.rules import READERS
 from compress.prune.units import Trace
 
 
-def _norms(trace: Trace, weights: dict[str, Tensor], role: str, p: float, **options: bool) -> Tensor:
-    """The p-norm of each unit over the weights that have it in this role, in one call; float64 (units,), on the CPU."""
+def _norms(trace: Trace, weights: dict[str, Tensor], roles: tuple[str, ...], p: float, **options: bool) -> Tensor:
+    """The p-norm of each unit over the weights that have it in these roles; float64 (units,), on the CPU."""
     chosen: dict[torch.device, tuple[list[Tensor], list[int], list[npt.NDArray[np.int64]]]] = {}
     for (name, dim), units in trace.slots.items():
         weight = weights.get(name)
-        if weight is not None and weight.dim() > 1 and trace.roles[name, dim] == role:
+        if weight is not None and weight.dim() > 1 and trace.roles[name, dim] in roles:
             tensors, dims, index = chosen.setdefault(weight.device, ([], [], []))
             tensors.append(weight.detach())
             dims.append(dim)
@@ -39,12 +40,12 @@ def uniform(given: Given) -> Tensor:
 
 def l1(given: Given) -> Tensor:
     """Sum of the absolute weights of a unit's filters (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
-    return _norms(given.trace, given.weights, "producer", 1)
+    return _norms(given.trace, given.weights, ("producer",), 1)
 
 
 def l2(given: Given) -> Tensor:
     """Euclidean norm of all of a unit's filters together."""
-    return _norms(given.trace, given.weights, "producer", 2, squared=True).sqrt()
+    return _norms(given.trace, given.weights, ("producer",), 2, squared=True).sqrt()
 
 
 def bn_scale(given: Given) -> Tensor:
@@ -109,6 +110,6 @@ def signal(given: Given) -> Tensor:
     scale = given.zeros()
     for units, sizes in _scales(given.trace, given.weights):
         scale.index_add_(0, units, sizes / sizes.mean().clamp_min(1e-30))
-    columns = _norms(given.trace, given.weights, "consumer", 2, squared=True, relative=True)
+    columns = _norms(given.trace, given.weights, READERS, 2, squared=True, relative=True)
     has_norm = scale > 0
     return columns.sqrt() * torch.where(has_norm, scale, scale[has_norm].mean() if has_norm.any() else 1.0)

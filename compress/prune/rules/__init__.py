@@ -5,7 +5,7 @@ protects every channel that reaches it and is reported by name; it is never gues
 """
 
 from compress.prune.rules import moves, norms, pointwise, products, space
-from compress.prune.rules.base import Call, Labeller, Role, Rule, tensors
+from compress.prune.rules.base import CONSTANT, READERS, Call, Labeller, Role, Rule, tensors
 
 MOVES = frozenset(moves.RULES)
 """Operators that only move elements, by sizes and positions that the code names: after a cut they may move others."""
@@ -15,4 +15,4 @@ POINTWISE = frozenset(pointwise.RULES)
 
 RULES: dict[str, Rule] = {**pointwise.RULES, **products.RULES, **norms.RULES, **space.RULES, **moves.RULES}
 
-__all__ = ["MOVES", "POINTWISE", "RULES", "Call", "Labeller", "Role", "Rule", "tensors"]
+__all__ = ["CONSTANT", "MOVES", "POINTWISE", "READERS", "RULES", "Call", "Labeller", "Role", "Rule", "tensors"]

@@ -12,7 +12,15 @@ import torch
 from compress.prune.labels import Flow, Labels, Layer, Slot
 
 Role = str
-"""``producer`` (its rows make the channel), ``consumer`` (its columns read it) or ``statistic`` (a variance)."""
+"""``producer`` (its rows make the channel), ``consumer`` (its columns read it), ``shut`` (its columns read it where a
+masked channel is a constant: a proof masks them too) or ``statistic`` (a variance)."""
+
+CONSTANT = "a masked channel becomes a constant on the way"
+SHUT = f"{CONSTANT}, which weights read"
+"""Why a unit that goes alters more than its mask does; the channels of the second kind are free nevertheless."""
+
+READERS = ("consumer", "shut")
+"""The roles of a dimension that reads channels."""
 
 
 @dataclass(frozen=True, slots=True)

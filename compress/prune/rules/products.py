@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.prune.labels import Flow, Labels, Layer, placed
-from compress.prune.rules.base import Call, Labeller, Rule, channel, collapse, meet, named, plain
+from compress.prune.labels import Flow, Labels, Layer, Slot, placed
+from compress.prune.rules.base import CONSTANT, SHUT, Call, Labeller, Rule, channel, collapse, meet, named, plain
 
 Side = tuple[Layer | None, Flow]
 """The layer along the dimension that is summed over, one label a channel, and its flow."""
@@ -36,7 +36,15 @@ def contract(tracer: Labeller, call: Call, left: Side, right: Side) -> None:
         tracer.role(layer.slot, "consumer" if other.slot is None else "producer")
     sides = [layer.zero for layer, other in ((a, b), (b, a)) if layer.slot is None or other.slot is not None]
     if not any(sides):
-        tracer.altered(a.labels, "a masked channel becomes a constant on the way")
+        _shut(tracer, a.labels, [layer.slot for layer, other in ((a, b), (b, a)) if other.slot is None])
+
+
+def _shut(tracer: Labeller, labels: Labels, readers: list[Slot | None]) -> None:
+    """Mask what reads channels that are no longer zero, if that is a parameter; else they have to stay."""
+    own = [slot for slot in readers if slot is not None]
+    for slot in own:
+        tracer.role(slot, "shut")
+    tracer.altered(labels, SHUT if own else CONSTANT)
 
 
 def convolution(tracer: Labeller, call: Call) -> Flow:
@@ -92,13 +100,13 @@ def _simple(tracer: Labeller, call: Call, source: Layer, groups: int) -> Flow | 
             return None
     else:
         rows = tracer.own(weight, 0, "producer")
-        if rows is None or not tracer.tie(weight, 1, channels, "consumer"):
+        if rows is None or not tracer.tie(weight, 1, channels, "consumer" if source.zero else "shut"):
             return None
         made = rows
     if bias is not None and not tracer.tie(bias, 0, made, "producer"):
         return None
     if not (source.zero or depthwise):
-        tracer.altered(channels, "a masked channel becomes a constant on the way")
+        tracer.altered(channels, SHUT)
     macs = call.out.numel() // len(made) * weight.numel() // len(made)
     tracer.spend(macs if depthwise else macs // len(channels), made, *([] if depthwise else [channels]))
     return Flow((Layer(placed(made, call.out.dim(), 1)),))
@@ -220,7 +228,7 @@ def batched(
             tracer.role(layer.slot, "producer")
         rest_a, rest_b = [*rest_a, Layer(whole_a.labels, a.zero)], [*rest_b, Layer(whole_b.labels, b.zero)]
         if not (a.zero or b.zero):
-            tracer.altered(a.labels, "a masked channel becomes a constant on the way")
+            tracer.altered(a.labels, CONSTANT)
     else:
         contract(tracer, call, (_vector(tracer, a, front), flow_a), (_vector(tracer, b, front), flow_b))
     sides = [

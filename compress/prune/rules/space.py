@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compress.prune.labels import Flow, Layer, placed
-from compress.prune.rules.base import Call, Labeller, Rule, collapse, meet, named, protect_flow, tensors
+from compress.prune.rules.base import CONSTANT, Call, Labeller, Rule, collapse, meet, named, protect_flow, tensors
 
 
 def spatial(n: int) -> Rule:
@@ -100,7 +100,7 @@ def _reduced(tracer: Labeller, call: Call, counts: bool, still_zero: bool, stati
             elif counts:
                 tracer.protect(layer.labels, f"{call.name} over channels")
             elif not layer.zero:
-                tracer.altered(layer.labels, "a masked channel becomes a constant on the way")
+                tracer.altered(layer.labels, CONSTANT)
             continue
         labels = collapse(tracer, layer, dims).labels
         if not keep:
