@@ -35,18 +35,22 @@ from compress.run.probes import placed_layers
 from deploy.latency.profile import How, Job, time_files
 
 METHODS = ("uniform", "l1 by MACs", "latency")
-TRIES, NEAR = 6, 0.015
+TRIES, NEAR = 5, 0.015
 HOW = How(rounds=20, min_seconds=1.0, agree=0.03)
 
 
-def timed(model, plans, example):
-    """Time a network and its cuts in turns; the share of each."""
-    write = writer(example, [], "fp32")
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [write(model, Path(folder) / "dense.onnx")]
-        paths += [write(prune.apply(model, plan), Path(folder) / f"{n}.onnx") for n, plan in enumerate(plans)]
-        dense, *cuts = time_files([Job(path=str(path)) for path in paths], HOW)
-    return [cut.ms / dense.ms for cut in cuts], dense
+class Clock:
+    """Times cuts of a network beside the network itself, which is written once."""
+
+    def __init__(self, model, example, folder):
+        self.model, self.folder, self.write = model, folder, writer(example, [], "fp32")
+        self.dense = self.write(model, folder / "dense.onnx")
+
+    def shares(self, plans):
+        """The share of the dense network's time that each plan's network takes, all in turns, and the dense timing."""
+        paths = [self.write(prune.apply(self.model, plan), self.folder / f"{n}.onnx") for n, plan in enumerate(plans)]
+        dense, *cuts = time_files([Job(path=str(path)) for path in (self.dense, *paths)], HOW)
+        return [cut.ms / dense.ms for cut in cuts], dense
 
 
 def by_latency(trace, scores, model, example, share, cache):
@@ -60,7 +64,7 @@ def by_latency(trace, scores, model, example, share, cache):
     return fit.fit(Budget(latency=share), Target(share)).plan
 
 
-def as_slow(make, model, example, share, tried, save):
+def as_slow(make, clock, share, tried, save):
     """Bisect what `make` takes until its network takes `share` of the dense one's time; the nearest plan.
 
     `tried` holds what was timed before, by what `make` took, and is saved after each network.
@@ -72,7 +76,7 @@ def as_slow(make, model, example, share, tried, save):
         if found is None:
             found = next((own for slots, own in known if slots == plan.slots), None)
         if found is None:
-            (found,), _ = timed(model, [plan], example)
+            (found,), _ = clock.shares([plan])
         tried[f"{middle:.5f}"] = found
         known.append((plan.slots, found))
         save()
@@ -85,13 +89,14 @@ def as_slow(make, model, example, share, tried, save):
     return best[1]
 
 
-def planned(own, share, cache, done, save):
+def planned(own, share, cache, done, save, folder):
     """A plan by each method, and what each was timed at once all are there; saved after each."""
     example = own.calibration(8, 0)[0][0][:2]
     model = own.network
     trace = prune.trace(model, example)
     scores = prune.score(trace, model, "l1")
     made = done.setdefault("methods", {})
+    clock = Clock(model, example, folder)
     ways = {
         "uniform": lambda stays: prune.plan(trace, scores, ratio=1 - stays, scope="group", round_to=8, min_kept=8),
         "l1 by MACs": lambda stays: prune.plan(
@@ -107,14 +112,14 @@ def planned(own, share, cache, done, save):
             plan = by_latency(trace, scores, model, example, asked, cache)
         else:
             tried = done.setdefault("tried", {}).setdefault(name, {})
-            plan = as_slow(ways[name], model, example, asked, tried, save)
+            plan = as_slow(ways[name], clock, asked, tried, save)
         if name == "uniform":
-            ((done["asked"],), _) = timed(model, [plan], example)
+            (done["asked"],), _ = clock.shares([plan])
         costs = plan.costs
         made[name] = {"macs_share": costs["macs_after"] / costs["macs_before"], "plan": json.loads(plan.to_json())}
         save()
     if "dense_ms" not in done:
-        shares, dense = timed(model, [Plan.from_json(json.dumps(made[name]["plan"])) for name in METHODS], example)
+        shares, dense = clock.shares([Plan.from_json(json.dumps(made[name]["plan"])) for name in METHODS])
         for name, found in zip(METHODS, shares, strict=True):
             made[name]["share"] = found
         done |= {"dense_ms": dense.ms, "load": list(dense.load)}
@@ -160,7 +165,8 @@ def main():
         write_text(path, json.dumps(done, indent=1) + "\n")
 
     if asked.part == "plan":
-        planned(own, asked.share, asked.folder / "latency-table.json", done, save)
+        with tempfile.TemporaryDirectory() as folder:
+            planned(own, asked.share, asked.folder / "latency-table.json", done, save, Path(folder))
         return
     steps, rate = done.setdefault("steps", asked.steps), done.setdefault("rate", asked.rate)
     if "dense" not in done:
