@@ -252,8 +252,7 @@ class LatencyFit:
         Other totals of the knapsack give other widths everywhere, and where the sum of layers is off by another factor
         for each layer the measured times jump about. Between two networks that were measured they jump less: groups
         take the widths of the slower one, one after the other, as long as the times in between allow it. Three are
-        made, where the line through the two says and halfway from there to both: a runtime that brings numbers into
-        another order for some widths and not for others has times of its own even there.
+        made, where the line through the two says and halfway from there to both, for times may jump even there.
 
         Returns:
             What stays, in each; nothing where no two networks enclose the target that the sum of layers has in the

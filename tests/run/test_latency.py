@@ -325,7 +325,7 @@ def test_layers_that_are_off_each_by_another_factor_are_mixed_from_two_networks(
 
 
 class Reordering(Uneven):
-    """A machine that brings numbers into another order wherever sixteens meet other widths, as OpenVINO does."""
+    """A machine that brings numbers into another order wherever sixteens meet other widths."""
 
     def __init__(self, each):
         super().__init__({})
