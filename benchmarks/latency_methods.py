@@ -172,12 +172,13 @@ def main():
     if "dense" not in done:
         done["dense"] = accuracy(own.network, own)
         save()
+    for line in done["methods"].values():
+        if "untrained" not in line:
+            line["untrained"] = accuracy(prune.apply(own.network, Plan.from_json(json.dumps(line["plan"]))), own)
+            save()
     for name in METHODS:
         line = done["methods"][name]
         small = prune.apply(own.network, Plan.from_json(json.dumps(line["plan"])))
-        if "untrained" not in line:
-            line["untrained"] = accuracy(small, own)
-            save()
         if "trained" not in line:
             line["trained"] = accuracy(trained(small, own, steps, rate), own)
             save()
