@@ -6,7 +6,7 @@ import pytest
 
 from compress.errors import ArtifactError
 from compress.run.ledger import Ledger
-from compress.run.summary import summary
+from compress.run.summary import summary, table
 
 MODEL = {"name": "teacher", "macs": 2, "params": 1, "file_bytes": 4, "test_accuracy": 0.5}
 LEDGER = {"name": "x", "seed": 0, "test_images": 2, "metric": "accuracy", "stages": [{"seconds": 1.0}]}
@@ -21,6 +21,17 @@ def write(folder, models, records):
 
 def test_what_a_run_wrote_is_read(tmp_path):
     assert summary(write(tmp_path, [MODEL], [RECORD]))["engines"]["dense"]["macs"] == 2
+
+
+def test_times_are_of_the_runtime_that_the_bundle_runs_first(tmp_path):
+    other = {**RECORD, "name": "dense-openvino", "runtime": "openvino", "median_ms": 0.5, "accuracy": None}
+    folder = write(tmp_path, [MODEL], [RECORD, other])
+    assert summary(folder)["engines"]["dense"]["median_ms"] == 1.0
+    told = json.loads((folder / "ledger.json").read_text()) | {"shipping": {"runtime": "openvino"}}
+    (folder / "ledger.json").write_text(json.dumps(told))
+    found = summary(folder)
+    assert (found["engines"]["dense"]["median_ms"], found["engines"]["dense"]["accuracy"]) == (0.5, 0.5)
+    assert any("OpenVINO" in str(cell) for cell in table(found).columns[0]._cells)
 
 
 @pytest.mark.parametrize(
