@@ -82,7 +82,7 @@ def render_calibration(results: Results) -> Markup:
         for one in found
     ]
     each = details("The answers by their probability", table(("<Network", "<At", "images", "right"), _each(found)))
-    return section("How sure, and how often right", lead, table(head, lines), figure, each)
+    return section("How sure, and how often right", lead, table(head, lines, "tight"), figure, each)
 
 
 def _each(found: Sequence[AnswersOf]) -> list[Markup]:

@@ -218,7 +218,7 @@ def _losses(results: Results) -> Markup:
         for name, before, after in known[:SHOWN_LOSSES]
     ]
     head = ("<Metric", "teacher", "student", "change")
-    return part("Where most was lost", "", table(head, lines)) if lines else Markup()
+    return part("Where most was lost", "", table(head, lines, "tight")) if lines else Markup()
 
 
 def _engines(results: Results) -> Markup:

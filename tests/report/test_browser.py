@@ -28,7 +28,7 @@ pytestmark = [
 # What sticks out of its own frame, beside what may be scrolled.
 OUTSIDE = """[...document.querySelectorAll('main *')].filter(e => !e.closest('svg, .scroll, pre') &&
   e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
-CUT_OFF = """['.main', '.goals', '.built', '.parity'].map(one => document.querySelector(one).parentElement)
+CUT_OFF = """['.main', '.goals', '.built', '.parity', '.tight'].map(one => document.querySelector(one).parentElement)
   .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.firstChild.className)"""
 OVERLAPS = """(() => { const boxes = [...document.querySelectorAll('.plot')].filter(e => e.offsetParent)
   .flatMap(e => [...e.querySelectorAll('svg text')]).filter(t => t.textContent.trim())
