@@ -273,8 +273,9 @@ class _Job:
         offset = None if call.bias is None else call.bias.detach().double().reshape(now.shape[:2])
         spread = float(judge.centred().yy.sum()) or 1.0
         before = judge.error(now, offset) / spread
-        # Rounding is nothing to repair.
-        if before < 32 * torch.finfo(call.weight.dtype).eps:
+        # Rounding is nothing to repair: of the network's numbers, and of sums of squares far from their means.
+        sums = 1024 * torch.finfo(torch.float64).eps * float(judge.yy.sum()) / spread
+        if before < max(32 * torch.finfo(call.weight.dtype).eps, sums):
             return None
         solved = solve(fit, judge, RidgeFit(now, offset, 0.0), offsets=bias is not None or mean is not None)
         if solved.matrix is now:

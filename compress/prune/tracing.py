@@ -132,15 +132,21 @@ class _Tracing:
     def _with_unread(self, grouping: Grouping) -> Trace:
         """The trace, with numbers that the pass does not read patched where it is sure what they are."""
         sure, rest = unread(self.network.model, grouping, self.observed.slots)
-        if sure:
-            before = list(self.choices.patches)
-            self.choices.patches = [*before, *sure]
+        waiting = [sorted(sure, key=lambda patch: (patch.name, patch.module))] if sure else []
+        # One that is something else after all does not keep the others from being followed: halves are tried.
+        while waiting and self.trials > 0:
+            patches, before = waiting.pop(), list(self.choices.patches)
+            self.choices.patches = [*before, *patches]
             tried = self._grouping()
-            if self.trials > 0 and not self._all_blames(tried):
+            if not self._all_blames(tried):
                 grouping = tried
-            else:
-                self.choices.patches = before
-                rest = [*rest, *((patch.module, patch.name, patch.value) for patch in sure)]
+                continue
+            self.choices.patches = before
+            if len(patches) > 1:
+                middle = len(patches) // 2
+                waiting += [patches[middle:], patches[:middle]]
+        known = {(patch.module, patch.name) for patch in self.choices.patches}
+        rest = [*rest, *((p.module, p.name, p.value) for p in sure if (p.module, p.name) not in known)]
         return replace(grouping.trace, where=self.where, unfollowed=tuple(rest))
 
     def _grouping(self) -> Grouping:

@@ -84,3 +84,27 @@ def test_an_unread_width_takes_no_cuts_of_its_own(cuts: list[int]) -> None:
     trace = prune.trace(network, x)
     assert any(a.name == "hidden_channels" for a in trace.attributes)
     assert len(cuts) == 2
+
+
+class Step(nn.Module):
+    """A width that only a comparison reads, beside a size of heads that is as large by chance."""
+
+    def __init__(self, hidden, out, head):
+        super().__init__()
+        self.hidden_size, self.hidden_size_out, self.head_dim = hidden, out, head
+        self.proj, self.q, self.o = nn.Linear(hidden, out), nn.Linear(hidden, 2 * head), nn.Linear(2 * head, out)
+
+    def forward(self, x):
+        kept = self.proj(x) if self.hidden_size != self.hidden_size_out else x
+        return kept + self.o(self.q(x).reshape(len(x), 2, self.head_dim).softmax(2).flatten(1))
+
+
+def test_a_number_that_is_something_else_does_not_keep_others_from_being_followed():
+    """Half of 16 is the old 8: with the stale width the cut network would take the branch without a projection."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), Step(8, 16, 8), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(2, 3)
+    trace = prune.trace(net, x)
+    plan = prune.plan(trace, prune.score(trace, net, "l1"), ratio=0.5, scope="group")
+    assert prune.apply(net, plan)[1].hidden_size == 4
+    prune.check(net, plan, x)
