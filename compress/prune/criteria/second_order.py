@@ -100,7 +100,7 @@ class _Surgeon:
         return cls(w.clone(), torch.linalg.inv(xx), torch.stack(at), max(whole, 1e-30))
 
     def errors(self) -> Tensor:
-        """What each unit costs next, divided by `whole`: tr(W_S ((H^-1)_SS)^-1 W_S^T); [units], zero where it is gone."""
+        """What each unit costs next, divided by `whole`: tr(W_S ((H^-1)_SS)^-1 W_S^T); [units], 0 once gone."""
         left = torch.nonzero(self.left).reshape(-1)
         at = self.at[left]
         if at.shape[1] == 1:
