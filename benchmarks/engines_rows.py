@@ -31,12 +31,17 @@ Say = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Network:
-    """A torchvision network, its task and the side of its images in pixels."""
+    """A torchvision network, its task and the side of its images in pixels.
+
+    ``trained`` ones have the weights that ``benchmarks.trained_small`` left in the folder ``NIWAKI_TRAINED``, and see
+    images of CIFAR-10.
+    """
 
     factory: str
     task: str = "classification"
     side: int = 128
     sized: bool = False
+    trained: bool = False
 
 
 NETWORKS = {
@@ -45,6 +50,8 @@ NETWORKS = {
     "MobileNetV2": Network("mobilenet_v2"),
     "MobileNetV3": Network("mobilenet_v3_large"),
     "EfficientNet-B0": Network("efficientnet_b0"),
+    "MobileNetV3-small, trained": Network("mobilenet_v3_small", side=64, trained=True),
+    "EfficientNet-B0, trained": Network("efficientnet_b0", side=64, trained=True),
     "DenseNet-121": Network("densenet121", side=64),
     "ConvNeXt-T": Network("convnext_tiny", side=64),
     "ViT-B/16": Network("vit_b_16", side=64, sized=True),
@@ -56,8 +63,16 @@ NETWORKS = {
 }
 
 
-def images(side: int, count: int, seed: int) -> np.ndarray:
-    """Preprocessed float32 (count, 3, side, side): photographs where `NIWAKI_DATA` has them, else smooth noise."""
+def images(side: int, count: int, seed: int, *, trained: bool = False) -> np.ndarray:
+    """Preprocessed float32 (count, 3, side, side): photographs where `NIWAKI_DATA` has them, else smooth noise.
+
+    Those of ``trained`` networks are the last of CIFAR-10's, which no training saw.
+    """
+    if trained:
+        from benchmarks.trained_small import HELD_OUT, cifar10, prepared
+
+        chosen = np.random.default_rng(seed).permutation(HELD_OUT)[:count]
+        return prepared(cifar10("train")[0][-HELD_OUT:][chosen], side)
     from deploy.processing.preprocess import Preprocessing
 
     folder = Path(os.environ.get("NIWAKI_DATA", "/nowhere")) / "hymenoptera"
@@ -86,7 +101,14 @@ def build(network: Network, cut: str, sample: np.ndarray) -> tuple[Any, dict[str
     about: dict[str, Any] = {"side": network.side}
     sized = {"image_size": network.side} if network.sized else {}
     example = torch.from_numpy(sample)
-    if network.factory == "mobilenet_v2" and weights.is_file():
+    if network.trained:
+        from safetensors.torch import load_file
+
+        path = Path(os.environ.get("NIWAKI_TRAINED", "/nowhere")) / f"{network.factory}.safetensors"
+        model = torchvision.maker(network.factory)(num_classes=10)
+        model.load_state_dict(load_file(path))
+        about["weights"] = "CIFAR-10"
+    elif network.factory == "mobilenet_v2" and weights.is_file():
         model = torchvision.maker(network.factory)()
         model.load_state_dict(torch.load(weights, weights_only=True))
         about["weights"] = "ImageNet"
@@ -181,7 +203,8 @@ def row(name: str, cut: str, stages: Sequence[str], say: Say, side: int | None =
     from deploy.quantization.half import fp16_from_fp32
 
     network = NETWORKS[name] if side is None else replace(NETWORKS[name], side=side)
-    sample, unseen = images(network.side, 16, 0), torch.from_numpy(images(network.side, 8, 1))
+    sample = images(network.side, 16, 0, trained=network.trained)
+    unseen = torch.from_numpy(images(network.side, 8, 1, trained=network.trained))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         fp32, fp16 = Path(folder) / "fp32.onnx", Path(folder) / "fp16.onnx"
         with stage("export", say) as found:

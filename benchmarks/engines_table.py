@@ -1,9 +1,10 @@
-"""Thirteen networks, dense and cut to odd widths, through every file and runtime: works, or a one-line reason.
+"""Fifteen networks, dense and cut to odd widths, through every file and runtime: works, or a one-line reason.
 
 uv run python -m benchmarks.engines_table --out docs/engines_table.json --markdown docs/engines_table.md
 
 A row is a process of its own with a time limit, so that whatever ends it (a crash in a library, too little memory) is
-that row's reason. What the JSON holds already is not run again: take it out to have it measured anew.
+that row's reason. What the JSON holds already is not run again: take it out to have it measured anew. With
+``--minutes`` no row begins after so long, and the next call goes on with what is left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -66,7 +68,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     machine, versions = found["machine"], found["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     lines = [
-        "# Thirteen networks on four runtimes",
+        "# Fifteen networks on four runtimes",
         "",
         f"Written by `python -m benchmarks.engines_table` on {found['date']}: {machine['cpu']}, one thread, batch 1. "
         f"{packages}.",
@@ -145,16 +147,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("engines_table.json"), help="the rows, as JSON")
     parser.add_argument("--markdown", type=Path, help="the table")
     parser.add_argument("--side", type=int, help="pixels of the images, instead of each network's own")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after so long no further row begins")
     parser.add_argument("--limit", type=float, default=300, help="seconds a row may take")
     parser.add_argument("--control", type=float, default=0, help="seconds of accuracy control a row may take")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do in each row")
     options = parser.parse_args(arguments)
     old = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
     rows = {(row["network"], row["cut"]): row for row in old}
+    until = time.monotonic() + 60 * options.minutes
     for name in options.only or NETWORKS:
         for cut in options.cuts:
             row = rows.setdefault((name, cut), {"network": name, "cut": cut})
             missing = [stage for stage in options.stages if stage not in row]
+            if missing and time.monotonic() > until:
+                print(f"{name}, {cut}, and what follows is left for the next call", flush=True)
+                return 0
             if missing:
                 row |= run_row(name, cut, missing, limit=options.limit, side=options.side, control=options.control)
             order = [(n, c) for n in NETWORKS for c in CUTS if (n, c) in rows]

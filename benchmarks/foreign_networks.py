@@ -31,7 +31,7 @@ lcnet_050 levit_128s levit_conv_128s mambaout_femto maxvit_rmlp_pico_rw_256 mixe
 mobilenet_edgetpu_v2_xs mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium
 mobilenetv5_base mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny naflexvit_base_patch16_gap nasnetalarge
 nest_tiny nextvit_small nf_regnet_b0 nf_resnet26 pit_ti_224 pnasnet5large poolformer_s12 poolformerv2_s12 pvt_v2_b0
-randformer_s12 rdnet_tiny regnetv_040 regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9
+poolformer_s24 rdnet_tiny regnetv_040 regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9
 res2net50_26w_4s resmlp_12_224 resnest14d resnet18 resnet26t resnet50d resnetaa34d resnetblur18 resnetrs50
 resnetv2_50 resnetv2_50x1_bit resnext26ts rexnet_100 rexnetr_100 samvit_base_patch16 sebotnet33ts_256 sehalonet33ts
 selecsls42b semnasnet_050 senet154 sequencer2d_s seresnet18 shvit_s1 skresnet18 skresnext50_32x4d spnasnet_100
@@ -48,7 +48,7 @@ deit_tiny_patch16_224 skresnet34 lcnet_075 mobilenetv2_100 cs3darknet_m focalnet
 """
 _SMP = """
 unet/resnet18 unet/mobilenet_v2 unet/timm-efficientnet-b0 unet/mit_b0 unet/vgg11_bn unet/densenet121
-unetplusplus/resnet18 fpn/resnet18 fpn/se_resnet50 deeplabv3/resnet18 deeplabv3plus/resnet18 deeplabv3plus/xception
+unetplusplus/resnet18 fpn/resnet18 fpn/se_resnet50 deeplabv3/resnet18 deeplabv3plus/resnet18 deeplabv3plus/resnet34
 linknet/resnet18 manet/resnet18 pan/resnet18 pspnet/resnet18 segformer/mit_b0 upernet/resnet18
 """
 _ULTRALYTICS = """
@@ -67,7 +67,6 @@ _VIT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "small_dataset": ("vit_for_small_dataset", "ViT", {"mlp_dim": 96}),
     "xcit": ("xcit", "XCiT", {"mlp_dim": 96, "cls_depth": 1}),
     "learnable_memory": ("learnable_memory_vit", "ViT", {"mlp_dim": 96}),
-    "local_vit": ("local_vit", "LocalViT", {"mlp_dim": 96}),
     "normalized_vit": ("normalized_vit", "nViT", {"mlp_dim": 96}),
 }
 _MONAI: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
@@ -94,8 +93,9 @@ _MONAI: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
                                         "in_channels": 1, "num_classes": 2}, (2, 1, 64, 64)),
     "vit": ("ViT", {"in_channels": 1, "img_size": (32, 32), "patch_size": (8, 8), "hidden_size": 48, "mlp_dim": 96,
                     "num_layers": 2, "num_heads": 4, "spatial_dims": 2, "classification": True}, (2, 1, 32, 32)),
-    "autoencoder_kl": ("AutoencoderKL", {"spatial_dims": 2, "channels": (16, 16), "attention_levels": (False, False),
-                                         "latent_channels": 4, "norm_num_groups": 8}, (2, 1, 32, 32)),
+    "autoencoder_kl": ("AutoencoderKL", {"spatial_dims": 2, "channels": (16, 16), "num_res_blocks": 1,
+                                         "attention_levels": (False, False), "latent_channels": 4,
+                                         "norm_num_groups": 8}, (2, 1, 32, 32)),
 }  # fmt: skip
 _SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
           "image_size": 64, "patch_size": 16}  # fmt: skip
@@ -143,6 +143,9 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], int]] = {
              64),
     "rt_detr": ("RTDetrForObjectDetection", "RTDetrConfig", {}, 128),
 }  # fmt: skip
+
+_SIDES = {"samvit_base_patch16": 256}
+"""Where the images of a network's own size would take tens of gigabytes in double precision."""
 
 WHOLE_WAY: dict[str, tuple[str, dict[str, Any], int]] = {
     "ultralytics:yolov8n": ("ultralytics:yolov8n.yaml", {}, 64),
@@ -193,8 +196,10 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 
 def _timm(what: str) -> tuple[nn.Module, tuple[Any, ...]]:
     timm = importlib.import_module("timm")
-    model = timm.create_model(what, pretrained=False, num_classes=10)
-    return model, (torch.randn(2, *model.default_cfg.get("input_size", (3, 224, 224))),)
+    side = _SIDES.get(what)
+    model = timm.create_model(what, pretrained=False, num_classes=10, **({"img_size": side} if side else {}))
+    shape = (3, side, side) if side else model.default_cfg.get("input_size", (3, 224, 224))
+    return model, (torch.randn(2, *shape),)
 
 
 def _smp(what: str) -> tuple[nn.Module, tuple[Any, ...]]:

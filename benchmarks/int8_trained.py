@@ -50,9 +50,9 @@ def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
     return float((np.concatenate(found) == labels).mean())
 
 
-def times(fp32: Path, int8: Path, rounds: int) -> dict[str, float]:
+def times(fp32: Path, int8: Path, rounds: int, side: int) -> dict[str, float]:
     """Return int8's time as a share of fp32's, by runtime: of medians, and of the best rounds."""
-    feed = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    feed = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
     found = {}
     for runtime in ("onnxruntime", "openvino"):
         with load_engine(fp32, runtime=runtime) as one, load_engine(int8, runtime=runtime) as other:
@@ -66,8 +66,11 @@ def times(fp32: Path, int8: Path, rounds: int) -> dict[str, float]:
 def rows(fp32: Path, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each form, with fp32's accuracy in the first."""
     pixels, labels = cifar10("train")
-    images, wanted = prepared(pixels[-HELD_OUT:]), labels[-HELD_OUT:]
-    calibration = list(prepared(pixels[:CALIBRATION]))
+    with load_engine(fp32) as engine:
+        side = next(iter(engine.inputs.values())).shape[-1]
+    assert side is not None
+    images, wanted = prepared(pixels[-HELD_OUT:], side), labels[-HELD_OUT:]
+    calibration = list(prepared(pixels[:CALIBRATION], side))
     dense = accuracy(fp32, images, wanted)
     found: list[dict[str, Any]] = [{"network": fp32.name, "form": "fp32", "accuracy": dense}]
     print(found[-1], flush=True)
@@ -82,7 +85,11 @@ def rows(fp32: Path, rounds: int) -> list[dict[str, Any]]:
                 continue
             stated = Agreement.read(path)
             assert stated is not None
-            row |= {"accuracy": accuracy(path, images, wanted), "snr_db": stated.snr_db, **times(fp32, path, rounds)}
+            row |= {
+                "accuracy": accuracy(path, images, wanted),
+                "snr_db": stated.snr_db,
+                **times(fp32, path, rounds, side),
+            }
             found.append(row)
             print(row, flush=True)
     return found

@@ -3,10 +3,12 @@
     python -m benchmarks.latency_methods FOLDER plan resnet56 --share 0.5     # on an idle machine: it times
     python -m benchmarks.latency_methods FOLDER train resnet56 --steps 100    # anywhere
 
-A subject is `resnet20`, `resnet56` or the folder of a classifier's run. The first command asks for a share of the
-dense network's time on ONNX Runtime in fp32, one thread, and then looks for the uniform ratio and the share of the
-MACs (`l1`, global, `round_to: 8`) whose networks take as long. The second measures each on the test as it was cut, and
-after so many steps with the same batches. What FOLDER/SUBJECT.json holds is not done again.
+A subject is `resnet20`, `resnet56` or the folder of a classifier's run. The first command looks for the uniform ratio
+whose network takes a share of the dense one's time on ONNX Runtime in fp32, one thread: in steps of eight channels it
+has few networks to offer. What it takes is asked of the others: the share of the MACs (`l1`, global, `round_to: 8`) is
+searched for, the latency is met by its own loop, and at last all three are timed in turns. The second command measures
+each on the test as it was cut, and after so many steps with the same batches. FOLDER/SUBJECT.json is written after each
+part, and what it holds is not done again.
 """
 
 from __future__ import annotations
@@ -33,18 +35,22 @@ from compress.run.probes import placed_layers
 from deploy.latency.profile import How, Job, time_files
 
 METHODS = ("uniform", "l1 by MACs", "latency")
-TRIES, NEAR = 6, 0.015
-HOW = How(rounds=20, min_seconds=2.0, agree=0.03)
+TRIES, NEAR = 5, 0.015
+HOW = How(rounds=20, min_seconds=1.0, agree=0.03)
 
 
-def timed(model, plans, example):
-    """Time a network and its cuts in turns; the share of each."""
-    write = writer(example, [], "fp32")
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [write(model, Path(folder) / "dense.onnx")]
-        paths += [write(prune.apply(model, plan), Path(folder) / f"{n}.onnx") for n, plan in enumerate(plans)]
-        dense, *cuts = time_files([Job(path=str(path)) for path in paths], HOW)
-    return [cut.ms / dense.ms for cut in cuts], dense
+class Clock:
+    """Times cuts of a network beside the network itself, which is written once."""
+
+    def __init__(self, model, example, folder):
+        self.model, self.folder, self.write = model, folder, writer(example, [], "fp32")
+        self.dense = self.write(model, folder / "dense.onnx")
+
+    def shares(self, plans):
+        """The share of the dense network's time that each plan's network takes, all in turns, and the dense timing."""
+        paths = [self.write(prune.apply(self.model, plan), self.folder / f"{n}.onnx") for n, plan in enumerate(plans)]
+        dense, *cuts = time_files([Job(path=str(path)) for path in (self.dense, *paths)], HOW)
+        return [cut.ms / dense.ms for cut in cuts], dense
 
 
 def by_latency(trace, scores, model, example, share, cache):
@@ -58,12 +64,22 @@ def by_latency(trace, scores, model, example, share, cache):
     return fit.fit(Budget(latency=share), Target(share)).plan
 
 
-def as_slow(make, model, example, share):
-    """Bisect what `make` takes until its network takes `share` of the dense one's time; the nearest plan."""
-    low, high, best = 0.05, 0.98, None
+def as_slow(make, clock, share, tried, save):
+    """Bisect what `make` takes until its network takes `share` of the dense one's time; the nearest plan.
+
+    `tried` holds what was timed before, by what `make` took, and is saved after each network.
+    """
+    low, high, best, known = 0.05, 0.98, None, []
     for _ in range(TRIES):
         plan = make(middle := (low + high) / 2)
-        (found,), _ = timed(model, [plan], example)
+        found = tried.get(f"{middle:.5f}")
+        if found is None:
+            found = next((own for slots, own in known if slots == plan.slots), None)
+        if found is None:
+            (found,), _ = clock.shares([plan])
+        tried[f"{middle:.5f}"] = found
+        known.append((plan.slots, found))
+        save()
         print(f"  {middle:.3f}: {found:.3f}", flush=True)
         if best is None or abs(found - share) < abs(best[0] - share):
             best = (found, plan)
@@ -73,37 +89,41 @@ def as_slow(make, model, example, share):
     return best[1]
 
 
-def planned(own, share, cache):
-    """A plan by each method, and what each was timed at once all are there."""
+def planned(own, share, cache, done, save, folder):
+    """A plan by each method, and what each was timed at once all are there; saved after each."""
     example = own.calibration(8, 0)[0][0][:2]
     model = own.network
     trace = prune.trace(model, example)
     scores = prune.score(trace, model, "l1")
-    plans = {"latency": by_latency(trace, scores, model, example, share, cache)}
-    (asked,), _ = timed(model, [plans["latency"]], example)
-    uniform = lambda stays: prune.plan(  # noqa: E731
-        trace, scores, ratio=1 - stays, scope="group", round_to=8, min_kept=8
-    )
-    macs = lambda stays: prune.plan(  # noqa: E731
-        trace, scores, budget=Budget(macs=stays), scope="global", round_to=8, min_kept=8
-    )
-    plans["uniform"] = as_slow(uniform, model, example, asked)
-    plans["l1 by MACs"] = as_slow(macs, model, example, asked)
-    shares, dense = timed(model, [plans[name] for name in METHODS], example)
-    costs = {name: plans[name].costs for name in METHODS}
-    return {
-        "asked": share,
-        "dense_ms": dense.ms,
-        "load": dense.load,
-        "methods": {
-            name: {
-                "share": found,
-                "macs_share": costs[name]["macs_after"] / costs[name]["macs_before"],
-                "plan": json.loads(plans[name].to_json()),
-            }
-            for name, found in zip(METHODS, shares, strict=True)
-        },
+    made = done.setdefault("methods", {})
+    clock = Clock(model, example, folder)
+    ways = {
+        "uniform": lambda stays: prune.plan(trace, scores, ratio=1 - stays, scope="group", round_to=8, min_kept=8),
+        "l1 by MACs": lambda stays: prune.plan(
+            trace, scores, budget=Budget(macs=stays), scope="global", round_to=8, min_kept=8
+        ),
     }
+    for name in METHODS:
+        if name in made:
+            continue
+        print(name, flush=True)
+        asked = done.get("asked", share)
+        if name == "latency":
+            plan = by_latency(trace, scores, model, example, asked, cache)
+        else:
+            tried = done.setdefault("tried", {}).setdefault(name, {})
+            plan = as_slow(ways[name], clock, asked, tried, save)
+        if name == "uniform":
+            (done["asked"],), _ = clock.shares([plan])
+        costs = plan.costs
+        made[name] = {"macs_share": costs["macs_after"] / costs["macs_before"], "plan": json.loads(plan.to_json())}
+        save()
+    if "dense_ms" not in done:
+        shares, dense = clock.shares([Plan.from_json(json.dumps(made[name]["plan"])) for name in METHODS])
+        for name, found in zip(METHODS, shares, strict=True):
+            made[name]["share"] = found
+        done |= {"dense_ms": dense.ms, "load": list(dense.load)}
+        save()
 
 
 def trained(network, own, steps, rate):
@@ -140,20 +160,29 @@ def main():
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = asked.folder / f"{own.name}.json"
     done = json.loads(path.read_text()) if path.is_file() else {}
-    if asked.part == "plan" and "methods" not in done:
-        done = planned(own, asked.share, asked.folder / "latency-table.json")
+
+    def save():
         write_text(path, json.dumps(done, indent=1) + "\n")
-    if asked.part == "train":
-        done.setdefault("dense", accuracy(own.network, own))
-        done |= {"steps": asked.steps, "rate": asked.rate}
-        for name in METHODS:
-            line = done["methods"][name]
-            small = prune.apply(own.network, Plan.from_json(json.dumps(line["plan"])))
-            line.setdefault("untrained", accuracy(small, own))
-            if "trained" not in line:
-                line["trained"] = accuracy(trained(small, own, asked.steps, asked.rate), own)
-            print(name, line["share"], line["untrained"], line["trained"], flush=True)
-            write_text(path, json.dumps(done, indent=1) + "\n")
+
+    if asked.part == "plan":
+        with tempfile.TemporaryDirectory() as folder:
+            planned(own, asked.share, asked.folder / "latency-table.json", done, save, Path(folder))
+        return
+    steps, rate = done.setdefault("steps", asked.steps), done.setdefault("rate", asked.rate)
+    if "dense" not in done:
+        done["dense"] = accuracy(own.network, own)
+        save()
+    for line in done["methods"].values():
+        if "untrained" not in line:
+            line["untrained"] = accuracy(prune.apply(own.network, Plan.from_json(json.dumps(line["plan"]))), own)
+            save()
+    for name in METHODS:
+        line = done["methods"][name]
+        small = prune.apply(own.network, Plan.from_json(json.dumps(line["plan"])))
+        if "trained" not in line:
+            line["trained"] = accuracy(trained(small, own, steps, rate), own)
+            save()
+        print(name, line["share"], line["untrained"], line["trained"], flush=True)
 
 
 if __name__ == "__main__":

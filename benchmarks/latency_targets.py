@@ -90,6 +90,7 @@ def cell(network, runtime, precision, share, out, processes):
         "dense_ms": found.reading.dense_ms,
         "load": found.reading.load,
         "additive_error": found.additive_error,
+        "networks": found.networks,
         "rounds": found.rounds,
         "profile_seconds": seconds,
         "loop_seconds": time.perf_counter() - began,

@@ -307,6 +307,7 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", help="torchvision classifiers, with commas between; all of them by default")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each chain; fewer where it takes seconds")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that one chain may take")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the JSON file, measure the others")
     parser.add_argument("--read", metavar="FILE", help="show what an earlier run wrote and measure nothing")
     return parser.parse_args(line)
 
@@ -332,6 +333,9 @@ def main(line: list[str] | None = None) -> int:
             sentence = f"torchvision has no classifier '{unknown[0]}'; it has for example {', '.join(known[:3])}."
             errors.print(sentence, markup=False, soft_wrap=True)
             return 2
+        if asked.resume and asked.json in (None, "-"):
+            errors.print("--resume goes on with a file; name it by --json FILE.", markup=False)
+            return 2
         found = _measured(names, asked, errors)
     if asked.json == "-":
         print(json.dumps(found, indent=1))
@@ -346,14 +350,13 @@ def main(line: list[str] | None = None) -> int:
 
 
 def _measured(names: list[str], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
-    load, rows = os.getloadavg()[0], []
-    for number, name in enumerate(names, 1):
-        rows.append(compare(name, asked.repeats, asked.timeout))
-        head = f"[{number:>2}/{len(names)}] {name}"
-        console.print(
-            f"{head}  {'  '.join(cells(asdict(rows[-1]))[1:8])}  {rows[-1].why}", soft_wrap=True, markup=False
-        )
-    settings = {
+    load, rows, file = os.getloadavg()[0], [], Path(asked.json or "-")
+    if asked.resume and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        rows = [_row(row) for row in before["rows"]]
+        load = max(load, before["settings"]["load_before"])
+    done = {row.model for row in rows}
+    settings: dict[str, Any] = {
         "repeats": asked.repeats,
         "timeout_s": asked.timeout,
         "threads": 1,
@@ -363,7 +366,25 @@ def _measured(names: list[str], asked: argparse.Namespace, console: Console) -> 
         "difference_limit": LIMIT,
         "load_before": load,
     }
+    for number, name in enumerate(names, 1):
+        if name in done:
+            continue
+        rows.append(compare(name, asked.repeats, asked.timeout))
+        head = f"[{number:>2}/{len(names)}] {name}"
+        console.print(
+            f"{head}  {'  '.join(cells(asdict(rows[-1]))[1:8])}  {rows[-1].why}", soft_wrap=True, markup=False
+        )
+        if asked.json not in (None, "-"):
+            # A run that is stopped goes on from here.
+            file.write_text(json.dumps(report(rows, settings), indent=1) + "\n", encoding="utf-8")
+    rows.sort(key=lambda row: row.model)
     return report(rows, settings)
+
+
+def _row(found: dict[str, Any]) -> Row:
+    """A row from what a file says of it."""
+    timings = {key: None if found[key] is None else Timing(**found[key]) for key in ("niwaki", "torch_pruning")}
+    return Row(**{**found, **timings})
 
 
 if __name__ == "__main__":

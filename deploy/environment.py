@@ -37,6 +37,23 @@ def load_average() -> float | None:
         return None
 
 
+def clock_mhz(root: Path = Path("/")) -> float | None:
+    """Return the clock of the cores that this process may use now, in MHz, on average; None where nobody tells."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    try:
+        files = [root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq" for core in cores]
+        clocks = [int(file.read_text("ascii")) / 1e3 for file in files]
+    except (OSError, ValueError):
+        # A virtual machine governs no clock and names it all the same.
+        try:
+            lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            named = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
+        except (OSError, ValueError, IndexError):
+            return None
+        clocks = [clock for core, clock in enumerate(named) if core in cores] or named
+    return round(sum(clocks) / len(clocks), 1) if clocks else None
+
+
 def _governor() -> str | None:
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text("ascii").strip()

@@ -1,10 +1,12 @@
 """The table of engines: the smallest row for real, and what a row that ends badly says."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import engines_table
+from benchmarks import engines_rows, engines_table
 from benchmarks.engines_rows import STAGES
 
 pytestmark = pytest.mark.heavy
@@ -37,6 +39,31 @@ def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
     engines_table.main([*line, "--stages", "fp16"])
     engines_table.main(line)
     assert asked == [("dense", ("fp16",)), ("dense", tuple(one for one in STAGES if one != "fp16"))]
+
+
+def test_no_row_begins_after_its_time_and_the_next_call_goes_on(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(name, cut, stages, **_):
+        asked.append((name, cut))
+        return {stage: {"works": False, "why": "never"} for stage in stages}
+
+    monkeypatch.setattr(engines_table, "run_row", run)
+    clock = iter([0.0, 30.0, 90.0, *[0.0] * 9])
+    monkeypatch.setattr(engines_table, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    line = ["--only", "ResNet-18", "--out", str(tmp_path / "t.json"), "--minutes", "1"]
+    assert engines_table.main(line) == 0
+    assert asked == [("ResNet-18", "dense")] and "left for the next call" in capsys.readouterr().out
+    assert engines_table.main(line) == 0
+    assert asked == [("ResNet-18", "dense"), ("ResNet-18", "cut")]
+
+
+def test_trained_rows_say_it_where_nobody_trained(monkeypatch):
+    monkeypatch.setenv("NIWAKI_TRAINED", "/nowhere")
+    networks = [one for one in engines_rows.NETWORKS.values() if one.trained]
+    assert [one.factory for one in networks] == ["mobilenet_v3_small", "efficientnet_b0"]
+    with pytest.raises(FileNotFoundError, match=r"mobilenet_v3_small\.safetensors"):
+        engines_rows.build(networks[0], "dense", np.zeros((2, 3, 64, 64), np.float32))
 
 
 def test_a_row_that_does_not_end_has_a_reason():

@@ -21,6 +21,7 @@ from compress import prune
 from compress.errors import PlanError
 from compress.prune import CRITERIA
 from compress.prune.allocation import Scope
+from compress.prune.criteria import Normalization
 from deploy.environment import machine_info
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -40,6 +41,7 @@ class Cell:
         images: calibration images.
         rounds: cuts, each reconstructed before the next is scored.
         max_ratio: the largest share of a group that goes.
+        normalize: what makes scores comparable from group to group; None for the criterion's own.
     """
 
     subject: str
@@ -51,11 +53,15 @@ class Cell:
     images: int = 256
     rounds: int = 1
     max_ratio: float = 0.95
+    normalize: Normalization | None = None
 
     @property
     def key(self) -> str:
         """What tells the cell from all others; of a run's folder the name alone."""
         settings = asdict(self) | {"subject": Path(self.subject).name}
+        if self.normalize is None:
+            # As before there was a choice, so that lines stay known.
+            del settings["normalize"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -160,7 +166,7 @@ class _Cutting:
             started = time.process_time()
             # No label is looked at.
             data = None if CRITERIA[cell.criterion].needs == "weights" else images
-            scores = prune.score(trace, network, cell.criterion, data=data, seed=cell.seed)
+            scores = prune.score(trace, network, cell.criterion, data=data, seed=cell.seed, normalize=cell.normalize)
             scored = time.process_time()
             left = 1 - (1 - cell.macs) * turn / cell.rounds
             plan = prune.plan(

@@ -23,8 +23,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SELECTION = (1000, 10_000, 2000)
 """JPEG twins of test images: from, to, and how many of them are drawn. None of them is a twin of the lossless ones."""
 
-SHEETS = 8
-"""Sheets of 1,000 training images that calibration images are drawn from."""
+SHEETS, ALL = 8, 30
+"""Sheets of 1,000 training images that calibration images are drawn from, and how many there are."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,6 +53,31 @@ def calibration(images: int, seed: int) -> Images:
     return _prepared(pixels[chosen], np.load(folder / "labels.npz")["train"][chosen])
 
 
+def training(first: int, end: int) -> Images:
+    """The training images of the sheets from `first` to before `end`."""
+    folder = data_folder("cifar10")
+    pixels = np.concatenate([_sheet(folder / f"train_{k:02}.webp") for k in range(first, end)])
+    return _prepared(pixels, np.load(folder / "labels.npz")["train"][1000 * first : 1000 * end])
+
+
+def first(images: int) -> Images:
+    """The first so many training images with exact pixels."""
+    return _prepared(*pixels(images))
+
+
+def pixels(images: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Those images as they are, uint8 [N, 32, 32, 3], and their labels."""
+    folder = data_folder("cifar10")
+    found = np.concatenate([_sheet(folder / f"train_{k:02}.webp") for k in range(-(-images // 1000))])[:images]
+    return found, np.load(folder / "labels.npz")["train"][: len(found)]
+
+
+def test_pixels() -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """The first 1,000 test images as they are, and their labels."""
+    folder = data_folder("cifar10")
+    return _sheet(folder / "test_lossless_00.webp"), np.load(folder / "labels.npz")["test_lossless"]
+
+
 def selection() -> Images:
     """The images by which the study chooses: JPEG twins, on which the networks are about nine points worse."""
     low, high, count = SELECTION
@@ -65,8 +90,7 @@ def selection() -> Images:
 
 def test() -> Images:
     """The first 1,000 test images with exact pixels."""
-    folder = data_folder("cifar10")
-    return _prepared(_sheet(folder / "test_lossless_00.webp"), np.load(folder / "labels.npz")["test_lossless"])
+    return _prepared(*test_pixels())
 
 
 def network(depth: int) -> nn.Module:

@@ -53,4 +53,5 @@ def plot(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _shown(line: Mapping[str, Any], subject: str) -> bool:
     plain = line["subject"] == subject and line["split"] == "selection" and line["scope"] == "global"
+    plain = plain and line.get("normalize") is None
     return plain and line["rounds"] == 1 and line["macs"] == HALF and "refused" not in line

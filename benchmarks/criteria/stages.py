@@ -1,4 +1,4 @@
-"""The three stages of the study: every criterion, the best with every allocation, the best on the test."""
+"""The stages of the study: every criterion, the best with every allocation, the best on the test; and norms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any, Literal, get_args
 from benchmarks.criteria.cells import Cell
 from compress.prune import CRITERIA
 from compress.prune.allocation import Scope
+from compress.prune.criteria import Normalization
 
-Stage = Literal["criteria", "allocation", "test"]
+Stage = Literal["criteria", "allocation", "test", "normalization"]
 
 BASELINES = ("l1", "random")
+DEFAULT: tuple[str, Scope] = ("kfac", "global")
+"""Criterion and scope of a recipe that names none, on the test whatever was best."""
+
 HALF = 0.5
 """The share of the MACs by which criteria are ranked."""
+
+NORMED = ("l1", "mean_activation", "regression", "taylor", "fisher", "kfac")
+"""Two criteria of each need."""
 
 FINALISTS, RUNNERS, SEEDS = 3, 4, (0, 1, 2)
 
@@ -24,23 +31,30 @@ def cells(stage: Stage, subject: str, lines: Iterable[Mapping[str, Any]], images
 
     Args:
         stage: `criteria`: each, ranked globally; `allocation`: the best four, ranked in each way; `test`: the best
-            three combinations and the baselines with three seeds, on the test.
+            three combinations, the default and the baselines with three seeds, on the test; `normalization`: those of
+            `NORMED`, ranked globally, with scores as they are and divided in each way.
         subject: what is cut.
         lines: what is known.
         images: calibration images.
     """
     if stage == "criteria":
         return [Cell(subject, name, images=images) for name in CRITERIA]
+    if stage == "normalization":
+        ways = [(name, how) for name in NORMED for how in get_args(Normalization)]
+        # A criterion's own way has the line of the first stage.
+        other = {(name, how): None if how == CRITERIA[name].normalize else how for name, how in ways}
+        return [Cell(subject, name, images=images, normalize=how) for (name, _), how in other.items()]
     best = ranking(lines, subject)
     if stage == "allocation":
         names = list(dict.fromkeys(line["criterion"] for line in best))[:RUNNERS]
         return [Cell(subject, name, scope, images=images) for name in names for scope in get_args(Scope)]
-    pairs: dict[str, Scope] = {}
+    best_scope: dict[str, Scope] = {}
     for line in best:
         # One combination of each criterion, so that three are compared.
         if line["criterion"] not in BASELINES:
-            pairs.setdefault(line["criterion"], line["scope"])
-    chosen = [*list(pairs.items())[:FINALISTS], *((name, get_args(Scope)[0]) for name in BASELINES)]
+            best_scope.setdefault(line["criterion"], line["scope"])
+    finalists: list[tuple[str, Scope]] = list(best_scope.items())[:FINALISTS]
+    chosen = dict.fromkeys([*finalists, DEFAULT, *((name, get_args(Scope)[0]) for name in BASELINES)])
     return [Cell(subject, c, s, split="test", seed=seed, images=images) for c, s in chosen for seed in SEEDS]
 
 
@@ -54,6 +68,7 @@ def ranking(lines: Iterable[Mapping[str, Any]], subject: str) -> list[Mapping[st
         and line["split"] == "selection"
         and line["rounds"] == 1
         and line["macs"] == HALF
+        and line.get("normalize") is None
         and "refused" not in line
     ]
     return sorted(own, key=lambda line: (-line["solved"]["right"], line["after"]))

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.criteria import cifar
+from benchmarks.criteria import cifar, vit
 from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
@@ -45,16 +45,18 @@ class Subject:
 
 
 def subject(name: str) -> Subject:
-    """Return what goes by a name: ``resnet20``, ``resnet56``, or the folder of a classifier's run.
+    """Return what goes by a name: ``resnet20``, ``resnet56``, ``vit``, or the folder of a classifier's run.
 
     Raises:
         DataError, RecipeError: its data or the run is missing.
     """
     if name in ("resnet20", "resnet56"):
         return Subject(name, cifar.network(int(name.removeprefix("resnet"))), _cifar_calibration, _cifar_judged)
+    if name == "vit":
+        return Subject(name, vit.network(), _cifar_calibration, _vit_judged)
     folder = Path(name)
     if not (folder / "teacher").is_dir():
-        raise RecipeError(f"There is no subject '{name}'; give resnet20, resnet56 or the folder of a run.")
+        raise RecipeError(f"There is no subject '{name}'; give resnet20, resnet56, vit or the folder of a run.")
     return _of_run(folder)
 
 
@@ -65,6 +67,12 @@ def _cifar_calibration(images: int, seed: int) -> list[Batch]:
 
 def _cifar_judged(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     found = cifar.selection() if split == "selection" else cifar.test()
+    yield from zip(found.images.split(250), found.labels.split(250), strict=True)
+
+
+def _vit_judged(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """It did not learn from all training images, so that those left can choose."""
+    found = cifar.training(vit.LEARNT, cifar.ALL) if split == "selection" else cifar.test()
     yield from zip(found.images.split(250), found.labels.split(250), strict=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from compress.prune import CRITERIA
+
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for the mean of so many values."""
 
@@ -30,11 +32,12 @@ def _selection(subject: str, lines: Sequence[Line]) -> str:
     done = sorted((line for line in lines if "refused" not in line), key=lambda line: -line["solved"]["right"])
     count = done[0]["judged"] if done else 0
     dense = 100 * done[0]["dense"]["right"] / count if done else 0.0
-    head = ("criterion", "scope", "images", "rounds", "MACs", "cut", "solved", "KL cut", "KL solved", "CPU s")
+    head = ("criterion", "scope", "scores", "images", "rounds", "MACs", "cut", "solved", "KL cut", "KL solved", "CPU s")
     rows = [
         (
             line["criterion"],
             line["scope"],
+            line.get("normalize") or CRITERIA[line["criterion"]].normalize,
             str(line["images"]),
             str(line["rounds"]),
             f"{100 * line['share']:.1f} %",

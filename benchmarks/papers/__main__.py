@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.papers import recipes
 from benchmarks.papers.runner import RESULTS, Asked, read_lines, run
 from compress.errors import NiwakiError
 
@@ -31,7 +32,7 @@ def run_table(
         raise typer.BadParameter(f"{terms} is neither published nor equal", param_hint="--terms")
     asked = Asked(table, size, tuple(method or ()), tuple(seed or ()), terms, minutes, results)
     try:
-        run(asked, lambda text: print(text, flush=True))
+        (recipes.run if recipes.is_recipes(table) else run)(asked, lambda text: print(text, flush=True))
     except NiwakiError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -48,6 +49,11 @@ def report_table(
 
     try:
         lines = read_lines(results / f"{table}.jsonl")
+        if recipes.is_recipes(table):
+            if plots is not None:
+                raise typer.BadParameter(f"{table} has recipes as rows, which are not drawn", param_hint="--plots")
+            print(recipes.markdown(table, lines))
+            return
         print(report.markdown(table, lines))
         for path in report.plots(table, lines, plots) if plots is not None else ():
             print(path)

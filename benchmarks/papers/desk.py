@@ -80,6 +80,7 @@ class Desk:
         seed: of this cell; the order of images is drawn from it, the phase and the epoch.
         deadline: ``time.monotonic()`` at which the slice ends.
         say: told one line now and then.
+        flip: whether a half of the images, drawn anew in every epoch, is mirrored.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Desk:
     seed: int
     deadline: float = float("inf")
     say: Callable[[str], None] = print
+    flip: bool = False
     flops: int = 0
     seconds: float = 0.0
     _phase: int = field(default=0, init=False)
@@ -108,7 +110,8 @@ class Desk:
             schedule: epochs and rates; SGD unless ``optimizer`` is given.
             keep: what the network is to keep, such as ``masks.hold``.
             optimizer: one of the procedure's own.
-            follower: whose state goes into the checkpoint too.
+            follower: whose state goes into the checkpoint too; a module's output for the network, asked before every
+                forward pass, is added to the loss.
             after_epoch: told the number of epochs done.
 
         Raises:
@@ -129,7 +132,7 @@ class Desk:
         while epoch < schedule.epochs:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(epoch)
-            loss = self._epoch(model, optimizer, epoch, schedule.batch_size)
+            loss = self._epoch(model, optimizer, epoch, schedule.batch_size, follower)
             epoch += 1
             if after_epoch is not None:
                 after_epoch(epoch)
@@ -147,14 +150,26 @@ class Desk:
         run.save(done, epoch, spent + time.monotonic() - started)
         run.path.unlink(missing_ok=True)
 
-    def _epoch(self, model: nn.Module, optimizer: Optimizer, epoch: int, batch_size: int) -> float:
+    def _epoch(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        epoch: int,
+        batch_size: int,
+        follower: Follower | None,
+    ) -> float:
         images, labels = self.data.train_images, self.data.train_labels
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._phase * 10_007 + epoch)
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
         model.train()
         loss = torch.zeros(())
         for batch in order.split(batch_size):
-            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            own = follower(model) if isinstance(follower, nn.Module) else 0.0
+            seen = images[batch]
+            if self.flip:
+                mirrored = torch.rand(len(batch), generator=generator).to(seen.device) < 0.5
+                seen = torch.where(mirrored[:, None, None, None], seen.flip(3), seen)
+            loss = F.cross_entropy(model(seen), labels[batch]) + own
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

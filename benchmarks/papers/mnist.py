@@ -25,7 +25,7 @@ DIGESTS = {
 
 
 class Digits(NamedTuple):
-    """Images float32 [N, 1, 28, 28] from 0 to 1, and labels int64 [N], for training and for the test."""
+    """Images float32 [N, C, H, W], MNIST's [N, 1, 28, 28] from 0 to 1, and labels int64 [N], for training and test."""
 
     train_images: Tensor
     train_labels: Tensor

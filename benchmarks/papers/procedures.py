@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import nn
 
+from benchmarks.papers.architectures import RETHINKING
 from benchmarks.papers.desk import Desk, Schedule
+from compress import prune
 from compress.cost import macs
+from compress.prune.sparsify import Sparsifier
+from compress.prune.structures import StructureScales
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
 from compress.sparse.gsm import GSM, active, parameters_by_name
 from compress.sparse.lobs import prune_layers
 from compress.sparse.magnitude import at_random, gradual_density, largest, prune_and_retrain
 from compress.sparse.masks import Handle, Keep, Masks, weights_of
-from compress.sparse.measures import Reactivation, approximation, readiness
+from compress.sparse.measures import Reactivation, approximation, layers_alone, readiness
 from compress.sparse.storage import keep_for_bytes
 from compress.sparse.tickets import find_ticket, rewind
 
@@ -30,14 +35,14 @@ class Outcome:
 
     Attributes:
         model: obeys ``masks``, unless the method ends dense.
-        masks: what stayed.
+        masks: what stayed; None where whole channels went.
         before: accuracy before the cut, where the cut is the last thing that happens, or before a light retraining.
         details: more figures, plain data.
         dense: the method ends with a dense network.
     """
 
     model: nn.Module
-    masks: Masks
+    masks: Masks | None
     before: float | None
     details: dict[str, Any]
     dense: bool = False
@@ -54,6 +59,8 @@ class Job:
         schedule: of the method, its epochs already scaled.
         options: the method's numbers.
         other: another row's outcome, of the same seed.
+        whole: how a whole network is trained by a row that trains one itself.
+        factor: on numbers of epochs that the options name.
     """
 
     desk: Desk
@@ -62,6 +69,8 @@ class Job:
     schedule: Schedule
     options: dict[str, Any]
     other: Callable[[str], Outcome]
+    whole: Schedule
+    factor: float
 
     def keep(self) -> int:
         """Q of a ratio, or of a limit on the bytes of the sparse file."""
@@ -96,7 +105,29 @@ def gsm(job: Job) -> Outcome:
         "reactivated": back.shares,
         "approximation": {name: vars(cost) for name, cost in costs.items()},
     }
+    if job.options.get("sensitivity"):
+        details["sensitivity"] = _sensitivity(job, masks)
     return Outcome(model, masks, before, details)
+
+
+def _sensitivity(job: Job, masks: Masks) -> dict[str, Any]:
+    """What GSM left of each layer beside what cutting it alone costs: of its weights, and of its channels by half.
+
+    A correlation is Spearman's, between the share that stays and the rise of the loss; 1 if GSM leaves most where a cut
+    costs most. Channels are those that ``niwaki sensitivity`` cuts, under the convolution that makes them.
+    """
+    kept, pairs = masks.density(), _scoring(job)
+    alone = layers_alone(job.base, 1 / masks.ratio, lambda network: _train_loss(job, network))
+    trace = prune.trace(job.base.eval(), job.desk.data.train_images[:2])
+    curves = prune.measure_sensitivity(trace, job.base, prune.score(trace, job.base, "l1"), pairs, ratios=(0.5,))
+    made = {f"{curve.group}.weight": curve.cells[0].loss - curves.loss for curve in curves.curves}
+    both = {name: rise for name, rise in made.items() if name in kept}
+    return {
+        "alone": alone,
+        "channels": both,
+        "of_alone": float(spearmanr([kept[n] for n in alone], list(alone.values())).statistic),
+        "of_channels": float(spearmanr([kept[n] for n in both], list(both.values())).statistic),
+    }
 
 
 def han(job: Job) -> Outcome:
@@ -194,10 +225,17 @@ def dsd(job: Job) -> Outcome:
 
 
 def ticket(job: Job) -> Outcome:
-    """The masks of a row, or those of the trained network's largest weights, trained from the weights as drawn."""
+    """The masks of a row, or those of the trained network's largest weights, trained from the weights as drawn.
+
+    ``redraw`` draws other weights in their place, which "Rethinking" found as good at the best learning rate.
+    """
     model, of = copy.deepcopy(job.initial), job.options.get("of")
     masks = job.other(of).masks if of is not None else largest(job.base, job.keep())
-    rewind(model, job.initial.state_dict(), masks)
+    assert masks is not None
+    if job.options.get("redraw"):
+        torch.manual_seed(job.desk.seed + 1000)
+        _draw(model)
+    rewind(model, {name: tensor.clone() for name, tensor in model.state_dict().items()}, masks)
     return _retrained(job, model, masks)
 
 
@@ -206,6 +244,106 @@ def rounds_of_tickets(job: Job) -> Outcome:
     model = copy.deepcopy(job.initial)
     masks = find_ticket(model, job.initial.state_dict(), job.train, job.options["rates"], int(job.options["rounds"]))
     return _retrained(job, model, masks)
+
+
+def channels(job: Job) -> Outcome:
+    """Channels go by a criterion, of the given weights or of a network that the row trains, and the rest is tuned."""
+    options = job.options
+    network = copy.deepcopy(job.base)
+    if options.get("own"):
+        network = copy.deepcopy(job.initial)
+        job.desk.train(network, job.whole)
+    details: dict[str, Any] = {"whole": job.desk.accuracy(network)}
+    if "sparsify" in options:
+        _pressed(job, network)
+        details["pressed"] = job.desk.accuracy(network)
+    plan = _plan(job, network)
+    small = prune.apply(network.eval(), plan)
+    details["widths"] = [group.after for group in plan.groups]
+    if options.get("reconstruct"):
+        small, _ = prune.reconstruct(network, small, plan, [x for x, _ in _scoring(job)], seed=job.desk.seed)
+    before = job.desk.accuracy(small)
+    job.desk.train(small, job.schedule)
+    return Outcome(small, None, before, details)
+
+
+def scratch(job: Job) -> Outcome:
+    """The network that a row's cut leaves, drawn anew: as many epochs as the row's, or as many FLOPs as the whole."""
+    network, options = copy.deepcopy(job.base), job.options
+    small = prune.apply(network.eval(), _plan(job, network))
+    share = macs(small, job.desk.data.train_images[:2]) / macs(network, job.desk.data.train_images[:2])
+    torch.manual_seed(job.desk.seed)
+    _draw(small)
+    schedule = job.whole if options["epochs"] == "whole" else job.schedule
+    if options.get("computation"):
+        schedule = _with(schedule, tuple((rate, max(1, round(n / share))) for rate, n in schedule.steps))
+    job.desk.train(small, schedule)
+    return Outcome(small, None, None, {"epochs": schedule.epochs})
+
+
+def _draw(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def _scoring(job: Job) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    data, count = job.desk.data, 256
+    chosen = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(job.desk.seed))[:count]
+    return [(data.train_images[part], data.train_labels[part]) for part in chosen.split(64)]
+
+
+def _plan(job: Job, network: nn.Module) -> prune.Plan:
+    """By the row's criterion and share of the MACs, or by the widths of "Rethinking"."""
+    options = job.options
+    trace = prune.trace(network.eval(), job.desk.data.train_images[:2])
+    criterion = str(options.get("criterion", "l1"))
+    data = None if prune.CRITERIA[criterion].needs == "weights" else _scoring(job)
+    scores = prune.score(trace, network, criterion, data=data, seed=job.desk.seed)
+    if "widths" in options:
+        return prune.plan_of_widths(trace, scores, RETHINKING[options["widths"]].widths())
+    budget = prune.Budget(macs=float(options["macs"]))
+    if options.get("search"):
+        images = [x for x, _ in _scoring(job)]
+
+        def fitness(small: nn.Module) -> float:
+            fresh = prune.recalibrated(small, images)
+            pairs = _scoring(job)
+            right = sum(int((fresh(x).argmax(1) == y).sum()) for x, y in pairs)
+            return right / sum(len(y) for _, y in pairs)
+
+        search = prune.Evolution(population=12, generations=4, seed=job.desk.seed)
+        with torch.no_grad():
+            found = prune.evolve(trace, scores, network, fitness, budget=budget, search=search)
+        # Every candidate is recalibrated and judged.
+        share = 2 * float(options["macs"]) * macs(network, images[0][:1])
+        job.desk.flops += round(2 * found.tried * sum(map(len, images)) * share)
+        return found.plan
+    return prune.plan(trace, scores, budget=budget, scope=options.get("scope", "global"))
+
+
+def _pressed(job: Job, network: nn.Module) -> None:
+    """Train the whole network while what is to go is driven towards zero, as a recipe's ``sparsify`` does."""
+    asked = job.options["sparsify"]
+    schedule = _with(job.whole, tuple((rate, max(1, round(n * job.factor))) for rate, n in asked["steps"]))
+    steps = -(-len(job.desk.data.train_labels) // schedule.batch_size)
+    trace = prune.trace(network.eval(), job.desk.data.train_images[:2])
+    budget, strength = prune.Budget(macs=float(job.options["macs"])), float(asked["strength"])
+    if asked["kind"] == "structures":
+        scales = StructureScales(trace, strength=strength, rate=lambda step: schedule.rate(step // steps))
+        scales.attach(network)
+        job.desk.train(network, schedule, follower=scales)
+        scales.fold(network)
+        return
+    penalty = Sparsifier(
+        trace,
+        asked["kind"],
+        lambda scores: prune.plan(trace, scores, budget=budget),
+        strength=strength,
+        calls=steps * schedule.epochs,
+        epoch=steps,
+    )
+    job.desk.train(network, schedule, follower=penalty)
 
 
 def _retrained(job: Job, model: nn.Module, masks: Masks) -> Outcome:
@@ -235,5 +373,7 @@ PROCEDURES: dict[str, Callable[[Job], Outcome]] = {
     "dsd": dsd,
     "ticket": ticket,
     "rounds_of_tickets": rounds_of_tickets,
+    "channels": channels,
+    "scratch": scratch,
 }
 """Name in the YAML -> function."""

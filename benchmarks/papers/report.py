@@ -33,7 +33,7 @@ def markdown(name: str, lines: Sequence[dict[str, Any]]) -> str:
     for method, about in table.methods.items():
         found = [line for line in lines if line["method"] == method and line["size"] != "smoke"]
         for terms in ("published", "equal"):
-            some = _last_of_each_seed([line for line in found if line["terms"] == terms])
+            some = last_of_each_seed([line for line in found if line["terms"] == terms])
             if some:
                 rows.append(_row(method if terms == "published" else f"{method}, equal FLOPs", about, some))
         if not found:
@@ -48,10 +48,10 @@ def _row(name: str, about: Any, lines: list[dict[str, Any]]) -> str:
     cells = (
         name,
         _published(about.published),
-        _figure([line["base"] for line in lines]),
-        _figure(before) if before else "",
-        f"**{_figure(accuracies)}**",
-        f"{mean(line['ratio'] for line in lines):.1f}x",
+        figure([line["base"] for line in lines]),
+        figure(before) if before else "",
+        f"**{figure(accuracies)}**",
+        _left(lines),
         _file([line["bytes"] for line in lines]),
         ", ".join(str(line["seed"]) for line in lines),
         f"{flops / 1e12:.1f} TFLOP",
@@ -60,11 +60,20 @@ def _row(name: str, about: Any, lines: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _left(lines: list[dict[str, Any]]) -> str:
+    """How many times fewer weights there are, or which share of the MACs where whole channels went."""
+    if not lines[0]["density"]:
+        return f"{100 * mean(line['macs_share'] for line in lines):.1f} % of the MACs"
+    return f"{mean(line['ratio'] for line in lines):.1f}x"
+
+
+def last_of_each_seed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each seed, in the order of the seeds."""
     return [line for _, line in sorted({line["seed"]: line for line in lines}.items())]
 
 
-def _figure(values: Sequence[float]) -> str:
+def figure(values: Sequence[float]) -> str:
+    """A mean, and half of its 95 % interval where there are several values."""
     half = interval(values)
     return f"{mean(values):.2f}" + (f" ± {half:.2f}" if half is not None else "")
 
@@ -92,7 +101,7 @@ def _held(about: Any, accuracy: float, ratio: float) -> str:
 
 
 def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw density per layer of each method, and how many passive weights came back in each epoch of GSM."""
+    """Draw density per layer of each method, and of GSM what came back in each epoch and the approximation's error."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -101,15 +110,16 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
     some = [line for line in lines if line["size"] != "smoke" and line["terms"] == "published" and line["seed"] == 0]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    if some:
-        figure, axes = pyplot.subplots(figsize=(7, 3.2))
-        layers = list(some[0]["density"])
-        for k, line in enumerate(some):
-            places = [i + (k + 0.5) / (len(some) + 1) for i in range(len(layers))]
+    dense = [line for line in some if line["density"]]
+    if dense:
+        drawing, axes = pyplot.subplots(figsize=(7, 3.2))
+        layers = list(dense[0]["density"])
+        for k, line in enumerate(dense):
+            places = [i + (k + 0.5) / (len(dense) + 1) for i in range(len(layers))]
             axes.bar(
                 places,
                 [100 * line["density"].get(layer, 1.0) for layer in layers],
-                1 / (len(some) + 1),
+                1 / (len(dense) + 1),
                 label=line["method"],
                 color="white",
                 edgecolor="black",
@@ -119,18 +129,54 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
         axes.set_xticklabels(layers)
         axes.legend(fontsize=7, ncols=2)
         paths.append(folder / f"{name}-density.png")
-        figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
-        pyplot.close(figure)
+        drawing.savefig(paths[-1], dpi=150, bbox_inches="tight")
+        pyplot.close(drawing)
     back = [line for line in some if "reactivated" in line["details"]]
     if back:
-        figure, axes = pyplot.subplots(figsize=(7, 2.6))
-        for k, line in enumerate(back):
-            shares = [max(1e-4, 100 * share) for share in line["details"]["reactivated"]]
-            style = STYLES[k % len(STYLES)]
-            axes.plot(range(2, len(shares) + 2), shares, style, color="black", label=line["method"])
-        axes.set(xlabel="epoch", ylabel="passive weights\nthat came back, %", yscale="log")
-        axes.legend()
-        paths.append(folder / f"{name}-reactivated.png")
-        figure.savefig(paths[-1], dpi=150, bbox_inches="tight")
-        pyplot.close(figure)
+        paths += [_reactivated(back, folder / f"{name}-reactivated.png")]
+        paths += [_approximation(back, folder / f"{name}-approximation.png")]
     return paths
+
+
+def _reactivated(lines: Sequence[dict[str, Any]], path: Path) -> Path:
+    from matplotlib import pyplot
+
+    drawing, axes = pyplot.subplots(figsize=(7, 2.6))
+    for k, line in enumerate(lines):
+        shares = [max(1e-4, 100 * share) for share in line["details"]["reactivated"]]
+        style = STYLES[k % len(STYLES)]
+        axes.plot(range(2, len(shares) + 2), shares, style, color="black", label=line["method"])
+    axes.set(xlabel="epoch", ylabel="passive weights\nthat came back, %", yscale="log")
+    axes.legend()
+    return _saved(drawing, path)
+
+
+def _approximation(lines: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw, layer by layer, how far the first-order estimate of the cut is from what the cut does to the loss."""
+    from matplotlib import pyplot
+
+    layers = list(lines[0]["details"]["approximation"])
+    drawing, axes = pyplot.subplots(figsize=(7, 2.6))
+    for k, line in enumerate(lines):
+        costs = line["details"]["approximation"]
+        axes.bar(
+            [i + (k + 0.5) / (len(lines) + 1) for i in range(len(layers))],
+            [costs[layer]["relative"] for layer in layers],
+            1 / (len(lines) + 1),
+            label=line["method"],
+            color="white",
+            edgecolor="black",
+            hatch=HATCHES[k % len(HATCHES)],
+        )
+    axes.set(ylabel="relative error of\nthe approximation", xticks=[i + 0.5 for i in range(len(layers))])
+    axes.set_xticklabels(layers, rotation=0 if len(layers) < 6 else 90)
+    axes.legend()
+    return _saved(drawing, path)
+
+
+def _saved(drawing: Any, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    drawing.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(drawing)
+    return path

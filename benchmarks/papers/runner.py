@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.papers.cifar import published, read_cifar10
 from benchmarks.papers.desk import Desk, OutOfTimeError, Schedule
 from benchmarks.papers.mnist import Digits, read_mnist
 from benchmarks.papers.procedures import PROCEDURES, Job, Outcome
 from benchmarks.papers.settings import HERE, Method, PaperTable, Size, Training, digest, read_table
+from compress.cost import macs, parameters
 from compress.errors import RecipeError
 from compress.models.factory import build
 from compress.sparse.masks import bare
 from compress.sparse.storage import sparse_bytes
 from deploy.environment import machine_info
 
+_DATA: dict[str, Callable[..., Digits]] = {"mnist": read_mnist, "cifar10": read_cifar10}
 RESULTS = HERE / "results"
 WORK = Path("runs/papers")
 
@@ -70,7 +73,7 @@ def run(asked: Asked, say: Callable[[str], None] = print, data: Digits | None = 
     deadline = time.monotonic() + 60 * asked.minutes if asked.minutes is not None else math.inf
     file = asked.results / f"{asked.table}.jsonl"
     done = {(line["method"], line["seed"], line["settings"]) for line in read_lines(file)}
-    data = (data or read_mnist(images=size.images)).normalised(table.mean, table.std)
+    data = (data or _DATA[table.data](images=size.images)).normalised(table.mean, table.std)
     cells = [(m, s) for s in asked.seeds or size.seeds for m in asked.methods or tuple(table.methods)]
     for name, seed in cells:
         cell = Cell(table, asked, size, name, seed)
@@ -116,7 +119,7 @@ class Cell:
 
         def outcome_of(name: str) -> tuple[Outcome, Desk]:
             cell = replace(self, name=name)
-            desk = Desk(cell.folder, data, self.seed, deadline, say)
+            desk = Desk(cell.folder, data, self.seed, deadline, say, self.table.flip)
             extra: list[Desk] = []
 
             def other(of: str) -> Outcome:
@@ -125,14 +128,16 @@ class Cell:
                 return found
 
             torch.manual_seed(self.seed)
-            job = Job(desk, base, initial, cell.schedule(), cell.method.options, other)
+            whole = cell._scheduled(self.table.base, self.size.epochs)
+            job = Job(desk, base, initial, cell.schedule(), cell.method.options, other, whole, self.size.epochs)
             outcome = PROCEDURES[cell.method.procedure](job)
             desk.flops += sum(spent.flops for spent in extra)
             desk.seconds += sum(spent.seconds for spent in extra)
             return outcome, desk
 
         outcome, desk = outcome_of(self.name)
-        broken = outcome.masks.broken(outcome.model)
+        example, masks = data.train_images[:2], outcome.masks
+        broken = masks.broken(outcome.model) if masks is not None else []
         if broken and not outcome.dense:
             raise AssertionError(f"{self.name}: {broken[0]} has weights where its mask says zero")
         return {
@@ -145,10 +150,8 @@ class Cell:
             "base": dense,
             "before": outcome.before,
             "accuracy": desk.accuracy(outcome.model),
-            "ratio": 1.0 if outcome.dense else outcome.masks.ratio,
-            "nonzeros": outcome.masks.total if outcome.dense else outcome.masks.nonzeros,
-            "bytes": None if outcome.dense else sparse_bytes(outcome.model, outcome.masks),
-            "density": outcome.masks.density(),
+            **_weights(outcome, base),
+            "macs_share": macs(outcome.model, example) / macs(base, example),
             "training_flops": desk.flops,
             "base_training_flops": base_desk.flops,
             "seconds": round(desk.seconds, 1),
@@ -159,19 +162,22 @@ class Cell:
     def _base(self, data: Digits, deadline: float, say: Callable[[str], None]) -> tuple[nn.Module, nn.Module, Desk]:
         """The dense network of the seed, which all rows share, and how it was drawn."""
         torch.manual_seed(self.seed)
-        model = build(self.table.network, {}, 10)
+        model = build(self.table.network, self.table.arguments, 10)
+        if self.table.weights is not None:
+            return published(self.table.weights), model, Desk(self.asked.work, data, self.seed)
         initial = {n: t.clone() for n, t in model.state_dict().items()}
         folder = self.asked.work / f"{self.asked.table}-base-{self.seed}-{digest(self._ground())}"
         desk = Desk(folder, data, self.seed, deadline, say)
         desk.train(model, self._scheduled(self.table.base, self.size.epochs))
-        drawn = build(self.table.network, {}, 10)
+        drawn = build(self.table.network, self.table.arguments, 10)
         drawn.load_state_dict(initial)
         return bare(model), drawn, desk
 
     def _ground(self) -> list[Any]:
         base = self.table.base.model_dump(mode="json", exclude_unset=True)
         pixels = [self.table.mean, self.table.std, self.size.images]
-        return [self.table.network, self.table.batch_size, base, self.size.epochs, pixels, self.seed]
+        more = [self.table.arguments, self.table.weights, self.table.flip] if self.table.data != "mnist" else []
+        return [self.table.network, self.table.batch_size, base, self.size.epochs, pixels, self.seed, *more]
 
     @property
     def folder(self) -> Path:
@@ -189,6 +195,20 @@ class Cell:
     def _scheduled(self, training: Training, factor: float) -> Schedule:
         steps = tuple((rate, max(1, round(count * factor))) for rate, count in training.steps)
         return Schedule(steps, training.momentum, training.weight_decay, training.nesterov, self.table.batch_size)
+
+
+def _weights(outcome: Outcome, base: nn.Module) -> dict[str, Any]:
+    """What is left of the weights; of a network whose channels went how many times fewer parameters."""
+    masks = outcome.masks
+    if masks is None:
+        left = parameters(outcome.model)
+        return {"ratio": parameters(base) / left, "nonzeros": left, "bytes": None, "density": {}}
+    return {
+        "ratio": 1.0 if outcome.dense else masks.ratio,
+        "nonzeros": masks.total if outcome.dense else masks.nonzeros,
+        "bytes": None if outcome.dense else sparse_bytes(outcome.model, masks),
+        "density": masks.density(),
+    }
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

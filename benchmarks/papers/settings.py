@@ -58,13 +58,21 @@ class Size(BaseModel):
 
 
 class PaperTable(BaseModel):
-    """One YAML file; ``mean`` is taken from the pixels, ``std`` divides them."""
+    """One YAML file; ``mean`` is taken from MNIST's pixels and ``std`` divides them.
+
+    Where ``weights`` is given, each row begins from the ResNet of CIFAR-10 of so many layers as it was published, and
+    ``base`` is what a network is trained by that a row trains itself.
+    """
 
     model_config = _FROZEN
     title: str
     network: str
-    mean: float
-    std: float
+    arguments: dict[str, Any] = {}
+    data: Literal["mnist", "cifar10"] = "mnist"
+    weights: int | None = None
+    flip: bool = False
+    mean: float = 0.0
+    std: float = 1.0
     batch_size: int
     base: Training
     equal_epochs: int

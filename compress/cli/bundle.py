@@ -29,7 +29,16 @@ MinVersion = Annotated[
 
 def predict(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them at any depth.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or folders of them at any depth.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a network with several inputs: a JSON object a line, from the inputs' names to files or numbers.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
     runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
@@ -47,6 +56,9 @@ def predict(
     from deploy.errors import DeployError
     from deploy.processing.files import image_files
 
+    if (images is None) == (rows is None):
+        raise DeployError("Give images, or --rows FILE for a network with several inputs, and not both.")
+    given: Sequence[Any] = image_files(images or []) if rows is None else _rows(rows)
     if (crowded := over_cores(threads)) is not None:
         say(crowded)
     with deploy.load(
@@ -58,7 +70,10 @@ def predict(
         engine_key=engine_key,
         min_version=min_version,
     ) as engine:
-        (found, bad), classes = _answers(engine, image_files(images)), engine.classes
+        if rows is None and engine.manifest.inputs:
+            named = ", ".join(engine.manifest.inputs)
+            raise DeployError(f"{bundle} reads {named}; give --rows FILE with a JSON object of these names a line.")
+        (found, bad), classes = _answers(engine, given), engine.classes
     if as_json:
         _print_json(found)
     else:
@@ -87,7 +102,41 @@ def _print_json(found: Sequence[dict[str, Any]]) -> None:
     print("\n]")
 
 
-def _answers(engine: Bundle, images: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[Path, DeployError]]:
+_MOST_ROWS = 100_000
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON object a line; the names of image files in it are those from its own folder on.
+
+    Raises:
+        DeployError: the file cannot be read, a line is no JSON object, or there are none or more than 100,000.
+    """
+    from deploy.errors import DeployError
+    from deploy.files import read_bytes
+
+    try:
+        lines = read_bytes(path).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DeployError(f"Cannot read the rows of {path} ({why}); give a text file, a JSON object a line.") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DeployError(f"Line {number} of {path} is no JSON; write an object a line.") from error
+        if not isinstance(row, dict):
+            raise DeployError(f"Line {number} of {path} is a {type(row).__name__}; write a JSON object a line.")
+        # No input takes a text but an image, so what is one is its file.
+        found.append({name: path.parent / one if isinstance(one, str) else one for name, one in row.items()})
+    if not 0 < len(found) <= _MOST_ROWS:
+        raise DeployError(f"{path} holds {len(found)} rows; give 1 to {_MOST_ROWS}.")
+    return found
+
+
+def _answers(engine: Bundle, images: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, DeployError]]:
     """Predict ``images`` together, or one by one where that fails.
 
     Returns:
@@ -102,12 +151,12 @@ def _answers(engine: Bundle, images: Sequence[Path]) -> tuple[list[dict[str, Any
         return engine.predict(images), {}
     except DeployError:
         found: list[dict[str, Any]] = []
-        bad: dict[Path, DeployError] = {}
-        for image in images:
+        bad: dict[str, DeployError] = {}
+        for place, image in enumerate(images, 1):
             try:
                 found += engine.predict([image])
             except DeployError as error:
-                bad[image] = error
+                bad[f"row {place}" if isinstance(image, dict) else str(image)] = error
         if not found:
             raise
         return found, bad
@@ -205,6 +254,7 @@ def describe(bundle: Path) -> dict[str, Any]:
         return {
             "bundle": str(bundle),
             "task": said.task,
+            "inputs": [f"{name} ({one.kind})" for name, one in said.inputs.items()],
             "models": sorted(said.models),
             "default": said.default,
             "version": said.version,

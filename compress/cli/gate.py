@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.bench import timed
 from compress.cli.common import JsonFlag
+from compress.cli.timing import timed
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 
@@ -150,20 +150,28 @@ def _tolerances(latency: float, accuracy: float, said: list[str], allow: list[st
 
 def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
     """Return what times the record's engines again, in a fresh process; None where they are not all found."""
+    from deploy.bench.feeding import Feeding
     from deploy.bench.places import find_engines
 
     measured = [one for one in record.records if one.status == "measured"]
     batches = list(dict.fromkeys(one.batch for one in measured))
     found = find_engines(record, folders) or []
-    places = [place for place, one in zip(found, measured, strict=False) if one.batch == batches[0]]
     reference = next((one.reference for one in measured), None)
+    # What refers to another network, such as the same one on another runtime, was timed in another sitting.
+    referred = {one.reference for one in measured if one.batch == batches[0]} - {reference}
+    places = [
+        place
+        for place, one in zip(found, measured, strict=False)
+        if one.batch == batches[0] and one.reference not in referred
+    ]
     if reference not in {place.name for place in places}:
         return None
     # The reference is what is timed against, and comes first.
     ordered = sorted(places, key=lambda place: place.name != reference)
     threads = record.settings.get("threads")
     threads = threads if isinstance(threads, int) and 0 <= threads <= 1024 else 1
-    return lambda: timed(ordered, batches, threads, _ROUNDS, isolate=1)
+    feeding = Feeding.from_settings(record.settings)
+    return lambda: timed(ordered, batches, threads, _ROUNDS, isolate=1, feeding=feeding)
 
 
 def _show(result: GateResult) -> None:

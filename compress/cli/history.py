@@ -33,8 +33,8 @@ def history(
         append(database, bench, commit)
         if mlflow:
             to_mlflow(bench, commit)
-    names = [engine] if engine is not None else engines_in(database) if database.is_file() else [""]
-    told = {name: series(database, name, metric) for name in names}
+    names = [engine] if engine is not None else engines_in(database, metric) if database.is_file() else []
+    told = {name: series(database, name, metric) for name in names or [""]}  # of none it says so
     found = {name: changes(entries) for name, entries in told.items()}
     if picture is not None:
         if len(told) != 1:

@@ -33,6 +33,7 @@ def profile(
     model: Annotated[str | None, typer.Option(metavar="NETWORK", help="What a plan is for.")] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="The precision that ships.")] = "fp32",
     threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
     runtime: Runtimes = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The table; DIR/latency.json by default.")] = None,
     size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
@@ -72,6 +73,7 @@ def profile(
                 precision=precision,
                 runtimes=tuple(runtime or ("onnxruntime",)),
                 threads=threads,
+                batch=batch,
             )
     if as_json:
         print(json.dumps({"folder": str(bundle), "files": len(listed.probes) + len(listed.networks)}))

@@ -53,6 +53,7 @@ Bounds = Annotated[
 TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What a latency is timed on.")]
 TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="What a latency is timed in.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="Of one timed run.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images of one timed run.")]
 TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Times from a device, by niwaki profile.")]
 Criterion = Annotated[
     str | None,
@@ -128,6 +129,7 @@ def prune(
     runtime: TimedOn = "onnxruntime",
     precision: TimedIn = "fp32",
     threads: Threads = 1,
+    batch: Batch = 1,
     table: TimesOf = None,
     data: Data = None,
     images: Images = 256,
@@ -158,7 +160,7 @@ def prune(
         looked_at = None if data is None else _images(data, network, images, seed, trust or ())
         if criterion is None:
             asked = asked.model_copy(update={"criterion": _criterion_for(network, looked_at)})
-        timing = TimedBy(runtime, precision, threads, None if table is None else str(table))
+        timing = TimedBy(runtime, precision, threads, None if table is None else str(table), batch)
         job = CutJob(network, looked_at, asked, curves, seed, timing=timing)
         job.check()
         with Ui.choose(quiet=quiet, json=as_json).stage(1, 1, f"Cut {model}") as view:

@@ -370,9 +370,9 @@ class LabelDispatch(TorchDispatchMode):
         self.observed.altered.append((labels.reshape(-1), reason))
 
     def keeps(self, number: int) -> bool:
-        """Whether the module that is running holds a number in a tuple or a list, where a cut can patch it."""
+        """Whether the module that is running holds a number, where a cut can patch it."""
         module, _ = running()
-        return module is not None and any("." in name and n == number for name, n in kept_numbers(module))
+        return module is not None and any(n == number for _, n in kept_numbers(module))
 
     def spend(self, macs: float, *factors: Labels) -> None:
         self.observed.costs.append((float(macs), factors))

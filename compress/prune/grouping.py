@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,15 @@ class Choices:
     held: list[tuple[Labels, str]] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     ties: list[tuple[Labels, Labels]] = field(default_factory=list)
+
+    def key(self) -> Hashable:
+        """The same for the same choices; what is held is only ever added to."""
+        return (
+            frozenset(self.axis.items()),
+            len(self.held),
+            frozenset((*patch.key, patch.labels.tobytes()) for patch in self.patches),
+            frozenset((a.tobytes(), b.tobytes()) for a, b in self.ties),
+        )
 
 
 @dataclass(frozen=True)

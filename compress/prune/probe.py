@@ -35,6 +35,10 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if was:
+            if not gc.get_freeze_count():
+                # What was made meanwhile grows old unscanned; the next full collection sees it.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,14 +21,16 @@ Tie = tuple[Labels, Labels]
 Remedy = tuple[list[Patch], list[Tie]]
 
 
-def turns(model: nn.Module, grouping: Grouping, blame: Blame, tried: set[tuple[int, str, str]]) -> list[Remedy]:
+def turns(
+    modules: Mapping[str, nn.Module], grouping: Grouping, blame: Blame, tried: set[tuple[int, str, str]]
+) -> list[Remedy]:
     """What may help one blame, one remedy after another.
 
     Sizes of the blamed module, or of the closest one around it that keeps any, are patched together and alone, and
     channels are tied if the call took the number of the ones for that of the others.
 
     Args:
-        model: the network that sizes are read from.
+        modules: of the network that sizes are read from, by all their paths.
         grouping: its units.
         blame: what went wrong.
         tried: what other blames of the same call have led to, which is added to.
@@ -38,7 +40,7 @@ def turns(model: nn.Module, grouping: Grouping, blame: Blame, tried: set[tuple[i
     _, first = np.unique(grouping.unit_of, return_index=True)
     blamed = [g.units for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
     wants += [Want(len(units), first[units][:, None]) for units in blamed]
-    path, modules = blame.module, dict(model.named_modules(remove_duplicate=False))
+    path = blame.module
     while True:
         found = candidates(modules[path], path, wants, grouping.unit_of, grouping.trace) if path in modules else []
         found = [own for own in found if (blame.call, *own[0].key) not in tried]
@@ -114,6 +116,9 @@ class Mender:
     tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
 
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules(remove_duplicate=False))
+
     def mend(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
         """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
         if self.spent():
@@ -162,7 +167,7 @@ class Mender:
         rounds, reached = ROUNDS, min(b.call for b in blames)
         while rounds > 0:
             rounds -= 1
-            helped = [(b, found) for b in blames if (found := turns(self.model, grouping, b, set()))]
+            helped = [(b, found) for b in blames if (found := turns(self.modules, grouping, b, set()))]
             open_ = [(b.call, found) for b, found in helped]
             patches = shared_out(open_) or [patch for _, found in open_ for patch in found[0][0]]
             patches = [patch for patch in patches if patch.key not in keys]
@@ -189,7 +194,7 @@ class Mender:
 
         Each blame's remedies are tried in turns, all blames at once: what passes is taken.
         """
-        open_ = [(b.call, found) for b in blames if (found := turns(self.model, grouping, b, self.tried))]
+        open_ = [(b.call, found) for b in blames if (found := turns(self.modules, grouping, b, self.tried))]
         before = {b.call for b in blames}
         accepted: list[Remedy] = []
         known = self.choices.patches, self.choices.ties

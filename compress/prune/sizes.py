@@ -43,10 +43,25 @@ class Patch:
     def attribute(self, unit_of: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.int64]]) -> Attribute:
         units = unit_of[self.labels]
         units = units[:, :1] if bool((units == units[:, :1]).all()) else units
-        first = units[:, 0]
-        alike = [slot for slot, own in slots.items() if np.isin(first, own).any()]
-        slot = next((s for s in alike if np.array_equal(slots[s], first)), None) or (alike or [("", 0)])[0]
-        return Attribute(self.module, self.name, self.value, slot, units=units)
+        return Attribute(self.module, self.name, self.value, _slot_of(units[:, 0], slots, len(unit_of)), units=units)
+
+
+def _slot_of(units: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.int64]], count: int) -> Slot:
+    """The first slot that holds exactly these of `count` units, else the first one that holds any of them."""
+    own = np.zeros(count, dtype=bool)
+    own[units] = True
+    # Slots that hold the same units are one array, looked at once.
+    known: set[int] = set()
+    shared: Slot | None = None
+    for slot, other in slots.items():
+        if id(other) in known:
+            continue
+        known.add(id(other))
+        if len(other) == len(units) and other[0] == units[0] and np.array_equal(other, units):
+            return slot
+        if shared is None and own[other].any():
+            shared = slot
+    return shared or ("", 0)
 
 
 def axes(flow: Flow) -> Iterator[Want]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -59,6 +60,10 @@ CLOSING = 40
 """Further cuts, by which it protects what still fails; whatever fails after them is protected as a whole."""
 
 
+REMEMBERED = 64
+"""Groupings that a trace keeps."""
+
+
 class _WholeRMSNorm(nn.RMSNorm):
     """An RMS norm as one operator: torch's own is decomposed before it can be seen.
 
@@ -82,6 +87,8 @@ class _Tracing:
     choices: Choices = field(default_factory=Choices)
     where: dict[str, str] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
+    known: dict[Hashable, Grouping] = field(default_factory=dict)
+    judged: dict[int, tuple[Grouping, list[Blame]]] = field(default_factory=dict)
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
@@ -137,7 +144,13 @@ class _Tracing:
         return replace(grouping.trace, where=self.where, unfollowed=tuple(rest))
 
     def _grouping(self) -> Grouping:
-        return group_units(self.network, self.observed, self.choices)
+        """The grouping under the choices of the moment; remedies are piled up again and again on the same ones."""
+        key = self.choices.key()
+        if key not in self.known:
+            if len(self.known) >= REMEMBERED:
+                self.judged.pop(id(self.known.pop(next(iter(self.known)))), None)
+            self.known[key] = group_units(self.network, self.observed, self.choices)
+        return self.known[key]
 
     # Passes ----------------------------------------------------------------------------------------------
 
@@ -287,7 +300,10 @@ class _Tracing:
     # Trial cuts ------------------------------------------------------------------------------------------
 
     def _all_blames(self, grouping: Grouping) -> list[Blame]:
-        return self._blames(grouping, list(grouping.trace.groups))
+        # What was found of a grouping once stays true of it.
+        if id(grouping) not in self.judged:
+            self.judged[id(grouping)] = grouping, self._blames(grouping, list(grouping.trace.groups))
+        return self.judged[id(grouping)][1]
 
     def _blames(self, grouping: Grouping, groups: list[Group]) -> list[Blame]:
         """What goes wrong when ``groups`` are cut in a few uneven ways."""

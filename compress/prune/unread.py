@@ -69,6 +69,7 @@ def unread(
         free[group.units] = True
     known = {(a.module, a.name) for a in trace.attributes}
     cut = {slot: labels for slot, labels in slots.items() if slot in trace.slots and free[trace.slots[slot]].any()}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn"):
             continue
@@ -77,7 +78,7 @@ def unread(
         for name, value in kept_numbers(module):
             if (path, name) in known or not _WIDTHS.search(name.rpartition(".")[2] if "." not in name else name):
                 continue
-            choices = list(_choices(model, name, value, own, grouping.unit_of))
+            choices = list(_choices(modules, name, value, own, grouping.unit_of))
             if len(choices) == 1:
                 sure.append(Patch(path, name, value, choices[0][:, None]))
             elif choices:
@@ -86,12 +87,15 @@ def unread(
 
 
 def _choices(
-    model: nn.Module, name: str, value: int, own: list[tuple[Slot, Labels]], unit_of: npt.NDArray[np.int64]
+    modules: Mapping[str, nn.Module],
+    name: str,
+    value: int,
+    own: list[tuple[Slot, Labels]],
+    unit_of: npt.NDArray[np.int64],
 ) -> Iterator[Labels]:
     """What a number may follow, each once; what layers of torch's keep under the same name comes alone."""
     alike: dict[bytes, Labels] = {}
     same: dict[bytes, Labels] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
     for (parameter, d), labels in own:
         units = unit_of[labels]
         distinct, first = np.unique(units, return_index=True)

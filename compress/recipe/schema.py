@@ -64,6 +64,9 @@ CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
 """How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
 
 
+_OF_FILTERS = ("l1", "l2", "fpgm", "random")
+"""Criteria that look at filters alone, not at the norms behind them."""
+
 AFTER_TRANSFER = ("S-T-P-T", "S-T-P")
 """Orders in which the cut comes after transfer: source, target, prune, and target again or nothing."""
 
@@ -71,13 +74,22 @@ AFTER_TRANSFER = ("S-T-P-T", "S-T-P")
 class SparsifyRecipe(Part):
     """A training of the whole network before it is cut, in which a penalty grows on what is to go.
 
-    ``kind`` is one of ``compress.prune.sparsify``; a strength of None is the kind's own, an lr of None transfer's.
+    ``kind`` is a penalty of ``compress.prune.sparsify``, ``structures`` (scales driven to exactly zero,
+    ``compress.prune.structures``) or ``unit_gsm`` (``compress.sparse.unit_gsm``); a strength of None is the kind's
+    own, of ``unit_gsm`` its weight decay, an lr of None transfer's.
     """
 
-    kind: Kind
+    kind: Kind | Literal["structures", "unit_gsm"]
     epochs: Epochs
     strength: Annotated[float, Field(gt=0, le=1e4)] | None = None
     lr: Rate | None = None
+
+
+class SearchRecipe(Part):
+    """A search for how far each group is cut: candidates of a generation, and generations after the first."""
+
+    population: Annotated[int, Field(ge=5, le=1000)] = 16
+    generations: Annotated[int, Field(ge=0, le=1000)] = 8
 
 
 class PruneRecipe(Part):
@@ -104,6 +116,7 @@ class PruneRecipe(Part):
     reconstruct: bool = False
     sensitivity: bool = False
     sparsify: SparsifyRecipe | None = None
+    search: SearchRecipe | None = None
     protect: tuple[str, ...] = ()
     latency_table: str | None = None
 
@@ -139,6 +152,14 @@ class PruneRecipe(Part):
             raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
         if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
             raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
+        if self.sparsify is not None and self.sparsify.kind == "structures" and self.criterion in _OF_FILTERS:
+            raise ValueError(
+                f"structures drives the scales of norms to zero, which {self.criterion} does not see; "
+                "give criterion: bn_scale"
+            )
+        measured = self.budget.latency is not None or self.budget.max_drop is not None
+        if self.search is not None and (not self.budget.bounds or measured or self.by_widths or self.rounds > 1):
+            raise ValueError("search finds one cut within a budget that can be computed, such as macs; give that alone")
         if self.widths_from is not None:
             others = [
                 key for key in ("budget", "ratio", "table") if key in self.model_fields_set and getattr(self, key)
@@ -150,6 +171,11 @@ class PruneRecipe(Part):
         if len(set(self.table)) != len(self.table):
             raise ValueError("budget.macs names a share twice")
         return self
+
+    @property
+    def by_widths(self) -> bool:
+        """Whether ratios or another network's widths say what stays."""
+        return self.ratio is not None or self.widths_from is not None
 
     @model_validator(mode="after")
     def _rounds_by_macs(self) -> PruneRecipe:

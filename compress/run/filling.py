@@ -26,7 +26,7 @@ class Shipping:
 
     Attributes:
         write: makes the file that ships of a network, at a path.
-        runtime, precision, threads: see ``deploy.latency.table.Setting``.
+        runtime, precision, threads, batch: see ``deploy.latency.table.Setting``.
         shapes: of the file's inputs, as they are timed.
         kept: kinds of operators that int8 leaves in fp32, keys of ``deploy.quantization.int8.KINDS``.
         timer: what times files.
@@ -38,6 +38,7 @@ class Shipping:
     runtime: str = "onnxruntime"
     precision: Precision = "fp32"
     threads: int = 1
+    batch: int = 1
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     timer: Timer = time_files
@@ -49,15 +50,16 @@ class Shipping:
         found: dict[str, Precision] = {}
         first = next((one.name for one in layers if one.layer.kind == "conv"), "")
         for one in layers:
-            stays = (one.layer.per_group and "depthwise" in self.kept) or (one.name == first and "first" in self.kept)
+            depthwise = one.layer.kind == "conv" and one.layer.per_group and "depthwise" in self.kept
+            stays = depthwise or (one.name == first and "first" in self.kept)
             found[one.name] = "fp32" if stays else self.precision
         return found
 
     def setting(self, precision: Precision) -> Setting:
         """Return the setting that entries must have: this machine's, or that of the device's table."""
         if self.table is not None:
-            return self.table.setting(self.runtime, precision, self.threads)
-        return here(self.runtime, precision, self.threads)
+            return self.table.setting(self.runtime, precision, self.threads, self.batch)
+        return here(self.runtime, precision, self.threads, self.batch)
 
 
 def filled(
@@ -145,7 +147,12 @@ def _measured(probes: Sequence[Probe], table: Table, shipping: Shipping, advance
             for probe in part:
                 write_probe(probe, Path(folder) / probe.file)
             found = measured(
-                part, Path(folder), runtime=shipping.runtime, threads=shipping.threads, timer=shipping.timer
+                part,
+                Path(folder),
+                runtime=shipping.runtime,
+                threads=shipping.threads,
+                batch=shipping.batch,
+                timer=shipping.timer,
             )
         table = table.merged(found, time.perf_counter() - began)
         if shipping.cache is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from compress.run.progress import Advance
 from deploy.latency.profile import How, Job
 from deploy.latency.table import Network
 
-MOST_ROUNDS = 4
+MOST_ROUNDS, AT_ONCE = 4, 3
+"""How often networks are written and measured, and how many at most each time."""
 WITHIN = 0.05
 """How far from the target, as a share of it, a network may be that ships."""
 AGREE = 0.03
@@ -104,6 +106,15 @@ class Tried:
         return abs(over) + (_TOO_SLOW if over > WITHIN else 0.0)
 
 
+def _nearest(seen: Sequence[Tried], target: Target) -> Tried:
+    """Return the network nearest to the target among those that are not slower than one that keeps all they keep."""
+
+    def outdone(one: Tried) -> bool:
+        return any(wider.reading.ms < one.reading.ms and not (one.kept & ~wider.kept).any() for wider in seen)
+
+    return min((one for one in seen if not outdone(one)), key=lambda one: one.miss(target))
+
+
 @dataclass(frozen=True)
 class FittedCut:
     """A plan that meets a latency.
@@ -113,13 +124,15 @@ class FittedCut:
         reading: its times; a device's are predicted from its table.
         asked: the share that was asked for.
         additive_error: how far the sum of the layers was off before anything was corrected, as a share.
-        rounds: how many networks were written and measured; 0 where the times are predicted.
+        networks: how many were written and measured; 0 where the times are predicted.
+        rounds: how often that was done, several networks being measured at once.
     """
 
     plan: Plan
     reading: Reading
     asked: float
     additive_error: float
+    networks: int
     rounds: int
 
     def sentence(self, seconds: float) -> str:
@@ -128,14 +141,15 @@ class FittedCut:
         times = (
             f"{now.share:.3f} of the dense one's ({now.ms:.3g} of {now.dense_ms:.3g} ms), {self.asked:.3f} asked for"
         )
-        if not self.rounds:
+        if not self.networks:
             return f"Latency of the cut network as the device's table predicts it: {times}; time the bundle there."
         load = f", at a load of {max(now.load):.1f}" if now.load else ""
         under = 1 - now.share / self.asked
         load += f", {100 * under:.0f} % faster than asked for and nothing found nearer" if under > WITHIN else ""
         return (
-            f"Measured latency of the cut network: {times}{load}; {self.rounds} network(s) measured, the sum of the "
-            f"layers was off by {100 * self.additive_error:.1f} % at first, profiling took {seconds:.0f} s."
+            f"Measured latency of the cut network: {times}{load}; {self.networks} network(s) measured in {self.rounds} "
+            f"round(s), the sum of the layers was off by {100 * self.additive_error:.1f} % at first, profiling took "
+            f"{seconds:.0f} s."
         )
 
 
@@ -181,55 +195,89 @@ class LatencyFit:
         whole = self._dense_sum(dense_sum)
         seen: list[Tried] = []
         share = target.share_of(1.0 if target.ms is None else self._dense_alone(dense))
-        aim, error, between = share * whole, 0.0, False
-        for turn in range(1, MOST_ROUNDS + 1):
-            mixed = self._mixed(seen, share, budget)
-            kept, asked, steps = self.model.allocate(self.scores, budget, max(aim, floor * 1.0001), self.limits)
-            kept = kept if mixed is None else mixed
-            total = self.model.ms(kept)
-            if between := mixed is None and any(abs(total - one.total) < 1e-9 * whole for one in seen):
+        aims, error, between, turn = [share * whole], 0.0, False, 0
+        while turn < MOST_ROUNDS:
+            found = self._next(seen, [max(aim, floor * 1.0001) for aim in aims], share, budget)
+            if between := not found:
                 break  # no other network lies between the steps
-            plan = self._plan(kept, asked, steps)
-            path = self.shipping.write(prune.apply(self.network, plan), folder / f"cut-{turn}.onnx")
-            seen = self._timed_again(dense, [*seen, Tried(kept, total, plan, path)])
-            reading = seen[-1].reading
-            share = target.share_of(reading.dense_ms)
-            error = abs(total / whole / reading.share - 1) if turn == 1 else error
-            self.advance(turn, MOST_ROUNDS, f"latency x {reading.share:.3f}, {share:.3f} asked for")
-            if min(one.miss(target) for one in seen) <= _CLOSE or (total <= floor * 1.001 and reading.share > share):
+            turn += 1
+            new: list[Tried] = []
+            for kept, asked, steps in found:
+                plan = self._plan(kept, asked, steps)
+                path = folder / f"cut-{len(seen) + len(new)}.onnx"
+                path = self.shipping.write(prune.apply(self.network, plan), path)
+                new.append(Tried(kept, self.model.ms(kept), plan, path))
+            seen = self._timed_again(dense, seen, new, share)
+            share = target.share_of(seen[-1].reading.dense_ms)
+            error = abs(seen[0].total / whole / seen[0].reading.share - 1) if turn == 1 else error
+            best = _nearest(seen, target)
+            self.advance(turn, MOST_ROUNDS, f"latency x {best.reading.share:.3f}, {share:.3f} asked for")
+            at_floor = any(one.total <= floor * 1.001 and one.reading.share > share for one in seen)
+            if best.miss(target) <= _CLOSE or at_floor:
                 break
-            aim = self._corrected(share, whole, [(one.total, one.reading.share) for one in seen])
-            # A network that is too slow is not tried again: the step below it is taken.
-            slow = [one.total for one in seen if one.reading.share > share * (1 + WITHIN)]
-            aim = min([aim, *(0.999 * total for total in slow)])
-        best = min(seen, key=lambda one: one.miss(target))
+            aims = self._aims(share, whole, seen)
+        best = _nearest(seen, target)
         if best.miss(target) > (_TOO_SLOW - 1 if between else _FAR):
             raise PlanError(self._unreached(target, best, floor))
-        return FittedCut(best.plan, best.reading, target.share_of(best.reading.dense_ms), error, len(seen))
+        return FittedCut(best.plan, best.reading, target.share_of(best.reading.dense_ms), error, len(seen), turn)
 
-    def _mixed(self, seen: Sequence[Tried], share: float, budget: Budget) -> Kept | None:
-        """Return a network between the nearest faster one and the nearest slower one that were measured.
+    def _aims(self, share: float, whole: float, seen: Sequence[Tried]) -> list[float]:
+        """Return the sums of layers to aim at next: where the line says, and as far again by half beyond it."""
+        aim = self._corrected(share, whole, [(one.total, one.reading.share) for one in seen])
+        # A network that is too slow is not tried again: the step below it is taken.
+        slow = [one.total for one in seen if one.reading.share > share * (1 + WITHIN)]
+        aim = min([aim, *(0.999 * total for total in slow)])
+        nearest = min(seen, key=lambda one: abs(one.reading.share - share))
+        return [aim, aim + (aim - nearest.total) / 2]
+
+    def _next(
+        self, seen: Sequence[Tried], aims: Sequence[float], share: float, budget: Budget
+    ) -> list[tuple[Kept, Budget, Steps]]:
+        """Return the networks to measure next, none of which was seen: mixed ones as soon as the target is enclosed."""
+        mixed = self._mixed(seen, share, budget)
+        found: list[tuple[Kept, Budget, Steps]] = []
+        totals = [one.total for one in seen]
+        for aim in aims[:1] if mixed else aims:
+            kept, asked, steps = self.model.allocate(self.scores, budget, aim, self.limits)
+            if mixed:
+                return [(one, asked, steps) for one in mixed]
+            if (total := self.model.ms(kept)) and all(abs(total - other) > 1e-9 * total for other in totals):
+                found.append((kept, asked, steps))
+                totals.append(total)
+        return found
+
+    def _mixed(self, seen: Sequence[Tried], share: float, budget: Budget) -> list[Kept]:
+        """Return networks between the nearest faster one and the nearest slower one that were measured.
 
         Other totals of the knapsack give other widths everywhere, and where the sum of layers is off by another factor
-        for each layer the measured times jump about. Between two networks that were measured they cannot: groups take
-        the widths of the slower one, one after the other, as long as the times in between allow it.
+        for each layer the measured times jump about. Between two networks that were measured they jump less: groups
+        take the widths of the slower one, one after the other, as long as the times in between allow it. Three are
+        made, where the line through the two says and halfway from there to both, for times may jump even there.
 
         Returns:
-            What stays; None where the target is not yet enclosed, or the sum of layers has the two the other way round.
+            What stays, in each; nothing where no two networks enclose the target that the sum of layers has in the
+            same order.
         """
-        faster = [one for one in seen if one.reading.share <= share]
-        slower = [one for one in seen if one.reading.share > share]
-        if not faster or not slower:
-            return None
-        fast, slow = max(faster, key=lambda one: one.reading.share), min(slower, key=lambda one: one.reading.share)
-        if slow.total <= fast.total:
-            return None
+        pairs = [
+            (fast, slow)
+            for fast, slow in product(seen, seen)
+            if fast.reading.share <= share < slow.reading.share and fast.total < slow.total
+        ]
+        if not pairs:
+            return []
+        fast, slow = min(pairs, key=lambda pair: pair[1].reading.share - pair[0].reading.share)
         way = (share - fast.reading.share) / (slow.reading.share - fast.reading.share)
-        sides = {one.reading.share > share for one in seen[-2:]}
-        if len(seen) > 2 and len(sides) == 1:
-            way = min(way, 0.5) if sides.pop() else max(way, 0.5)  # a line that missed twice on one side: halve
-        limit = fast.total + way * (slow.total - fast.total)
+        found: list[Kept] = []
+        for part in (way, way / 2, (1 + way) / 2)[:AT_ONCE]:
+            kept = self._between(fast, slow, part, budget)
+            known = [*(one.kept for one in seen), *found]
+            if kept is not None and not any(np.array_equal(kept, one) for one in known):
+                found.append(kept)
+        return found
 
+    def _between(self, fast: Tried, slow: Tried, way: float, budget: Budget) -> Kept | None:
+        """Return what lies so much of the way from one network to another; None where nothing does."""
+        limit = fast.total + way * (slow.total - fast.total)
         found, least = fast.kept, (np.inf, fast.kept)
         for tried in self._towards(fast.kept, slow.kept):
             # The step is taken from what was found so far, not from where the list began.
@@ -242,7 +290,7 @@ class LatencyFit:
             elif found is fast.kept and fast.total < total < least[0]:
                 least = (total, step)
         found = least[1] if found is fast.kept else found
-        return None if any(np.array_equal(found, one.kept) for one in seen) else found
+        return None if found is fast.kept else found
 
     def _towards(self, fast: Kept, slow: Kept) -> Iterator[Kept]:
         """Yield ``fast`` with one group wider, up to its width in ``slow``: what gains most first, widest first."""
@@ -274,22 +322,34 @@ class LatencyFit:
         again = plan_from_kept(self.model.trace, kept, asked=found.asked)
         return found if found.slots == again.slots else again
 
-    def _timed_again(self, dense: Path, tried: Sequence[Tried]) -> list[Tried]:
-        """Time all that was tried beside the dense network, in turns; each keeps the best of all its sittings."""
-        jobs = [self._job(path) for path in (dense, *(one.path for one in tried))]
+    def _timed_again(self, dense: Path, seen: Sequence[Tried], new: Sequence[Tried], share: float) -> list[Tried]:
+        """Time new networks beside the dense one and those on both sides of the target, in turns; all, with their best.
+
+        Each keeps the best of all its sittings.
+        """
+        faster = [one for one in seen if one.reading.share <= share]
+        slower = [one for one in seen if one.reading.share > share]
+        near = [max(faster, key=lambda one: one.reading.share)] if faster else []
+        near += [min(slower, key=lambda one: one.reading.share)] if slower else []
+        again = [*near, *new]
+        jobs = [self._job(path) for path in (dense, *(one.path for one in again))]
         first, *others = self.shipping.timer(jobs, self._how(len(jobs)))
-        dense_ms = min([first.ms, *(one.reading.dense_ms for one in tried)])
-        return [
-            replace(one, reading=Reading(min(one.reading.ms, now.ms), dense_ms, now.load))
-            for one, now in zip(tried, others, strict=True)
-        ]
+        dense_ms = min([first.ms, *(one.reading.dense_ms for one in seen)])
+        now = {str(one.path): timing for one, timing in zip(again, others, strict=True)}
+        found = []
+        for one in (*seen, *new):
+            timing = now.get(str(one.path))
+            ms = one.reading.ms if timing is None else min(one.reading.ms, timing.ms)
+            load = one.reading.load if timing is None else timing.load
+            found.append(replace(one, reading=Reading(ms, dense_ms, load)))
+        return found
 
     def _dense_alone(self, dense: Path) -> float:
         (timing,) = self.shipping.timer([self._job(dense)], self._how(1))
         return timing.ms
 
     def _job(self, path: Path) -> Job:
-        return Job(path=str(path), shapes=dict(self.shipping.shapes))
+        return Job(path=str(path), shapes=dict(self.shipping.shapes), batch=self.shipping.batch)
 
     def _how(self, files: int) -> How:
         shipping = self.shipping
@@ -341,7 +401,7 @@ class LatencyFit:
         shares = [(total, ms / dense_ms) for total, ms in known]
         aim = share * dense_sum if len(known) == 1 else self._corrected(share, dense_sum, shares)
         kept, asked, steps = self.model.allocate(self.scores, budget, aim, self.limits)
-        return FittedCut(self._plan(kept, asked, steps), Reading(at(self.model.ms(kept)), dense_ms), share, 0.0, 0)
+        return FittedCut(self._plan(kept, asked, steps), Reading(at(self.model.ms(kept)), dense_ms), share, 0.0, 0, 0)
 
     def _unreached(self, target: Target, best: Tried, floor: float) -> str:
         """Say what can be reached, and how wide the network is there."""
@@ -372,7 +432,7 @@ def floor_of(fit: LatencyFit, target: Target) -> Reading:
     with tempfile.TemporaryDirectory() as folder:
         dense = fit.shipping.write(fit.dense, Path(folder) / "dense.onnx")
         cut = fit.shipping.write(prune.apply(fit.network, plan), Path(folder) / "narrowest.onnx")
-        (tried,) = fit._timed_again(dense, [Tried(kept, 0.0, plan, cut)])
+        (tried,) = fit._timed_again(dense, [], [Tried(kept, 0.0, plan, cut)], 1.0)
     reading = tried.reading
     if reading.share > target.share_of(reading.dense_ms) * (1 + WITHIN):
         raise PlanError(fit._unreached(target, tried, 0.0))

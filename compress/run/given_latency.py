@@ -30,7 +30,7 @@ class TimedBy:
     """Where and how the network at hand will run.
 
     Attributes:
-        runtime, precision, threads: see ``deploy.latency.table.Setting``.
+        runtime, precision, threads, batch: see ``deploy.latency.table.Setting``.
         table: a file of times from a device; None where they are measured here.
     """
 
@@ -38,6 +38,7 @@ class TimedBy:
     precision: Precision = "fp32"
     threads: int = 1
     table: str | None = None
+    batch: int = 1
 
     def shipping(self, network: GivenNetwork) -> Shipping:
         """Return how the network runs; int8 takes its ranges from noise, which changes no time."""
@@ -55,6 +56,7 @@ class TimedBy:
             runtime=self.runtime,
             precision=self.precision,
             threads=self.threads,
+            batch=self.batch,
             timer=time_files,
             cache=cache_path(),
             table=None if self.table is None else Table.read(self.table),

@@ -39,11 +39,26 @@ class StageEntry(BaseModel):
     made: Made | None = None
 
 
+class ReliabilityBin(BaseModel):
+    """The answers of a classifier whose probability lies above ``low`` and up to ``high``, both shares of 1.
+
+    ``images`` counts them and ``right`` those that are right; ``probability`` is their mean probability.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    images: int = Field(ge=1)
+    right: int = Field(ge=0)
+    probability: float = Field(ge=0, le=1)
+
+
 class ModelEntry(BaseModel):
     """One network: accuracies are shares of 1, sizes are counts, file_bytes is its fp32 artifact.
 
     ``val_accuracy`` and ``test_accuracy`` hold the metric that chooses (top-1, mAP, mIoU), ``val_metrics`` and
-    ``test_metrics`` hold all of them.
+    ``test_metrics`` hold all of them. ``test_reliability`` says how sure a classifier is on the test split and how
+    often it is right.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +75,7 @@ class ModelEntry(BaseModel):
     test_total: int | None = None
     val_metrics: dict[str, float] = {}
     test_metrics: dict[str, float] = {}
+    test_reliability: tuple[ReliabilityBin, ...] = ()
 
 
 class DifferingImage(BaseModel):

@@ -64,6 +64,8 @@ def placed_layers(
 ) -> tuple[PlacedLayer, ...]:
     """Return every convolution, linear layer and attention block that runs, in the order in which they run.
 
+    A transposed convolution is among them, but for one of several groups that reads more than a channel in each.
+
     Args:
         model: the network; it is run once in evaluation mode.
         example: (N, C, H, W).
@@ -80,6 +82,10 @@ def placed_layers(
         source = made_by.get(id(first))
         if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear) and isinstance(first, Tensor):
             if type(module) in (nn.Conv2d, nn.Conv1d, nn.Linear):
+                seen.setdefault(module, tuple(first.shape))
+            source = module
+        elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose1d) and isinstance(first, Tensor):
+            if module.groups in (1, module.in_channels) and module.groups in (1, module.out_channels):
                 seen.setdefault(module, tuple(first.shape))
             source = module
         elif isinstance(module, nn.MultiheadAttention):
@@ -130,6 +136,22 @@ def _placed(name: str, module: nn.Module, shape: tuple[int, ...], activation: Ac
     if isinstance(module, nn.Linear):
         layer = TimedLayer(kind="linear", size=shape[1:-1], activation=activation)
         return PlacedLayer(name, layer, (module.in_features, module.out_features))
+    if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose1d):
+        # Its weight holds what it reads first; one that is depthwise has a single axis.
+        weight, depthwise = f"{name}.weight", module.groups > 1
+        layer = TimedLayer(
+            kind="transposed",
+            size=shape[-len(module.kernel_size) :],
+            kernel=tuple(module.kernel_size),
+            stride=tuple(module.stride),
+            padding=tuple(int(one) for one in module.padding),
+            dilation=tuple(module.dilation),
+            per_group=1 if depthwise else 0,
+            activation=activation,
+            output_padding=tuple(module.output_padding),
+        )
+        axes = ((weight, 0), (weight, 0 if depthwise else 1))
+        return PlacedLayer(name, layer, (module.in_channels, module.out_channels), axes)
     assert isinstance(module, nn.Conv2d | nn.Conv1d)
     size = shape[-len(module.kernel_size) :]
     padding = module.padding
@@ -207,7 +229,7 @@ def write_probe(probe: Probe, path: Path) -> None:
     make = graph.attention if layer.kind == "attention" else graph.product
     made = make(layer, source, probe.inputs, probe.outputs)
     result = graph.closed(graph.activated(layer.activation, made))
-    channels_last = layer.kind != "conv"
+    channels_last = layer.kind not in ("conv", "transposed")
     reads: list[str | int | None] = (
         ["batch", *layer.size, probe.inputs] if channels_last else ["batch", probe.inputs, *layer.size]
     )
@@ -254,6 +276,19 @@ class _GraphOfProbe:
                 strides=layer.stride,
                 pads=(*layer.padding, *layer.padding),
                 dilations=layer.dilation,
+            )
+        if layer.kind == "transposed":
+            each = 1 if layer.per_group else makes
+            inputs = [source, self._weights((reads, each, *layer.kernel)), *self._bias(layer, makes)]
+            return self._node(
+                "ConvTranspose",
+                inputs,
+                group=reads if layer.per_group else 1,
+                kernel_shape=layer.kernel,
+                strides=layer.stride,
+                pads=(*layer.padding, *layer.padding),
+                dilations=layer.dilation,
+                output_padding=layer.output_padding,
             )
         if not layer.size:
             inputs = [source, self._weights((makes, reads)), *self._bias(layer, makes)]

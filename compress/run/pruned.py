@@ -110,7 +110,8 @@ class CutJob:
             raise PlanError("max_drop is measured on labels; give --data class folders or a recipe.")
         if self.timing != TimedBy() and asked.budget.latency is None:
             raise PlanError(
-                "--runtime, --precision, --threads and --table say how a latency is timed; add --budget latency=0.5."
+                "--runtime, --precision, --threads, --batch and --table say how a latency is timed; "
+                "add --budget latency=0.5."
             )
 
     def _cut(self, model: nn.Module) -> tuple[Plan, nn.Module, Reconstruction | None, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from compress.errors import RecipeError
 from compress.files import write_text
@@ -75,9 +76,9 @@ def _with_teacher(recipe: Recipe, first: Path, folder: Path) -> None:
 
 def _begin(ledger: Ledger, count: int, folder: Path) -> Ledger:
     """The ledger of the first stages, which read nothing that another share of the MACs changes."""
+    untested: dict[str, Any] = {"test_accuracy": None, "test_correct": None, "test_total": None}
+    untested |= {"test_metrics": {}, "test_reliability": ()}
     there = tuple(
-        model.model_copy(update={"test_accuracy": None, "test_correct": None, "test_total": None, "test_metrics": {}})
-        for model in ledger.models
-        if (folder / saved_in(model.name)).is_dir()
+        model.model_copy(update=untested) for model in ledger.models if (folder / saved_in(model.name)).is_dir()
     )
     return ledger.model_copy(update={"stages": ledger.stages[:count], "models": there, "plan": None, "differing": None})

@@ -24,7 +24,15 @@ from compress.sparse.magnitude import (
     two_of_four,
 )
 from compress.sparse.masks import Keep, Masks, Train, together, weights_of
-from compress.sparse.measures import Approximation, Reactivation, Readiness, approximation, layers_dropped, readiness
+from compress.sparse.measures import (
+    Approximation,
+    Reactivation,
+    Readiness,
+    approximation,
+    layers_alone,
+    layers_dropped,
+    readiness,
+)
 from compress.sparse.pacnet import calibrating, prune_allocate_calibrate, pull_to
 from compress.sparse.runtime import by_rows, keep_for_milliseconds, milliseconds
 from compress.sparse.storage import keep_for_bytes, load_sparse, save_sparse, sparse_bytes
@@ -56,6 +64,7 @@ __all__ = [
     "keep_for_milliseconds",
     "largest",
     "largest_per_layer",
+    "layers_alone",
     "layers_dropped",
     "load_sparse",
     "milliseconds",

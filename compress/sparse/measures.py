@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.sparse.masks import Masks
+from compress.sparse.masks import Masks, weights_of
 
 ALIVE = 0.01
 """A weight survives that is at least this share of the smallest kept one; what is below is next to nothing."""
@@ -135,3 +135,34 @@ def layers_dropped(masks: Masks) -> Mapping[str, float]:
     """Share of each layer that goes, most first: the sensitivity that GSM finds while it trains."""
     dropped = {name: 1 - share for name, share in masks.density().items()}
     return dict(sorted(dropped.items(), key=lambda item: -item[1]))
+
+
+def layers_alone(model: nn.Module, density: float, loss: Callable[[nn.Module], Tensor]) -> dict[str, float]:
+    """What the loss rises by when one layer alone keeps that share of its weights, the largest.
+
+    The truth that a sensitivity of layers is held against, such as ``layers_dropped``.
+
+    Args:
+        model: evaluated as it is, unchanged afterwards.
+        density: share that stays, above 0 and at most 1.
+        loss: the network's loss on some batch; must not change the network.
+
+    Raises:
+        ModelError: another density.
+
+    Returns:
+        Name -> loss without the others of that layer, minus the loss of the whole.
+    """
+    if not 0 < density <= 1:
+        raise ModelError(f"A density of {density:g} is none; give a share above 0 and at most 1.")
+    found = {}
+    with torch.no_grad():
+        whole = float(loss(model))
+        for name, weight in weights_of(model).items():
+            own, size = weight.detach().clone(), weight.detach().abs().flatten()
+            stays = torch.zeros_like(size, dtype=torch.bool)
+            stays[size.topk(max(1, round(density * size.numel()))).indices] = True
+            weight.masked_fill_(~stays.view_as(weight), 0)
+            found[name] = float(loss(model)) - whole
+            weight.copy_(own)
+    return found

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from deploy.bench.energy import Power, PowerMeter
 from deploy.engines.cores import usable_cores
-from deploy.environment import load_average
+from deploy.environment import clock_mhz, load_average
 
 try:
     import resource
@@ -33,6 +33,7 @@ class Conditions(BaseModel):
             machine, and less where other processes took their turns.
         involuntary_switches: how often the process was stopped for another one.
         peak_rss_bytes: the most memory that the process ever had.
+        clock_mhz: of the cores that this process may use, on average, at the end.
         power: energy, and memory of graphics cards.
     """
 
@@ -43,6 +44,7 @@ class Conditions(BaseModel):
     processor_share: FiniteFloat | None = None
     involuntary_switches: NonNegativeInt | None = None
     peak_rss_bytes: NonNegativeInt | None = None
+    clock_mhz: FiniteFloat | None = None
     power: Power | None = None
 
     @classmethod
@@ -86,6 +88,7 @@ class Watch:
             processor_share=(time.process_time() - cpu) / passed if passed > 0 else None,
             involuntary_switches=None if switches is None else (_switches() or 0) - switches,
             peak_rss_bytes=peak_rss(),
+            clock_mhz=clock_mhz(),
             power=self._meter.power(),
         )
 

@@ -21,6 +21,7 @@ class Power(BaseModel):
         processor_joules: of all processor packages, by RAPL: of every engine of the sitting, and whatever else ran.
         gpu_joules: of all graphics cards, by NVML.
         gpu_memory_bytes: what this process held on all graphics cards at the end.
+        gpus: the name of each card and its clock in MHz at the end, such as ``NVIDIA H200, 1980 MHz``.
         reason: what could not be read, and why, in words.
     """
 
@@ -29,6 +30,7 @@ class Power(BaseModel):
     processor_joules: FiniteFloat | None = None
     gpu_joules: FiniteFloat | None = None
     gpu_memory_bytes: NonNegativeInt | None = None
+    gpus: tuple[str, ...] = ()
     reason: str | None = None
 
 
@@ -57,11 +59,16 @@ class PowerMeter:
             except (OSError, ValueError) as error:
                 why_not.append(f"RAPL's counter began anew and does not say where it ends ({error})")
         cards, memory = self._ask(_joules_of_cards), self._ask(_own_memory)
+        gpus = self._ask(_named_cards) or ()
         spent = None if self._cards is None or cards is None else cards - self._cards
         if self._no_nvml:
             why_not.append(self._no_nvml)
         return Power(
-            processor_joules=joules, gpu_joules=spent, gpu_memory_bytes=memory, reason="; ".join(why_not) or None
+            processor_joules=joules,
+            gpu_joules=spent,
+            gpu_memory_bytes=memory,
+            gpus=gpus,
+            reason="; ".join(why_not) or None,
         )
 
     def _passed(self, zone: str, before: int, after: int) -> int:
@@ -122,3 +129,12 @@ def _joules_of_cards(nvml: Any) -> float:
 def _own_memory(nvml: Any) -> int:
     running = [one for card in _handles(nvml) for one in nvml.nvmlDeviceGetComputeRunningProcesses(card)]
     return sum(one.usedGpuMemory or 0 for one in running if one.pid == os.getpid())
+
+
+def _named_cards(nvml: Any) -> tuple[str, ...]:
+    said = []
+    for card in _handles(nvml):
+        name = nvml.nvmlDeviceGetName(card)  # bytes in older versions
+        clock = nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)
+        said.append(f"{name.decode() if isinstance(name, bytes) else name}, {clock} MHz")
+    return tuple(said)

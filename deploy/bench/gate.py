@@ -26,10 +26,10 @@ def gate(
 
     A record is known by its name, else by the content of its file. Latency means the ratio to the dense reference that
     was timed in the same session, by best times and by medians: the smaller of the two speed-ups counts. Milliseconds
-    are compared on the same machine alone. A record that only the baseline has fails; one that the baseline did not
-    measure only has to exist; one that only the candidate has is ignored. The figures of one that is not held to the
-    baseline (``Record.held``) are only shown; the baseline decides that, or the candidate where an older baseline does
-    not say.
+    are compared on the same machine alone. A record that only the baseline has fails, unless it is not held and of a
+    runtime that the candidate timed nothing on; one that the baseline did not measure only has to exist; one that only
+    the candidate has is ignored. The figures of one that is not held to the baseline (``Record.held``) are only shown;
+    the baseline decides that, or the candidate where an older baseline does not say.
 
     Args:
         record: the candidate.
@@ -63,7 +63,9 @@ def gate(
 def _compare(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
     old, new = pair.old, pair.new
     if new is None:
-        yield _finding(old, "presence", None, "present", False)
+        # Times that are shown alone, on a runtime that the next run does not prefer, need not be there.
+        elsewhere = old.held is False and old.runtime not in {one.runtime for one in pair.now.records}
+        yield _finding(old, "presence", None, "present", elsewhere)
         return
     yield _finding(old, "presence", "present", "present", True)
     if old.status != "measured":

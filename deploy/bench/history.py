@@ -81,17 +81,19 @@ def series(database: Path, engine: str, metric: str) -> list[HistoryEntry]:
         found = connection.execute(query, (engine, metric)).fetchall()
         if not found:
             known = [name for (name,) in connection.execute("SELECT DISTINCT engine FROM figures ORDER BY engine")]
-            raise DeployError(f"{database} has no {metric} of {engine!r}; it knows {', '.join(known) or 'nothing'}.")
+            whose = repr(engine) if engine else "any engine"
+            raise DeployError(f"{database} has no {metric} of {whose}; it knows {', '.join(known) or 'nothing'}.")
     return [
         HistoryEntry(place, str(created), str(commit), float(value))
         for place, (created, commit, value) in enumerate(found)
     ]
 
 
-def engines_in(database: Path) -> list[str]:
-    """Return the names of the engines that a history knows."""
+def engines_in(database: Path, metric: str) -> list[str]:
+    """Return the names of the engines of which a history knows a metric."""
+    query = "SELECT DISTINCT engine FROM figures WHERE metric = ? ORDER BY engine"
     with _opened(database) as connection:
-        return [name for (name,) in connection.execute("SELECT DISTINCT engine FROM figures ORDER BY engine")]
+        return [name for (name,) in connection.execute(query, (metric,))]
 
 
 def changes(entries: Sequence[HistoryEntry], least: float = 0.03) -> list[Change]:

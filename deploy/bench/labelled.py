@@ -16,18 +16,23 @@ from deploy.processing.preprocess import Preprocessing
 _BATCH = 16
 
 
-def accuracy_on(engine: Engine, path: Path, folder: Path) -> tuple[float, int]:
-    """Return the share of the images that ``engine`` gets right, and how many there are.
+def accuracy_on(engine: Engine, path: Path, folder: Path) -> tuple[float, int] | None:
+    """Return the share of the images that ``engine`` gets right, and how many there are; None where none has a label.
 
     Args:
         engine: of a classifier.
         path: what it was opened from, a file or a bundle's folder.
-        folder: one folder of images for each class, by the classes' names.
+        folder: one folder of images for each class, by the classes' names. One without any of the classes has images
+            without labels; so has any for a network that does not name its classes and how images are prepared, or is
+            no classifier.
 
     Raises:
-        DeployError: the folder has no class of the network, or the network does not say how images are prepared.
+        DeployError: an image cannot be read, or the network gives no scores of classes.
     """
-    classes, preprocessing = _said_by(engine, path)
+    said = _said_by(engine, path)
+    if said is None:
+        return None
+    classes, preprocessing = said
     labelled = [
         (image, index)
         for index, name in enumerate(classes)
@@ -35,8 +40,7 @@ def accuracy_on(engine: Engine, path: Path, folder: Path) -> tuple[float, int]:
         if image.suffix.lower() in SUFFIXES
     ]
     if not labelled:
-        shown = ", ".join(classes[:5])
-        raise DeployError(f"{folder} has no images in folders called as the classes of {path} are ({shown}, ...).")
+        return None
     right = 0
     single = any(spec.shape[:1] == (1,) for spec in engine.inputs.values())
     step = 1 if single else _BATCH
@@ -50,15 +54,11 @@ def _plain(name: str) -> bool:
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
-def _said_by(engine: Engine, path: Path) -> tuple[tuple[str, ...], Preprocessing]:
+def _said_by(engine: Engine, path: Path) -> tuple[tuple[str, ...], Preprocessing] | None:
     if isinstance(engine, Bundle):
-        if engine.manifest.task != "classification":
-            raise DeployError(f"{path} is for {engine.manifest.task}; --data measures the accuracy of classifiers.")
-        return engine.classes, engine.preprocessing
+        return (engine.classes, engine.preprocessing) if engine.manifest.task == "classification" else None
     said = Metadata.from_file(path) if path.suffix == ".onnx" else Metadata()
-    if said.classes is None or said.preprocessing is None:
-        raise DeployError(f"{path} does not name its classes and how images are prepared; give a bundle, or no --data.")
-    return said.classes, said.preprocessing
+    return None if said.classes is None or said.preprocessing is None else (said.classes, said.preprocessing)
 
 
 def _right(engine: Engine, preprocessing: Preprocessing, images: list[Path], labels: list[int]) -> int:

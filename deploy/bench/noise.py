@@ -36,6 +36,7 @@ def noise(
     *,
     size: tuple[int, int] | None = None,
     stated: Sequence[int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return seeded noise for ``inputs``, and how many images or rows one run of it takes.
@@ -46,10 +47,12 @@ def noise(
         batch: rows of a run; None takes what the engine's fixed batch is, else 1.
         size: height and width where the engine leaves them open.
         stated: the sizes of one image that its file states, (C, H, W); where neither is given, an open size is refused.
+        shapes: whole shapes of inputs, batch included, by name; they come before ``size`` and ``stated``.
         seed: of the noise.
 
     Raises:
-        DeployError: an input takes no such batch, leaves a size open that nobody gave, or is too large to be timed.
+        DeployError: an input takes no such batch or shape, leaves a size open that nobody gave, or is too large to be
+            timed.
     """
     feeds, rows = {}, {}
     if not any(spec.shape for spec in inputs.values()):
@@ -57,7 +60,11 @@ def noise(
         raise DeployError(f"{what} takes {said}, which is no batch of {batch or 1}; export it with a free batch.")
     for name, spec in inputs.items():
         shape = list(spec.shape)
-        if has_batch(spec):
+        if shapes and name in shapes:
+            shape = _given(name, spec, what, batch, shapes[name])
+            if has_batch(spec):
+                rows[name] = shapes[name][0]
+        elif has_batch(spec):
             rows[name] = shape[0] = _rows(name, spec, what, batch)
         elif shape and shape[0] is not None and batch not in (None, 1) and not any(map(has_batch, inputs.values())):
             raise DeployError(f"{what} takes '{name}' as {spec}: one image a run, and no batch; leave --batch out.")
@@ -65,6 +72,16 @@ def noise(
     if len(set(rows.values())) > 1:
         raise DeployError(f"{what} takes batches of {rows} rows in one run; give --batch where they are free.")
     return feeds, next(iter(rows.values()), 1)
+
+
+def _given(name: str, spec: TensorSpec, what: str, batch: int | None, given: Sequence[int]) -> list[int | None]:
+    """Return a shape that was given whole; refuse one that the input does not take."""
+    said = "x".join(map(str, given))
+    if len(given) != len(spec.shape) or any(own not in (None, one) for own, one in zip(spec.shape, given, strict=True)):
+        raise DeployError(f"{what} takes '{name}' as {spec}, which --shape {said} does not fit.")
+    if has_batch(spec) and batch not in (None, given[0]):
+        raise DeployError(f"--batch {batch} and --shape {said} name two batches of '{name}'; leave --batch out.")
+    return list(given)
 
 
 def _rows(name: str, spec: TensorSpec, what: str, batch: int | None) -> int:

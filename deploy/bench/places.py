@@ -28,20 +28,20 @@ def places_of(said: Sequence[str], named: Sequence[str] = (), runtime: str | Non
     Raises:
         DeployError: a name is given twice, or what should be NAME=PATH is not.
     """
-    names: dict[Path, str] = {}
+    called: list[tuple[str, Path]] = []
     for one in named:
         found = _NAMED.fullmatch(one)
         if found is None:
             raise DeployError(f"--name is {one!r}; give it as NAME=PATH.")
-        names[Path(found[2])] = found[1]
-    paths = list(dict.fromkeys([*names, *map(Path, said)]))
-    plain = [path for path in paths if path not in names]
-    chosen = {**dict(zip(plain, _shortest(plain), strict=True)), **names}
-    given = [chosen[path] for path in paths]
+        called.append((found[1], Path(found[2])))
+    plain = [path for path in dict.fromkeys(map(Path, said)) if path not in {path for _, path in called}]
+    # One file under two names is timed against itself, which tells what the machine's noise is.
+    called += zip(_shortest(plain), plain, strict=True)
+    given = [name for name, _ in called]
     if len(set(given)) != len(given):
         twice = next(name for name in given if given.count(name) > 1)
         raise DeployError(f"Two engines are called {twice!r}; name one by --name NAME=PATH.")
-    return [Place(chosen[path], path, runtime) for path in paths]
+    return [Place(name, path, runtime) for name, path in called]
 
 
 def find_engines(record: Bench, folders: Iterable[Path]) -> list[Place] | None:

@@ -67,8 +67,10 @@ class EngineUnderTest:
         feeds: seeded noise of the shapes that it takes, a batch of one.
     """
 
-    def __init__(self, engine: Engine, reference: Engine, feeds: dict[str, np.ndarray]) -> None:
-        self.engine, self.reference, self.feeds = engine, reference, feeds
+    def __init__(
+        self, engine: Engine, reference: Engine, feeds: dict[str, np.ndarray], of_reference: dict[str, np.ndarray]
+    ) -> None:
+        self.engine, self.reference, self.feeds, self._of_reference = engine, reference, feeds, of_reference
 
     def __call__(self) -> dict[str, np.ndarray]:
         """Run once and return the outputs."""
@@ -78,8 +80,10 @@ class EngineUnderTest:
         """Time it against the reference, in turns."""
         from deploy.bench.timing import benchmark
 
-        both = [self.engine] if self.engine is self.reference else [self.reference, self.engine]
-        return benchmark(both, self.feeds, reference=self.reference.name)
+        if self.engine is self.reference:
+            return benchmark([self.engine], self.feeds)
+        feeds = [self._of_reference, self.feeds]
+        return benchmark([self.reference, self.engine], feeds, reference=self.reference.name)
 
 
 @pytest.fixture
@@ -99,10 +103,10 @@ def niwaki_engine(request: pytest.FixtureRequest) -> Iterator[EngineUnderTest]:
             reference = engine
             if other is not None and Path(other) != Path(path):
                 reference = stack.enter_context(open_engine(Place(_name(other), Path(other)), 1))
-            feeds = _noise(engine)
+            feeds, of_reference = _noise(engine), _noise(reference)
         except DeployError as error:
             pytest.fail(str(error), pytrace=False)
-        yield EngineUnderTest(engine, reference, feeds)
+        yield EngineUnderTest(engine, reference, feeds, of_reference)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -177,18 +181,13 @@ def _noise(engine: Engine) -> dict[str, np.ndarray]:
     Raises:
         DeployError: the engine leaves a size open that is not the batch, and does not say how images are prepared.
     """
-    import numpy as np
-
+    from deploy.bench.noise import has_batch, noise
     from deploy.errors import DeployError
 
-    rng, feeds = np.random.default_rng(0), {}
     prepared = getattr(engine, "preprocessing", None)
+    stated = None if prepared is None else list(prepared.shape)
     for name, spec in engine.inputs.items():
-        sizes = list(spec.shape[1:])
-        if None in sizes and prepared is not None:
-            sizes = list(prepared.shape)
-        if None in sizes:
+        sizes = spec.shape[1:] if has_batch(spec) else spec.shape
+        if None in sizes and (stated is None or len(stated) != len(sizes)):
             raise DeployError(f"{engine.name} leaves the size of {name!r} open ({spec}); test a file of one size.")
-        shape = (spec.shape[0] or 1, *(size or 1 for size in sizes))
-        feeds[name] = rng.standard_normal(shape).astype(spec.dtype)
-    return feeds
+    return noise(engine.inputs, engine.name, None, stated=stated)[0]

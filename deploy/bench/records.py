@@ -19,6 +19,7 @@ from pydantic import (
 
 from deploy.bench.conditions import Conditions
 from deploy.bench.traffic import OpenLoop, Streams
+from deploy.bench.transfers import Transfers
 from deploy.environment import machine_info, versions_info
 from deploy.errors import DeployError
 from deploy.files import read_bytes
@@ -67,6 +68,7 @@ class Record(BaseModel):
         cold: what it costs to load it and to run it once, in a fresh process.
         streams: what several streams got through together.
         open_loop: latency under requests that come at a fixed rate.
+        transfers: on a graphics card, the copies in and out apart from the network.
         accuracy: a share of 1, measured through this engine.
         parity: what ``deploy.exporting.parity.parity`` returned.
         kernels: which kernels ran, in words, where the runtime tells.
@@ -109,6 +111,7 @@ class Record(BaseModel):
     cold: Cold | None = None
     streams: Streams | None = None
     open_loop: OpenLoop | None = None
+    transfers: Transfers | None = None
     held: bool | None = None
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.fitting import check_fit as _check_fit
 from deploy.bundle.fitting import compatible, expected_outputs
+from deploy.bundle.inputs import Reader
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
@@ -43,6 +44,7 @@ class Bundle(Engine):
         self.classes = manifest.classes
         self.preprocessing = manifest.preprocessing
         self._outputs = outputs_of(folder, manifest)
+        self._reader = Reader(manifest.inputs, manifest.preprocessing) if manifest.inputs else None
         self._engine = engine
         self.name = folder.resolve().name
         self.runtime = engine.runtime
@@ -52,6 +54,7 @@ class Bundle(Engine):
         self.path = engine.path
         # A TensorRT engine takes no larger batch than it was built for, and some files take only single images.
         single = any(spec.shape[:1] == (1,) for spec in engine.inputs.values())
+        single = single or (self._reader is not None and not self._reader.stacks)
         self._batch = 1 if single else min(_MAX_BATCH, getattr(engine, "profile", (1, 1, _MAX_BATCH))[2])
 
     @classmethod
@@ -92,8 +95,15 @@ class Bundle(Engine):
         crowded = over_cores(threads)
         return cls(folder, manifest, engine, why if crowded is None else f"{why}; {crowded}")
 
-    def predict(self, images: Sequence[str | Path | Image.Image], *, top: int = 5) -> list[dict[str, Any]]:
+    def predict(
+        self, images: Sequence[str | Path | Image.Image | Mapping[str, Any]], *, top: int = 5
+    ) -> list[dict[str, Any]]:
         """Predict what ``images``, files or Pillow images, show.
+
+        Args:
+            images: for a network with several inputs (``manifest.inputs``) rows: mappings from their names to a file
+                or a Pillow image, or to numbers.
+            top: how many classes are told.
 
         Returns:
             For each image its ``file`` (None where it has none), and for classification the ``class``, ``index`` and
@@ -104,24 +114,35 @@ class Bundle(Engine):
             file holds several frames or pages, of which the first was read.
 
         Raises:
-            DeployError: an image cannot be read, or the network returns what is no prediction, such as NaN.
+            DeployError: an image cannot be read, a row does not fit the inputs, or the network returns what is no
+                prediction, such as NaN.
         """
-        if isinstance(images, str | Path | Image.Image):
-            raise DeployError(f"predict takes a list of images and was given {images!r}; put it into one: [image].")
+        if isinstance(images, str | Path | Image.Image | Mapping):
+            raise DeployError(f"predict takes a list of images and was given {images!r}; put it into one: [...].")
         if top < 1:
             raise DeployError(f"top is {top}; ask for 1 class or more.")
-        (name,) = self.inputs
         found: list[dict[str, Any]] = []
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
-            opened = [self._open(image) for image in part]
-            outputs = self.run({name: np.stack([self.preprocessing(image) for image in opened])})
+            opened, feeds = self._feeds(part)
+            outputs = self.run(feeds)
             self._check_outputs(outputs, len(part))
             rows = self._interpret(outputs, opened, top)
             for image, upright, row in zip(part, opened, rows, strict=True):
                 said = {"note": _FIRST} if upright.info.get(preprocess.SEVERAL) else {}
-                found.append({"file": _filename(image), **row, **said})
+                shown: Any = image if self._reader is None else self._reader.main_image(image)
+                found.append({"file": _filename(shown), **row, **said})
         return found
+
+    def _feeds(self, part: Sequence[Any]) -> tuple[list[Image.Image], dict[str, np.ndarray]]:
+        """Return the images that answers are about, and what one run reads."""
+        if self._reader is not None:
+            return self._reader.feeds(part)
+        (name,) = self.inputs
+        if any(isinstance(image, Mapping) for image in part):
+            raise DeployError(f"{self.name} reads one image and was given a row; give images.")
+        opened = [self._open(image) for image in part]
+        return opened, {name: np.stack([self.preprocessing(image) for image in opened])}
 
     def _open(self, image: str | Path | Image.Image) -> Image.Image:
         return image if isinstance(image, Image.Image) else self.preprocessing.load(Path(image))
@@ -195,6 +216,10 @@ class Bundle(Engine):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._engine._run(feeds)  # its inputs are this bundle's, and checked
+
+    def run_apart(self, feeds: Mapping[str, np.ndarray]) -> tuple[float, float, float] | None:
+        """Return the milliseconds of the parts of a run on a graphics card; see ``Engine.run_apart``."""
+        return self._engine.run_apart(feeds)
 
     def _top_classes(self, logits: np.ndarray, top: int) -> dict[str, Any]:
         if not np.isfinite(logits.max()):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from PIL import Image
 
+from deploy.bundle.inputs import ImageInput, TensorInput, trial_feeds
 from deploy.bundle.manifest import Manifest, Outputs, Task
 from deploy.engines import load_engine
 from deploy.errors import DeployError
@@ -24,6 +25,7 @@ def stated_outputs(
     decoder: DetectionDecoder | SegmentationDecoder | None,
     stated: Outputs | None,
     preprocessing: Preprocessing,
+    inputs: Mapping[str, ImageInput | TensorInput] = MappingProxyType({}),
 ) -> Outputs | None:
     """Return what the files of a classifier give; None for other tasks.
 
@@ -51,7 +53,7 @@ def stated_outputs(
     if stated == "logits" and kinds == {"probabilities"}:
         file, last = next(iter(found.items()))
         raise DeployError(f"{file} ends in {last}, so its outputs are no logits; state outputs: probabilities.")
-    if kinds == {"logits"} and stated != "probabilities" and _gives_distributions(files[0], preprocessing):
+    if kinds == {"logits"} and stated != "probabilities" and _gives_distributions(files[0], preprocessing, inputs):
         if stated == "logits":
             raise DeployError(
                 f"{files[0]} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are no logits; "
@@ -97,20 +99,21 @@ def probabilities(values: np.ndarray, outputs: Outputs, stated: bool, name: str)
     return np.asarray(shifted / shifted.sum())
 
 
-def _gives_distributions(file: Path, preprocessing: Preprocessing) -> bool:
+def _gives_distributions(
+    file: Path, preprocessing: Preprocessing, inputs: Mapping[str, ImageInput | TensorInput]
+) -> bool:
     """Return whether every answer of a file to noise and to a blank image is a distribution over several classes.
 
     False where it cannot be run here: what loads it says why.
     """
-    rng = np.random.default_rng(0)
-    height, width = preprocessing.size
-    channels = (3,) if preprocessing.mode == "RGB" else ()
-    noise = [rng.integers(0, high, (height, width, *channels), dtype=np.uint8) for high in (1, 64, 128, 192, 256, 256)]
-    feeds = [preprocessing(Image.fromarray(pixels))[None] for pixels in noise]
     try:
         with load_engine(file, runtime="onnxruntime") as engine:
-            name, first = next(iter(engine.inputs)), next(iter(engine.outputs))
-            rows = np.concatenate([engine.run({name: feed})[first] for feed in feeds]).astype(np.float64)
+            first = next(iter(engine.outputs))
+            read = inputs or {next(iter(engine.inputs)): ImageInput()}
+            feeds = [
+                trial_feeds(read, preprocessing, high, seed) for seed, high in enumerate((1, 64, 128, 192, 256, 256))
+            ]
+            rows = np.concatenate([engine.run(feed)[first] for feed in feeds]).astype(np.float64)
     except (DeployError, ValueError, StopIteration):
         return False
     return (

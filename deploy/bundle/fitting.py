@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.bundle.inputs import check_inputs
 from deploy.bundle.manifest import Manifest
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
@@ -34,16 +35,11 @@ def check_predictable(folder: Path, manifest: Manifest) -> None:
 
 def check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
     """Refuse a bundle whose preprocessing or classes are not those of its network."""
-    inputs, outputs = list(engine.inputs.values()), list(engine.outputs.values())
-    want = manifest.preprocessing.shape
-    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and compatible(inputs[0].shape, (None, *want))
-    if not fits:
-        raise DeployError(
-            f"{folder} prepares images as float32 {list(want)} but its network takes "
-            f"{', '.join(map(str, inputs)) or 'nothing'}; make the bundle again."
-        )
-    if inputs[0].shape[0] not in (None, 1):
-        raise DeployError(f"{folder} takes {inputs[0].shape[0]} images at once, always; export it with a free batch.")
+    if manifest.inputs:
+        check_inputs(str(folder), manifest.inputs, engine.inputs, manifest.preprocessing)
+    else:
+        _check_image(folder, manifest, engine)
+    outputs = list(engine.outputs.values())
     decoder = manifest.postprocessing
     if isinstance(decoder, DetectionDecoder):
         _check_detector(folder, manifest, engine, decoder)
@@ -54,6 +50,18 @@ def check_fit(folder: Path, manifest: Manifest, engine: Engine) -> None:
             f"{folder} is for {manifest.task} and names {len(manifest.classes)} classes but its network gives {found}; "
             "make the bundle again."
         )
+
+
+def _check_image(folder: Path, manifest: Manifest, engine: Engine) -> None:
+    inputs, want = list(engine.inputs.values()), manifest.preprocessing.shape
+    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and compatible(inputs[0].shape, (None, *want))
+    if not fits:
+        raise DeployError(
+            f"{folder} prepares images as float32 {list(want)} but its network takes "
+            f"{', '.join(map(str, inputs)) or 'nothing'}; make the bundle again."
+        )
+    if inputs[0].shape[0] not in (None, 1):
+        raise DeployError(f"{folder} takes {inputs[0].shape[0]} images at once, always; export it with a free batch.")
 
 
 def _check_detector(folder: Path, manifest: Manifest, engine: Engine, decoder: DetectionDecoder) -> None:

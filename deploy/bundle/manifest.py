@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploy.bundle.calibration_summary import Calibration
+from deploy.bundle.inputs import MOST_INPUTS, BundleInput, ImageInput, InputName
 from deploy.errors import DeployError
 from deploy.files import read_bytes
 from deploy.onnx.wire import check_whole, read_onnx, scan_bytes
@@ -54,6 +55,8 @@ class Manifest(BaseModel):
         tensorrt: the file that TensorRT builds from, by precision, where it is another one (signed int8).
         cpu_runtime: which runtime comes first on a CPU when both are installed: the one its figures were measured
             with, or the faster one.
+        inputs: what each input of a network with several reads, in the order in which the first image is the one that
+            an answer is about; empty for a network that reads one image.
         outputs: what a classifier's network returns; None in bundles that do not say it, where its file tells.
         metrics: its quality; ``latency``: its speed; ``calibration``: what its int8 model was calibrated with.
         licence: of the weights, an SPDX expression or words; None where nobody stated it.
@@ -72,6 +75,7 @@ class Manifest(BaseModel):
     tensorrt: dict[str, BundledFile] = Field(default_factory=dict)
     cpu_runtime: CpuRuntime = "onnxruntime"
     preprocessing: Preprocessing
+    inputs: dict[InputName, BundleInput] = Field(default_factory=dict, max_length=MOST_INPUTS)
     postprocessing: Postprocessing | None = None
     classes: tuple[str, ...] = Field(min_length=1)
     outputs: Outputs | None = None
@@ -96,6 +100,8 @@ class Manifest(BaseModel):
             raise ValueError(f"the default {self.default!r} is not among the models {sorted(self.models)}")
         if set(self.tensorrt) - set(self.models):
             raise ValueError(f"tensorrt has {sorted(self.tensorrt)}, of which not all are among the models")
+        if self.inputs and not any(isinstance(one, ImageInput) for one in self.inputs.values()):
+            raise ValueError(f"none of the inputs {', '.join(self.inputs)} is an image")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
         wanted = {"detection": DetectionDecoder, "segmentation": SegmentationDecoder}.get(self.task)

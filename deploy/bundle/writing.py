@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 from deploy.bundle.calibration_summary import Calibration
 from deploy.bundle.decoded import stated_outputs
+from deploy.bundle.inputs import ImageInput, TensorInput, check_inputs, derived
 from deploy.bundle.manifest import MANIFEST, BundledFile, CpuRuntime, Manifest, Outputs, Task, Weights
+from deploy.engines.base import TensorSpec
 from deploy.environment import versions_info
 from deploy.errors import DeployError
 from deploy.files import apply_umask
@@ -38,6 +40,9 @@ class BundleSpec:
         models: the ONNX file of each precision; copied as ``model.<precision>.onnx``.
         default: the precision that is loaded when none is named.
         preprocessing: how an image becomes the network's input.
+        inputs: what each input of a network with several reads, by its name in the file, the image that an answer is
+            about before other images; empty where that can be told: one image that ``preprocessing`` fits, the others
+            tensors.
         classes: their names, in the order of the network's outputs.
         task: ``classification``, ``detection`` or ``segmentation``.
         postprocessing: from the network's raw outputs to boxes or classes of pixels; None for classification.
@@ -59,6 +64,7 @@ class BundleSpec:
     classes: Sequence[str]
     task: Task = "classification"
     postprocessing: DetectionDecoder | SegmentationDecoder | None = None
+    inputs: Mapping[str, ImageInput | TensorInput] = field(default_factory=dict)
     outputs: Outputs | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
@@ -74,8 +80,9 @@ def write_bundle(folder: str | Path, spec: BundleSpec) -> Path:
     """Write a bundle of ``spec`` to ``folder``; an older bundle there is replaced.
 
     Raises:
-        DeployError: a model file is missing or states other classes or another preprocessing, the parts do not fit
-            together, such as logits that are probabilities already, or ``folder`` holds something else.
+        DeployError: a model file is missing or states other classes or another preprocessing, which of several inputs
+            is an image cannot be told, the parts do not fit together, such as logits that are probabilities already,
+            or ``folder`` holds something else.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -88,11 +95,14 @@ def write_bundle(folder: str | Path, spec: BundleSpec) -> Path:
     new = temporary / "new"
     new.mkdir()
     try:
+        inputs = _inputs(spec)
         models = {precision: _copy(source, new, precision) for precision, source in spec.models.items()}
         tensorrt = {precision: _copy(source, new, precision, ".trt") for precision, source in spec.tensorrt.items()}
         for source in (*spec.models.values(), *spec.tensorrt.values()):
             _check_metadata(Path(source), spec)
-        (new / MANIFEST).write_text(_manifest_text(folder, spec, models, tensorrt), encoding="utf-8")
+        (new / MANIFEST).write_text(
+            _manifest_text(folder, replace(spec, inputs=inputs), models, tensorrt), encoding="utf-8"
+        )
         _put_in_place(new, folder, temporary / "old")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,6 +120,7 @@ def _manifest_text(
             tensorrt=tensorrt,
             cpu_runtime=spec.cpu_runtime,
             preprocessing=spec.preprocessing,
+            inputs=dict(spec.inputs),
             postprocessing=cast("Postprocessing | None", spec.postprocessing),
             classes=tuple(spec.classes),
             outputs=stated_outputs(
@@ -118,6 +129,7 @@ def _manifest_text(
                 spec.postprocessing,
                 spec.outputs,
                 spec.preprocessing,
+                spec.inputs,
             ),
             metrics=dict(spec.metrics),
             latency=dict(spec.latency),
@@ -142,7 +154,6 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
     content = read_onnx(Path(source))
     wire = scan_bytes(content, Path(source))
     check_whole(Path(source), wire)
-    _check_one_input(Path(source), content)
     # A file that was made from an fp32 one may keep every layer of it, and is then what it was made as.
     if (found := precision_in(Path(source))) not in (None, precision) and SOURCE not in wire.properties:
         raise DeployError(f"{source} is given as {precision} and is {found}; name the precision that it has.")
@@ -151,18 +162,43 @@ def _copy(source: Path, folder: Path, precision: str, suffix: str = "") -> Bundl
     return BundledFile(file=target.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _check_one_input(source: Path, content: bytes) -> None:
-    """Refuse a network with several inputs: a bundle makes its input of one image and knows nothing beside it."""
+_TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64",
+}  # fmt: skip
+
+
+def _inputs(spec: BundleSpec) -> dict[str, ImageInput | TensorInput]:
+    """Return what each input of the files reads; empty where they read one image and nothing else was stated.
+
+    Raises:
+        DeployError: a file has no inputs, or others than were stated or than another file has, or which of them is an
+            image cannot be told.
+    """
+    found = dict(spec.inputs)
+    for source in map(Path, (*spec.models.values(), *spec.tensorrt.values())):
+        if not source.is_file():
+            continue  # what copies it says so
+        specs = _specs(source)
+        if not found and len(specs) > 1:
+            found = derived(specs, spec.preprocessing, str(source))
+        if found:
+            check_inputs(str(source), found, specs, spec.preprocessing)
+    return found
+
+
+def _specs(source: Path) -> dict[str, TensorSpec]:
+    """Return the inputs of an ONNX file that are no weights, by name."""
     try:
-        graph = parse_graph(content)
+        graph = parse_graph(read_onnx(source))
     except (ValueError, IndexError, TypeError) as error:
         raise DeployError(f"{source} is not a valid ONNX file; export the model again.") from error
-    inputs = [name for name in graph.inputs if name not in graph.tensors]
-    if len(inputs) > 1:
-        raise DeployError(
-            f"{source} has {len(inputs)} inputs ({', '.join(inputs)}) and a bundle feeds one image; ship the ONNX file "
-            "and run it with deploy.load_engine."
+    names = [name for name in graph.inputs if name not in graph.tensors]
+    return {
+        name: TensorSpec(
+            _TYPES.get(graph.input_types[name], "unknown"), tuple(one or None for one in graph.inputs[name])
         )
+        for name in names
+    }
 
 
 def _check_metadata(source: Path, spec: BundleSpec) -> None:

@@ -1,4 +1,4 @@
-"""Count the cores that this process may use: its affinity, and the CPU quota of its container."""
+"""Count the cores that this process may use: its affinity, and the CPU set and quota of its container."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ _LONGEST = 4096  # of what the kernel writes into such a file
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return how many threads can run at once, at least 1: the cores of the affinity, or the whole ones of the quota.
+    """Return how many threads can run at once, at least 1: cores of affinity and CPU set, whole ones of the quota.
 
     Args:
         root: where ``proc`` and ``sys`` lie.
     """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A kernel takes the CPU set into the affinity; what stands in for one in a sandbox may not.
+    own = min([own, *(count for folder in _groups(root, "cpuset") if (count := _cores_in(folder)))])
     quota = cpu_quota(root)
     return own if quota is None else max(1, min(own, int(quota)))
 
@@ -30,7 +32,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
     Args:
         root: where ``proc`` and ``sys`` lie.
     """
-    found = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
+    found = [quota for folder in _groups(root, "cpu") if (quota := _quota(folder)) is not None]
     return min(found, default=None)
 
 
@@ -49,22 +51,36 @@ def over_cores(threads: int, root: Path = _ROOT) -> str | None:
     return f"{threads} threads share {cores} usable core(s){why}: they wait for each other; give {cores} or fewer."
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, each followed by those above it."""
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups that may hold ``controller``, each before those above it."""
     mounted = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        # A version-1 controller is mounted under its own name or under that of all that are mounted with it.
-        tops = [mounted / name for name in (controllers, "cpu", "cpu,cpuacct")] if controllers else [mounted]
-        for top in tops:
+        # A version-1 controller is mounted under its own name or under that of all that are mounted with it; beside
+        # such ones version 2 is mounted as "unified".
+        names = (controllers, controller, "cpu,cpuacct") if controllers else ("", "unified")
+        for top in dict.fromkeys(mounted / name for name in names):
             folder = top / path.strip("/")
             while folder != top and top in folder.parents:
                 yield folder
                 folder = folder.parent
             yield top
+
+
+def _cores_in(folder: Path) -> int:
+    """Return how many cores the CPU set of a control group names, 0 where it names none and takes those above."""
+    files = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+    said = next((text for name in files if (text := _text(folder / name).strip())), "")
+    count = 0
+    for part in said.split(",") if said else ():
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            return 0
+        count += max(0, int(last or first) - int(first) + 1)
+    return count
 
 
 def _quota(folder: Path) -> float | None:

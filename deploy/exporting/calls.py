@@ -183,12 +183,13 @@ def write_bundle(
     Args:
         network: a module, an ONNX file, or one for each precision by its name.
         folder: where the bundle goes; an older one there is replaced.
-        images: preprocessed images, or a loader of them: a module is exported and other precisions are calibrated on
-            them.
+        images: preprocessed images, or a loader of them, or rows of several inputs as for ``quantize``: a module is
+            exported and other precisions are calibrated on them.
         classes: their names; by default what the file states.
         preprocessing: how an image becomes the network's input; by default what the file states.
         precisions: what is made of a module or of an fp32 file; the last one is loaded when none is named.
-        options: more fields of ``deploy.bundle.writing.BundleSpec``, such as ``task``, ``licence``, ``metrics``.
+        options: more fields of ``deploy.bundle.writing.BundleSpec``, such as ``task``, ``inputs`` of a network with
+            several, ``licence``, ``metrics``.
 
     Raises:
         DeployError: something that the bundle needs is neither given nor stated, or its parts do not fit together.
@@ -236,15 +237,17 @@ def _exported(
     from deploy.exporting.lowering import lower
     from deploy.exporting.torch_to_onnx import export_onnx
 
-    if len(needed := _needed(network)) > 1:
-        raise DeployError(
-            f"{type(network).__name__} has {len(needed)} inputs ({', '.join(needed)}) and a bundle feeds one image; "
-            "export it with deploy.export and run the file with deploy.load_engine."
-        )
     if images is None:
         raise DeployError("A module is exported by an example; give images as the network reads them.")
-    rows = _rows(network, images, 2)
-    lowered = lower(network, str(options.get("task", "classification")), rows)
+    rows, task = _rows(network, images, 2), str(options.get("task", "classification"))
+    if task == "classification":
+        return {"fp32": export_onnx(network, rows, scratch / "model.fp32.onnx")}, dict(options)
+    if len(needed := _needed(network)) > 1:
+        raise DeployError(
+            f"{type(network).__name__} has {len(needed)} inputs ({', '.join(needed)}), and only a classifier with "
+            f"several is exported for a bundle; give its ONNX file with the postprocessing for {task}."
+        )
+    lowered = lower(network, task, rows)
     file = export_onnx(lowered.module, rows, scratch / "model.fp32.onnx", output_name=lowered.output_name)
     return {"fp32": file}, {"postprocessing": lowered.postprocessing, **options}
 

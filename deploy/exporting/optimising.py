@@ -46,6 +46,27 @@ def optimise(program: Any) -> None:
             node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
             node.graph.remove(node, safe=True)
     program.model.opset_imports.pop(_HIDDEN, None)
+    for node in list(program.model.graph.all_nodes()):
+        _keep_finite(node)
+
+
+def _keep_finite(node: ir.Node) -> None:
+    """Make of the logarithm of a sigmoid the softplus that it is: a runtime's sigmoid of -20 is 0 and has none."""
+    import onnx_ir as ir
+
+    before = node.inputs[0].producer() if node.op_type == "Log" and node.inputs[0] is not None else None
+    if before is None or before.op_type != "Sigmoid" or node.graph is None:
+        return
+    value = before.inputs[0]
+    negated = ir.Node("", "Neg", [value])
+    positive = ir.Node("", "Softplus", negated.outputs)
+    for one in (*negated.outputs, *positive.outputs):
+        one.shape, one.type = node.outputs[0].shape, node.outputs[0].type
+    node.graph.insert_before(node, [negated, positive])
+    node.op_type = "Neg"
+    node.replace_input_with(0, positive.outputs[0])
+    if not before.outputs[0].uses() and not before.outputs[0].is_graph_output():
+        before.graph.remove(before, safe=True)  # type: ignore[union-attr]  # it is in the graph of its reader
 
 
 def _places(node: ir.Node) -> Iterator[int]:

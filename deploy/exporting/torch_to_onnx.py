@@ -182,7 +182,10 @@ def _run_exporter(
                 **names,
             )
             if program is not None:
+                _check_kept(type(own).__name__, program)
                 optimise(program)
+        except DeployError:
+            raise
         except Exception as error:  # the exporter raises whatever the model's own code raises
             raise DeployError(
                 f"torch.onnx cannot export {type(own).__name__}: {_cause(error, list(rows), frees)}"
@@ -191,6 +194,18 @@ def _run_exporter(
         raise DeployError(f"torch.onnx returned nothing for {type(own).__name__}; update torch.")
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+def _check_kept(model: str, program: Any) -> None:
+    """Refuse what the exporter leaves out without a word."""
+    for node in program.exported_program.graph.nodes:
+        if str(node.target).startswith(("aten.avg_pool2d", "aten.avg_pool3d")):
+            divisor = node.kwargs.get("divisor_override", node.args[6] if len(node.args) > 6 else None)
+            if divisor is not None:
+                raise DeployError(
+                    f"{model} averages with divisor_override={divisor}, which torch.onnx leaves out; "
+                    "leave it out of the pooling and multiply the result."
+                )
 
 
 def _cause(error: BaseException, names: Sequence[str], frees: Mapping[str, Mapping[int, str]]) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deploy.errors import DeployError
 from deploy.files import read_bytes
-from deploy.latency.layers import CASTS, PROFILED, REORDERS, LayerTime, Shape
+from deploy.latency.layers import CASTS, PROFILED, REORDERS, LayerTime, Shape, turned
 from deploy.latency.profile import How, Job, Timer, time_files
 from deploy.onnx.wire_graph import parse_graph
 
@@ -136,6 +136,8 @@ def weights_of(path: Path) -> list[Shape]:
             shapes[node.outputs[0]] = shapes[node.inputs[0]]
         elif node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) > 1 and node.inputs[1] in shapes:
             found.append(shapes[node.inputs[1]])
+        elif node.op_type == "ConvTranspose" and node.inputs[1] in shapes:
+            found.append(turned(shapes[node.inputs[1]], depthwise=node.ints.get("group", [1])[0] > 1))
     return found
 
 
@@ -263,8 +265,7 @@ def _share(one: LayerTime, shape: Shape, old: LayerTime | None, old_shape: Shape
         return None
     if shape and old_shape and old.makes and one.makes:
         # What is made may be padded; places in the image are not.
-        places, old_places = (math.prod(layer.makes[0][2:] or (1,)) for layer in (one, old))
-        return math.prod(shape) * places / (math.prod(old_shape) * old_places)
+        return math.prod(shape) * one.places / (math.prod(old_shape) * old.places)
     return one.macs / old.macs if one.macs and old.macs else None
 
 

@@ -23,6 +23,8 @@ PROFILED = ("onnxruntime", "openvino")
 """Runtimes whose profile of layers is read here."""
 REORDERS = ("ReorderInput", "ReorderOutput", "Transpose", "Reorder")
 """Kinds of layers that only move numbers into the order that a kernel wants."""
+TRANSPOSED = ("ConvTranspose", "Deconvolution")
+"""Kinds of layers whose weights hold what they read first, and which add up for each number that they read."""
 CASTS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Convert", "Parameter", "Result", "Const", "Constant")
 
 
@@ -51,15 +53,18 @@ class LayerTime:
     @property
     def is_product(self) -> bool:
         """Tell whether the layer multiplies by weights."""
-        return any(part in self.kind for part in ("Conv", "Gemm", "MatMul", "FullyConnected"))
+        return any(part in self.kind for part in ("Conv", "Gemm", "MatMul", "FullyConnected", *TRANSPOSED))
 
     @property
     def weights(self) -> Shape:
-        """Return the shape of its weights; empty where it has none or the runtime does not tell."""
+        """Return its weights' shape, what it makes first; empty where it has none or the runtime does not tell."""
         if not self.is_product or len(self.reads) < 2:
             return ()
         # A quantised product reads scales and zero-points too: weights are the largest after the first.
-        return max(self.reads[1:], key=lambda shape: (len(shape), math.prod(shape)))
+        found = max(self.reads[1:], key=lambda shape: (len(shape), math.prod(shape)))
+        if self.kind in TRANSPOSED and len(found) == len(self.reads[0]):
+            return turned(found, depthwise=found[1] == 1 and self.makes[0][1:2] == self.reads[0][1:2])
+        return found
 
     @property
     def macs(self) -> float:
@@ -67,12 +72,21 @@ class LayerTime:
         weights, made = self.weights, self.makes[0] if self.makes else ()
         if not weights or not made:
             return 0.0
+        if self.kind in TRANSPOSED and len(weights) >= len(made) > 2:
+            # The weights are used once for each place of what is read; OpenVINO writes groups in front.
+            return float(made[0] * math.prod(self.reads[0][2:]) * math.prod(weights))
         if "Conv" in self.kind and len(weights) > 2:
             # OpenVINO writes the groups of a grouped convolution in front.
             each = weights[2:] if len(weights) > len(made) else weights[1:]
             return float(math.prod(made) * math.prod(each))
         rows = math.prod(made) / made[-1]
         return float(rows * math.prod(weights[-2:]))
+
+    @property
+    def places(self) -> int:
+        """Count the places of the image at which its weights are used."""
+        shapes = self.reads if self.kind in TRANSPOSED else self.makes
+        return math.prod(shapes[0][2:] or (1,)) if shapes else 1
 
     @property
     def bytes(self) -> float:
@@ -89,6 +103,11 @@ class LayerTime:
         """Return what ``to_dict`` gave, also after a way through JSON."""
         shapes = {key: tuple(tuple(shape) for shape in given[key]) for key in ("reads", "makes")}
         return cls(**{**given, **shapes})
+
+
+def turned(weights: Shape, *, depthwise: bool) -> Shape:
+    """Return the shape of a transposed convolution's weights as that of any other one's: what it makes comes first."""
+    return weights if depthwise or len(weights) < 3 else (weights[1], weights[0], *weights[2:])
 
 
 class Profiler:

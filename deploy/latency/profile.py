@@ -27,6 +27,8 @@ from deploy.latency.table import Entry, Network, Setting, Table, TimedLayer, Tim
 from deploy.validation import explain
 
 PROCESSES = 3
+TIMED = ("onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "openvino")
+"""Runtimes that run the small files of a table."""
 _OPEN_AT_ONCE = 24
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -367,13 +369,18 @@ def profile_folder(
         progress: called with (files done, files in all).
 
     Raises:
-        DeployError: the folder cannot be used, or a file cannot be timed.
+        DeployError: the folder cannot be used, a runtime runs no ONNX file, or a file cannot be timed.
         MissingDependency: a runtime is not installed.
     """
     asked = ProfileFolder.read(folder)
     began = time.perf_counter()
     table = Table()
     chosen = tuple(runtimes or asked.runtimes)
+    if other := [name for name in chosen if name not in TIMED]:
+        raise DeployError(
+            f"{other[0]} runs no ONNX file, which a table is filled from; time the folder by {', '.join(TIMED)}; what "
+            "TensorRT's layers take, niwaki explain --runtime tensorrt reads."
+        )
     networks: list[Network] = []
     total = len(chosen) * (len(asked.probes) + len(asked.networks))
     for number, runtime in enumerate(chosen):

@@ -26,17 +26,19 @@ class TimedLayer(BaseModel):
     """Everything that decides a layer's time but its widths, so that layers alike are measured once.
 
     Attributes:
-        kind: ``conv``, ``linear``, or ``attention``: a block of self-attention from its projections to the last one, of
-            which ``inputs`` are the features that it reads and makes, ``outputs`` those of all heads together.
+        kind: ``conv``, ``transposed`` (a transposed convolution), ``linear``, or ``attention``: a block of
+            self-attention from its projections to the last one, of which ``inputs`` are the features that it reads and
+            makes, ``outputs`` those of all heads together.
         size: height and width of what a convolution reads; the sizes between batch and features of any other.
         per_group: channels that each group of a convolution reads; 0 where it is one group.
         activation: what follows it and may be fused with it.
         head: features of one head of an attention block.
+        output_padding: of a transposed convolution.
     """
 
     model_config = _STRICT
 
-    kind: Literal["conv", "linear", "attention"]
+    kind: Literal["conv", "transposed", "linear", "attention"]
     size: tuple[Side, ...] = ()
     kernel: tuple[Side, ...] = ()
     stride: tuple[Side, ...] = ()
@@ -46,12 +48,16 @@ class TimedLayer(BaseModel):
     bias: bool = True
     activation: Activation = "none"
     head: Annotated[int, Field(ge=0, le=100_000)] = 0
+    output_padding: tuple[Side, ...] = ()
 
     @property
     def key(self) -> str:
         """Name the layer in words, another name for any other layer."""
         parts = [self.kind if not self.per_group else "depthwise" if self.per_group == 1 else f"by {self.per_group}"]
-        for letter, values in (("k", self.kernel), ("s", self.stride), ("p", self.padding), ("d", self.dilation)):
+        if self.per_group and self.kind == "transposed":
+            parts.append("transposed")
+        named = {"k": self.kernel, "s": self.stride, "p": self.padding, "d": self.dilation, "o": self.output_padding}
+        for letter, values in named.items():
             if values:
                 parts.append(letter + "x".join(map(str, values)))
         parts.append(f"at {'x'.join(map(str, self.size))}" if self.size else "at a vector")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import DeployError, MissingDependency
 from deploy.files import replacing
+from deploy.onnx.opsets import of_domain
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,7 @@ def read(path: Path) -> onnx.ModelProto:
     """Parse the ONNX file at ``path``.
 
     Raises:
-        DeployError: the file is missing or is not ONNX.
+        DeployError: the file is missing, is not ONNX, or is newer than the package onnx.
         MissingDependency: the package onnx is not installed.
     """
     try:
@@ -44,10 +45,31 @@ def read(path: Path) -> onnx.ModelProto:
         raise DeployError(f"There is no ONNX file at {path}; export the model first.")
     try:
         model = onnx.load(path)
+        _check_known(path, model)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError, OSError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
     return model
+
+
+def _check_known(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a file of a later format or operator set than the package onnx knows: its checker takes some for sound."""
+    import onnx
+
+    if model.ir_version > onnx.IR_VERSION:
+        raise DeployError(
+            f"{path} is of format (IR version) {model.ir_version} and onnx {onnx.__version__} reads {onnx.IR_VERSION} "
+            "at most; update onnx, or export the file for an older one."
+        )
+    known = onnx.defs.C.schema_version_map()
+    for one in model.opset_import:
+        most = known.get("" if one.domain == "ai.onnx" else one.domain, (0, one.version))[1]
+        if one.version > most:
+            raise DeployError(
+                f"{path} is of operator set {one.version}{of_domain(one.domain)} and onnx {onnx.__version__} knows "
+                f"{most} at most; update onnx, or export the file with an opset of at most {most}"
+                f"{of_domain(one.domain)}."
+            )
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Path:

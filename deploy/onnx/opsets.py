@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from deploy.errors import DeployError
@@ -28,6 +30,30 @@ READS: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """The lowest and highest operator set that each runtime reads."""
+
+
+_NEW_FORMAT = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+_NEW_OPSET = re.compile(r"Opset (\d+) is under development(?:.* support for domain (\S+) is till opset (\d+))?", re.S)
+
+
+def too_new(message: str, path: str | Path) -> str | None:
+    """Say what ONNX Runtime's ``message`` means where ``path`` is newer than it reads, after its name; else None."""
+    if (found := _NEW_FORMAT.search(message)) is not None:
+        return (
+            f"reads ONNX files of format {found[2]} at most, and {path} is of format {found[1]}; update ONNX Runtime, "
+            "or export the file for an older one."
+        )
+    if (found := _NEW_OPSET.search(message)) is not None:
+        return (
+            f"does not read operator set {found[1]}{of_domain(found[2])}, of which {path} is; update ONNX Runtime, or "
+            f"export the file with an opset of at most {found[3] or READS['onnxruntime'][1]}{of_domain(found[2])}."
+        )
+    return None
+
+
+def of_domain(domain: str | None) -> str:
+    """Say of which domain an operator set is, unless it is that of all files."""
+    return f" of {domain}" if domain and domain != "ai.onnx" else ""
 
 
 def opset_for(runtimes: Sequence[str], asked: int | None = None) -> int:

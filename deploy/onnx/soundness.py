@@ -1,4 +1,4 @@
-"""Refuse an ONNX graph whose nodes lack inputs: OpenVINO ends the process on a convolution without weights."""
+"""Refuse an ONNX graph of which OpenVINO would end the process, or compute something else without a word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deploy.errors import DeployError
-from deploy.onnx.wire_graph import parse_graph
+from deploy.onnx.wire_graph import GraphNode, parse_graph
 
 _LEAST: Mapping[str, int] = MappingProxyType(
     {
@@ -25,10 +25,10 @@ _WHAT = {"Conv": "weights", "ConvTranspose": "weights", "BatchNormalization": "s
 
 
 def check_inputs(path: Path, data: bytes) -> None:
-    """Refuse the ONNX file ``data``, read from ``path``, where a node of its main graph lacks an input.
+    """Refuse the ONNX file ``data``, read from ``path``, where a node of its main graph is none for OpenVINO.
 
     Raises:
-        DeployError: an operator has fewer inputs than it needs.
+        DeployError: an operator has fewer inputs than it needs, or is one that OpenVINO 2026.4 computes otherwise.
     """
     try:
         graph = parse_graph(data)
@@ -43,3 +43,19 @@ def check_inputs(path: Path, data: bytes) -> None:
             raise DeployError(
                 f"{path} has a {node.op_type} without {what} ({', '.join(node.outputs)[:80]}); export the model again."
             )
+        if (why := _otherwise(node)) is not None:
+            raise DeployError(
+                f"{path} has {why} ({', '.join(node.outputs)[:80]}), which OpenVINO computes otherwise; run it with "
+                "ONNX Runtime."
+            )
+
+
+def _otherwise(node: GraphNode) -> str | None:
+    """Say what of a node OpenVINO computes otherwise; None where all is well."""
+    if node.op_type == "Resize" and any(node.ints.get("antialias", ())):
+        return "a Resize with antialias"
+    if node.op_type == "AveragePool" and all(
+        any(node.ints.get(name, ())) for name in ("ceil_mode", "count_include_pad", "pads")
+    ):
+        return "an AveragePool that counts its padding and rounds its size up"
+    return None

@@ -42,11 +42,12 @@ class GraphNode:
 
 @dataclass
 class Graph:
-    """Nodes in order, constants by name, and the shape of each input, 0 where a dimension is free."""
+    """Nodes in order, constants by name, the shape of each input, 0 where a dimension is free, and its element type."""
 
     nodes: list[GraphNode] = field(default_factory=list)
     tensors: dict[str, GraphTensor] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
+    input_types: dict[str, int] = field(default_factory=dict)
 
 
 def parse_graph(data: bytes | bytearray) -> Graph:
@@ -63,7 +64,7 @@ def parse_graph(data: bytes | bytearray) -> Graph:
             elif part == 5:
                 _parse_tensor(value, found.tensors)
             elif part == 11:
-                _parse_input(value, found.inputs)
+                _parse_input(value, found)
     return found
 
 
@@ -169,15 +170,16 @@ def _parse_tensor(data: memoryview, tensors: dict[str, GraphTensor]) -> None:
     tensors[name] = tensor
 
 
-def _parse_input(data: memoryview, inputs: dict[str, list[int]]) -> None:
-    """Parse a ValueInfoProto: field 2 is its type, then tensor_type is 1, shape 2, dim 1 and dim_value 1."""
+def _parse_input(data: memoryview, found: Graph) -> None:
+    """Parse a ValueInfoProto: field 2 is its type, then tensor_type is 1, elem_type 1, shape 2, dim 1, dim_value 1."""
     name, nested = "", []
     for number, value in fields(data):
         if number == 1:
             name = text(value)
         elif number == 2:
             nested.append(value)
-    for want in (1, 2):
-        nested = [value for message in nested for number, value in fields(message) if number == want]
-    dims = [value for shape in nested for number, value in fields(shape) if number == 1]
-    inputs[name] = [next((int(value) for number, value in fields(dim) if number == 1), 0) for dim in dims]
+    tensors = [value for message in nested for number, value in fields(message) if number == 1]
+    parts = [part for tensor in tensors for part in fields(tensor)]
+    found.input_types[name] = next((value for number, value in parts if number == 1 and isinstance(value, int)), 0)
+    dims = [dim for number, shape in parts if number == 2 for one, dim in fields(shape) if one == 1]
+    found.inputs[name] = [next((int(value) for number, value in fields(dim) if number == 1), 0) for dim in dims]

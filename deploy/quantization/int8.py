@@ -14,10 +14,13 @@ from deploy.engines import load_engine
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.onnx.file import missing_package, quiet
+from deploy.onnx.opsets import too_new
 from deploy.quantization.agreement import MIN_SNR_DB, Agreement
 from deploy.quantization.calibration import Calibrated
 from deploy.quantization.feeds import Feed
+from deploy.quantization.guards import guarded_nodes
 from deploy.quantization.qdq import quantise_biases, shift_activations, signed_from_unsigned, store_raw
+from deploy.quantization.sufficing import check_sufficing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,19 +54,21 @@ def int8_from_fp32(
         calibration: preprocessed float32 arrays (C, H, W) or (N, C, H, W), such as the network will see; for a file
             with several inputs mappings from their names to arrays, or tuples in their order, in a list or a loader.
         seed: of the draw where there are more images than ``deploy.quantization.feeds.MAX_IMAGES``.
-        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``.
+        keep_fp32: kinds of operators that stay in fp32, keys of ``KINDS``; what a small constant guards, from the
+            sums before it to the division after it, stays there in any case.
         held_out: more of the same kind that the ranges are not taken from.
         method: how the rounding is made up for, one of ``METHODS``.
         min_snr_db: the least signal to noise against fp32; None writes the file whatever it is worth.
 
     Raises:
-        DeployError: ``src`` is not an fp32 ONNX file, the calibration does not fit it, or int8 is
-            further from fp32 than ``min_snr_db``, or 10 dB further on ``held_out`` than on the calibration.
+        DeployError: ``src`` is not an fp32 ONNX file, the calibration does not fit it or suffices for nothing (see
+            ``deploy.quantization.sufficing``), or int8 is further from fp32 than ``min_snr_db``, or 10 dB further on
+            ``held_out`` than on the calibration.
         MissingDependency: NNCF is not installed.
     """
     source = Calibrated.read(src, calibration, seed, "int8")
     others = source.others(held_out, seed)
-    _check_varied(source, min_snr_db)
+    check_sufficing(source, others, min_snr_db)
     nncf, options = _import_nncf(source, keep_fp32, method)
     # Symmetric, for ONNX Runtime is fast only where whole chains fuse in int8 (measured in docs/engines.md). Processors
     # differ in which operators gain: deploy.quantization.search.fastest_int8 measures.
@@ -80,22 +85,9 @@ def int8_from_fp32(
 
 
 def _failed(src: Path, error: Exception) -> DeployError:
+    if (said := too_new(str(error), src)) is not None:
+        return DeployError(f"ONNX Runtime, by which int8 is calibrated, {said}")
     return DeployError(f"NNCF cannot quantise {src} ({first_line(error)}); ship its fp32 or fp16 file instead.")
-
-
-def _check_varied(source: Calibrated, least: float | None) -> None:
-    """Refuse images that are of one colour each, whose ranges fit no picture and which agree with themselves.
-
-    Raises:
-        DeployError: they all are, and ``least`` is not None.
-    """
-    arrays = (one for feed in source.feeds for one in feed.values())
-    pictures = [one for one in arrays if one.ndim == 4 and one[0, 0].size > 1]
-    if least is not None and pictures and all((one == one[..., :1, :1]).all() for one in pictures):
-        raise DeployError(
-            f"Every image of the calibration of {source.path} ({len(pictures)}) is of one colour, from which no range "
-            "can be taken; give images such as the network will see, or pass min_snr_db=None."
-        )
 
 
 def _finish(quantised: onnx.ModelProto) -> None:
@@ -154,7 +146,7 @@ def int8_with_accuracy_control(
     source = Calibrated.read(src, calibration, seed, "int8")
     others = source.others(held_out, seed)
     _check_quality(source.path, measure)
-    _check_varied(source, min_snr_db)
+    check_sufficing(source, others, min_snr_db)
     nncf, options = _import_nncf(source, keep_fp32)
 
     def validate(model: onnx.ModelProto, _: object) -> tuple[float, None]:
@@ -274,7 +266,9 @@ def _import_nncf(source: Calibrated, keep_fp32: Sequence[str], method: str = "fa
             f"{len(source.inputs)}; take 'fast' or 'smooth'."
         )
     wanted = {name for kind in keep_fp32 for name in operators(source.model, kind) if name}
-    names = sorted(wanted | set(_decoding(list(source.model.graph.node))))
+    # A guarded value spans more powers of ten than 256 steps: a dark image would be divided by nothing, or by a step.
+    kept = {*guarded_nodes(source.model), *_decoding(list(source.model.graph.node))}
+    names = sorted(wanted | kept)
     try:
         with quiet(), _no_telemetry():
             import nncf

@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet
+from deploy.onnx.opsets import too_new
 from deploy.quantization.feeds import Feed
 
 if TYPE_CHECKING:
@@ -127,4 +128,7 @@ def _intermediates(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[di
         for feed in feeds:
             yield feed | dict(zip(names, session.run(names, feed), strict=True))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
-        raise DeployError(f"ONNX Runtime cannot run the fp32 file ({first_line(error)}); export it again.") from error
+        said = (
+            too_new(str(error), "the fp32 file") or f"cannot run the fp32 file ({first_line(error)}); export it again."
+        )
+        raise DeployError(f"ONNX Runtime {said}") from error

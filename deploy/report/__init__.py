@@ -58,15 +58,19 @@ def compare(run_dirs: Sequence[Path], form: str) -> str:
     if form not in ("html", "md", "json"):
         raise DeployError(f"A report is written as html, md or json, not as {form!r}.")
     names = _names([Path(one) for one in run_dirs])
-    runs = [
-        Run(name, Results(*_files(Path(one)), read_recipe(_text(Path(one) / "recipe.yaml"))))
-        for name, one in zip(names, run_dirs, strict=True)
-    ]
+    runs = [Run(name, _results(Path(one), form)) for name, one in zip(names, run_dirs, strict=True)]
     if form == "json":
         found = [figures(run) for run in runs]
         rows_of = [{**row, "pareto": front} for row, front in zip(found, pareto(found), strict=True)]
         return json.dumps({"format": "niwaki-report-1", "runs": rows_of}, indent=1, ensure_ascii=False) + "\n"
     return render_markdown(runs) if form == "md" else document(", ".join(names), render_comparison(runs))
+
+
+def _results(run_dir: Path, form: str) -> Results:
+    """Read a run; its pictures where the form shows any."""
+    ledger, bench = _files(run_dir)
+    pictures = read_pictures(run_dir, ledger) if form == "html" else {}
+    return Results(ledger, bench, read_recipe(_text(run_dir / "recipe.yaml")), pictures)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.report import units
+from deploy.report.differing import render_differing_of_runs
 from deploy.report.markup import LEFT, Markup, card, fill, join, part, section, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
 from deploy.report.view import Results, ratio
@@ -66,10 +67,10 @@ def render_markdown(runs: Sequence[Run]) -> str:
 
 
 def render_comparison(runs: Sequence[Run]) -> Markup:
-    """Return the body of a page: the verdicts, the table, and accuracy against latency with the Pareto front."""
+    """Return the body of a page: the verdicts, the table, the plane with the Pareto front, and images that differ."""
     found = [figures(run) for run in runs]
     best = pareto(found)
-    head = ("<Run", "<ships", "metric", "dense", "MACs", "file", "best", "median", "speed-up", "<")
+    columns = ("<Run", "<ships", "metric", "dense", "MACs", "file", "best", "median", "speed-up", "<")
     lines = [
         tr(
             th(row["run"]),
@@ -83,8 +84,9 @@ def render_comparison(runs: Sequence[Run]) -> Markup:
         fill('<p class="verdict"><b>{run}</b>: {said}</p>', run=row["run"], said=row["verdict"]) for row in found
     )
     lead = "On the front: no other run here is as accurate and as fast, and better in one of both."
-    shown = section("Side by side", lead, table(head, lines), _plane(found, best))
-    return join((fill("<header><h1>{title}</h1>{verdicts}</header>", title=_title(found), verdicts=verdicts), shown))
+    shown = section("Side by side", lead, table(columns, lines), _plane(found, best))
+    head = fill("<header><h1>{title}</h1>{verdicts}</header>", title=_title(found), verdicts=verdicts)
+    return join((head, shown, render_differing_of_runs([(run.name, run.results) for run in runs])))
 
 
 def _plane(found: Sequence[Mapping[str, Any]], best: Sequence[bool]) -> Markup:

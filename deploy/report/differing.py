@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -13,12 +14,14 @@ from deploy.errors import DeployError
 from deploy.files import read_bytes
 from deploy.processing.pixels import load
 from deploy.report import units
-from deploy.report.markup import Markup, fill, join, section, small
+from deploy.report.markup import Markup, fill, join, part, section, small
 from deploy.report.view import Facts, Results, mapping, rows
 
 FOLDER = "differing"
 _SHOWN, _SIDE, _QUALITY = 8, 96, 85
 _MOST_BYTES = 1 << 17
+_MOST_OF_RUNS = 120  # pictures on a page of several runs
+_TITLE = "Where student and teacher differ"
 
 
 def read_pictures(run_dir: Path, ledger: Facts) -> dict[int, str]:
@@ -54,14 +57,28 @@ def _uri(image: Image.Image) -> str:
 
 def render_differing(results: Results) -> Markup:
     """Render each image with its true class and both answers; nothing where the run noted none."""
+    found = _said(results, _SHOWN)
+    return section(_TITLE, *found) if found else Markup()
+
+
+def render_differing_of_runs(runs: Sequence[tuple[str, Results]]) -> Markup:
+    """Render the first of each run's images, under the run's name; nothing where no run noted any."""
+    # Many runs show fewer images each: a page stays under 2 MB.
+    most = max(1, min(_SHOWN // 2, _MOST_OF_RUNS // max(1, len(runs))))
+    parts = [part(name, *said) for name, results in runs[:_MOST_OF_RUNS] if (said := _said(results, most))]
+    return section(_TITLE, "", *parts) if parts else Markup()
+
+
+def _said(results: Results, most: int) -> tuple[str, Markup] | None:
+    """Return a sentence on the images that differ, and at most so many of them; None where the run noted none."""
     differing = mapping(results.ledger.get("differing"))
     total = units.number(differing.get("total"))
     if total is None or total < 0:
-        return Markup()
-    images, tested = _noted(results.ledger), results.test_images()
+        return None
+    images, tested = _noted(results.ledger)[:most], results.test_images()
     of = f" of the {tested:,} test images" if tested else " test images"
     if not total:
-        return section("Where student and teacher differ", f"They give the same answer to all{of}.")
+        return f"They give the same answer to all{of}.", Markup()
     lead = f"They answer {total:,.0f}{of} differently, as networks, before they are lowered."
     if images:
         lead += (
@@ -74,8 +91,7 @@ def render_differing(results: Results) -> Markup:
             f"{FOLDER}/, or {'is' if gone == 1 else 'are'} not what the run wrote there."
         )
     lines = [_image(image, results.pictures.get(place)) for place, image in enumerate(images)]
-    shown = fill('<ul class="differing">{lines}</ul>', lines=join(lines)) if lines else ""
-    return section("Where student and teacher differ", lead, shown)
+    return lead, fill('<ul class="differing">{lines}</ul>', lines=join(lines)) if lines else Markup()
 
 
 def _noted(ledger: Facts) -> list[Facts]:

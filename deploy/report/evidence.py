@@ -173,7 +173,7 @@ def _surgery(errors: Facts) -> Markup:
         lead += f" Not compared: {unproved}."
     lines = (_surgery_error(name, errors[name]) for name in PROOFS if errors.get(name) is not None)
     head = ("<Compared", "error", "allowed", "verdict")
-    return part("Slicing changed nothing but the size", lead, table(head, lines))
+    return part("Slicing changed nothing but the size", lead, table(head, lines, "parity"))
 
 
 def _surgery_error(name: str, value: Any) -> Markup:
@@ -236,4 +236,4 @@ def built(records: Sequence[Facts]) -> Markup:
     ]
     head = ("<Engine", "<Runtime", "<Precision", "Size", "<Why not")
     lead = "These engines are in the folder of the run; no figure above is theirs."
-    return section("Built, not measured here", lead, table(head, lines))
+    return section("Built, not measured here", lead, table(head, lines, "built"))

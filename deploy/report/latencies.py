@@ -20,7 +20,7 @@ _MARKS = (("min_ms", "best"), ("median_ms", "median"), ("p90_ms", "p90"), ("p99_
 
 def waterfall(results: Results) -> Markup:
     """Render the milliseconds that are left after each step; best times, which other processes do not stretch."""
-    measured = {str(record.get("name")): record for record in results.records("measured")}
+    measured = {str(record.get("name")): record for record in results.measured()}
     known = [(name, title, said, time) for name, title, said in STEPS if (time := _best(measured.get(name, {})))]
     if len(known) < 2 or known[0][0] != "dense":
         return Markup()

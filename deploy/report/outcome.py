@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from deploy.bench.conditions import noisy_line
 from deploy.report import units
 from deploy.report.latencies import distributions, waterfall
 from deploy.report.markup import Markup, card, fill, join, part, section, small, table, td, th, tr
 from deploy.report.plots import Point, accuracy_latency
-from deploy.report.view import Column, Facts, Results, StepGain, interval, mapping, ratio, wilson
+from deploy.report.view import (
+    RUNTIMES,
+    Column,
+    Facts,
+    Results,
+    StepGain,
+    interval,
+    mapping,
+    noise_of,
+    ratio,
+    speed_interval,
+    wilson,
+)
 
 SHOWN_LOSSES = 8
 
@@ -19,11 +32,15 @@ def render_outcome(results: Results) -> Markup:
     images = results.test_images()
     metric = _capital(results.metric())
     lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
+    if runtime := results.runtime():
+        lead += f" Times are those of {RUNTIMES.get(runtime, runtime)}, which the bundle runs first, for all networks."
+    if noise := noise_of(results.measured()):
+        lead += f" {noisy_line(noise)}"
     parts = (
         _networks(results),
         _plot(results),
         waterfall(results),
-        distributions(results.records("measured")),
+        distributions(results.measured()),
         _preferred(results),
         _losses(results),
         _engines(results),
@@ -119,24 +136,25 @@ def _mark(column: Column, final: Column) -> Markup:
 
 def _speed_interval(column: Column) -> str:
     """Return the interval of the speed-up, the inverse of that of the ratio: the longest time is the least speed-up."""
-    ends = interval(column.record)
+    ends = speed_interval(column.record)
     return f"{units.times(1 / ends[1])} to {units.times(1 / ends[0])}" if ends and all(ends) else ""
 
 
 def _plot(results: Results) -> Markup:
     columns = {column.name: column for column in results.columns()}
     images, metric = results.trials(), results.metric()
-    points = [
-        point for r in results.records("measured") if (point := _point(r, columns.get(str(r.get("name"))), images))
-    ]
+    points = [point for r in results.measured() if (point := _point(r, columns.get(str(r.get("name"))), images))]
     if not points:
         return Markup()
     said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
     upright = "Upright lines: 95 % interval of the accuracy on this test set. " if images else ""
-    caption = f"{upright}Level lines: up to the 90th percentile of the latency. ↓: lies below the drawing."
+    caption = (
+        f"{upright}Level lines: up to the 90th percentile of the latency, or to the edge where that lies beyond it. "
+        "↓: lies below the drawing."
+    )
     drawings = fill(
         '<div class="plot large" role="img" aria-label="{said}">{large}</div>'
-        '<div class="plot small" aria-hidden="true">{small}</div>',
+        '<div class="plot small" role="img" aria-label="{said}">{small}</div>',  # one of the two is shown
         said=said,
         # matplotlib escapes the texts in it.
         large=Markup(accuracy_latency(points, width=8.6, height=4.0, salt="large", metric=metric)),
@@ -165,8 +183,10 @@ def _preferred(results: Results) -> Markup:
     """Say how the shipped file does on the runtime that the bundle runs it by, where that is another one."""
     shipping = mapping(results.ledger.get("shipping"))
     if shipping.get("reason"):
-        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(shipping.get("runtime")), "")
+        where = RUNTIMES.get(str(shipping.get("runtime")), "")
         said = f"{shipping.get('precision')} on {where} first: {shipping['reason']}."
+        if results.runtime() is None and shipping.get("runtime") == "openvino":  # a run of an earlier version
+            said += " The times on this page are of ONNX Runtime."
         return part("What the bundle runs", "", card(said))
     share = results.figure("openvino_time_of_onnxruntime")
     if share is None:
@@ -200,7 +220,7 @@ def _losses(results: Results) -> Markup:
         for name, before, after in known[:SHOWN_LOSSES]
     ]
     head = ("<Metric", "teacher", "student", "change")
-    return part("Where most was lost", "", table(head, lines)) if lines else Markup()
+    return part("Where most was lost", "", table(head, lines, "tight")) if lines else Markup()
 
 
 def _engines(results: Results) -> Markup:

@@ -7,8 +7,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from deploy.bench.conditions import noisy_line
 from deploy.report import units
+from deploy.report.calibration import render_calibration
 from deploy.report.differing import render_differing
 from deploy.report.evidence import built, proof, stages, widths
 from deploy.report.goals import render_goals
@@ -17,7 +17,7 @@ from deploy.report.markup import Markup, details, esc, facts, fill, join, pair, 
 from deploy.report.outcome import render_outcome, render_step_gains
 from deploy.report.reproduction import render_again
 from deploy.report.sensitivity import render_sensitivity
-from deploy.report.view import Facts, Results, mapping, noise, ratio, rows
+from deploy.report.view import RUNTIMES, Facts, Results, mapping, ratio, rows
 
 TREE = Markup(
     '<svg viewBox="0 0 48 48" fill="currentColor" aria-hidden="true">'
@@ -35,6 +35,7 @@ def render_page(results: Results, recipe_yaml: str) -> str:
         render_goals(results),
         render_outcome(results),
         render_differing(results),
+        render_calibration(results),
         render_step_gains(results),
         widths(results.plan()),
         render_sensitivity(results.plan()),
@@ -73,6 +74,8 @@ def _header(results: Results) -> Markup:
     against = ""
     if final.accuracy is not None and dense.accuracy is not None:
         against = f", {units.points(final.accuracy - dense.accuracy)} against dense"
+    runtime = results.runtime()
+    where = f" on {RUNTIMES.get(runtime, runtime)}" if runtime else ""
     tiles = (
         (units.percent(final.accuracy), f"test {results.metric()}{against}"),
         (units.percent(macs, 0), f"of the MACs: {units.count(final.model.get('macs'))}"),
@@ -83,20 +86,18 @@ def _header(results: Results) -> Markup:
         (
             units.times(final.speedup),
             f"the speed: {units.milliseconds(final.record.get('min_ms'))} at best, "
-            f"{units.milliseconds(final.record.get('median_ms'))} median",
+            f"{units.milliseconds(final.record.get('median_ms'))} median{where}",
         ),
     )
-    said = noise(final.record)
     # Without records nothing was timed.
     measured = tiles if results.bench else tiles[:3]
     return fill(
         '<header><div class="brand">{tree}<span>{brand}</span></div><h1>{name}</h1>'
-        '<p class="verdict">{verdict}</p><div class="tiles">{tiles}</div>{noisy}</header>',
+        '<p class="verdict">{verdict}</p><div class="tiles">{tiles}</div></header>',
         tree=TREE,
         brand=" · ".join(filter(None, brand)),
         name=_name(results),
         verdict=results.verdict(),
-        noisy="" if said is None else fill("<p>{line}</p>", line=noisy_line(said)),
         tiles=join(
             fill('<div class="tile"><b>{figure}</b><span>{said}</span></div>', figure=figure, said=said)
             for figure, said in measured
@@ -181,7 +182,7 @@ def _machine(results: Results) -> Markup:
     ]
     decided = mapping(results.ledger.get("shipping"))
     if decided:
-        where = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.get(str(decided.get("runtime")), "")
+        where = RUNTIMES.get(str(decided.get("runtime")), "")
         lines.append(("Ships", f"{decided.get('precision')} on {where} first: {decided.get('reason')}"))
     notes = results.ledger.get("notes")
     if isinstance(notes, list | tuple) and notes:

@@ -28,6 +28,8 @@ LOOK = {
     "int8": ("^", INT8, True),
 }
 OTHER = ("P", MUTED, False)
+_FARTHEST = 1.6
+"""How far the axis goes beyond the slowest median, as a factor."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def _height(point: Point, floor: float | None) -> float:
 
 
 def _frame(axes: Axes, points: Sequence[Point], floor: float | None, metric: str) -> None:
-    latencies = [value for point in points for value in (point.latency, point.p90) if value is not None]
+    # A busy machine's 90th percentile would press all marks together.
+    most = _FARTHEST * max(point.latency for point in points)
+    latencies = [min(value, most) for point in points for value in (point.latency, point.p90) if value is not None]
     heights = [_height(point, floor) for point in points]
     heights += [100 * end for point in points if point.name != "pruned" for end in (point.low, point.high) if end]
     low, high = min(heights), max(heights)
@@ -110,7 +114,8 @@ def _mark(axes: Axes, point: Point, floor: float | None) -> None:
     if point.low is not None and point.high is not None and not cut_off:
         axes.vlines(point.latency, 100 * point.low, 100 * point.high, color=colour, linewidth=1.1, alpha=0.55)
     if point.p90 is not None:
-        axes.hlines(height, point.latency, point.p90, color=colour, linewidth=1.1, alpha=0.55, clip_on=False)
+        end = min(point.p90, axes.get_xlim()[1])
+        axes.hlines(height, point.latency, end, color=colour, linewidth=1.1, alpha=0.55, clip_on=False)
     axes.plot(
         [point.latency],
         [height],
@@ -206,7 +211,7 @@ def _obstacles(axes: Axes, point: Point, mark: tuple[float, ...], floor: float |
         bottom, top = (axes.transData.transform((point.latency, 100 * end))[1] for end in (point.low, point.high))
         yield Bbox.from_extents(x - 2, bottom, x + 2, top)
     if point.p90 is not None:
-        right = axes.transData.transform((point.p90, 0))[0]
+        right = axes.transData.transform((min(point.p90, axes.get_xlim()[1]), 0))[0]
         yield Bbox.from_extents(x, y - 2, max(right, x + 1), y + 2)
 
 

@@ -29,7 +29,7 @@ def render_again(results: Results, recipe_yaml: str) -> Markup:
     made_by = mapping(results.ledger.get("made_by"))
     if made_by:
         lines.append(("Made by", ", ".join(f"{key} {value}" for key, value in made_by.items())))
-    files = [(r.get("name"), _code(r["sha256"])) for r in results.records("measured") if r.get("sha256")]
+    files = [(r.get("name"), _code(r["sha256"])) for r in results.measured() if r.get("sha256")]
     made = [
         (f"{stage.get('name')}, made from", _code(parents))
         for stage in rows(results.ledger.get("stages"))

@@ -76,7 +76,7 @@ def render_sensitivity(plan: Facts) -> Markup:
     )
     drawings = fill(
         '<div class="plot large" role="img" aria-label="{said}">{large}</div>'
-        '<div class="plot small" aria-hidden="true">{small}</div>',
+        '<div class="plot small" role="img" aria-label="{said}">{small}</div>',  # one of the two is shown
         said=f"{name} of each group against the share of its channels that is gone",
         large=Markup(inline(_drawn(found, name, width=8.6, height=4.2, salt="curves"))),
         small=Markup(inline(_drawn(found, name, width=4.1, height=4.6, salt="curves-small"))),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import ValidationError
 
 from deploy.bench.conditions import Conditions
 from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
@@ -20,6 +22,8 @@ COLUMNS = (
     ("distilled", "student", "Distilled", "the student, fp32"),
     ("int8", "student", "int8", "the student, quantised"),
 )
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 # (step, role without it, role with it, what the two differ in).
 STEPS = (
@@ -118,6 +122,32 @@ class Results:
     def records(self, status: str) -> list[Facts]:
         return [record for record in rows(self.bench.get("records")) if record.get("status") == status]
 
+    def runtime(self) -> str | None:
+        """Return the runtime that the bundle runs first, where all engines were timed on it by themselves."""
+        runtime = mapping(self.ledger.get("shipping")).get("runtime")
+        timed = any(
+            r.get("runtime") == runtime and str(r.get("name")).endswith(f"-{runtime}") for r in self._measured()
+        )
+        return str(runtime) if runtime and timed else None
+
+    def measured(self) -> list[Facts]:
+        """Return what was measured of each engine, with its times on the runtime that the bundle runs first."""
+        runtime = self.runtime()
+        if runtime is None:
+            return self._measured()
+        ending = f"-{runtime}"
+        own = {str(r.get("name")).removesuffix(ending): r for r in self._measured() if r.get("runtime") == runtime}
+        return [
+            {**record, **{key: value for key, value in own[name].items() if value is not None and key != "name"}}
+            if (name := str(record.get("name"))) in own
+            else record
+            for record in self._measured()
+            if record.get("runtime") != runtime
+        ]
+
+    def _measured(self) -> list[Facts]:
+        return self.records("measured")
+
     def plan(self) -> Facts:
         return mapping(self.ledger.get("plan"))
 
@@ -126,7 +156,7 @@ class Results:
 
     def columns(self) -> list[Column]:
         """Return the networks of the main table; a run that stops after distilling has no records and no int8."""
-        measured = {str(record.get("name")): record for record in self.records("measured")}
+        measured = {str(record.get("name")): record for record in self.measured()}
         models = {str(model.get("name")): model for model in self.models()}
         columns = []
         for name, role, heading, caption in COLUMNS if self.bench else COLUMNS[:3]:
@@ -164,7 +194,7 @@ class Results:
         decided = mapping(self.ledger.get("shipping")).get("precision")
         ship = decided or mapping(self.recipe.get("deploy")).get("ship")
         if ship == "fp16":
-            fp16 = next((r for r in self.records("measured") if r.get("name") == "distilled-fp16"), {})
+            fp16 = next((r for r in self.measured() if r.get("name") == "distilled-fp16"), {})
             return Column("distilled-fp16", "fp16", "the student, fp16", distilled.model, fp16) if fp16 else distilled
         return int8 if int8 is not None and int8.record and ship != "fp32" else distilled
 
@@ -173,7 +203,7 @@ class Results:
         dense, final = self.columns()[0], self.final()
         name = "The distilled network" if final.name == "distilled" else f"The distilled {final.heading} network"
         claims = [_accuracy_claim(final, dense, self.test_images(), self.metric()), _cost_claim(final, dense)]
-        claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings"))))
+        claims.append(_speed_claim(final, dense, mapping(self.bench.get("settings")), self.runtime()))
         spoken = [claim for claim in claims if claim]
         if not spoken:
             return "This run has not measured anything yet."
@@ -251,15 +281,16 @@ def _cost_claim(final: Column, dense: Column) -> str:
     return f"needs {' and '.join(needs)}" if needs else ""
 
 
-def _speed_claim(final: Column, dense: Column, settings: Facts) -> str:
+def _speed_claim(final: Column, dense: Column, settings: Facts, runtime: str | None) -> str:
     speedup = final.speedup
     if speedup is None:
         return ""
-    low, high = interval(final.record) or (None, None)
+    low, high = speed_interval(final.record) or (None, None)
     figures = _against(final, dense, "median_ms")
     if final.record.get("min_ms") and dense.record.get("min_ms"):
         figures = f"{_against(final, dense, 'min_ms')} at best, {figures}"
-    how = [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
+    how = [RUNTIMES.get(runtime, runtime)] if runtime else []
+    how += [f"{count(settings[key])} {word}" for key, word in (("threads", "thread"),) if number(settings.get(key))]
     how += [f"batch {count(final.record['batch'])}"] if number(final.record.get("batch")) else []
     setting = f" by medians{''.join(f', {part}' for part in how)}"
     if low is not None and high is not None and low <= 1 <= high:
@@ -272,17 +303,28 @@ def _against(final: Column, dense: Column, key: str) -> str:
     return f"{milliseconds(final.record.get(key))} against {milliseconds(dense.record.get(key))}"
 
 
-def noise(record: Facts) -> str | None:
-    """Say why the machine counts as noisy while ``record`` was timed, or None where it does not or does not tell."""
-    found = mapping(record.get("conditions"))
-    load, cores, share = (number(found.get(key)) for key in ("load", "cores", "processor_share"))
-    cores_there = None if cores is None else max(0, int(cores))
-    return Conditions(load=load, cores=cores_there, processor_share=share).noise()
+def speed_interval(record: Facts) -> tuple[float, float] | None:
+    """Return the interval of the ratio that the speed-up is the inverse of: by best times or by medians, the larger."""
+    best, median = number(record.get("ratio_of_best")), number(record.get("ratio_to_dense"))
+    by_best = best is not None and (median is None or best > median)
+    return interval(record, "best_interval" if by_best else "ratio_interval")
 
 
-def interval(record: Facts) -> tuple[float, float] | None:
+def noise_of(records: Sequence[Facts]) -> str | None:
+    """Say why the machine counts as noisy, by the busiest sitting of ``records``; None where it does not."""
+    found: list[Conditions] = []
+    for record in records:
+        try:
+            found.append(Conditions.model_validate(record.get("conditions")))
+        except ValidationError:
+            continue  # records of earlier versions hold none
+    noisy = [one for one in found if one.noise()]
+    return max(noisy, key=lambda one: one.load or 0.0).noise() if noisy else None
+
+
+def interval(record: Facts, which: str = "ratio_interval") -> tuple[float, float] | None:
     """Return the interval of the ratio to the dense network, where the record holds one."""
-    ends = record.get("ratio_interval")
+    ends = record.get(which)
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         return None
     low, high = number(ends[0]), number(ends[1])

@@ -43,6 +43,10 @@ std::vector<Number> numbers(const Json& value) {
 Settings settings_of(const std::string& path) {
   const std::string text = text_of(path);
   const Json manifest = JsonReader(text).read();
+  if (const auto several = manifest.members.find("inputs");
+      several != manifest.members.end() && !several->second.members.empty()) {
+    throw std::runtime_error(path + " is of a network with several inputs, and this program prepares one image.");
+  }
   const auto part = manifest.members.find("preprocessing");
   if (part == manifest.members.end()) {
     throw std::runtime_error(path + " has no preprocessing; name the manifest.json of a bundle.");

@@ -34,6 +34,10 @@ async def bundle_of(app: Starlette) -> AsyncIterator[None]:
     """Load the bundle before the first request, once; a bundle that cannot be used stops the server."""
     key = os.environ.get("NIWAKI_TRUSTED_KEY")
     with deploy.load(os.environ["NIWAKI_BUNDLE"], trusted_key=key) as bundle:
+        if bundle.manifest.inputs:
+            raise DeployError(
+                f"{bundle.name} reads {', '.join(bundle.manifest.inputs)}, and a request holds one image."
+            )
         app.state.bundle = bundle
         yield
 

@@ -12,7 +12,10 @@ from compress.cli.app import app
 from deploy.bench.isolate import Place, cold_start, sit_apart
 from deploy.bench.places import find_engines, places_of
 from deploy.bench.records import Bench
+from deploy.bench.transfers import transfers_of
 from deploy.bench.warmup import warm_up
+from deploy.bundle.bundle import Bundle
+from deploy.engines import load_engine
 from deploy.engines.base import Engine, TensorSpec
 from deploy.errors import DeployError
 from deploy.onnx.structure import structure_of
@@ -169,8 +172,30 @@ def test_accuracy_is_measured_on_a_folder_of_labelled_images(bundle_dir, tmp_pat
     told = json.loads(done.stdout)
     assert told["records"][0]["accuracy"] == pytest.approx(4 / 6)
     assert told["settings"]["images"] == 6
-    with pytest.raises(DeployError, match="no images in folders called as the classes"):
+    assert told["settings"]["fed"] == {bundle_dir.name: "images"}
+
+
+@pytest.mark.heavy
+def test_images_without_labels_are_what_is_timed_and_nothing_else(files, bundle_dir, tmp_path, monkeypatch):
+    with pytest.raises(DeployError, match="holds no image"):
         niwaki("bench", bundle_dir, "--rounds", 5, "--data", tmp_path)
+    missing = CliRunner().invoke(app, ["bench", str(files["fp32"]), "--data", str(tmp_path / "none")])
+    assert missing.exit_code == 2, "what says nothing of images is told of a folder that is not there, too"
+    image = Image.new("L", (16, 16), 255)
+    image.save(tmp_path / "white.png")
+    ran = []
+    monkeypatch.setattr(Bundle, "_run", lambda self, feeds: ran.append(feeds) or self._engine._run(feeds))
+    plain = files["fp32"]
+    done = niwaki("bench", bundle_dir, plain, "--rounds", 5, "--batch", 3, "--data", tmp_path)
+    assert done.exit_code == 0
+    said = " ".join(done.stdout.split())
+    assert f"{plain.stem}: timed on noise, as nothing says how images are prepared." in said
+    assert f"{bundle_dir.name}, {plain.stem}: no accuracy" in said
+    (name,) = ran[0]
+    (fed,) = {values.tobytes() for one in ran for values in one.values()}
+    prepared = ran[0][name]
+    assert prepared.shape[0] == 3 and len(np.unique(prepared)) == 1, "one white image, three times"
+    assert fed == prepared.tobytes()
 
 
 @pytest.mark.heavy
@@ -180,3 +205,16 @@ def test_no_table_cuts_two_names_to_the_same_letters(files, tmp_path):
     done = niwaki("bench", "--rounds", 5, *(part for one in named for part in ("--name", one)))
     letters = "".join(line.split("│")[1].strip() for line in done.stdout.splitlines() if "│" in line)
     assert f"{long}one" in letters and f"{long}two" in letters
+
+
+def test_copies_are_timed_apart_where_there_are_any(files, monkeypatch):
+    with load_engine(files["fp32"]) as engine:
+        assert transfers_of(engine, {next(iter(engine.inputs)): ONE["image"]}) is None, "on a CPU nothing is copied"
+        # The processor stands in for the card: the same calls, on memory of its own.
+        apart = engine._apart
+        engine.runtime = "onnxruntime_cuda"
+        monkeypatch.setattr(engine, "_apart", lambda feeds, device: apart(feeds, {"cuda": "cpu"}[device]))
+        found = transfers_of(engine, {next(iter(engine.inputs)): ONE["image"]}, runs=3)
+        assert min(found.in_ms, found.network_ms, found.out_ms) >= 0 and found.network_ms > 0
+    with pytest.raises(DeployError, match="is closed"):
+        engine.run_apart({next(iter(engine.inputs)): ONE["image"]})

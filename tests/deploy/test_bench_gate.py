@@ -142,3 +142,12 @@ def test_a_record_passes_its_own_gate_and_a_faster_one_passes_too(ratio, toleran
     assert gate(new, old, latency_tolerance=tolerance).passed
     slower = bench(("a", {**MEASURED, "ratio_to_dense": ratio * (1 + tolerance) * 1.01}))
     assert not gate(slower, old, latency_tolerance=tolerance).passed
+
+
+def test_times_on_a_runtime_that_the_next_run_does_not_prefer_need_not_be_there():
+    aside = {**MEASURED, "runtime": "openvino", "held": False}
+    old = bench(("int8", MEASURED), ("int8-openvino", aside))
+    assert gate(bench(("int8", MEASURED)), old).passed
+    assert not gate(bench(("int8", MEASURED)), bench(("int8", MEASURED), ("b", {**aside, "held": True}))).passed
+    slower = {**aside, "ratio_to_dense": 9.0}
+    assert gate(bench(("int8", MEASURED), ("int8-openvino", slower)), old).passed

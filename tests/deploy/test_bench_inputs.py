@@ -5,11 +5,14 @@ import json
 import numpy as np
 import onnx
 import pytest
+import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 import deploy
 from compress.cli.app import app
+from compress.cli.timing import shapes_of
+from deploy.bench.feeding import Feeding
 from deploy.bench.noise import has_batch, noise
 from deploy.engines import load_engine
 from deploy.engines.base import TensorSpec
@@ -112,3 +115,66 @@ def test_number_12_without_a_batch_the_files_own_is_timed(tmp_path):
     assert code == 0 and [record["batch"] for record in found["records"]] == [3, 3]
     code, found = bench(free, fixed, "--batch", "1")
     assert code != 0 and "give --batch 3" in found
+
+
+def test_a_whole_shape_is_given_for_one_input_or_by_name(tmp_path):
+    free = network(tmp_path / "free.onnx", "image", ["n", "c", "h", "w"])
+    code, found = bench(free, "--shape", "4x3x20x24")
+    assert code == 0 and found["records"][0]["batch"] == 4 and found["settings"]["shapes"] == {"": [4, 3, 20, 24]}
+    scaled = network(tmp_path / "scaled.onnx", "image", ["n", 3, "h", 8], scalar=True)
+    code, found = bench(scaled, "--shape", "image=2x3x5x8")
+    assert code == 0 and found["records"][0]["batch"] == 2 and found["settings"]["shapes"] == {"image": [2, 3, 5, 8]}
+    with load_engine(free) as engine:
+        assert Feeding(shapes={"": (1, 2, 3, 4)}).feed(engine, free, None).feeds["image"].shape == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--shape", "2x3x5x8"], "say whose the shape is: --shape NAME=1x3x224x224"),
+        (["--shape", "image=2x3x5x9"], "which --shape 2x3x5x9 does not fit"),
+        (["--shape", "image=2x3x5"], "which --shape 2x3x5 does not fit"),
+        (["--shape", "picture=2x3x5x8"], "--shape names the input 'picture'; the engines have factor, image"),
+        (["--shape", "image=2x3x5x8", "--batch", 4], "leave --batch out"),
+    ],
+)
+def test_a_shape_that_fits_no_input_is_a_sentence(given, said, tmp_path):
+    code, found = bench(network(tmp_path / "scaled.onnx", "image", ["n", 3, "h", 8], scalar=True), *given)
+    assert code != 0 and said in found.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "said", [["image=2x3x0x8"], ["image="], ["image=2x3x5x8"] * 2, ["2x3x5x99999999999999999999"], ["2x-3"], ["2x 3"]]
+)
+def test_what_is_no_shape_is_a_sentence(said):
+    with pytest.raises(typer.BadParameter, match=r"is no shape; give .* such as ids=1x128, once for each input"):
+        shapes_of(said)
+
+
+def test_a_gate_times_again_at_the_size_that_the_record_was_taken_at(tmp_path):
+    free = network(tmp_path / "free.onnx", "image", ["n", 3, "h", "w"])
+    twice = ["--name", f"a={free}", "--name", f"b={free}"]
+    code, found = bench(*twice, "--size", "20x24", "--out", tmp_path / "now.json")
+    assert code == 0 and [record["name"] for record in found["records"]] == ["a", "b"], "one file under two names"
+    assert found["settings"]["size"] == [20, 24]
+    found["records"][1] |= {"ratio_of_best": 1e-3, "best_interval": [1e-3, 1e-3]}
+    (tmp_path / "past.json").write_text(json.dumps(found))
+    done = CliRunner().invoke(
+        app, ["gate", f"{tmp_path}/now.json", "--baseline", f"{tmp_path}/past.json", "--repeats", "1", "--json"]
+    )
+    assert done.exit_code == 1, done.output
+    assert json.loads(done.stdout)["repeats"] == 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": "20x24"}, {"size": [20]}, {"size": [20, -1]}, {"size": [True, 2]}, {"shapes": [1]},
+                 {"shapes": {"x": [1, 1 << 40]}}, {}],
+)  # fmt: skip
+def test_settings_that_are_no_sizes_are_left_out(settings):
+    assert Feeding.from_settings(settings) == Feeding()
+
+
+def test_the_least_time_and_number_of_runs_may_be_said(tmp_path):
+    path = network(tmp_path / "a.onnx", "rows", ["n", 4])
+    assert bench(path, "--seconds", 0)[1]["records"][0]["repeats"] == 25
+    assert bench(path, "--seconds", 0.2)[1]["records"][0]["repeats"] > 200

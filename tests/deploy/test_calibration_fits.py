@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from deploy.engines import load_engine
 from deploy.errors import DeployError
+from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.metadata import Metadata
 from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.agreement import Agreement
@@ -69,3 +71,55 @@ def test_number_4_images_of_one_colour_each_calibrate_nothing(colours, files, tm
     with pytest.raises(DeployError, match=rf"Every image of the calibration of .* \({len(plain)}\) is of one colour"):
         int8_from_fp32(files["fp32"], tmp_path / "x.onnx", plain)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_number_4_a_few_images_calibrate_nothing_unless_others_are_held_out(count, files, images, tmp_path):
+    few, path = list(images[:count]), tmp_path / "x.onnx"
+    with pytest.raises(DeployError, match=rf"holds {count} image\(s\), whose ranges say nothing of others; give 4 or"):
+        int8_from_fp32(files["fp32"], path, few)
+    assert list(tmp_path.iterdir()) == []
+    told = Agreement.read(int8_from_fp32(files["fp32"], path, few, held_out=list(images[4:12])))
+    assert told is not None and 3 < told.snr_db < 60
+    assert int8_from_fp32(files["fp32"], path, few, min_snr_db=None).is_file()
+
+
+def test_number_4_pixels_of_0_to_255_are_refused_where_nothing_says_that_they_fit(files, images, tmp_path):
+    pixels, path = [((image + 3) * 42).clip(0, 255) for image in images], tmp_path / "x.onnx"
+    with pytest.raises(DeployError, match=r"between 0 and 2\d\d, as pixels do that nothing scaled, .*held_out images"):
+        int8_from_fp32(files["fp32"], path, pixels)
+    assert list(tmp_path.iterdir()) == []
+    assert int8_from_fp32(files["fp32"], path, pixels, held_out=pixels[:4]).is_file()
+    # A network that scales what it reads says so by its first operator.
+    model = onnx.load(files["fp32"])
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["scaled" if one == name else one for one in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(42), "by"))
+    model.graph.node.insert(0, onnx.helper.make_node("Div", [name, "by"], ["scaled"], name="scaling"))
+    onnx.save(model, tmp_path / "scaling.onnx")
+    assert int8_from_fp32(tmp_path / "scaling.onnx", path, pixels).is_file()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_a_small_number_guards_is_not_rounded_to_steps(runtime, tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Normed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.head = torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            seen = self.before(x)
+            return self.head((seen / (seen.square().mean(1, keepdim=True) + 1e-8).sqrt()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Normed().eval(), torch.randn(12, 3, 8, 8)
+    fp32 = export_onnx(model, images[:2], tmp_path / "m.onnx")
+    int8 = int8_from_fp32(fp32, tmp_path / "i.onnx", list(images.numpy()))
+    assert Agreement.read(int8).snr_db > 20
+    with load_engine(int8, runtime=runtime) as engine, torch.no_grad():
+        for scale in (0.0, 0.1):
+            found = engine.run({"image": (images[:4] * scale).numpy()})["logits"]
+            np.testing.assert_allclose(found, model(images[:4] * scale).numpy(), atol=0.1)

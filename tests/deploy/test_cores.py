@@ -51,6 +51,38 @@ V1 = {
     "no quota": ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, 8),
 }
 
+MIXED = {
+    "version 2 beside version 1": ("3:memory:/\n0::/x\n", {"unified/x/cpu.max": "250000 100000\n"}, 2.5, 2),
+    "the quota of version 1 holds": (
+        "3:cpu:/x\n0::/x\n",
+        {"unified/x/cgroup.procs": "1\n", "cpu/x/cpu.cfs_quota_us": "300000", "cpu/x/cpu.cfs_period_us": "100000"},
+        3.0,
+        3,
+    ),
+}
+SETS = {
+    "version 2": ("0::/a\n", {"a/cpuset.cpus.effective": "0-2,5\n"}, None, 4),
+    "version 2 of the group above": ("0::/a\n", {"cpuset.cpus.effective": "7\n", "a/cpuset.cpus": "\n"}, None, 1),
+    "version 1": ("4:cpuset:/a\n", {"cpuset/a/cpuset.cpus": "2-3\n"}, None, 2),
+    "version 1 as it is in force": (
+        "4:cpuset:/a\n",
+        {"cpuset/a/cpuset.effective_cpus": "1\n", "cpuset/a/cpuset.cpus": "0-5\n"},
+        None,
+        1,
+    ),
+    "a set beside a quota": ("0::/\n", {"cpuset.cpus.effective": "0-5\n", "cpu.max": "250000 100000\n"}, 2.5, 2),
+    "a set below the quota": ("0::/\n", {"cpuset.cpus.effective": "0\n", "cpu.max": "250000 100000\n"}, 2.5, 1),
+    "more than there are": ("0::/\n", {"cpuset.cpus.effective": "0-63\n"}, None, 8),
+    "what is no list": ("0::/\n", {"cpuset.cpus.effective": "all\n"}, None, 8),
+}
+
+
+@pytest.mark.parametrize("case", [*MIXED.values(), *SETS.values()], ids=[*MIXED, *SETS])
+def test_number_16_cpu_sets_and_mixed_groups_are_followed(case, tmp_path):
+    groups, files, quota, usable = case
+    root = machine(tmp_path, groups, **files)
+    assert (cpu_quota(root), usable_cores(root)) == (quota, usable)
+
 
 @pytest.mark.parametrize("case", [*V2.values(), *V1.values()], ids=[*V2, *(f"version 1, {name}" for name in V1)])
 def test_number_16_cores_follow_the_quota(case, tmp_path):
@@ -73,4 +105,5 @@ def test_number_16_more_threads_than_cores_are_said(tmp_path):
 
 def test_number_16_zero_threads_are_the_usable_cores(monkeypatch):
     monkeypatch.setattr(cores, "cpu_quota", lambda root: 3.7)
+    monkeypatch.setattr(cores, "_cores_in", lambda folder: 0)
     assert check_threads(0) == 3 and check_threads(5) == 5

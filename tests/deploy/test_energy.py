@@ -7,6 +7,7 @@ import pytest
 
 from deploy.bench.conditions import Watch
 from deploy.bench.energy import PowerMeter
+from deploy.environment import clock_mhz
 
 
 class NvmlError(Exception):
@@ -26,6 +27,9 @@ class Nvml:
         self.nvmlDeviceGetHandleByIndex = lambda index: index
         self.nvmlDeviceGetTotalEnergyConsumption = self.energy
         self.nvmlDeviceGetComputeRunningProcesses = self.running
+        self.NVML_CLOCK_SM = 1
+        self.nvmlDeviceGetName = lambda card: (b"A card", "Another card")[card]
+        self.nvmlDeviceGetClockInfo = lambda card, kind: 1980 + card if kind == 1 else 0
 
     def count(self, change):
         self.opened += change
@@ -66,6 +70,7 @@ def test_cards_tell_their_energy_and_what_this_process_holds(tmp_path):
     found = PowerMeter(tmp_path, nvml).power()
     # 6 and 7 joules at first, 8 and 9 at the end.
     assert (found.gpu_joules, found.gpu_memory_bytes) == (pytest.approx(4.0), 200)
+    assert found.gpus == ("A card, 1980 MHz", "Another card, 1981 MHz")
     assert nvml.opened == 0
 
 
@@ -80,3 +85,16 @@ def test_what_cannot_be_read_is_none_and_says_why(tmp_path):
 def test_the_conditions_of_every_sitting_hold_them():
     power = Watch().conditions().power
     assert power.processor_joules is not None or power.reason
+
+
+def test_the_clock_is_that_of_the_cores_that_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2}, raising=False)
+    assert clock_mhz(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("".join(f"processor : {i}\ncpu MHz : {2000.0 + i}\n" for i in range(4)))
+    assert clock_mhz(tmp_path) == 2001.5
+    for core, kilohertz in enumerate((800_000, 3_000_000, 3_100_000)):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{core}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_cur_freq").write_text(f"{kilohertz}\n")
+    assert clock_mhz(tmp_path) == 3050.0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_bench_inputs import network
 
 from deploy.bench.records import Bench
 
@@ -97,6 +98,19 @@ def test_a_test_fails_where_its_engine_is_slower_than_the_baseline_and_storage_h
     assert stored["extra_info"]["ratio_of_best"] > 1e-3
     skipped = done("pytest -o niwaki_engine= -rs", repository)
     assert skipped.returncode == 0 and "no engine is named" in skipped.stdout
+
+
+def test_a_reference_may_take_other_inputs_and_a_scalar_is_fed(repository):
+    network(repository / "model/wide.onnx", "pixels", ["n", 3, 8, 8])
+    network(repository / "model/scaled.onnx", "image", ["n", 3, 8, 8], scalar=True)
+    options = "--benchmark-disable --niwaki-baseline none.json --niwaki-record told.json"
+    found = done(f"pytest {options} --niwaki-engine model/scaled.onnx --niwaki-reference model/wide.onnx", repository)
+    assert found.returncode == 0, found.stdout
+    records = Bench.from_file(repository / "told.json").records
+    assert [record.name for record in records] == ["wide", "scaled"]
+    network(repository / "model/open.onnx", "image", ["n", 3, "h", 8])
+    found = done(f"pytest {options} --niwaki-engine model/open.onnx --niwaki-reference model/open.onnx", repository)
+    assert found.returncode == 1 and "leaves the size of 'image' open" in found.stdout
 
 
 def test_the_plugin_imports_nothing_heavy_until_it_is_used():

@@ -9,7 +9,7 @@ from test_gate_sees import bench
 from typer.testing import CliRunner
 
 from compress.cli.app import app
-from compress.cli.bench import batches_of
+from compress.cli.timing import batches_of
 from deploy.bench import formats
 from deploy.bench.gate import gate
 from deploy.bench.records import Bench

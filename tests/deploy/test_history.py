@@ -86,6 +86,19 @@ def test_the_command_adds_shows_and_draws(tmp_path):
     assert told["engines"]["dense"]["changes"] == []
 
 
+def test_engines_without_the_metric_are_left_out_and_none_at_all_is_a_sentence(tmp_path):
+    run, database, path = CliRunner(), str(tmp_path / "h.db"), tmp_path / "bench.json"
+    path.write_text(bench({"accuracy": 0.9}, {"accuracy": None}).to_json())
+    shown = run.invoke(app, ["history", str(path), "--db", database, "--metric", "accuracy", "--json"])
+    assert list(json.loads(shown.stdout)["engines"]) == ["int8"]
+    for metric, said in (
+        ("p90_ms", "has no p90_ms of any engine; it knows dense, int8"),
+        ("speed", "There is no metric 'speed'"),
+    ):
+        failed = run.invoke(app, ["history", "--db", database, "--metric", metric])
+        assert failed.exit_code != 0 and said in str(failed.exception)
+
+
 def test_a_plot_escapes_names_and_one_value_is_drawn_too():
     drawing = plot(entries([1.0]), [], '<a> & "b"')
     assert ElementTree.fromstring(drawing).get("aria-label") == '<a> & "b"'

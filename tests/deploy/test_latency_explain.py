@@ -91,6 +91,21 @@ def test_what_lies_between_products_has_a_reason_of_its_own(kind, reason):
     assert reasons([*after[:1], other(kind, 0.001), *after[2:]], WHOLE) == {}  # next to nothing
 
 
+@pytest.mark.parametrize("kind", ["ConvTranspose", "Deconvolution"])
+def test_a_transposed_convolution_is_a_product_whose_weights_hold_first_what_it_reads(kind):
+    def up(reads, makes, ms):
+        return LayerTime(
+            kind.lower(), kind, kind, "fp32", ms, ((1, reads, 8, 8), (reads, makes, 2, 2)), ((1, makes, 16, 16),)
+        )
+
+    assert up(64, 32, 1.0).weights == (32, 64, 2, 2) and up(64, 32, 1.0).macs == 64 * 32 * 4 * 8 * 8
+    (row,) = explained([up(64, 37, 0.9)], [up(64, 64, 1.0)], [(37, 64, 2, 2)], [(64, 64, 2, 2)])
+    assert (row.reason, row.widths) == ("misaligned", "64 to 37, before 64 to 64")
+    assert row.expected_ms == pytest.approx(37 / 64)
+    deep = LayerTime(kind.lower(), kind, kind, "fp32", 1.0, ((1, 64, 8, 8), (64, 1, 2, 2)), ((1, 64, 16, 16),))
+    assert explained([deep])[0].reason == "memory-bound" and deep.weights == (64, 1, 2, 2)
+
+
 def test_one_file_alone_is_told_what_bounds_it():
     rows = explained([conv("d", 64, 64, 1.0, groups=64), conv("p", 64, 64, 1.0)], None, [(64, 1, 3, 3), (64, 64, 3, 3)])
     assert [(row.reason, row.before_ms) for row in rows] == [("memory-bound", None), ("", None)]
@@ -124,6 +139,22 @@ def written(path: Path, makes: int) -> Path:
 
 def test_weights_are_read_as_the_file_has_them(tmp_path):
     assert weights_of(written(tmp_path / "a.onnx", 37)) == [(37, 64, 3, 3), (64, 37, 3, 3)]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_real_file_with_a_transposed_convolution_tells_its_widths(tmp_path, runtime):
+    weights = numpy_helper.from_array(np.ones((64, 37, 2, 2), np.float32), "w")
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up", strides=[2, 2])
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64, 14, 14])]
+    ends.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 37, 28, 28]))
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
+    path = tmp_path / "up.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    assert weights_of(path) == [(37, 64, 2, 2)]
+    found = explain_files(path, runtime=runtime)
+    (row,) = (one for one in found.rows if one.widths)
+    assert (row.widths, row.reason) == ("64 to 37", "misaligned")
 
 
 @pytest.mark.heavy

@@ -173,6 +173,12 @@ def test_precisions_of_one_folder_are_entries_of_their_own(tmp_path):
     assert [one.setting.precision for one in entries] == ["fp32", "int8"]
 
 
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt_rtx", "torch"])
+def test_a_runtime_that_runs_no_small_file_is_refused_in_a_sentence(tmp_path, runtime):
+    with pytest.raises(DeployError, match=rf"{runtime} runs no ONNX file.*openvino.*niwaki explain --runtime tensorrt"):
+        profile_folder(folder_of(tmp_path), runtimes=[runtime], timer=planted)
+
+
 def test_a_folder_without_a_list_is_refused(tmp_path):
     with pytest.raises(DeployError, match="niwaki profile NETWORK --bundle DIR"):
         profile_folder(tmp_path)

@@ -113,7 +113,7 @@ def test_a_file_outside_a_bundle_is_tried_and_one_inside_when_asked(bundle_dir, 
     def later(*_, **__):
         raise DeployError("tried before")
 
-    for name in ("compress.cli.bench.timed", "compress.cli.doctor.describe", "deploy.bundle.building.build_engine"):
+    for name in ("compress.cli.timing.timed", "compress.cli.doctor.describe", "deploy.bundle.building.build_engine"):
         monkeypatch.setattr(name, later)
     for arguments, expected in (
         (("bench", files["fp32"], bundle_dir, "--batch", 2), [(files["fp32"], 2)]),

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -16,6 +17,8 @@ from deploy.engines import load_engine
 from deploy.engines.base import first_line
 from deploy.errors import DeployError
 from deploy.quantization.agreement import grade
+from deploy.quantization.half import fp16_from_fp32
+from deploy.quantization.int8 import int8_from_fp32
 
 
 def convolution(path, inputs):
@@ -71,6 +74,36 @@ def test_number_13_a_domain_that_is_too_new_is_named(domain, most, tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(DeployError, match=rf"operator set 99 of {domain}, .*opset of at most {most} of {domain}\.$"):
         load_engine(path)
+
+
+@pytest.mark.parametrize("make", [int8_from_fp32, fp16_from_fp32])
+@pytest.mark.parametrize(
+    ("format_", "opset", "domain", "says"),
+    [
+        (99, 18, "", r"format \(IR version\) 99 and onnx .* at most; update onnx, or export"),
+        (onnx.IR_VERSION, 18, "", r"format 14; update ONNX Runtime" if onnx.IR_VERSION == 14 else "format"),
+        (10, 99, "", r"operator set 99 and onnx .* at most; update onnx, or export the file with an opset of at most"),
+        (10, 99, "ai.onnx.ml", r"operator set 99 of ai\.onnx\.ml and onnx .* at most \d+ of ai\.onnx\.ml\.$"),
+        (10, onnx.defs.onnx_opset_version(), "", r"does not read operator set \d+, .*; update ONNX Runtime"),
+    ],
+    ids=["format", "format that onnx alone reads", "opset", "domain", "opset that onnx alone reads"],
+)
+def test_number_13_a_file_too_new_to_be_quantised_is_called_so(make, format_, opset, domain, says, tmp_path):
+    path = convolution(tmp_path / "new.onnx", ["image", "weight"])
+    model = onnx.load(path)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8]))
+    weight = np.random.default_rng(0).standard_normal((4, 3, 1, 1), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    model.ir_version = format_
+    if domain:
+        model.opset_import.append(helper.make_opsetid(domain, opset))
+    else:
+        model.opset_import[0].version = opset
+    path.write_bytes(model.SerializeToString())
+    images = np.random.default_rng(1).standard_normal((8, 3, 8, 8), np.float32)
+    with pytest.raises(DeployError, match=says) as caught:
+        make(path, tmp_path / "made.onnx", list(images))
+    assert "not a valid" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_number_13_a_library_s_message_ends_at_a_word_and_without_its_source():

@@ -1,4 +1,4 @@
-"""Networks with several inputs in int8 and fp16, and what a bundle says of them."""
+"""Networks with several inputs in int8 and fp16."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploy
-from deploy.bundle.writing import BundleSpec, write_bundle
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.onnx.file import PRECISION
 from deploy.onnx.wire import scan
-from deploy.processing.preprocess import Preprocessing
 from deploy.quantization.agreement import Agreement
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.feeds import feeds_of
@@ -186,13 +184,3 @@ def test_number_11_the_verbs_take_several_inputs_from_export_to_parity(rows, tmp
     for example, said in ((tensors[0], "takes 2 inputs"), ({"photo": tensors[0]}, "the keys photo; give facts too")):
         with pytest.raises(DeployError, match=said):
             deploy.export(model, example, tmp_path / "x.onnx")
-
-
-def test_number_11_a_bundle_of_several_inputs_is_refused_with_the_way_out(fp32, rows, tmp_path):
-    said = r"2 inputs \(photo, facts\) and a bundle feeds one image; .*deploy.load_engine"
-    about = Preprocessing(size=(8, 8), mode="RGB", mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(DeployError, match=said):
-        write_bundle(tmp_path / "b", BundleSpec({"fp32": fp32}, "fp32", about, list("abcd")))
-    with pytest.raises(DeployError, match=said):
-        deploy.write_bundle(Two(), tmp_path / "b", named(rows), classes=list("abcd"), preprocessing=about)
-    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import fake_tensorrt
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import tensorrt_facts
 from fake_tensorrt import FakeApi, FakeCuda
 
+from deploy.bench.transfers import transfers_of
 from deploy.engines.sidecar import sidecar_of
 from deploy.engines.tensorrt.building import engine_from_onnx, import_api
 from deploy.engines.tensorrt.engine import TensorRtEngine
@@ -109,6 +111,29 @@ def test_it_builds_for_the_gpu_here_and_runs(api, runtime, built, cuda):
     with pytest.raises(DeployError, match="is closed"):
         engine.layers()
     assert (cuda.blocks, cuda.streams) == ({}, set())
+
+
+def test_copies_are_timed_apart_from_the_network(api, built, cuda, monkeypatch):
+    # Three waits, each of which takes longer than the one before.
+    passed = iter((0.001, 0.010, 0.100))
+    now = [5.0]
+    synchronize = cuda.cudaStreamSynchronize
+
+    def wait(stream):
+        now.append(now[-1] + next(passed, 0.0))
+        return synchronize(stream)
+
+    monkeypatch.setattr(cuda, "cudaStreamSynchronize", wait)
+    monkeypatch.setattr("deploy.engines.tensorrt.engine.time", SimpleNamespace(perf_counter=lambda: now[-1]))
+    batch = np.ones((2, 1, 16, 16), np.float32)
+    with opened(built, api, cuda) as engine:
+        assert engine.run_apart({"image": batch}) == pytest.approx((1.0, 10.0, 100.0))
+        with pytest.raises(DeployError, match="but was given"):
+            engine.run_apart({"image": batch[0]})
+        found = transfers_of(engine, {"image": batch}, runs=3)
+        assert (found.in_ms, found.network_ms, found.out_ms) == (0.0, 0.0, 0.0)
+    with pytest.raises(DeployError, match="is closed"):
+        engine.run_apart({"image": batch})
 
 
 def test_threads_take_turns_and_memory_does_not_grow(api, built, cuda):

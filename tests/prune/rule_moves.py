@@ -25,6 +25,10 @@ for name, run in {
     "full_like": lambda y: A.full_like(y, 0.5),
     "rand_like": A.rand_like,
     "randn_like": A.randn_like,
+    "normal_": lambda y: A.normal_(y + 0),
+    "uniform_": lambda y: A.uniform_(y + 0),
+    "exponential_": lambda y: A.exponential_(y + 0),
+    "log_normal_": lambda y: A.log_normal_(y + 0),
 }.items():
     add(name, pair(lambda y, z, f=run: y * (0 * f(z) + 1)), between(run, free=0, held="becomes a constant"))
 for name in ("fill", "fill_"):

@@ -77,8 +77,8 @@ def test_later_stages_follow_what_was_chosen():
     names = [cell.criterion for cell in stages.cells("allocation", "small", lines, 8)]
     assert names == [name for name in ("kfac", "l1", "apoz", "fisher") for _ in range(4)]
     asked = [(c.criterion, c.scope, c.seed) for c in stages.cells("test", "small", lines, 8) if c.seed == 2]
-    assert asked == [("kfac", "group", 2), ("apoz", "group", 2), ("fisher", "global", 2), ("l1", "global", 2),
-                     ("random", "global", 2)]  # fmt: skip
+    assert asked == [("kfac", "group", 2), ("apoz", "group", 2), ("fisher", "global", 2), ("kfac", "global", 2),
+                     ("l1", "global", 2), ("random", "global", 2)]  # fmt: skip
     assert all(cell.split == "test" for cell in stages.cells("test", "small", lines, 8))
 
 
@@ -125,3 +125,15 @@ def test_a_plot_for_each_subject(tmp_path):
 def test_answers_are_counted_image_by_image(subject):
     right = answers_right(subject.network, subject.judged("selection"))
     assert right.tolist() == [False] + [True] * 47
+
+
+def test_norms_are_compared_and_choose_nothing():
+    asked = stages.cells("normalization", "small", [], 8)
+    ways = {(cell.criterion, cell.normalize) for cell in asked}
+    assert len(ways) == len(asked) == 4 * len(stages.NORMED)
+    # kfac's own way is `none`, that of l1 `mean`: both have the line of the first stage.
+    assert {("kfac", None), ("kfac", "mean"), ("l1", None), ("l1", "none")} <= ways
+    assert not {("kfac", "none"), ("l1", "mean")} & ways
+    other = line("l1", "global", 89) | {"normalize": "max"}
+    assert [found["solved"]["right"] for found in stages.ranking([other, line("l1", "global", 80)], "small")] == [80]
+    assert "| l1 | global | max |" in tables([other])

@@ -60,7 +60,8 @@ def test_the_channels_are_those_expected_and_every_cut_is_the_mask(op):
     assert all(case.labelled for case in reached(op))
 
 
-DRAWN = {"aten.bernoulli_", "aten.rand_like", "aten.randn_like"}
+_DRAWN = ("bernoulli_", "rand_like", "randn_like", "normal_", "uniform_", "exponential_", "log_normal_")
+DRAWN = {f"aten.{name}" for name in _DRAWN}
 """Called as operators they draw anew, and other values for other sizes."""
 
 HELD = {

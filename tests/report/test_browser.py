@@ -28,7 +28,7 @@ pytestmark = [
 # What sticks out of its own frame, beside what may be scrolled.
 OUTSIDE = """[...document.querySelectorAll('main *')].filter(e => !e.closest('svg, .scroll, pre') &&
   e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
-CUT_OFF = """['.main', '.goals'].map(one => document.querySelector(one).parentElement)
+CUT_OFF = """['.main', '.goals', '.built', '.parity', '.tight'].map(one => document.querySelector(one).parentElement)
   .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.firstChild.className)"""
 OVERLAPS = """(() => { const boxes = [...document.querySelectorAll('.plot')].filter(e => e.offsetParent)
   .flatMap(e => [...e.querySelectorAll('svg text')]).filter(t => t.textContent.trim())
@@ -36,6 +36,13 @@ OVERLAPS = """(() => { const boxes = [...document.querySelectorAll('.plot')].fil
   const meet = (p, q) => Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 &&
     Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 4;
   return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) => meet(p, q)).map(([b]) => a + b)) })()"""
+SPOKEN = """[...document.querySelectorAll('.plot')].filter(e => e.offsetParent)
+  .map(e => e.getAttribute('role') + ' ' + !!e.getAttribute('aria-label') + ' ' + e.closest('[aria-hidden]'))"""
+# What is drawn by its background alone, which paper leaves out unless it is told not to.
+FADES = """[...document.querySelectorAll('main *')].filter(e => e.offsetParent && !e.textContent.trim() &&
+  !e.closest('svg') && e.clientWidth && getComputedStyle(e).printColorAdjust != 'exact' &&
+  getComputedStyle(e).backgroundColor != 'rgba(0, 0, 0, 0)' && getComputedStyle(e).borderTopWidth == '0px')
+  .map(e => e.parentElement.className + ' ' + e.tagName)"""
 PAPER = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
 
 
@@ -71,6 +78,7 @@ def test_nothing_overflows_and_nothing_is_logged(page, window):
             assert window.ask(OUTSIDE) == []
             assert window.ask(CUT_OFF) == [], "the answer, in the last column, is cut off"
             assert window.ask(OVERLAPS) == []
+            assert set(window.ask(SPOKEN)) == {"img true null"}, "each plot that is seen is told in words too"
             paper = window.ask(PAPER)
             assert (max(paper) < 60) if dark else (min(paper) > 200)
     assert window.ask("[...document.images].map(i => i.naturalWidth)") == [96] * 7
@@ -80,6 +88,15 @@ def test_nothing_overflows_and_nothing_is_logged(page, window):
         for width in (360, 1440):
             window.look(width)
             window.picture(Path(folder) / f"report-{width}.png")
+
+
+def test_bars_stay_on_paper(page, window):
+    window.open(page)
+    window.look(794)
+    window.call("Emulation.setEmulatedMedia", media="print")
+    assert window.ask("document.querySelectorAll('.fall .bar i, .spread b, .bar b, .share').length") > 20
+    assert window.ask(FADES) == []
+    window.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_runs_side_by_side_do_not_overflow_either(page, window, tmp_path):

@@ -6,12 +6,13 @@ import html
 import io
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
 
-from deploy.report import units, write_report
-from deploy.report.differing import read_pictures, render_differing
+from deploy.report import compare, units, write_report
+from deploy.report.differing import read_pictures, render_differing, render_differing_of_runs
 from deploy.report.view import Results
 
 
@@ -118,3 +119,24 @@ def test_the_whole_page_allows_these_pictures_and_nothing_else(run):
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in page
     assert re.findall(r'src="([^,"]*)', page) == ["data:image/jpeg;base64"] * 2
     assert len(page) < 100_000
+
+
+def test_runs_side_by_side_show_the_first_images_of_each(run, tmp_path):
+    folder, ledger = run
+    images = ledger["differing"]["images"]
+    ledger["differing"] = {"total": 9, "images": images * 4}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(folder / "differing", tmp_path / name / "differing")
+        told = ledger | {"format": "niwaki-ledger-1", "stages": [{"name": "test"}]}
+        (tmp_path / name / "ledger.json").write_text(json.dumps(told))
+        (tmp_path / name / "recipe.yaml").write_text("")
+    shutil.rmtree(tmp_path / "two/differing")
+    page = compare([tmp_path / "one", tmp_path / "two"], "html")
+    assert page.count('<img src="data:image/jpeg;base64,') == 2, "places 2 and 3 hold no picture"
+    assert page.count("true class") == 8, "four of each run"
+    assert "<h3>one</h3>" in page and "<h3>two</h3>" in page
+    assert "The pictures of 4 of them cannot be read" in text(page)
+    many = render_differing_of_runs([(str(i), Results(ledger, {}, {})) for i in range(300)])
+    assert many.count("true class") == 120
+    assert render_differing_of_runs([("none", Results({}, {}, {}))]) == ""

@@ -90,15 +90,6 @@ def test_the_verdict_is_about_what_the_recipe_ships(ship, start, speed):
     assert verdict.startswith(start) and f"runs {speed} as fast" in verdict
 
 
-def test_a_busy_machine_is_said_at_the_top():
-    bench = sample.bench()
-    assert "was noisy" not in str(render(sample.ledger(), bench, sample.RECIPE))
-    for record in bench["records"]:
-        record["conditions"] = {"load": 9.0, "cores": 2, "processor_share": "?"}
-    top = str(render(sample.ledger(), bench, sample.RECIPE)).partition("</header>")[0]
-    assert "The machine was noisy (a load of 9.0 on 2 cores): trust best times more than medians" in top
-
-
 def test_a_slower_network_is_not_praised():
     bench = sample.bench()
     bench["records"][4].update(median_ms=1.2, speedup=0.69, ratio_interval=[1.41, 1.47])

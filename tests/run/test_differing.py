@@ -12,6 +12,7 @@ from compress.data.files import FileImages
 from compress.data.images import ImageData, ImageReader, Split
 from compress.run.differing import TopAnswers, by_class, note_differing
 from compress.run.ledger import Ledger, Outcome
+from compress.run.reliability import reliability
 from compress.train import evaluate, make_fabric
 from deploy.processing.preprocess import Preprocessing, load
 
@@ -121,3 +122,18 @@ def test_each_class_has_its_accuracy(work):
     split = work.target.splits["test"]
     assert by_class(answers.classes, split, CLASSES) == {"accuracy_cat": 0.25, "accuracy_dog": 1.0, "accuracy_owl": 1.0}
     assert set(by_class(answers.classes, split, (*CLASSES, "never"))) == {f"accuracy_{name}" for name in CLASSES}
+
+
+def test_reliability_counts_answers_by_their_probability(work):
+    rows = [list(row) for row in RIGHT]  # nine right at 0.8
+    rows[0] = [0.04, 0.92, 0.04]  # a cat taken for a dog at 0.92
+    rows[1] = [0.05, 0.95, 0.0]  # a dog at 0.95
+    rows[2] = [0.42, 0.34, 0.24]  # an owl taken for a cat at 0.42
+    bins = reliability(answered(work, rows), work.target.splits["test"].labels)
+    assert [(one.low, one.high, one.images, one.right) for one in bins] == [
+        (0.4, 0.5, 1, 0), (0.8, 0.9, 9, 9), (0.9, 1.0, 2, 1)
+    ]  # fmt: skip
+    assert [one.probability for one in bins] == pytest.approx([0.42, 0.8, 0.935])
+    sure = TopAnswers()
+    sure.add(torch.tensor([[0.0, 1e4], [float("nan"), 0.0]]), SimpleNamespace())
+    assert [(one.images, one.right, one.probability) for one in reliability(sure, torch.tensor([1, 0]))] == [(1, 1, 1)]

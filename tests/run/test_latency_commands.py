@@ -9,6 +9,7 @@ import torch
 from compress import prune
 from compress.models.cifar_resnet import cifar_resnet
 from compress.recipe.loading import load_recipe
+from deploy.errors import DeployError
 from deploy.latency import explain as explaining
 from deploy.latency import profile as timing
 from deploy.latency.explain import Explanation
@@ -63,6 +64,18 @@ def test_a_busy_machine_is_said_beside_layer_times(command, monkeypatch, tmp_pat
     code, out, _ = command("explain", tmp_path / "a.onnx")
     assert code == 0
     assert ("The machine was noisy (a load of 400.0 on" in out) is noisy
+
+
+@pytest.mark.heavy
+def test_a_folder_is_of_as_many_images_as_were_asked_for(command, monkeypatch, tmp_path):
+    code, _, said = command("profile", "niwaki:cifar_resnet", "--size", 16, "--batch", 4, "--bundle", tmp_path / "d")
+    assert code == 0 and ProfileFolder.read(tmp_path / "d").batch == 4, said
+    asked = []
+    timer = lambda jobs, how: asked.extend(jobs) or planted(jobs, how)  # noqa: E731
+    table = timing.profile_folder(tmp_path / "d", timer=timer)
+    assert {job.batch for job in asked} == {4} and {entry.setting.batch for entry in table.entries} == {4}
+    with pytest.raises(DeployError, match=r"4 images.*none for onnxruntime in fp32 with 1 thread\(s\) and 1 image"):
+        table.setting("onnxruntime", "fp32", 1)
 
 
 def test_what_is_no_folder_of_files_is_told_how_to_make_one(command, tmp_path):

@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from compress import prune
+from compress.prune.planning import plan_from_kept
+from compress.run.additive import AdditiveModel
 from compress.run.probes import placed_layers, probes_of, widths_of, write_probe
 from deploy.engines import load_engine
 from deploy.latency.profile import Probe
@@ -58,7 +61,47 @@ def test_grouped_layers_keep_what_a_group_reads():
     assert list(widths_of(one)) == [(8, 16), (16, 32), (24, 48), (32, 64)]
 
 
+class Up(nn.Module):
+    """Two transposed convolutions, the second one depthwise, and one of two groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(16, 24, 3, stride=2, padding=1, output_padding=1)
+        self.deep = nn.ConvTranspose2d(24, 24, 2, stride=2, groups=24)
+        self.halves = nn.ConvTranspose2d(24, 8, 1, groups=2)
+
+    def forward(self, x):
+        return self.halves(self.deep(self.up(x).relu()))
+
+
+def test_transposed_convolutions_have_files_of_their_own():
+    """What reads comes first in their weights; of several groups only the depthwise ones are measured."""
+    up, deep = placed_layers(Up(), torch.zeros(1, 16, 4, 4))
+    assert (up.name, up.layer.key, up.dense) == (
+        "up",
+        "transposed k3x3 s2x2 p1x1 d1x1 o1x1 at 4x4",
+        (16, 24),
+    )
+    assert (up.reads, up.makes) == (("up.weight", 0), ("up.weight", 1))
+    assert deep.layer.key == "depthwise transposed k2x2 s2x2 p0x0 d1x1 o0x0 at 8x8" and deep.dense == (24, 24)
+    assert (deep.reads, deep.makes) == (("deep.weight", 0), ("deep.weight", 0))
+
+
+def test_the_widths_of_a_transposed_convolution_follow_the_cut():
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ConvTranspose2d(16, 24, 2, 2), nn.ReLU(), nn.Conv2d(24, 4, 1))
+    example = torch.zeros(2, 3, 4, 4)
+    trace = prune.trace(net, example)
+    kept = np.ones(trace.units, dtype=bool)
+    for group, stays in zip(trace.groups, (8, 12), strict=True):
+        kept[group.units[stays:]] = False
+    cut = prune.apply(net, plan_from_kept(trace, kept))
+    widths = AdditiveModel(placed_layers(net, example), {}, trace).widths(kept)
+    assert widths == {one.name: one.dense for one in placed_layers(cut, example)}
+    assert widths["1"] == (8, 12)
+
+
 CONV = TimedLayer(kind="conv", size=(6, 6), kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+UP = CONV.model_copy(update={"kind": "transposed", "output_padding": (1, 1)})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -69,6 +112,8 @@ CONV = TimedLayer(kind="conv", size=(6, 6), kernel=(3, 3), stride=(2, 2), paddin
         (CONV.model_copy(update={"activation": "relu6"}), 5, 7, (2, 5, 6, 6), (2, 7, 3, 3)),
         (CONV.model_copy(update={"activation": "silu", "per_group": 1}), 5, 5, (2, 5, 6, 6), (2, 5, 3, 3)),
         (TimedLayer(kind="linear", activation="relu"), 5, 7, (2, 5), (2, 7)),
+        (UP, 5, 7, (2, 5, 6, 6), (2, 7, 12, 12)),
+        (UP.model_copy(update={"activation": "relu", "per_group": 1}), 5, 5, (2, 5, 6, 6), (2, 5, 12, 12)),
         (TimedLayer(kind="linear", size=(9,)), 5, 7, (2, 9, 5), (2, 9, 7)),
         (TimedLayer(kind="linear", size=(9,), activation="hardswish"), 5, 7, (2, 9, 5), (2, 9, 7)),
     ],

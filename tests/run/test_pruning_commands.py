@@ -18,6 +18,7 @@ from compress import prune
 from compress.artifact import Description
 from compress.models.cifar_resnet import cifar_resnet
 from deploy.latency.profile import Timing as LayerTiming
+from deploy.latency.table import Table
 
 pytestmark = pytest.mark.heavy
 
@@ -256,7 +257,7 @@ def test_a_cut_by_hand_meets_a_latency(niwaki, tmp_path, monkeypatch, precision)
     asked = []
 
     def timer(jobs, how):
-        asked.append(how)
+        asked.append((how.runtime, how.threads, *{job.batch for job in jobs}))
         found = []
         for job in jobs:
             shapes = [math.prod(t.dims) for t in onnx.load(job.path).graph.initializer if len(t.dims) > 1]
@@ -273,8 +274,9 @@ def test_a_cut_by_hand_meets_a_latency(niwaki, tmp_path, monkeypatch, precision)
 
     monkeypatch.setattr("compress.run.filling.write_probe", weights_of)
     monkeypatch.setattr("compress.run.given_latency.time_files", timer)
-    more = ("--min-kept", "2", "--precision", precision, "--threads", "2", "--runtime", "openvino")
+    more = ("--min-kept", "2", "--precision", precision, "--threads", "2", "--runtime", "openvino", "--batch", "4")
     found = cut(niwaki, tmp_path / "found", "--budget", "latency=0.5", *more)
     assert "0.500 asked for" in found["latency"] and found["macs"][1] < found["macs"][0]
-    assert {(how.runtime, how.threads) for how in asked} == {("openvino", 2)}
+    assert set(asked) == {("openvino", 2, 4)}
+    assert {entry.setting.batch for entry in Table.read(tmp_path / "niwaki/latency.json").entries} == {4}
     assert 0.4 < found["params"][1] / found["params"][0] < 0.6

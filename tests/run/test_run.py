@@ -129,11 +129,16 @@ def test_the_record_holds_every_engine(out):
     from deploy.bench.records import Bench
 
     bench = Bench.from_file(out / "bench.json")
-    assert [r.name for r in bench.records] == ["dense", "pruned", "distilled", "distilled-fp16", "int8"]
+    ours = [r for r in bench.records if r.runtime == "onnxruntime"]
+    assert [r.name for r in ours] == ["dense", "pruned", "distilled", "distilled-fp16", "int8"]
+    # Where OpenVINO goes first all were timed on it too, and are shown alone.
+    assert [(r.name, r.reference) for r in bench.records[5:]] in (
+        [], [(f"{r.name}-openvino", "dense-openvino") for r in ours]
+    )  # fmt: skip
     assert bench.records[0].ratio_to_dense == 1
     # A network that is cut and not trained since is at chance: a gate holds all but it to a baseline.
-    assert [r.name for r in bench.records if not r.held] == ["pruned"]
-    for record in bench.records:
+    assert [r.name for r in ours if not r.held] == ["pruned"] and not any(r.held for r in bench.records[5:])
+    for record in ours:
         assert record.status == "measured"
         assert record.parity
         assert 0 <= record.accuracy <= 1

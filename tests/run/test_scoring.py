@@ -115,8 +115,12 @@ def test_ratios_by_pattern_take_the_budgets_place(cut):
 
 
 @pytest.mark.parametrize(
-    ("kind", "criterion"), [("group_lasso", "l2"), ("growing", "l2"), ("scales", "bn_scale"), ("soft", "l2")]
-)
+    ("kind", "criterion"),
+    [
+        ("group_lasso", "l2"), ("growing", "l2"), ("scales", "bn_scale"), ("soft", "l2"),
+        ("structures", "bn_scale"), ("unit_gsm", "l2"),
+    ],
+)  # fmt: skip
 def test_a_training_before_the_cut_is_paid_for_and_leaves_the_teacher(cut, kind, criterion):
     more = {"epochs": 12, "strength": 2.0} if kind == "growing" else {"epochs": 3}
     asked = {"kind": kind, "lr": 0.05, **more}
@@ -132,6 +136,16 @@ def test_a_training_before_the_cut_is_paid_for_and_leaves_the_teacher(cut, kind,
     assert outcome.plan["sparsify"] == kind
     teacher = evaluate(work.load("teacher"), work.target, "val", work.fabric)["top1"]
     assert teacher == work.ledger.model("teacher").val_accuracy
+
+
+def test_a_search_for_the_shares_of_groups_is_no_worse_than_the_same_share_of_all(cut):
+    asked = {"criterion": "l2", "images": 32, "search": {"population": 6, "generations": 1}}
+    _, outcome, _ = cut(**asked)
+    assert outcome.metrics["macs_share"] <= 0.5
+    assert outcome.plan["search"] == {"population": 6, "generations": 1}
+    told = re.search(r"judged (\d+) networks .*, ([\d.]+) % at first and ([\d.]+) % in the end", outcome.notes[0])
+    assert told.group(1) == "8"
+    assert float(told.group(2)) <= float(told.group(3))
 
 
 def test_the_smallest_network_within_the_drop_is_kept_as_it_was_confirmed(cut):
@@ -176,7 +190,14 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
         ({"budget": {"max_drop": 1.0}, "rounds": 2}, "budget of macs or latency alone"),
         ({"budget": {"macs": []}}, "one share or more"),
         ({"budget": {"max_drop": 1.0}, "sparsify": {"kind": "soft", "epochs": 1}}, "sparsify drives one cut"),
-        ({"sparsify": {"kind": "hard", "epochs": 1}}, "'group_lasso', 'growing', 'scales' or 'soft'"),
+        ({"sparsify": {"kind": "hard", "epochs": 1}}, "sparsify.kind"),
+        (
+            {"criterion": "l1", "sparsify": {"kind": "structures", "epochs": 1}},
+            "which l1 does not see; give criterion: bn_scale",
+        ),
+        ({"search": {}, "rounds": 2}, "search finds one cut within a budget that can be computed"),
+        ({"search": {}, "budget": {"max_drop": 1.0}}, "search finds one cut within a budget that can be computed"),
+        ({"search": {}, "ratio": 0.5}, "search finds one cut within a budget that can be computed"),
         ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
         ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
     ],

@@ -43,6 +43,17 @@ def test_several_networks_have_best_times_beside_medians(tmp_path):
     assert list(rows.columns[-1].cells) == ["0.25 (1.00) ms"] * 2
 
 
+def test_times_are_of_the_runtime_that_the_bundle_runs_first(tmp_path):
+    other = {**RECORD, "name": "dense-openvino", "runtime": "openvino", "median_ms": 0.5, "accuracy": None}
+    folder = write(tmp_path, [MODEL], [RECORD, other])
+    assert summary(folder)["engines"]["dense"]["median_ms"] == 1.0
+    told = json.loads((folder / "ledger.json").read_text()) | {"shipping": {"runtime": "openvino"}}
+    (folder / "ledger.json").write_text(json.dumps(told))
+    found = summary(folder)
+    assert (found["engines"]["dense"]["median_ms"], found["engines"]["dense"]["accuracy"]) == (0.5, 0.5)
+    assert any("OpenVINO" in str(cell) for cell in table(found).columns[0]._cells)
+
+
 @pytest.mark.parametrize(
     ("models", "records"),
     [([], [RECORD]), ([MODEL], [{**RECORD, "accuracy": None}]), ([MODEL], [{}]), (3, []), ([3], [])],

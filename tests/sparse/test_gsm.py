@@ -275,3 +275,16 @@ def test_two_ranks_find_the_same_masks_and_end_with_the_same_weights(tmp_path):
             assert torch.equal(tensor, second[name]), (kind, name)
         active = [first[f"active.{step}.0"] for step in range(6)]
         assert any(not torch.equal(one, two) for one, two in itertools.pairwise(active))  # the choice moved
+
+
+def test_layers_alone_is_what_the_loss_rises_by_for_each():
+    net = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[4.0, -3.0, 2.0, 1.0]]))
+        net[1].weight.fill_(2.0)
+    # At one half 4 and -3 stay of the first layer: 2 * (4 - 3) for 2 * (4 - 3 + 2 + 1); the single weight always stays.
+    found = sparse.layers_alone(net, 0.5, lambda model: -model(torch.ones(1, 4)).sum())
+    assert found == {"0.weight": pytest.approx(6.0), "1.weight": 0.0}
+    assert net[0].weight.tolist() == [[4.0, -3.0, 2.0, 1.0]]
+    with pytest.raises(ModelError, match="A density of 0 is none"):
+        sparse.layers_alone(net, 0.0, lambda model: model(torch.ones(1, 4)).sum())

@@ -398,7 +398,7 @@ RULES: dict[str, Rule] = {
         "detach detach_ alias clone contiguous _to_copy lift_fresh native_dropout dropout feature_dropout empty_like "
         "zeros_like",
     ),
-    **named(like, "ones_like full_like rand_like randn_like"),
+    **named(like, "ones_like full_like rand_like randn_like normal_ uniform_ exponential_ log_normal_"),
     **named(reshape, "view flatten unflatten"),
     **named(view_as_real, "view_as_real"),
     **named(squeeze, "unsqueeze squeeze"),

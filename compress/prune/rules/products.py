@@ -143,6 +143,9 @@ def _grouped(tracer: Labeller, call: Call, source: Side, kernel: Kernel, groups:
     x, origin = source
     if call.args[6]:
         return _grouped_transposed(tracer, call, source, kernel, groups)
+    if x is not None and rows is None and _one_kernel(call.args[1]):
+        # A blur: one kernel of constants for every channel, as many times as there are channels.
+        return Layer(x.labels.reshape(-1), x.zero)
     if x is None or rows is None:
         for layer in (x, rows, columns):
             if layer is not None:
@@ -161,6 +164,11 @@ def _grouped(tracer: Labeller, call: Call, source: Side, kernel: Kernel, groups:
     tiled = Layer(np.tile(columns.labels.reshape(-1), groups), columns.zero, columns.slot)
     contract(tracer, call, (Layer(seen, x.zero, x.slot), origin), (tiled, flow))
     return rows
+
+
+def _one_kernel(weight: torch.Tensor) -> bool:
+    """Whether a depthwise kernel is one that was expanded over the channels."""
+    return weight.shape[1] == 1 and weight.stride()[0] == 0
 
 
 def _grouped_transposed(tracer: Labeller, call: Call, source: Side, kernel: Kernel, groups: int) -> Layer | None:
@@ -217,6 +225,11 @@ def batched(
     b, rest_b = channel(tracer, flow_b, k - 1, across)
     heads = a is not None and b is not None and any(a.over(d) and b.over(d) for d in front)
     macs = call.out.numel() * int(shape_a[-1])
+    if not heads and (a is None) != (b is None):
+        # Softmax over the channels of a head, as in channel attention: all of them go together.
+        alone_a, alone_b = _whole_heads(tracer, a, k, front), _whole_heads(tracer, b, k - 1, front)
+        rest_a, rest_b = [*rest_a, *alone_a], [*rest_b, *alone_b]
+        a, b = None if alone_a else a, None if alone_b else b
     if heads:
         _spend(tracer, macs, a)
     else:
@@ -236,6 +249,14 @@ def batched(
         (Flow(tuple(rest_b)), (*shape_b[:-2], 1, shape_b[-1])),
     ]
     return Flow(meet(tracer, sides, ndim, any), flow_a.origin or flow_b.origin)
+
+
+def _whole_heads(tracer: Labeller, layer: Layer | None, at: int, front: range) -> list[Layer]:
+    """The layer with all channels of a head made one, if it tells heads apart."""
+    if layer is None or not any(layer.over(d) for d in front):
+        return []
+    tracer.role(layer.slot, "producer")
+    return [Layer(collapse(tracer, layer, [at]).labels, layer.zero)]
 
 
 def _vector(tracer: Labeller, layer: Layer | None, front: range = range(0)) -> Layer | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from compress import cost, prune
 from compress.files import read_bytes, write_text
 from compress.models.detection import raw_heads
-from compress.prune import CRITERIA, Budget, Plan, Sensitivity, Trace
+from compress.prune import CRITERIA, Budget, Evolution, Plan, Sensitivity, Trace
+from compress.prune.allocation import Limits
 from compress.prune.drop import Judges
 from compress.prune.schedule import left_after
 from compress.run.calibration import calibration_images
@@ -20,7 +21,7 @@ from compress.run.ledger import ModelEntry, Outcome
 from compress.run.measuring import measured_on
 from compress.run.order import before_cut, on_source
 from compress.run.progress import StageView
-from compress.run.scoring import drawn, reconstructed, said_of, scored, scores, scoring_images
+from compress.run.scoring import drawn, pairs, reconstructed, said_of, scored, scores, scoring_images
 from compress.run.sensitivity import SENSITIVITY, plain, sensitivity_of
 from compress.run.sparse import sparsified
 from compress.run.tracing import traced
@@ -44,20 +45,21 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     plan: Plan | None = None
     notes: list[str] = []
     if asked.sparsify is not None:
-        network, result = sparsified(work, teacher, view.advance)
+        network, result, more = sparsified(work, teacher, view.advance)
         flops += result.training_flops
-        notes.append(f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}.")
+        said = f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}."
+        notes.append(f"{said} {more}".rstrip())
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
             step, said = _step(work, view, (teacher, network), turn)
             return step.to_json(), said
 
-        text, said = once(found)
+        text, told = once(found)
         step = Plan.from_json(text)
         plan = step if plan is None else plan.then(step)
         whole, network = network, prune.apply(network, step)
-        notes += said
+        notes += told
         if asked.reconstruct or asked.budget.max_drop is not None:
             # Every process of a run does the same on the same images.
             network, report = reconstructed(work, whole, network, step)
@@ -119,6 +121,7 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         **({"schedule": asked.schedule} if asked.rounds > 1 else {}),
         **bound,
         **({} if asked.sparsify is None else {"sparsify": asked.sparsify.kind}),
+        **({} if asked.search is None else {"search": asked.search.model_dump()}),
         "macs_before": dense.macs,
         "macs_after": pruned.macs,
         "params_before": dense.params,
@@ -141,6 +144,8 @@ def _step(
     def planned(budget: Budget) -> Plan:
         return plan_for(trace, values, asked, budget)
 
+    if asked.search is not None:
+        return _searched(work, networks, trace, values, view)
     if asked.budget.latency is not None:
         return _within_latency(work, networks, trace, values, turn, view)
     if asked.budget.max_drop is not None:
@@ -206,6 +211,33 @@ def _within_latency(
     found, said = within_latency(job, networks, trace, values, turn)
     view.notes.append(f"latency x {found.reading.share:.3f} of the dense network's")
     return found.plan, (said,)
+
+
+def _searched(
+    work: Workspace, networks: tuple[nn.Module, nn.Module], trace: Trace, values: Tensor, view: StageView
+) -> tuple[Plan, tuple[str, ...]]:
+    """Search the groups' shares for the best accuracy on validation, BatchNorm's statistics taken anew each time.
+
+    Returns:
+        The plan, and a note of how many candidates were judged.
+    """
+    asked, network = work.recipe.prune, networks[1]
+    assert asked.search is not None
+    key, images = TASKS[work.target.task].selects, pairs(scoring_images(work))
+
+    def fitness(small: nn.Module) -> float:
+        fresh = prune.recalibrated(small, images, forward=raw_heads(small))
+        return evaluate(fresh, work.target, "val", work.fabric, every=2)[key]
+
+    limits = Limits(round_to=asked.round_to, min_kept=asked.min_kept, max_ratio=asked.max_ratio)
+    how = Evolution(asked.search.population, asked.search.generations, seed=work.recipe.seed)
+    found = prune.evolve(
+        trace, values, network, fitness, budget=asked.budget, search=how, limits=limits, advance=view.advance
+    )
+    return found.plan, (
+        f"A search judged {found.tried} networks on half of the validation images, untrained: the same share of every "
+        f"group or better, {100 * found.history[0]:.1f} % at first and {100 * found.fitness:.1f} % in the end.",
+    )
 
 
 def _within_drop(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,24 @@ class TensorRtEngine(Engine):
         with self._lock:
             return self._execute(self._open_context(), feeds)
 
+    def run_apart(self, feeds: Mapping[str, np.ndarray]) -> tuple[float, float, float]:
+        """Run once and return the milliseconds of copying in, of the network and of copying out.
+
+        Raises:
+            DeployError: the feeds do not fit, or the engine is closed.
+        """
+        self._check(feeds)
+        marks = [time.perf_counter()]
+
+        def wait() -> None:
+            self._device.synchronize()
+            marks.append(time.perf_counter())
+
+        with self._lock:
+            self._execute(self._open_context(), feeds, between=wait)
+        copied_in, ran, copied_out = (1e3 * (end - start) for start, end in itertools.pairwise(marks))
+        return copied_in, ran, copied_out
+
     def layers(self) -> list[dict[str, Any]]:
         """Return what the engine inspector tells of each layer, in order: names, shapes, types, chosen kernels.
 
@@ -133,8 +153,10 @@ class TensorRtEngine(Engine):
             raise DeployError(f"{self.name} is closed; load it again before running it.")
         return self._context
 
-    def _execute(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Enqueue the copies in, the network and the copies out, and wait for them."""
+    def _execute(
+        self, context: Any, feeds: Mapping[str, np.ndarray], between: Callable[[], None] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Enqueue the copies in, the network and the copies out, calling ``between`` after each; wait for them."""
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
         for name, array in arrays.items():
             least, _, most = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, 0))
@@ -146,6 +168,8 @@ class TensorRtEngine(Engine):
             if not context.set_input_shape(name, array.shape):
                 raise DeployError(f"{self.name} refuses {list(array.shape)} for {name!r} ({last_error(self._log)}).")
             self._device.upload(self._address(name, array.nbytes), array)
+        if between is not None:
+            between()
         results = {
             name: np.empty(tuple(context.get_tensor_shape(name)), self.outputs[name].dtype) for name in self.outputs
         }
@@ -155,9 +179,13 @@ class TensorRtEngine(Engine):
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(self._device.stream):
             raise DeployError(f"{PRODUCTS[self.runtime]} could not run {self.name} ({last_error(self._log)}).")
+        if between is not None:
+            between()
         for name, array in results.items():
             self._device.download(self._memory[name][0], array)
         self._device.synchronize()
+        if between is not None:
+            between()
         return results
 
     def _address(self, name: str, size: int) -> int:
