@@ -14,7 +14,7 @@ from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.fitting import check_fit as _check_fit
 from deploy.bundle.fitting import compatible, expected_outputs
-from deploy.bundle.inputs import Reader
+from deploy.bundle.inputs import InputReader
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
@@ -44,7 +44,7 @@ class Bundle(Engine):
         self.classes = manifest.classes
         self.preprocessing = manifest.preprocessing
         self._outputs = outputs_of(folder, manifest)
-        self._reader = Reader(manifest.inputs, manifest.preprocessing) if manifest.inputs else None
+        self._reader = InputReader(manifest.inputs, manifest.preprocessing) if manifest.inputs else None
         self._engine = engine
         self.name = folder.resolve().name
         self.runtime = engine.runtime

@@ -97,7 +97,7 @@ class TensorInput(BaseModel):
 BundleInput = Annotated[ImageInput | TensorInput, Field(discriminator="kind")]
 
 
-class Reader:
+class InputReader:
     """Makes a network's feeds of rows.
 
     Args:
