@@ -3,9 +3,12 @@
 They are timed in turns, and the best times of all turns count: what keeps the machine busy makes none of them shorter.
 """
 
+import os
+
 import pytest
 
 from benchmarks import cross_check
+from deploy.bench.conditions import Conditions
 from deploy.bench.noise import noise
 from deploy.engines import load_engine
 
@@ -28,6 +31,8 @@ def test_best_times_are_within_five_per_cent(tool, timed, say, benchmark, tmp_pa
     found = cross_check.compare(chain, tool, seconds=1.5, turns=5)
     benchmark.extra_info |= {"tool": tool, "best_ms": found.best, "median_ms": found.median}
     say(f"{tool}: {found.best[0]:.3f} ms at best by us, {found.best[1]:.3f} ms by it: {found.by_best:.3f}")
-    if found.spread > WITHIN:
-        pytest.skip(f"too busy a machine to tell: the two best turns of one tool differ by {100 * found.spread:.0f} %")
+    noisy = Conditions.of_load(os.getloadavg()[:1]).noise()
+    if found.spread > WITHIN or noisy:
+        why = noisy or f"the two best turns of one tool differ by {100 * found.spread:.0f} %"
+        pytest.skip(f"too busy a machine to tell: {why}")
     assert abs(found.by_best - 1) < WITHIN
