@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -53,6 +54,7 @@ def test_an_error_is_one_line_whatever_it_names(monkeypatch, capsys, tmp_path):
 def test_names_of_classes_and_files_are_shown(monkeypatch, capsys, tmp_path):
     class Engine:
         classes = ()
+        manifest = SimpleNamespace(inputs=())
 
         def __enter__(self):
             return self

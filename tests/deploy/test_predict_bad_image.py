@@ -45,7 +45,7 @@ def test_number_13_an_empty_folder_or_an_odd_name_takes_no_answer_from_the_other
 
 
 def test_a_folder_with_spaces_is_quoted(monkeypatch, capsys):
-    monkeypatch.setattr("compress.run.summary.summary", lambda folder: {})
+    monkeypatch.setattr("compress.run.summary.summary", lambda folder: {"noise": None})
     monkeypatch.setattr("compress.run.summary.table", lambda figures: "")
     folder = Path("my runs/a b")
     run._show(SimpleNamespace(deploy=True), folder, folder / "report.html", quiet=False, as_json=False)
