@@ -124,7 +124,7 @@ def test_a_file_outside_a_bundle_is_tried_and_one_inside_when_asked(bundle_dir, 
         (("build", bundle_dir), []),
         (("build", bundle_dir, "--probe", "--precision", "fp32"), [(bundle_dir / "model.fp32.onnx", 1)]),
     ):
-        assert command(*arguments)[2] .startswith("niwaki: tried before. More: niwaki docs ")
+        assert command(*arguments)[2].startswith("niwaki: tried before. More: niwaki docs ")
         assert tried == expected
         tried.clear()
     code, _, error = command("build", bundle_dir, "--probe", "--precision", "fp8")
