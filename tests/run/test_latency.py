@@ -306,15 +306,21 @@ class Uneven(Machine):
         return self.networks[path] if probe is None else fine_ms(probe.inputs, probe.outputs)
 
 
-@pytest.mark.parametrize("seed", [14, 21])
-def test_layers_that_are_off_each_by_another_factor_are_mixed_from_two_networks(monkeypatch, seed):
-    """Corrected by one number alone, the loop jumps to and fro: it ends 10 % and more away, or in a refusal."""
+def chain_of_unlike_layers(seed):
+    """Thirteen convolutions, each with weights of another size."""
     torch.manual_seed(seed)
     middle = [layer for _ in range(11) for layer in (nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))]
     net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), *middle, nn.Conv2d(64, 5, 1)).eval()
     for layer in net:
         if isinstance(layer, nn.Conv2d):
             layer.weight.data *= float(torch.rand(1)) + 0.1
+    return net
+
+
+@pytest.mark.parametrize("seed", [14, 21])
+def test_layers_that_are_off_each_by_another_factor_are_mixed_from_two_networks(monkeypatch, seed):
+    """Corrected by one number alone, the loop jumps to and fro: it ends 10 % and more away, or in a refusal."""
+    net = chain_of_unlike_layers(seed)
     drawn = np.random.default_rng(seed).choice([0.2, 0.5, 1, 2, 5], 12)
     machine = Uneven({str(2 * place): float(factor) for place, factor in enumerate(drawn)})
     trace = prune.trace(net, EXAMPLE)
@@ -341,12 +347,7 @@ class Reordering(Uneven):
 @pytest.mark.parametrize(("each", "seed"), [(8.0, 1), (16.0, 3), (30.0, 2)])
 def test_times_that_jump_between_two_networks_are_met_by_measuring_several_at_once(monkeypatch, each, seed):
     """One network at a time ended 15 % too fast, 12 % too fast and in a refusal."""
-    torch.manual_seed(seed)
-    middle = [layer for _ in range(11) for layer in (nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))]
-    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), *middle, nn.Conv2d(64, 5, 1)).eval()
-    for layer in net:
-        if isinstance(layer, nn.Conv2d):
-            layer.weight.data *= float(torch.rand(1)) + 0.1
+    net = chain_of_unlike_layers(seed)
     trace = prune.trace(net, EXAMPLE)
     fit = fit_on(Reordering(each), monkeypatch, net, trace, prune.score(trace, net, "l1").numpy())
     found = fit.fit(Budget(latency=0.4), Target(0.4))
