@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
 from deploy.bundle.fitting import check_fit as _check_fit
-from deploy.bundle.fitting import compatible, expected_outputs
-from deploy.bundle.inputs import InputReader
+from deploy.bundle.fitting import expected_outputs
+from deploy.bundle.inputs import InputReader, compatible
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.bundle.inputs import check_inputs
+from deploy.bundle.inputs import check_inputs, compatible
 from deploy.bundle.manifest import Manifest
 from deploy.engines import load_engine
 from deploy.engines.base import Engine
@@ -85,8 +85,3 @@ def expected_outputs(manifest: Manifest, names: Sequence[str]) -> dict[str, tupl
     if isinstance(decoder, SegmentationDecoder):
         return {names[0]: (None, None) if decoder.in_graph else (known, None, None)}
     return {names[0]: (known,)}
-
-
-def compatible(found: tuple[int | None, ...], want: tuple[int | None, ...]) -> bool:
-    """Tell whether two shapes can be one, where None is any size."""
-    return len(found) == len(want) and all(None in (a, b) or a == b for a, b in zip(found, want, strict=True))

@@ -195,13 +195,13 @@ def derived(
 
 def fits_image(spec: TensorSpec, preprocessing: Preprocessing) -> bool:
     """Tell whether an input takes what ``preprocessing`` makes, in a free batch or one by one."""
-    want = (spec.shape[0] if spec.shape else None, *preprocessing.shape)
-    return (
-        len(spec.shape) == 4
-        and spec.dtype == "float32"
-        and spec.shape[0] in (None, 1)
-        and all(size in (None, one) for size, one in zip(spec.shape, want, strict=True))
-    )
+    one_or_free = spec.shape[:1] in ((None,), (1,))
+    return one_or_free and spec.dtype == "float32" and compatible(spec.shape[1:], preprocessing.shape)
+
+
+def compatible(found: tuple[int | None, ...], want: tuple[int | None, ...]) -> bool:
+    """Tell whether two shapes can be one, where None is any size."""
+    return len(found) == len(want) and all(None in (a, b) or a == b for a, b in zip(found, want, strict=True))
 
 
 def check_inputs(
