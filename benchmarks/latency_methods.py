@@ -1,14 +1,17 @@
 """Compare ways to choose channels at one measured latency: a uniform ratio, `l1` by MACs, and the latency itself.
 
+The latency itself is met twice: with the scores of `l1`, so that only the allocation differs from the others', and with
+those of `kfac`, the default.
+
     python -m benchmarks.latency_methods FOLDER plan resnet56 --share 0.5     # on an idle machine: it times
     python -m benchmarks.latency_methods FOLDER train resnet56 --steps 100    # anywhere
 
 A subject is `resnet20`, `resnet56` or the folder of a classifier's run. The first command looks for the uniform ratio
 whose network takes a share of the dense one's time on ONNX Runtime in fp32, one thread: in steps of eight channels it
 has few networks to offer. What it takes is asked of the others: the share of the MACs (`l1`, global, `round_to: 8`) is
-searched for, the latency is met by its own loop, and at last all three are timed in turns. The second command measures
-each on the test as it was cut, and after so many steps with the same batches. FOLDER/SUBJECT.json is written after each
-part, and what it holds is not done again.
+searched for, the latency is met by its own loop, and at last all are timed in turns. The second command measures
+each on the test as it was cut, solved again on 256 training images, and then trained for so many steps with the same
+batches. FOLDER/SUBJECT.json is written after each part, and what it holds is not done again.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from compress.run.fitting import LatencyFit, Target
 from compress.run.probes import placed_layers
 from deploy.latency.profile import How, Job, time_files
 
-METHODS = ("uniform", "l1 by MACs", "latency")
+METHODS = ("uniform", "l1 by MACs", "latency by l1", "latency")
+IMAGES = 256
 TRIES, NEAR = 5, 0.015
 HOW = How(rounds=20, min_seconds=1.0, agree=0.03)
 
@@ -95,6 +99,7 @@ def planned(own, share, cache, done, save, folder):
     model = own.network
     trace = prune.trace(model, example)
     scores = prune.score(trace, model, "l1")
+    images = [images for images, _ in own.calibration(IMAGES, 0)]
     made = done.setdefault("methods", {})
     clock = Clock(model, example, folder)
     ways = {
@@ -108,8 +113,9 @@ def planned(own, share, cache, done, save, folder):
             continue
         print(name, flush=True)
         asked = done.get("asked", share)
-        if name == "latency":
-            plan = by_latency(trace, scores, model, example, asked, cache)
+        if name.startswith("latency"):
+            kept = scores if name.endswith("l1") else prune.score(trace, model, "kfac", data=images, seed=0)
+            plan = by_latency(trace, kept, model, example, asked, cache)
         else:
             tried = done.setdefault("tried", {}).setdefault(name, {})
             plan = as_slow(ways[name], clock, asked, tried, save)
@@ -118,7 +124,7 @@ def planned(own, share, cache, done, save, folder):
         costs = plan.costs
         made[name] = {"macs_share": costs["macs_after"] / costs["macs_before"], "plan": json.loads(plan.to_json())}
         save()
-    if "dense_ms" not in done:
+    if any("share" not in line for line in made.values()):
         shares, dense = clock.shares([Plan.from_json(json.dumps(made[name]["plan"])) for name in METHODS])
         for name, found in zip(METHODS, shares, strict=True):
             made[name]["share"] = found
@@ -172,17 +178,17 @@ def main():
     if "dense" not in done:
         done["dense"] = accuracy(own.network, own)
         save()
-    for line in done["methods"].values():
-        if "untrained" not in line:
-            line["untrained"] = accuracy(prune.apply(own.network, Plan.from_json(json.dumps(line["plan"]))), own)
-            save()
+    images = [images for images, _ in own.calibration(IMAGES, 0)]
     for name in METHODS:
         line = done["methods"][name]
-        small = prune.apply(own.network, Plan.from_json(json.dumps(line["plan"])))
         if "trained" not in line:
-            line["trained"] = accuracy(trained(small, own, steps, rate), own)
+            plan = Plan.from_json(json.dumps(line["plan"]))
+            cut = prune.apply(own.network, plan)
+            solved, _ = prune.reconstruct(own.network, cut, plan, images, seed=0)
+            line |= {"cut": accuracy(cut, own), "solved": accuracy(solved, own)}
+            line["trained"] = accuracy(trained(solved, own, steps, rate), own)
             save()
-        print(name, line["share"], line["untrained"], line["trained"], flush=True)
+        print(name, *(line[key] for key in ("share", "macs_share", "cut", "solved", "trained")), flush=True)
 
 
 if __name__ == "__main__":
