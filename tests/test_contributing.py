@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes: short, true to the tree, and followed here with toys (a stage and a command: test_stages.py)."""
+"""CONTRIBUTING's recipes: short, true to the tree, and followed with toys (a stage and a command: test_stages.py)."""
 
 import re
 from pathlib import Path
