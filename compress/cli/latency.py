@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,7 +174,8 @@ def _timed(folder: Path, runtimes: list[str], out: Path | None, *, quiet: bool) 
     from deploy.latency.profile import profile_folder
 
     if not folder.is_dir() or not (folder / "profile.json").is_file():
-        raise RecipeError(f"{folder} holds no profile.json; make one by niwaki profile {folder} --bundle DIR first.")
+        command = f"niwaki profile {shlex.quote(str(folder))} --bundle DIR"
+        raise RecipeError(f"{folder} holds no profile.json; make one by {command} first.")
     with Terminal(stderr=True, quiet=quiet).status("Timing layers"):
         table = profile_folder(folder, runtimes=runtimes)
     path = out or folder / "latency.json"

@@ -97,7 +97,9 @@ def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
             f"{src} is quantised already ({many} of its {len(model.graph.node)} nodes quantise or compute in int8); "
             f"use it as it is, or make the {precision} file from the fp32 one."
         )
-    if low := next((LOW[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in LOW), None):
+    held = [tensor.data_type for tensor in model.graph.initializer]
+    held += [one.t.data_type for node in model.graph.node if node.op_type == "Constant" for one in node.attribute]
+    if low := next((LOW[kind] for kind in held if kind in LOW), None):
         raise DeployError(f"{src} is {low}; make the {precision} file from the fp32 one.")
     return without_defaults(model)
 
