@@ -36,6 +36,6 @@ def precision_in_bytes(data: bytes) -> str | None:
         return None
     if any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in nodes):
         return "int8"
-    held = {one.dtype for one in (*graph.tensors.values(), *nodes)}
+    held = {tensor.dtype for tensor in graph.tensors.values()} | {node.dtype for node in nodes}
     kinds = {_FLOATS.get(one) for one in (held & {*_FLOATS} or {*graph.input_types.values()})}
     return next((kind for kind in (*LOW.values(), "fp32") if kind in kinds), None)

@@ -110,3 +110,21 @@ def test_number_5_a_file_without_constants_is_what_it_reads(tmp_path):
         onnx.save(model, tmp_path / "relu.int8.onnx")
         with load_engine(tmp_path / "relu.int8.onnx") as engine:
             assert engine.precision == precision
+
+
+def test_number_5_what_is_quantised_in_a_branch_is_quantised(tmp_path, images):
+    helper, kind = onnx.helper, onnx.TensorProto
+    constants = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in (("s", np.float32(0.1)), ("z", np.int8(0)))]
+    inner = [helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"])]
+    inner += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["b"])]
+    branch = helper.make_graph(inner, "b", [], [helper.make_tensor_value_info("b", kind.FLOAT, None)])
+    nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
+    tensors = [[helper.make_tensor_value_info(name, kind.FLOAT, ["n", 1, 16, 16])] for name in ("image", "y")]
+    constants.append(onnx.numpy_helper.from_array(np.asarray(True), "yes"))
+    graph = helper.make_graph(nodes, "g", *tensors, constants)
+    path = tmp_path / "m.fp32.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    with load_engine(path) as engine:
+        assert engine.precision == "int8"
+    with pytest.raises(DeployError, match=r"quantised already \(nodes in a branch or a function"):
+        int8_from_fp32(path, tmp_path / "twice.onnx", list(images))
