@@ -31,7 +31,7 @@ from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
 app = typer.Typer(
     name="niwaki",
-    help="Transfer, prune, distil and deploy a vision network, and measure that it was worth it.",
+    help="Transfer, prune, distil and deploy a vision network, and measure whether it was worth it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -56,7 +56,7 @@ def about(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Transfer, prune, distil and deploy a vision network, and measure that it was worth it."""
+    """Transfer, prune, distil and deploy a vision network, and measure whether it was worth it."""
 
 
 _NO_MEMORY = re.compile(

@@ -36,16 +36,18 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="For a network with several inputs: a JSON object a line, from the inputs' names to files or numbers.",
+            help="For a network with several inputs: one JSON object per line, from input names to files or numbers.",
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
-    runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Runtime; by default the best on this machine.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
     trusted_key: TrustedKey = None,
     engine_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of this device: run engines too that `niwaki build --key` signed with it."),
+        typer.Option(
+            metavar="FILE", help="This device's public key (PEM): also run engines signed by `niwaki build --key`."
+        ),
     ] = None,
     min_version: MinVersion = None,
     as_json: JsonFlag = False,
@@ -166,7 +168,7 @@ def build(
     bundle: BundleArgument,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="smNN", help="Build for this compute capability, not for the GPU here.")
+        str | None, typer.Option(metavar="smNN", help="Build for this compute capability instead of the GPU here.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where it goes; by default into the bundle, which then uses it.")
@@ -211,7 +213,7 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
     version: Annotated[int | None, typer.Option(min=0, help="The bundle's version, for --min-version.")] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="DATE", help="From when on it is refused, such as 2027-12-31 (UTC).")
+        str | None, typer.Option(metavar="DATE", help="Date from which it is refused, such as 2027-12-31 (UTC).")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -224,11 +226,11 @@ def sign(
 
 def verify(
     bundle: BundleArgument,
-    key: Annotated[Path, typer.Option(metavar="FILE", help="The Ed25519 public key (PEM) of who must have signed it.")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The Ed25519 public key (PEM) of its signer.")],
     min_version: MinVersion = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Hold a bundle against a key, and every file of it against its hash; nothing is loaded."""
+    """Check a bundle's signature against a key, and its files against their hashes; nothing is loaded."""
     import deploy
 
     manifest = deploy.verify(bundle, key, min_version=min_version)

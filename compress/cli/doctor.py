@@ -80,7 +80,9 @@ def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
     bill: Annotated[
         Path | None,
-        typer.Option("--sbom", metavar="FILE", help="Write what the bundle carries and what runs it, as CycloneDX."),
+        typer.Option(
+            "--sbom", metavar="FILE", help="Write a bill of materials (CycloneDX) of the bundle and what runs it."
+        ),
     ] = None,
     probe: Probe = None,
     as_json: JsonFlag = False,

@@ -29,12 +29,14 @@ Runtimes = Annotated[
 
 
 def profile(
-    subject: Annotated[str, typer.Argument(help="A network or a plan with --bundle; a folder that --bundle made.")],
+    subject: Annotated[
+        str, typer.Argument(help="With --bundle a network or a plan; else a folder that --bundle made.")
+    ],
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Make this folder for a device.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NETWORK", help="What a plan is for.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NETWORK", help="The network that a plan is for.")] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="The precision that ships.")] = "fp32",
-    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each engine.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images per run.")] = 1,
     runtime: Runtimes = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The table; DIR/latency.json by default.")] = None,
     size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
@@ -90,8 +92,8 @@ def explain(
     runtime: Annotated[
         str, typer.Option(help="onnxruntime or openvino; tensorrt for profiles that trtexec exported.")
     ] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    everything: Annotated[bool, typer.Option("--all", help="List layers that take next to nothing too.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each engine.")] = 1,
+    everything: Annotated[bool, typer.Option("--all", help="Also list layers that take almost no time.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say layer by layer where the time goes and why a cut brings less than expected; needs no torch."""

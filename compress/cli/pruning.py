@@ -30,15 +30,17 @@ _TRAINING_SIDE = ("torch", "torchvision", "scipy", "safetensors", "yaml", "light
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, niwaki:NAME, module:function, or a saved network.")]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER|RECIPE", help="Images: class folders, images alone, or the data of a recipe."),
+    typer.Option(
+        metavar="FOLDER|RECIPE", help="Images: a folder of class folders or of images, or the data of a recipe."
+    ),
 ]
-Images = Annotated[int, typer.Option(min=8, max=100_000, help="How many images are looked at.")]
+Images = Annotated[int, typer.Option(min=8, max=100_000, help="How many images are used.")]
 Weights = Annotated[
-    str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights of a network that is not a saved one.")
+    str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights for a network that is not a saved one.")
 ]
 Size = Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")]
 Protect = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Keep what touches these parameters; repeatable.")
+    list[str] | None, typer.Option(metavar="PATTERN", help="Keep all channels of these parameters; repeatable.")
 ]
 Trust = Annotated[
     list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
@@ -50,16 +52,16 @@ Bounds = Annotated[
         help="macs=0.5, macs=0.7,0.5, params=..., size=..., latency=..., max_drop=1; repeatable.",
     ),
 ]
-TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What a latency is timed on.")]
-TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="What a latency is timed in.")]
-Threads = Annotated[int, typer.Option(min=1, max=1024, help="Of one timed run.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images of one timed run.")]
-TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Times from a device, by niwaki profile.")]
+TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Runtime that a latency is timed on.")]
+TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="Precision that a latency is timed in.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of one timed run.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images per timed run.")]
+TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Layer times of a device, from niwaki profile.")]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="What chooses the channels that go first; by default l1, of a classifier with --data kfac."),
+    typer.Option(help="What chooses the channels that go; by default kfac for a classifier with --data, else l1."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 
 class _Asked(NamedTuple):
@@ -79,7 +81,7 @@ def sensitivity(
     criterion: Criterion = None,
     ratios: Annotated[str, typer.Option(metavar="A,B,...", help="Shares of a group that go.")] = "0.25,0.5,0.75",
     criteria: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Correlate these alone; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Correlate only these criteria; repeatable.")
     ] = None,
     images: Images = 256,
     size: Size = None,
@@ -90,7 +92,7 @@ def sensitivity(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cut each group alone, without training, and measure loss and accuracy; say which criteria foresaw it."""
+    """Cut each group alone, without training, and measure loss and accuracy; say which criteria predict it."""
     need("sensitivity", _TRAINING_SIDE)
     shares = _numbers(ratios, "--ratios")
     with _quiet_libraries():
@@ -118,14 +120,18 @@ def prune(
     budget: Bounds = None,
     ratios: Annotated[
         str | None,
-        typer.Option(metavar="FROM.json|SHARE", help="A sensitivity, shares by pattern, or one share for all."),
+        typer.Option(
+            metavar="FROM.json|SHARE", help="A file of a sensitivity or of shares by pattern, or one share for all."
+        ),
     ] = None,
     criterion: Criterion = None,
     scope: Annotated[str, typer.Option(help="global, group, isomorphic or per_mac.")] = "global",
     max_ratio: Annotated[float, typer.Option(help="The largest share of a group that goes.")] = 1.0,
-    min_kept: Annotated[int, typer.Option(help="Channels of a group that stay.")] = 8,
-    round_to: Annotated[int, typer.Option(help="Kept channels are a multiple of it.")] = 8,
-    reconstruct: Annotated[bool, typer.Option("--reconstruct", help="Solve what is left again on the images.")] = False,
+    min_kept: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 8,
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = 8,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Adjust what is left on the images by least squares.")
+    ] = False,
     runtime: TimedOn = "onnxruntime",
     precision: TimedIn = "fp32",
     threads: Threads = 1,

@@ -26,12 +26,12 @@ _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCI
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/digits.yaml.")],
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
     ] = None,
     devices: Annotated[
-        int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
+        int, typer.Option(min=1, max=1024, help="Processes that train together, one per GPU or share of the cores.")
     ] = 1,
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Layer times of the device, from niwaki profile.")

@@ -18,9 +18,10 @@ def init(
     photos: Annotated[Path, typer.Argument(help="A folder of class folders, of images with boxes, or with masks.")],
     out: Annotated[Path | None, typer.Option(help="The recipe; NAME.yaml in the current folder by default.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="What training starts from: DEFAULT, a file or none; by default what fits.")
+        str | None,
+        typer.Option(help="Weights that training starts from: DEFAULT, a file or none; by default those that fit."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
