@@ -74,7 +74,7 @@ def predict(
     ) as engine:
         if rows is None and engine.manifest.inputs:
             named = ", ".join(engine.manifest.inputs)
-            raise DeployError(f"{bundle} reads {named}; give --rows FILE with a JSON object of these names a line.")
+            raise DeployError(f"{bundle} reads {named}; give --rows FILE with one JSON object of these names per line.")
         (found, bad), classes = _answers(engine, given), engine.classes
     if as_json:
         _print_json(found)
@@ -84,8 +84,8 @@ def predict(
             print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
-        others = f", nor have {', '.join(map(str, more))}" if more else ""
-        raise DeployError(f"{first} has no answer ({str(why).rstrip('.')}){others}; the others have theirs.")
+        others = f", nor could {', '.join(map(str, more))}" if more else ""
+        raise DeployError(f"{first} could not be predicted ({str(why).rstrip('.')}){others}; all others were.")
 
 
 def _print_json(found: Sequence[dict[str, Any]]) -> None:
@@ -120,7 +120,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DeployError(f"Cannot read the rows of {path} ({why}); give a text file, a JSON object a line.") from error
+        raise DeployError(
+            f"Cannot read the rows of {path} ({why}); give a text file with one JSON object per line."
+        ) from error
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -128,9 +130,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DeployError(f"Line {number} of {path} is no JSON; write an object a line.") from error
+            raise DeployError(f"Line {number} of {path} is not JSON; write one object per line.") from error
         if not isinstance(row, dict):
-            raise DeployError(f"Line {number} of {path} is a {type(row).__name__}; write a JSON object a line.")
+            raise DeployError(f"Line {number} of {path} is a {type(row).__name__}; write one JSON object per line.")
         # No input takes a text but an image, so what is one is its file.
         found.append({name: path.parent / one if isinstance(one, str) else one for name, one in row.items()})
     if not 0 < len(found) <= _MOST_ROWS:
@@ -241,7 +243,7 @@ def verify(
         return
     version = "no version" if manifest.version is None else f"version {manifest.version}"
     until = "no expiry" if expires is None else f"expires {expires}"
-    print(plain(f"{bundle} is what the owner of {key} signed: {len(manifest.files)} files, {version}, {until}."))
+    print(plain(f"{bundle} is as the owner of {key} signed it: {len(manifest.files)} files, {version}, {until}."))
 
 
 def describe(bundle: Path) -> dict[str, Any]:

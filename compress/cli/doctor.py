@@ -279,7 +279,7 @@ def _loads(part: str) -> tuple[bool, str]:
     if done.returncode != 0:
         return False, (done.stderr.strip().splitlines() or ["does not load"])[-1]
     if done.stdout.strip() == "reference":
-        return True, "; NIWAKI_KERNELS=reference puts the slow ones in Python in their place"
+        return True, "; NIWAKI_KERNELS=reference uses the slow Python ones instead"
     return True, f"; runs as {done.stdout.strip()}" if part == "cpu" else "; loads"
 
 

@@ -126,7 +126,9 @@ def _replace(baseline: Path, record: Bench, *, quiet: bool = False) -> None:
     from deploy.errors import DeployError
 
     if not any(one.status == "measured" for one in record.records):
-        raise DeployError(f"The record {record.name!r} measured nothing, so it is no baseline; run `niwaki bench`.")
+        raise DeployError(
+            f"The record {record.name!r} measured nothing, so it cannot be a baseline; run `niwaki bench`."
+        )
     write_text(baseline, record.to_json())
     if not quiet:
         print(f"{plain(baseline)} now holds {len(record.records)} records of {plain(record.name)}.")
@@ -191,9 +193,9 @@ def _show(result: GateResult) -> None:
         if line.note:
             console.print(f"{line.name}, {line.what}: {line.note}.", markup=False, style="" if line.ok else "red")
     if result.repeats:
-        console.print(f"Timed again {result.repeats} time{'s' if result.repeats > 1 else ''} before this was said.")
+        console.print(f"Timed again {result.repeats} time{'s' if result.repeats > 1 else ''} before this verdict.")
     elif result.doubtful():
-        said = "What fails is in doubt, and its engines were not found to time them again: name them by --engines."
+        said = "What fails is in doubt, but its engines were not found to time them again; name them with --engines."
         console.print(said, style="yellow")
     console.print("passed" if result.passed else "failed", style="green" if result.passed else "bold red")
 

@@ -127,7 +127,7 @@ def _say_noise(load: Sequence[float]) -> None:
     from deploy.bench.conditions import Conditions
 
     if (noise := Conditions.of_load(load).noise()) is not None:
-        said = f"The machine was noisy ({noise}): these are best times, yet measure again."
+        said = f"The machine was noisy ({noise}): these are best times, but measure again."
         Terminal().print(said, soft_wrap=True, markup=False)
 
 
@@ -158,7 +158,7 @@ def _file(path: Path) -> Path:
     with deploy.load(path) as bundle:
         inner = bundle.path
     if inner is None or inner.suffix != ".onnx":
-        raise RecipeError(f"{path} runs no ONNX file here; name the ONNX file to be explained.")
+        raise RecipeError(f"{path} does not run an ONNX file here; name the ONNX file to explain.")
     return inner
 
 
@@ -177,7 +177,7 @@ def _timed(folder: Path, runtimes: list[str], out: Path | None, *, quiet: bool) 
 
     if not folder.is_dir() or not (folder / "profile.json").is_file():
         command = f"niwaki profile {shlex.quote(str(folder))} --bundle DIR"
-        raise RecipeError(f"{folder} holds no profile.json; make one by {command} first.")
+        raise RecipeError(f"{folder} holds no profile.json; make one with {command} first.")
     with Terminal(stderr=True, quiet=quiet).status("Timing layers"):
         table = profile_folder(folder, runtimes=runtimes)
     path = out or folder / "latency.json"

@@ -116,7 +116,7 @@ def quantize(
     from deploy.quantization.agreement import Agreement
 
     if fastest and (precision != "int8" or keep):
-        raise DeployError("--fastest finds itself what stays in fp32; leave out --keep, and --precision fp16.")
+        raise DeployError("--fastest decides itself what stays in fp32; leave out --keep and --precision fp16.")
     target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
     console = Terminal(stderr=True, quiet=quiet)
     with warnings.catch_warnings():
@@ -298,7 +298,7 @@ def _given(size: int | None, mean: str | None, std: str | None) -> Preprocessing
         given = {"size": (size, size), "mean": values[0], "std": values[1], "resize": "shorter_side_center_crop"}
         return Preprocessing.model_validate({**given, "mode": "L" if len(values[0]) == 1 else "RGB"})
     except ValidationError as error:
-        raise DeployError(f"{explain(error)}; mend --size, --mean or --std.") from None
+        raise DeployError(f"{explain(error)}; correct --size, --mean or --std.") from None
     except ValueError:
         raise DeployError(
             f"--mean {mean!r} and --std {std!r} are not numbers with commas between; give 0.5,0.5,0.5."
@@ -318,7 +318,7 @@ def _show(found: Comparison) -> None:
     )
     if not found.parted:
         return
-    shown = Table("image", "first says", "by", "second says", "by", title="Where they part", title_justify="left")
+    shown = Table("image", "first says", "by", "second says", "by", title="Where they differ", title_justify="left")
     for one in found.parted[:20]:
         cells = (one.file, one.first, f"{one.first_lead:.3g}", one.second, f"{one.second_lead:.3g}")
         shown.add_row(*map(escape, cells))

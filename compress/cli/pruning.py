@@ -102,7 +102,7 @@ def sensitivity(
         name, source = _network_of(model, data, trust or ())
         network = _given(name, size, weights, trust or ())
         if weights is None and name.startswith(("torchvision:", "niwaki:")):
-            raise ModelError(f"{name} has random weights, of which nothing is to be learnt; add --weights DEFAULT.")
+            raise ModelError(f"{name} has random weights, which say nothing; add --weights DEFAULT.")
         looked_at = _images(source, network, images, seed, trust or ())
         chosen = criterion or _criterion_for(network, looked_at)
         asked = _Asked(chosen, _known([*(criteria or ()), chosen])[:-1], tuple(protect or ()), shares, seed)
@@ -156,7 +156,7 @@ def prune(
         from compress.run.pruned import CutJob, several
 
         if out.exists():
-            raise RecipeError(f"--out {out} is there already; name a folder that is not.")
+            raise RecipeError(f"--out {out} already exists; name a new folder.")
         rest = {
             "criterion": criterion or "l1", "scope": scope, "max_ratio": max_ratio, "min_kept": min_kept,
             "round_to": round_to, "reconstruct": reconstruct, "protect": tuple(protect or ()),
@@ -199,9 +199,9 @@ def _asked(budget: Sequence[str], ratios: str | None, rest: dict[str, Any]) -> t
         bounds[key] = values if len(values) > 1 else values[0]
     curves, by_pattern = _ratios(ratios)
     if by_pattern is None and not bounds:
-        raise RecipeError("Nothing says how much goes; add --budget macs=0.5, or --ratios FROM.json.")
+        raise RecipeError("Nothing says how much to remove; add --budget macs=0.5, or --ratios FROM.json.")
     if by_pattern is not None and bounds:
-        raise RecipeError("--ratios already says how much goes; leave --budget out, or give a sensitivity.")
+        raise RecipeError("--ratios already says how much to remove; leave --budget out, or give a sensitivity.")
     given = {"ratio": by_pattern} if by_pattern is not None else {"budget": bounds}
     try:
         return PruneRecipe.model_validate({**rest, **given}), curves
@@ -230,7 +230,7 @@ def _ratios(text: str | None) -> tuple[Sensitivity | None, Any]:
     try:
         found = json.loads(read_bytes(Path(text)))
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"--ratios {text} is not JSON ({error}); make it by niwaki sensitivity.") from None
+        raise RecipeError(f"--ratios {text} is not JSON ({error}); make it with niwaki sensitivity.") from None
     if isinstance(found, dict) and "curves" in found:
         return Sensitivity.from_json(json.dumps(found)), None
     return None, found

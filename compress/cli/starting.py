@@ -36,7 +36,7 @@ def init(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", photos.resolve().name).strip("-._") or "photos"
     path = out or Path(f"{name}.yaml")
     if path.exists() and not force:
-        raise RecipeError(f"{path} is there already; give --force to replace it, or another --out.")
+        raise RecipeError(f"{path} already exists; give --force to replace it, or another --out.")
     # Torchvision has weights for its classifiers; ours start from a classifier's by a local file.
     fitting = "DEFAULT" if found.task == "classification" else "none"
     chosen = weights or fitting
@@ -55,4 +55,4 @@ def init(
     if as_json:
         print(json.dumps({"recipe": str(path), "task": found.task, "kind": found.kind, "images": found.images}))
     elif not quiet:
-        print(plain(f"{path}: {found.said} Run it by: niwaki run {shlex.quote(str(path))}"))
+        print(plain(f"{path}: {found.said} Run it with: niwaki run {shlex.quote(str(path))}"))

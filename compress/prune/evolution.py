@@ -72,7 +72,7 @@ class Evolution:
         if not 2 <= self.parents < self.population or self.generations < 0 or not 0 < self.mutation <= 1:
             raise PlanError(
                 f"A search with {self.population} candidates, {self.parents} parents, {self.generations} generations "
-                f"and mutation {self.mutation:g} is none; give at least 2 parents and more candidates than these."
+                f"and mutation {self.mutation:g} is impossible; give at least 2 parents and more candidates than these."
             )
 
 

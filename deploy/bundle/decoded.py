@@ -59,7 +59,7 @@ def stated_outputs(
         )
     if stated == "logits" and kinds == {"probabilities"}:
         file, last = next(iter(found.items()))
-        raise DeployError(f"{file} ends in {last}, so its outputs are no logits; state outputs: probabilities.")
+        raise DeployError(f"{file} ends in {last}, so its outputs are not logits; state outputs: probabilities.")
     if kinds == {"probabilities"} or stated == "probabilities":
         return stated or "probabilities"
     # Of a file in int8 every number lies in the range that it was calibrated to.
@@ -68,7 +68,7 @@ def stated_outputs(
     if stated == "logits":
         if kind == "distributions":
             raise DeployError(
-                f"{file} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are no logits; "
+                f"{file} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are not logits; "
                 "state outputs: probabilities."
             )
         return stated
@@ -109,7 +109,7 @@ def probabilities(values: np.ndarray, outputs: Outputs, stated: bool, name: str)
         return exact.clip(0, 1)
     if not stated and len(exact) > 1 and lies and abs(exact.sum() - 1) < _SLACK:
         raise DeployError(
-            f"{name} gives numbers from 0 to 1 whose sum is 1, which are probabilities and no logits; make the bundle "
+            f"{name} gives numbers from 0 to 1 whose sum is 1, which are probabilities and not logits; make the bundle "
             "again and state outputs."
         )
     shifted = np.exp(exact - exact.max())

@@ -46,7 +46,7 @@ def check_inputs(path: Path, data: bytes) -> None:
             )
         if (why := _otherwise(node)) is not None:
             raise DeployError(
-                f"{path} has {why} ({', '.join(node.outputs)[:80]}), which OpenVINO computes otherwise; run it with "
+                f"{path} has {why} ({', '.join(node.outputs)[:80]}), which OpenVINO computes differently; run it with "
                 "ONNX Runtime."
             )
 

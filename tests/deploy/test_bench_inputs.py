@@ -191,7 +191,7 @@ def test_a_shape_that_fits_no_input_is_a_sentence(given, said, tmp_path):
     "said", [["image=2x3x0x8"], ["image="], ["image=2x3x5x8"] * 2, ["2x3x5x99999999999999999999"], ["2x-3"], ["2x 3"]]
 )
 def test_what_is_no_shape_is_a_sentence(said):
-    with pytest.raises(typer.BadParameter, match=r"is no shape; give .* such as ids=1x128, once for each input"):
+    with pytest.raises(typer.BadParameter, match=r"is not a shape; give .* such as ids=1x128, once for each input"):
         shapes_of(said)
 
 

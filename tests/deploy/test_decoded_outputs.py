@@ -162,7 +162,7 @@ def test_a_softmax_written_by_hand_is_stated_or_refused(tmp_path):
 
 
 def test_what_contradicts_the_file_is_refused(tmp_path):
-    with pytest.raises(DeployError, match="ends in Softmax, so its outputs are no logits"):
+    with pytest.raises(DeployError, match="ends in Softmax, so its outputs are not logits"):
         bundle(tmp_path, "softmax", outputs="logits")
     folder = bundle(tmp_path, "nothing", outputs="probabilities")
     with deploy.load(folder) as loaded, pytest.raises(DeployError, match="states probabilities; state outputs: logits"):

@@ -173,7 +173,7 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
     for key, value in (("location", place), ("length", str(4 * KNOWN))):
         tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(DeployError, match="is no file in its folder"):
+    with pytest.raises(DeployError, match="is not a file in its folder"):
         load_engine(path, runtime=runtime)
     with pytest.raises(DeployError, match="keeps 'w' in another file, which no hash covers"):
         write_bundle(

@@ -241,7 +241,7 @@ def test_one_call_lowers_every_task(detector):
         "classes",
         SegmentationDecoder(in_graph=True),
     )
-    with pytest.raises(DeployError, match="Linear is no detector whose decoding the bundle knows"):
+    with pytest.raises(DeployError, match="Linear is not a detector whose decoding the bundle knows"):
         lower(linear, "detection", image)
     with pytest.raises(DeployError, match="The task is 'pose'"):
         lower(linear, "pose", image)

@@ -26,7 +26,7 @@ def test_the_others_are_answered_and_the_bad_one_is_named(bundle_dir, picture, t
     assert niwaki(monkeypatch, "predict", bundle_dir, picture, broken, picture, "--json") == 2
     said = capsys.readouterr()
     assert [row["file"] for row in json.loads(said.out)] == [str(picture)] * 2
-    assert "broken.png has no answer" in " ".join(said.err.split()).replace("broken. png", "broken.png")
+    assert "broken.png could not be predicted" in " ".join(said.err.split()).replace("broken. png", "broken.png")
     assert niwaki(monkeypatch, "predict", bundle_dir, broken) == 2
     assert capsys.readouterr().out == ""
 

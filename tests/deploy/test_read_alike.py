@@ -53,7 +53,7 @@ def test_what_openvino_computes_otherwise_is_refused_there_and_right_elsewhere(c
     function, said = case
     path = export_onnx(Of(function), IMAGES, tmp_path / "m.onnx")
     with pytest.raises(
-        DeployError, match=rf"m\.onnx has {said} \(.*\), which OpenVINO computes otherwise; run it with"
+        DeployError, match=rf"m\.onnx has {said} \(.*\), which OpenVINO computes differently; run it with"
     ):
         load_engine(path, runtime="openvino")
     assert _differs(path, Of(function), "onnxruntime") < 1e-5
