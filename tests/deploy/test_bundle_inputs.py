@@ -124,11 +124,11 @@ def test_number_11_the_commands_take_a_bundle_of_several_inputs(two, rows, pictu
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"{\n", "Line 1 of .* is no JSON"),
+        (b"{\n", "Line 1 of .* is not JSON"),
         (b"[1]", "Line 1 of .* is a list"),
         (b"\xff", "is not UTF-8"),
         (b"\n", "holds 0 rows"),
-        (b"[" * 100_000, "Line 1 of .* is no JSON"),
+        (b"[" * 100_000, "Line 1 of .* is not JSON"),
     ],
 )
 def test_number_11_rows_that_are_none_are_one_sentence(two, content, said, tmp_path):
