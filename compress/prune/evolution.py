@@ -50,7 +50,7 @@ class Evolved:
 
 @dataclass(frozen=True)
 class Evolution:
-    """How long and how widely is searched.
+    """How long and how widely to search.
 
     Args:
         population: candidates of a generation.
@@ -58,7 +58,7 @@ class Evolution:
         parents: of each generation, those that the next one descends from.
         mutation: the chance that a ratio of a child is drawn anew around its parent's.
         spread: the standard deviation of such a draw.
-        seed: of all that is drawn.
+        seed: of everything random.
     """
 
     population: int = 16

@@ -212,7 +212,7 @@ def within_steps(trace: Trace, scores: npt.NDArray[np.float64], budget: Budget, 
 
     Args:
         trace: the network.
-        scores: one a unit.
+        scores: one per unit.
         budget: a latency, a share of what the steps come to or in milliseconds, and what else is bounded.
         steps: plain data, from a measured table.
         limits: the least that stays of a group.

@@ -140,7 +140,7 @@ class AdditiveModel:
         on until the true sum meets the target, a few times over.
 
         Args:
-            scores: one a unit.
+            scores: one per unit.
             budget: what else is bounded.
             target: milliseconds.
             limits: the least that stays.

@@ -162,7 +162,7 @@ class LatencyJob:
             dense: the whole network.
             network: the one that is cut now.
             trace: of ``network``.
-            scores: one a unit.
+            scores: one per unit.
             kept: whether int8 leaves in fp32 what is faster so.
         """
         layers = placed_layers(dense, self.example, raw_heads(dense))

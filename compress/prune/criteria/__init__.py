@@ -64,7 +64,7 @@ def score(
         loss: for criteria of gradients: `loss(outputs, targets)`, the mean over a batch's images. Without one the
             outputs are class scores and the loss their cross entropy against the targets (labels, or a teacher's
             scores), or where there are no targets a random sum of the scores, whose slopes tell how much they change.
-        seed: of all that is drawn.
+        seed: of everything random.
         normalize: what makes scores comparable from group to group: `none`, `mean`, `max` or `cost`; the
             criterion's own choice without it.
         forward: `forward(network, inputs)` instead of `network(inputs)`.
