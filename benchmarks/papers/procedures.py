@@ -315,8 +315,8 @@ def _plan(job: Job, network: nn.Module) -> prune.Plan:
     if "carried_from" in options:
         other = published(int(options["carried_from"]))
         like = prune.trace(other, job.desk.data.train_images[:2])
-        found = prune.plan(like, prune.score(like, other, criterion), budget=prune.Budget(macs=float(options["macs"])))
-        return prune.plan_of_widths(trace, scores, carried(found, trace))
+        small = prune.plan(like, prune.score(like, other, criterion), budget=prune.Budget(macs=float(options["macs"])))
+        return prune.plan_of_widths(trace, scores, carried(small, trace))
     if "widths" in options:
         return prune.plan_of_widths(trace, scores, RETHINKING[options["widths"]].widths())
     budget = prune.Budget(macs=float(options["macs"]))

@@ -137,14 +137,14 @@ def test_the_animals_are_as_many_as_they_are_said_to_be():
     assert [sum(label == k for _, label in found["train"]) for k in range(4)] == [100] * 4
     assert found["test"][0][0].size == (32, 32)
     source = animals.others()
-    assert {name: len(own) for name, own in source.items()} == {"train": 1600, "val": 200, "test": 402}
+    assert {name: len(own) for name, own in source.items()} == {"train": 1600, "val": 200, "test": 429}
     assert not set(animals.OTHERS) & set(animals.CLASSES)
 
 
 def test_a_row_or_a_size_that_a_table_of_recipes_has_not_is_refused():
     with pytest.raises(RecipeError, match="no row 'nothing'; it has S-T-P-T"):
         recipes.run(Asked("hymenoptera", "small", ("nothing",)))
-    with pytest.raises(RecipeError, match="no size 'huge'; it has small, full"):
+    with pytest.raises(RecipeError, match="no size 'huge'; it has smoke, small, full"):
         recipes.run(Asked("hymenoptera", "huge"))
     with pytest.raises(RecipeError, match="recipes with epochs of their own, not equal"):
         recipes.run(Asked("hymenoptera", "small", terms="equal"))
