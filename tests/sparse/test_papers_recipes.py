@@ -89,7 +89,7 @@ def test_orders_have_a_source_and_one_teacher_and_sparse_rows_show_the_sparse_ne
     assert len(list((tmp_path / "work").glob("hymenoptera-*/ledger.json"))) == 1
     assert len({line["base"] for line in lines.values()}) == 1
     # The cut network learns the source once more, which is counted.
-    assert lines["SP-T"]["training_flops"] > 1.5 * lines["S-T-P-T"]["training_flops"]
+    assert lines["SP-T"]["training_flops"] > 1.2 * lines["S-T-P-T"]["training_flops"]
     assert (lines["pacnet"]["criterion"], lines["pacnet"]["macs_share"]) == ("pacnet", 1.0)
 
 
