@@ -7,7 +7,8 @@ has one, a weight has one a dimension, an outer product those of both sides.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,32 +49,35 @@ class Layer:
         return self.labels.shape[dim] > 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Flow:
-    """Channels of a tensor.
+    """Channels of a tensor. Made by the thousand, never changed; not frozen, which would triple what making one takes.
 
     Args:
         layers: at most one for each set of dimensions.
         origin: why no channel is followed ("graph input", "unknown operator aten.sort"), else "".
         uniform: one value all over, of a size that the code asked for: it meets any channel.
         blank: whether that value is zero.
+        along: what ``sizes.axes`` found of it, once that was asked for.
     """
 
     layers: tuple[Layer, ...] = ()
     origin: str = ""
     uniform: bool = False
     blank: bool = False
+    along: tuple[Any, ...] | None = None
 
     def moved(self, labels: Iterable[Labels]) -> Flow:
         """The same layers, with the labels moved as the tensor's elements were."""
-        layers = (Layer(new, layer.zero, layer.slot) for new, layer in zip(labels, self.layers, strict=True))
-        return replace(self, layers=tuple(layer for layer in layers if layer.labels.size > 1))
+        layers = [Layer(new, y.zero, y.slot) for new, y in zip(labels, self.layers, strict=True) if new.size > 1]
+        return Flow(tuple(layers), self.origin, self.uniform, self.blank)
 
     def with_zero(self, zero: bool) -> Flow:
         """The same channels, with ``zero`` set: whether a masked one is still zero."""
         if all(layer.zero == zero and layer.slot is None for layer in self.layers):
             return self
-        return replace(self, layers=tuple(Layer(layer.labels, zero) for layer in self.layers))
+        layers = tuple([Layer(layer.labels, zero) for layer in self.layers])
+        return Flow(layers, self.origin, self.uniform, self.blank)
 
 
 def placed(labels: Labels, ndim: int, dim: int) -> Labels:
