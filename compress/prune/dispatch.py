@@ -119,7 +119,8 @@ def operator(func: Any) -> Operator:
     name = VIEWS.get(name, name)
     factory = name.removeprefix("aten.") in FACTORIES
     shape = SHAPES.get(str(func)) or SHAPES.get(name)
-    made: Made | None = {} if makes_fresh(func) else None
+    # Torch makes an empty tensor as fast as it is remembered.
+    made: Made | None = {} if makes_fresh(func) and name not in ("aten.empty", "aten.new_empty") else None
     return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE, made)
 
 

@@ -18,7 +18,7 @@ from compress.prune.labels import Labels, Slot, shrink
 from compress.prune.liveness import activations
 from compress.prune.rules import CONSTANT
 from compress.prune.sizes import Patch
-from compress.prune.units import Cost, Group, Trace, components, groups_of
+from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
 
 HOLDING = frozenset((CONSTANT,))
 """Alterations for which channels have to stay; others are proved against a reference that makes them too."""
@@ -82,7 +82,15 @@ class Grouping:
     @cached_property
     def first(self) -> Units:
         """The first label of each unit."""
-        return np.unique(self.unit_of, return_index=True)[1]
+        first = np.empty(self.trace.units, dtype=np.int64)
+        # Of those written to one place the last stays.
+        first[self.unit_of[::-1]] = np.arange(len(self.unit_of))[::-1]
+        return first
+
+    @cached_property
+    def sized(self) -> dict[int, tuple[Patch, Attribute]]:
+        """The attribute of each patch that these units were given."""
+        return {}
 
     def touching(self, units: Units) -> npt.NDArray[np.bool_]:
         """True for each of the trace's units that is one of ``units``."""
@@ -93,7 +101,11 @@ class Grouping:
     def patched(self, patches: Sequence[Patch]) -> Grouping:
         """The same units, with further sizes that follow them."""
         trace = self.trace
-        own = [patch.attribute(self.unit_of, trace.slots) for patch in patches]
+        own = []
+        for patch in patches:
+            if id(patch) not in self.sized:
+                self.sized[id(patch)] = patch, patch.attribute(self.unit_of, trace.slots)
+            own.append(self.sized[id(patch)][1])
         return replace(self, trace=replace(trace, attributes=(*trace.attributes, *own)))
 
 

@@ -21,6 +21,7 @@ _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, t
           types.BuiltinFunctionType, np.generic)  # fmt: skip
 
 
+_META = torch.device("meta")
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 _HOLDERS = frozenset((dict, OrderedDict, set))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
@@ -128,5 +129,5 @@ def stand_ins(
         else:
             # Fresh and contiguous: the strides say nothing about channels.
             shape = [len(cut[d]) if d in cut else n for d, n in enumerate(tensor.shape)]
-            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device=_META)
     return memo

@@ -19,9 +19,9 @@ def _empty(shape: Any, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=_META)
 
 
-def _like(x: Tensor) -> Tensor:
-    """An empty tensor of the same layout; torch's own goes through Python on the meta device."""
-    return _empty(x.shape, x) if x.is_contiguous() else torch.empty_like(x)
+def _like(x: Tensor) -> Tensor | None:
+    """An empty tensor of the same layout, where that is the plain one."""
+    return _empty(x.shape, x) if x.is_contiguous() else None
 
 
 @cache

@@ -44,7 +44,7 @@ class Blame:
         wants: the sizes that the call should have been given.
         ties: sizes that it was given, each with what that follows instead.
         line: the line of code, as ``file.py:12``.
-        suspects: units of other channels whose size it may have been given.
+        suspects: units of other channels whose size it may have been given, where no blame before has free ones.
     """
 
     units: npt.NDArray[np.int64]
@@ -67,12 +67,15 @@ class Reshapes(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in (torch.Tensor.reshape, torch.reshape):
-            return func(*args, **(kwargs or {}))
+        if func not in _RESHAPES:
+            return func(*args) if kwargs is None else func(*args, **kwargs)
         try:
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:
             return self._trial.reshaped(args[0], [*args[1:], *(kwargs or {}).values()], error)
+
+
+_RESHAPES = frozenset((torch.Tensor.reshape, torch.reshape))
 
 
 class StoppedError(Exception):
@@ -106,7 +109,8 @@ class TrialDispatch(LabelDispatch):
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
-        self.along: dict[int, tuple[bytes, npt.NDArray[np.int64], int]] = {}
+        self.along: dict[int, int] = {}
+        self.told = False
 
     def begin(self, calls: list[OpCall]) -> None:
         self.expected, self.at = calls, 0
@@ -245,8 +249,14 @@ class TrialDispatch(LabelDispatch):
     def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
         layers = []
         several = len({layer.dims for layer in flow.layers}) < len(flow.layers)
+        together: dict[tuple[int, ...], npt.NDArray[np.bool_]] = {}
         for layer in flow.layers:
-            labels, cut = self._cut_together(layer, flow.layers) if several else self._cut_labels(layer.labels)
+            if several:
+                # An element stays where all the channels stay that lie along the same dimensions.
+                kept = self.stays[layer.labels]
+                together[layer.dims] = together[layer.dims] & kept if layer.dims in together else kept
+        for layer in flow.layers:
+            labels, cut = _rectangle(layer.labels, together[layer.dims]) if several else self._cut_labels(layer.labels)
             if labels is None:
                 return None
             for d in layer.dims:
@@ -254,12 +264,6 @@ class TrialDispatch(LabelDispatch):
             if labels.size > 1:
                 layers.append(Layer(labels, layer.zero))
         return Flow(tuple(layers), flow.origin, flow.uniform), size
-
-    def _cut_together(self, own: Layer, layers: Sequence[Layer]) -> tuple[Labels | None, tuple[int, ...]]:
-        """The same if several layers lie along the same dimensions: an element stays where all its channels do."""
-        alike = [layer.labels for layer in layers if layer.dims == own.dims]
-        kept = np.all([self.stays[labels] for labels in alike], axis=0)
-        return _rectangle(own.labels, kept)
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
         layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
@@ -291,14 +295,17 @@ class TrialDispatch(LabelDispatch):
         known = [self.flows[id(t)] for t in tensors(values) if id(t) in self.flows]
         for flow in (*known, *call.flows, *([] if known else inputs)):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
-        units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
+        mine = self.grouping.touching(self.grouping.unit_of[np.concatenate(parts)])
+        self.told = self.told or not self.grouping.trace.protected_units[mine].all()
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
         # Channels that meet are told by the rules; only a size that is asked for may be that of others.
         ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
-        suspects = tuple(self._suspects(call, whole_numbers(args))) if call.name in SIZED else ()
-        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line, suspects))
+        # Others are suspected only where nothing free is blamed.
+        asked = call.name in SIZED and not self.told
+        suspects = tuple(self._suspects(call, whole_numbers(args))) if asked else ()
+        self.blames.append(Blame(np.flatnonzero(mine), reason, self.at, path, wants, ties, line, suspects))
 
     def _suspects(self, call: OpCall, given: set[int]) -> Iterator[npt.NDArray[np.int64]]:
         """Free units along an axis met before, of a size of what the call should have made, and of one it was given."""
@@ -311,19 +318,16 @@ class TrialDispatch(LabelDispatch):
                     if axis.size not in sizes or id(axis) in known:
                         continue
                     known.add(id(axis))
-                    key, free, stays = self._free_along(axis)
-                    if key not in alike and len(free) and stays in given - {axis.size}:
+                    if id(axis) not in self.along:
+                        self.along[id(axis)] = self._stays(axis.labels)
+                    if self.along[id(axis)] not in given - {axis.size}:
+                        continue
+                    key = axis.labels.tobytes()
+                    own = self.grouping.touching(self.grouping.unit_of[axis.labels])
+                    free = np.flatnonzero(own & ~self.grouping.trace.protected_units)
+                    if key not in alike and len(free):
                         yield free
                     alike.add(key)
-
-    def _free_along(self, axis: Want) -> tuple[bytes, npt.NDArray[np.int64], int]:
-        """What tells an axis from others, its free units, and how many of its places stay."""
-        known = self.along.get(id(axis))
-        if known is None:
-            units = np.unique(self.grouping.unit_of[axis.labels])
-            free = units[~self.grouping.trace.protected_units[units]]
-            known = self.along[id(axis)] = axis.labels.tobytes(), free, self._stays(axis.labels)
-        return known
 
     def _whole(self, source: Source) -> Flow:
         """What the whole network's tensor from there carries."""
@@ -426,6 +430,8 @@ _SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)
 
 def _rectangle(labels: Labels, kept: npt.NDArray[np.bool_]) -> tuple[Labels | None, tuple[int, ...]]:
     """The labels that are kept, None if they are no rectangle, and the length that is left of each dimension."""
+    if kept.all():
+        return labels, labels.shape
     every = range(kept.ndim)
     shape = tuple([int(np.count_nonzero(kept.any(axis=tuple([e for e in every if e != d])))) for d in every])
     # What is kept lies within the rectangle of the lines that hold any; as many places fill it.
