@@ -151,8 +151,17 @@ def _put(module: Any, path: str, last: str, value: Any) -> None:
         holder[int(last)] = value
     elif isinstance(holder, dict):
         holder[last] = value
+    elif _plainly_kept(holder, last):
+        vars(holder)[last] = value
     else:
         setattr(holder, last, value)
+
+
+def _plainly_kept(holder: Any, name: str) -> bool:
+    """Whether a module has a plain attribute already, which can be written without all that a module asks of a new one."""
+    kind = type(holder)
+    plain = isinstance(holder, nn.Module) and kind.__setattr__ is nn.Module.__setattr__
+    return plain and name in vars(holder) and not hasattr(kind, name)
 
 
 def _like(holder: Any, entries: Iterator[Any]) -> Any:
