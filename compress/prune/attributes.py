@@ -158,7 +158,7 @@ def _put(module: Any, path: str, last: str, value: Any) -> None:
 
 
 def _plainly_kept(holder: Any, name: str) -> bool:
-    """Whether a module has a plain attribute already, which can be written without all that a module asks of a new one."""
+    """Whether a module has a plain attribute already, to be written without all that a module asks of a new one."""
     kind = type(holder)
     plain = isinstance(holder, nn.Module) and kind.__setattr__ is nn.Module.__setattr__
     return plain and name in vars(holder) and not hasattr(kind, name)
