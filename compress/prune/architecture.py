@@ -19,7 +19,9 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
     # What torch gives, in its order, from one walk over the modules.
     modules = [(f"{path}." if path else "", m) for path, m in model.named_modules(remove_duplicate=False)]
-    found = {f"{path}{name}": p for path, m in modules for name, p in m._parameters.items() if p is not None}
+    found: dict[str, torch.Tensor] = {
+        f"{path}{name}": p for path, m in modules for name, p in m._parameters.items() if p is not None
+    }
     found |= {f"{path}{name}": b for path, m in modules for name, b in m._buffers.items() if b is not None}
     return found
 

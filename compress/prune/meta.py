@@ -14,7 +14,7 @@ from torch import Tensor, nn
 _Place = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Size, strides and type of one output."""
 
-Made = dict[tuple[Any, ...], tuple[type | None, tuple[_Place, ...]]]
+Made = dict[tuple[Any, ...], tuple[type[Any] | None, tuple[_Place, ...]]]
 """What an operator was given -> its outputs, and the kind of sequence that they came in, None for a single one."""
 
 MOST = 2000
@@ -74,7 +74,7 @@ def _described(values: Any, key: list[Any]) -> bool:
     return True
 
 
-def _places(out: Any, given: tuple[Any, ...]) -> tuple[type | None, tuple[_Place, ...]] | None:
+def _places(out: Any, given: tuple[Any, ...]) -> tuple[type[Any] | None, tuple[_Place, ...]] | None:
     """How to make equal outputs; None where they are no plain tensors of their own on the meta device."""
     kind = None if isinstance(out, Tensor) else type(out)
     outs = [out] if kind is None else out
