@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.prune.attributes import kept_numbers
 from compress.prune.labels import Flow, Labels, Layer, Slot
-from compress.prune.meta import Made, makes_fresh, remembered
+from compress.prune.meta import Made, disjoint, makes_fresh, remembered
 from compress.prune.rules import POINTWISE, READERS, RULES, Call, Role, Rule, tensors
 from compress.prune.shapes import SHAPES
 
@@ -426,20 +426,6 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     if op.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)
-
-
-def disjoint(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two views of one storage are known to have no element in common: runs of one dimension, as chunks are."""
-    if a.shape != b.shape or a.stride() != b.stride():
-        return False
-    apart = abs(int(a.storage_offset()) - int(b.storage_offset()))
-    for size, step in zip(a.shape, a.stride(), strict=True):
-        above = min((s for s in a.stride() if s > step), default=None)
-        inner = sum((n - 1) * s for n, s in zip(a.shape, a.stride(), strict=True) if s < step)
-        fits = above is None or apart + (size - 1) * step + inner < above
-        if step and inner < step and apart % step == 0 and apart // step >= size and fits:
-            return True
-    return False
 
 
 def running() -> tuple[nn.Module | None, str]:

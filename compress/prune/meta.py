@@ -87,3 +87,17 @@ def _places(out: Any, given: tuple[Any, ...]) -> tuple[type[Any] | None, tuple[_
     if not alone or any(t.storage_offset() or t.dtype not in _NUMBERS for t in outs):
         return None
     return kind, tuple((tuple(t.shape), t.stride(), t.dtype) for t in outs)
+
+
+def disjoint(a: Tensor, b: Tensor) -> bool:
+    """Whether two views of one storage are known to have no element in common: runs of one dimension, as chunks are."""
+    if a.shape != b.shape or a.stride() != b.stride():
+        return False
+    apart = abs(int(a.storage_offset()) - int(b.storage_offset()))
+    for size, step in zip(a.shape, a.stride(), strict=True):
+        above = min((s for s in a.stride() if s > step), default=None)
+        inner = sum((n - 1) * s for n, s in zip(a.shape, a.stride(), strict=True) if s < step)
+        fits = above is None or apart + (size - 1) * step + inner < above
+        if step and inner < step and apart % step == 0 and apart // step >= size and fits:
+            return True
+    return False

@@ -20,7 +20,7 @@ from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.probe import Forward, clone, stand_ins, uncollected
+from compress.prune.probe import Forward, WholeRMSNorm, clone, first_line, input_stand_in, stand_ins, uncollected
 from compress.prune.recurrent import tie_hidden_units
 from compress.prune.remedies import Mender
 from compress.prune.rules import tensors
@@ -63,16 +63,6 @@ CLOSING = 40
 
 REMEMBERED = 64
 """Groupings that a trace keeps."""
-
-
-class _WholeRMSNorm(nn.RMSNorm):
-    """An RMS norm as one operator: torch's own is decomposed before it can be seen.
-
-    It treats channels like a layer norm, so in a pass whose values nobody reads it can be one.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.native_layer_norm(x, self.normalized_shape, self.weight, None, 1e-6)[0]
 
 
 @dataclass
@@ -196,14 +186,14 @@ class _Tracing:
             net = clone(self.model, copies)
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
-                f"{type(self.model).__name__} cannot be copied ({_first_line(error)}); "
+                f"{type(self.model).__name__} cannot be copied ({first_line(error)}); "
                 "take what cannot be copied off its modules."
             ) from error
         for path, name in self.substitutions.items():
             substitute(net.get_submodule(path), name)
         for path, module in self.modules:
             if type(module) is nn.RMSNorm:
-                net.get_submodule(path).__class__ = _WholeRMSNorm
+                net.get_submodule(path).__class__ = WholeRMSNorm
         if self.trains:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
@@ -216,7 +206,7 @@ class _Tracing:
             module.forward = getattr(module, variant[1] if variant else "forward")
         try:
             with torch.no_grad():
-                inputs = [_copied(value, self.real) for value in self.inputs]
+                inputs = [input_stand_in(value, self.real) for value in self.inputs]
                 dispatch.enter(inputs, "graph input")
                 # What training draws at random makes no difference here.
                 with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
@@ -245,7 +235,7 @@ class _Tracing:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(self.inputs))
         return ModelError(
             f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
-            f"({_first_line(error)}); give an example input that the model accepts."
+            f"({first_line(error)}); give an example input that the model accepts."
         )
 
     def _both_modes(self) -> Observations:
@@ -394,7 +384,7 @@ class _Tracing:
             if after != a.value:
                 module = copies.get(id(self.by_path[a.module]))
                 set_size(net.get_submodule(a.module) if module is None else module, a.name, a.value, after)
-        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net, hasty)
+        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net, hasty=hasty)
         free = ~found.protected_units
         try:
             for k, calls in enumerate(self.observed.passes):
@@ -414,7 +404,7 @@ class _Tracing:
                 # It may be a reshape, after which a trial can go on: that is watched for, at a cost, only from here on.
                 self.stops = False
                 return self._tried(grouping, kept)
-            reason = f"fixed size: {_first_line(error)}"
+            reason = f"fixed size: {first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
                 trial.missing(reason, _path(net, error))
         else:
@@ -448,17 +438,6 @@ class _Tracing:
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
 
 
-def _copied(value: Any, real: bool) -> Any:
-    """An input, or its stand-in without storage."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(v, real) for v in value)
-    if isinstance(value, dict):
-        return {k: _copied(v, real) for k, v in value.items()}
-    return value
-
-
 def _path(net: nn.Module, error: BaseException) -> str:
     """The innermost module in whose code an error was raised."""
     paths = {id(module): path for path, module in net.named_modules()}
@@ -468,7 +447,3 @@ def _path(net: nn.Module, error: BaseException) -> str:
         found = paths.get(id(own), found)
         step = step.tb_next
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
+from compress.prune.probe import first_line
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
 from compress.prune.units import Group, Trace
@@ -96,7 +97,7 @@ class TrialDispatch(LabelDispatch):
 
     def __init__(
         self, state: dict[str, torch.Tensor], observed: Observations, grouping: Grouping, kept: npt.NDArray[np.bool_],
-        heads: str, model: torch.nn.Module, hasty: bool = False,
+        heads: str, model: torch.nn.Module, *, hasty: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(state, Observations(), heads)
         self.whole, self.grouping, self.model, self.hasty = observed, grouping, model, hasty
@@ -140,7 +141,7 @@ class TrialDispatch(LabelDispatch):
         if self.hasty:
             self._blame(args, "fixed size", call, args)
         left = [self._left(call, k) for k in range(len(call.flows))]
-        self._blame(args, f"fixed size: {_first_line(error)}", call, args)
+        self._blame(args, f"fixed size: {first_line(error)}", call, args)
         if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
             raise StoppedError from None
         like = tensors(args)[0].dtype if tensors(args) else None
@@ -150,7 +151,7 @@ class TrialDispatch(LabelDispatch):
     def reshaped(self, x: torch.Tensor, shape: Any, error: Exception) -> torch.Tensor:
         """What a reshape that fails before any operator runs should have returned."""
         if self.at >= len(self.expected) or self.expected[self.at].name != "aten.view":
-            self.missing(f"fixed size: {_first_line(error)}")
+            self.missing(f"fixed size: {first_line(error)}")
             raise StoppedError from None
         call = self.expected[self.at]
         out = self._should(call, error, (x, shape))
@@ -445,7 +446,3 @@ def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Label
     for layer in layers:
         found[layer.dims, sum(dims == layer.dims for dims, _ in found)] = layer.labels
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
