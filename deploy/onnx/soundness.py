@@ -55,6 +55,8 @@ def _otherwise(node: GraphNode) -> str | None:
     """Say what of a node OpenVINO computes otherwise; None where all is well."""
     if node.op_type == "Resize" and any(node.ints.get("antialias", ())):
         return "a Resize with antialias"
+    if node.op_type == "IsInf" and node.ints.get("detect_positive", [1]) != [0]:
+        return "an IsInf of plus infinity"
     if node.op_type == "AveragePool" and all(
         any(node.ints.get(name, ())) for name in ("ceil_mode", "count_include_pad", "pads")
     ):
