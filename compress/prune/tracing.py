@@ -254,8 +254,8 @@ class _Tracing:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
                 tie_hidden_units(dispatch, path, module)
         paths = {id(module): path for path, module in net.named_modules()}
-        for reason, (module, line) in dispatch.observed.where.items():
-            self.where[reason] = ", ".join(part for part in (paths.get(id(module), ""), line) if part)
+        for reason, (where, line) in dispatch.observed.where.items():
+            self.where[reason] = ", ".join(part for part in (paths.get(id(where), ""), line) if part)
         return dispatch.observed
 
     def _others_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
