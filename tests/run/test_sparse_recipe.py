@@ -144,7 +144,7 @@ def test_the_orders_cut_what_they_say(ran):
 
 
 def test_a_source_of_other_classes_lends_its_own_classifier_to_the_cut_network(ran):
-    source = {"data": {"kind": "rendered_digits", "images": 80}, "train": SHORT}
+    source = {"data": {"kind": "rendered_digits", "images": 100}, "train": SHORT}
     l1 = RECIPE["prune"] | {"criterion": "l1", "reconstruct": False}
     folder, ledger = ran("others", source=source, prune=l1, order="SP-T")
     pretrained = load_file(folder / "checkpoints/pretrained.safetensors")

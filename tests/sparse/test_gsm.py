@@ -286,5 +286,5 @@ def test_layers_alone_is_what_the_loss_rises_by_for_each():
     found = sparse.layers_alone(net, 0.5, lambda model: -model(torch.ones(1, 4)).sum())
     assert found == {"0.weight": pytest.approx(6.0), "1.weight": 0.0}
     assert net[0].weight.tolist() == [[4.0, -3.0, 2.0, 1.0]]
-    with pytest.raises(ModelError, match="A density of 0 is none"):
+    with pytest.raises(ModelError, match="A density of 0 is impossible"):
         sparse.layers_alone(net, 0.0, lambda model: model(torch.ones(1, 4)).sum())
