@@ -109,6 +109,7 @@ def quantize(
     """Quantise an fp32 ONNX file on your own images and say how far it is from fp32; needs no torch."""
     need("quantize", ("onnx", "nncf") if precision == "int8" else ("onnx", "onnxconverter_common"))
     from deploy.errors import DeployError
+    from deploy.onnx.wire import bytes_on_disk, scan
     from deploy.processing.files import drawn, image_files, prepared
     from deploy.quantization.agreement import Agreement
 
@@ -131,7 +132,7 @@ def quantize(
     about = {
         "file": str(target),
         "bytes": target.stat().st_size,
-        "fp32_bytes": file.stat().st_size,
+        "fp32_bytes": bytes_on_disk(file, scan(file).outside),
         "calibration_images": len(arrays),
         "held_out_images": len(held_out),
         "agreement": None if found is None else found.agreement,

@@ -74,6 +74,10 @@ class Batch:
         return Batch(images, targets, self.index, self.variant, soft)
 
 
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
 @dataclass(frozen=True)
 class ImageReader:
     """How an image file becomes a network's input: the same functions that a bundle uses.
@@ -83,11 +87,13 @@ class ImageReader:
         prepare: image -> float32 array of shape (C, H, W).
         geometry: upright image -> the part of it that ``prepare`` takes, and the size of that part; masks and boxes
             follow it.
+        show: image that somebody decoded -> what ``load`` would return of it; it raises ImageError too.
     """
 
     load: Callable[[Path], Image.Image]
     prepare: Callable[[Image.Image], np.ndarray]
     geometry: Callable[[Image.Image], Geometry] | None = None
+    show: Callable[[Image.Image], Image.Image] = _as_it_is
 
 
 class Images(Protocol):

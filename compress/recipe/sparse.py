@@ -12,9 +12,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Shares = Share | dict[str, Share]
 Factor = Annotated[float, Field(ge=0, le=100)]
 Method = Literal[
-    "gsm", "magnitude", "random", "gradual", "iterative", "two_of_four", "han", "dns", "lobs", "dsd", "ticket", "pacnet"
-]
-COUNTED = ("gsm", "magnitude", "random", "gradual", "iterative", "lobs", "dsd", "ticket", "pacnet")
+    "gsm", "magnitude", "random", "scratch", "gradual", "iterative", "two_of_four", "han", "dns", "lobs", "dsd",
+    "ticket", "pacnet",
+]  # fmt: skip
+COUNTED = ("gsm", "magnitude", "random", "scratch", "gradual", "iterative", "lobs", "dsd", "ticket", "pacnet")
 """Methods that are told how many weights stay; the others find that by what they are told instead."""
 DENSE = ("dsd", "pacnet")
 """Methods that end with a network in which no weight has to be zero."""
@@ -28,7 +29,8 @@ class SparseRecipe(TrainRecipe):
 
     How many weights stay is said once: ``ratio`` (60 keeps every sixtieth), ``bytes`` of the sparse file, or
     ``milliseconds`` of one image on this CPU with only nonzero weights multiplied. ``han`` has ``quality`` for each
-    round instead, ``dns`` ``c``, both by pattern of names or as one number.
+    round instead, ``dns`` ``c``, both by pattern of names or as one number. A ticket goes back to the weights that
+    transfer began with, or to those after ``rewind_epochs`` of training from there.
     """
 
     method: Method
@@ -38,6 +40,8 @@ class SparseRecipe(TrainRecipe):
     milliseconds: Annotated[float, Field(gt=0, le=1e6)] | None = None
     layers: Literal["all", "conv", "linear"] = "all"
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    found_by: Literal["magnitude", "gsm"] = "magnitude"
+    rewind_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
     quality: tuple[Factor | dict[str, Factor], ...] = (1.0,)
     c: float | dict[str, float] = 1.0
     gamma: Factor = 1e-4
@@ -60,10 +64,16 @@ class SparseRecipe(TrainRecipe):
             raise ValueError(f"rounds belong to {' and '.join(ITERATED)}; {self.method} has none, leave them out")
         if self.of == "student" and self.method in ("ticket", "pacnet"):
             raise ValueError(f"{self.method} begins before the network was trained; it is of the teacher")
-        if self.method == "gsm" and self.optimizer != "sgd":
+        odd = [key for key, own in (("found_by", "magnitude"), ("rewind_epochs", 0)) if getattr(self, key) != own]
+        if odd and self.method != "ticket":
+            raise ValueError(f"{odd[0]} belongs to ticket; {self.method} has none, leave it out")
+        if self.found_by == "gsm" and self.rounds > 1:
+            raise ValueError("gsm finds a ticket's masks in one training; leave rounds out")
+        if "gsm" in (self.method, self.found_by) and self.optimizer != "sgd":
             raise ValueError("gsm is an optimizer itself, with the momentum of sgd; leave optimizer out")
-        if self.method in LAST_WEIGHTS and (self.ema or self.patience is not None):
-            raise ValueError(f"{self.method} ends with its last weights; leave ema and patience out")
+        last = self.method if self.method in LAST_WEIGHTS else "gsm" if self.found_by == "gsm" else None
+        if last is not None and (self.ema or self.patience is not None):
+            raise ValueError(f"{last} ends with its last weights; leave ema and patience out")
         return self
 
     @property

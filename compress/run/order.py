@@ -7,11 +7,13 @@ cut. Whatever the order, the teacher is the whole network after transfer.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from compress import cost
 from compress.errors import RecipeError
-from compress.models.weights import read_weights
+from compress.models.weights import classifier_name, read_weights
+from compress.prune import Plan
 from compress.recipe.schema import AFTER_TRANSFER
 from compress.run.progress import StageView
 from compress.run.training import train
@@ -35,10 +37,10 @@ def before_cut(work: Workspace) -> nn.Module:
 
 
 def check_order(work: Workspace) -> None:
-    """Raise RecipeError where the cut network cannot be trained on the source: it is for other outputs."""
-    if work.recipe.order != "SP-T":
+    """Raise RecipeError where the cut network cannot be trained on the source: its heads are for other classes."""
+    if work.recipe.order != "SP-T" or work.target.task == "classification":
         return
-    counts = [len(TASKS[data.task].outputs(data.classes)) for data in (work.source, work.target)]
+    counts = _outputs(work)
     if counts[0] != counts[1]:
         raise RecipeError(
             f"order: SP-T trains the network that is cut on the source, which has {counts[0]} classes, the target "
@@ -46,11 +48,41 @@ def check_order(work: Workspace) -> None:
         )
 
 
-def on_source(work: Workspace, view: StageView, network: nn.Module) -> float:
-    """Train the cut network on the source as the whole one was; return the FLOPs spent."""
+def _outputs(work: Workspace) -> tuple[int, int]:
+    """How many outputs the network has for the source, and for the target."""
+    source, target = (len(TASKS[data.task].outputs(data.classes)) for data in (work.source, work.target))
+    return source, target
+
+
+def on_source(work: Workspace, view: StageView, network: nn.Module, plan: Plan) -> float:
+    """Train the cut network on the source as the whole one was; return the FLOPs spent.
+
+    Where the source has other classes, its own classifier takes the place of the target's meanwhile.
+    """
     recipe = work.recipe
     assert recipe.source is not None
+    path = classifier_name(network) if work.target.task == "classification" else ""
+    own = network.get_submodule(path) if path else None
+    counts = _outputs(work)
+    if counts[0] != counts[1]:
+        network.set_submodule(path, _of_source(work, path, plan), strict=True)
     task = Trainable(network, work.source, cost.training_flops(network, work.example), recipe.seed + 8)
     found = train(work, view.advance, "source-again", task, recipe.source.train)
+    if own is not None and counts[0] != counts[1]:
+        network.set_submodule(path, own, strict=True)
     view.notes.append(f"{100 * found.val_accuracy:.1f} % of source validation after the cut")
     return found.training_flops
+
+
+def _of_source(work: Workspace, path: str, plan: Plan) -> nn.Linear:
+    """The classifier that the source was learned with, as far as its inputs are still there."""
+    state = read_weights(work.out / PRETRAINED)
+    weight, bias = state[f"{path}.weight"], state.get(f"{path}.bias")
+    slot = plan.slots.get(f"{path}.weight:1")
+    kept = weight if slot is None else weight[:, list(slot.kept)]
+    made = nn.Linear(kept.shape[1], kept.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        made.weight.copy_(kept)
+        if bias is not None:
+            made.bias.copy_(bias)
+    return made

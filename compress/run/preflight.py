@@ -20,7 +20,7 @@ from compress.errors import PlanError, RecipeError
 from compress.prune import CRITERIA, Trace
 from compress.prune.planning import why_nothing_is_free
 from compress.recipe.loading import load_recipe
-from compress.recipe.schema import PreprocessingRecipe, Recipe
+from compress.recipe.schema import Recipe
 from compress.run.cutting import plan_for
 from compress.run.latency import check_latency
 from compress.run.lineage import changed
@@ -144,6 +144,8 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
 def check_preprocessing(recipe: Recipe) -> None:
     """Hold the pixels that a saved network was trained on against those that it would get now; the size may differ.
 
+    A background, and the bits of a picture, count where both state them: without one what would need it is refused.
+
     Raises:
         RecipeError: they differ, which would cost accuracy without a word.
         ArtifactError: ``model.weights`` is a folder and no saved network.
@@ -153,11 +155,12 @@ def check_preprocessing(recipe: Recipe) -> None:
         return
     own = artifact.describe(folder).preprocessing
     asked = recipe.preprocessing.model_dump(mode="json")
-    missing = {name: field.default for name, field in PreprocessingRecipe.model_fields.items()}
-    for key in ("mode", "channels", "mean", "std"):
-        was, now = own.get(key, missing[key]), asked[key]
-        was, now = (list(one) if isinstance(one, list | tuple) else one for one in (was, now))
-        if own and was != now:
+    # Networks of earlier versions state no order of colours, which was always this one.
+    for key, stated in {"channels": "RGB", **own}.items() if own else ():
+        was, now = (list(one) if isinstance(one, list | tuple) else one for one in (stated, asked.get(key)))
+        unasked = key == "size" or (key in ("background", "bits") and None in (was, now))
+        unasked |= key == "padding" and asked["resize"] != "letterbox"
+        if key in asked and was != now and not unasked:
             raise RecipeError(
                 f"preprocessing.{key} is {now}, and the network of model.weights, {folder}, was trained with {was}; "
                 f"take that, or name its {artifact.WEIGHTS} itself to start from it all the same."

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -142,10 +143,10 @@ def take_up(work: Workspace, ui: Ui) -> None:
         work.note(new)
 
 
-def _loaded(path: Path, read: Callable[[Path], Image.Image] = preprocess.load) -> Image.Image:
-    """Read an image as the bundle does; raise ImageError for what may be left out of a data set."""
+def _loaded(given: Any, read: Callable[[Any], Image.Image] = preprocess.load) -> Image.Image:
+    """Read a file, or take an image, as the bundle does; raise ImageError for what may be left out of a data set."""
     try:
-        return read(path)
+        return read(given)
     except DeployError as error:
         raise ImageError(str(error)) from None
 
@@ -157,7 +158,8 @@ def _seen(preprocessing: Preprocessing, image: Image.Image) -> Geometry:
 
 def reader_of(preprocessing: Preprocessing) -> ImageReader:
     """Return how images become inputs, by the functions that a bundle uses."""
-    return ImageReader(partial(_loaded, read=preprocessing.load), preprocessing, partial(_seen, preprocessing))
+    load, show = (partial(_loaded, read=read) for read in (preprocessing.load, preprocessing.show))
+    return ImageReader(load, preprocessing, partial(_seen, preprocessing), show)
 
 
 def join(recipe: Recipe, out: Path) -> Workspace:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from compress import cost, sparse
 from compress.data import ImageData
+from compress.data.seeds import hash_seed
 from compress.models.weights import classifier_name, read_weights
 from compress.recipe.schema import TrainRecipe
 from compress.recipe.sparse import LAST_WEIGHTS, SparseRecipe
@@ -26,6 +27,7 @@ from compress.sparse import Keep, Masks
 from compress.sparse.gsm import parameters_by_name
 from compress.train import Fit, Trainable, evaluate
 from compress.train.loop import OptimizerOf, steps_for
+from compress.train.norms import adapt_statistics, norms
 from compress.train.schedule import make_optimizer
 from compress.train.tasks import TASKS
 
@@ -146,7 +148,7 @@ def _gsm(job: Thinning) -> Masks:
     def made(network: nn.Module, recipe: TrainRecipe) -> Optimizer:
         return sparse.GSM(network.named_parameters(), recipe.lr, keep, momentum, recipe.weight_decay)
 
-    job.fit(job.network, "gsm", made)
+    job.fit(job.network, "gsm", made, change={"evaluations": 1})
     before = job.metrics["val_accuracy_before_cut"] = job.accuracy(job.network)
     ready = sparse.readiness(parameters_by_name(job.network).values(), keep)
     masks = sparse.largest(job.network, keep)
@@ -168,6 +170,13 @@ def _random(job: Thinning) -> Masks:
     """As many weights of each layer as by magnitude, at random places."""
     density = sparse.largest(job.network, job.keep(), job.asked.layers).density()
     return _retrained(job, sparse.at_random(job.network, density, job.work.recipe.seed, job.asked.layers))
+
+
+def _scratch(job: Thinning) -> Masks:
+    """The largest weights' places, under a network drawn anew."""
+    masks = sparse.largest(job.network, job.keep(), job.asked.layers)
+    sparse.redraw(job.network, masks, hash_seed(job.work.recipe.seed, 5))
+    return _retrained(job, masks, "scratch")
 
 
 def _iterative(job: Thinning) -> Masks:
@@ -235,10 +244,16 @@ def _dns(job: Thinning) -> Masks:
 
 
 def _lobs(job: Thinning) -> Masks:
-    """As many weights of each layer as by magnitude, chosen and mended by the layer's own second order."""
+    """As many weights of each layer as by magnitude, chosen and mended by the layer's own second order.
+
+    The statistics of norms are taken anew before the rest learns.
+    """
     density = sparse.largest(job.network, job.keep(), job.asked.layers).density()
-    images = drawn(job.work.target.splits["train"], job.asked.images, job.work.recipe.seed)
+    split = job.work.target.splits["train"]
+    images = drawn(split, job.asked.images, job.work.recipe.seed)
     masks = sparse.prune_layers(job.network, [b.images for b in images], density, layers=job.asked.layers)
+    if norms(job.network):
+        adapt_statistics(job.network, split, torch.device("cpu"))
     return _retrained(job, masks)
 
 
@@ -259,10 +274,15 @@ def _ticket(job: Thinning) -> Masks:
         began = started_from(recipe.model, work.target, recipe.seed, state, PRETRAINED)
     else:
         began = started(recipe.model, work.target, recipe.seed)
-    rate = 1 - (job.keep() / job.total()) ** (1 / job.asked.rounds)
-    masks = sparse.find_ticket(
-        job.network, began.state_dict(), job.train, rate, job.asked.rounds, job.asked.layers
-    )  # fmt: skip
+    asked, keep = job.asked, job.keep()
+    if asked.rewind_epochs:
+        job.fit(began, "rewind", held_by(None), change={"epochs": asked.rewind_epochs, "training_flops": None})
+    if asked.found_by == "gsm":
+        masks = _gsm(job)
+        sparse.rewind(job.network, began.state_dict(), masks)
+    else:
+        rate = 1 - (keep / job.total()) ** (1 / asked.rounds)
+        masks = sparse.find_ticket(job.network, began.state_dict(), job.train, rate, asked.rounds, asked.layers)
     job.train(job.network, masks.hold, "ticket")
     return masks
 
@@ -291,6 +311,7 @@ METHODS: dict[str, Callable[[Thinning], Masks]] = {
     "gsm": _gsm,
     "magnitude": _magnitude,
     "random": _random,
+    "scratch": _scratch,
     "iterative": _iterative,
     "gradual": _gradual,
     "two_of_four": _two_of_four,

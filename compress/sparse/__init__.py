@@ -36,7 +36,7 @@ from compress.sparse.measures import (
 from compress.sparse.pacnet import calibrating, prune_allocate_calibrate, pull_to
 from compress.sparse.runtime import by_rows, keep_for_milliseconds, milliseconds
 from compress.sparse.storage import keep_for_bytes, load_sparse, save_sparse, sparse_bytes
-from compress.sparse.tickets import fewer, find_ticket, rewind
+from compress.sparse.tickets import fewer, find_ticket, redraw, rewind
 from compress.sparse.unit_gsm import UnitGSM, plan_of_largest
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "prune_layers",
     "pull_to",
     "readiness",
+    "redraw",
     "rewind",
     "save_sparse",
     "sparse_bytes",

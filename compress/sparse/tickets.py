@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError
@@ -67,3 +68,26 @@ def rewind(model: nn.Module, state: Mapping[str, Tensor], masks: Masks | None = 
     model.load_state_dict(state)
     if masks is not None:
         masks.apply_(model)
+
+
+def redraw(model: nn.Module, masks: Masks, seed: int) -> None:
+    """Draw a network anew under the same masks, which "Rethinking" (Liu et al., 2019) trains in place of the ticket.
+
+    Weights that stay are drawn from a normal distribution of variance 2 / n, n the mean number of them that an output
+    has; all else is drawn as its layer does.
+
+    Args:
+        model: changed; it obeys the masks afterwards.
+        masks: which weights stay.
+        seed: of what is drawn.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        for name, weight in weights_of(model).items():
+            if name in masks.kept:
+                alive = int(masks.kept[name].sum()) / len(weight)
+                weight.normal_(0, (2 / max(alive, 1.0)) ** 0.5)
+    masks.apply_(model)

@@ -19,6 +19,7 @@ from compress.errors import TrainingError
 from compress.recipe.schema import TrainRecipe
 from compress.train.checkpoint import Checkpoints
 from compress.train.fabric import agree
+from compress.train.frozen import FrozenTrunk, frozen_trunk
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.log import Log
 from compress.train.norms import adapt_statistics, freeze_statistics
@@ -211,6 +212,7 @@ class _Training:
         if recipe.compile:
             step = torch.compile(step)  # type: ignore[assignment]
         self.wrapped, self.stepped = fabric.setup(step, optimizer)
+        self.frozen: FrozenTrunk | None = None
         agree(self.network)
         self.state = TrainingState(
             network=self.network,
@@ -242,11 +244,15 @@ class _Training:
     def _train(self) -> None:
         """Step until it is over; report and log each step, and leave a checkpoint now and then."""
         state, checkpoints, clock = self.state, self.observers.checkpoints, _Clock()
+        if self._head_alone() and self._reads_once():
+            self.frozen = frozen_trunk(self.network, self.feed.split, self.fabric.device)
         self._set_modes()
         batches = self.feed.batches(state.done, state.total) if not self._over() else iter(())
         for batch in batches:
             loss = self._learn(batch)
             state.done += 1
+            if not self._head_alone():
+                self.frozen = None
             self._set_modes()
             evaluated = state.done % self.every == 0 or state.done == state.total
             if evaluated:
@@ -279,6 +285,13 @@ class _Training:
     def _head_alone(self) -> bool:
         return self.state.done < self.recipe.freeze_epochs * self.feed.steps_an_epoch
 
+    def _reads_once(self) -> bool:
+        """Tell whether the trunk would read the same images in every epoch, for labels alone, in this process alone."""
+        task, recipe = self.task, self.recipe
+        plain = recipe.augment == "none" and not (recipe.mixup or recipe.cutmix)
+        alone = task.loss is None and task.helpers is None and self.fabric.world_size == 1
+        return plain and alone and task.task.name == "classification" and not hasattr(self.network, "backbone")
+
     def _supervised(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.task.loss(model, batch, self.recipe.label_smoothing)
 
@@ -291,7 +304,7 @@ class _Training:
         parts, seen = batch.to(self.fabric.device, channels_last=self.channels_last).parts(recipe.accumulate), 0.0
         for k, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
-                loss = self.wrapped(part.images, part.targets, part.index, part.variant, part.soft) / len(parts)
+                loss = self._loss_of(part) / len(parts)
                 self._check(loss)
                 self.fabric.backward(loss)
             seen += float(loss.detach())
@@ -305,6 +318,13 @@ class _Training:
         if self.state.average is not None:
             self.state.average.update(self.network)
         return seen
+
+    def _loss_of(self, part: Batch) -> Tensor:
+        if self.frozen is not None:
+            with self.fabric.autocast():
+                return self._supervised(self.frozen.head, self.frozen.read(part))
+        found: Tensor = self.wrapped(part.images, part.targets, part.index, part.variant, part.soft)
+        return found
 
     def _check(self, loss: Tensor) -> None:
         if all_finite(loss):

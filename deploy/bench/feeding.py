@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deploy.bench.noise import noise
+from deploy.bench.noise import noise, takes_size
 from deploy.bundle.bundle import Bundle
 from deploy.engines.base import Engine
 from deploy.errors import DeployError
@@ -74,11 +74,17 @@ class Feeding:
         return Fed({name: np.stack(prepared(list(files), stated)).astype(spec.dtype)}, rows, real=True)
 
     def check(self, engines: Sequence[Engine]) -> None:
-        """Refuse a shape for an input that no engine has.
+        """Refuse a shape for an input that no engine has, and a size that none leaves open.
 
         Raises:
             DeployError: there is one.
         """
+        size = self.size
+        if size is not None and not any(takes_size(spec, size) for one in engines for spec in one.inputs.values()):
+            taken = "; ".join(f"{one.name} takes {', '.join(map(str, one.inputs.values()))}" for one in engines)
+            raise DeployError(
+                f"--size {size[0]}x{size[1]} fills no height and width: {taken}; leave it out, or give a whole --shape."
+            )
         known = {name for engine in engines for name in engine.inputs}
         for name in self.shapes:
             if name and name not in known:

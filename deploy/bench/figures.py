@@ -12,6 +12,7 @@ from deploy.bench.sitting import Sitting
 from deploy.engines.base import Engine
 from deploy.files import sha256
 from deploy.onnx.structure import structure_of
+from deploy.onnx.wire import bytes_on_disk, scan
 
 _MAX_RESAMPLES = 2000
 # A network that takes microseconds is timed for tens of thousands of rounds: it is resampled less often.
@@ -38,13 +39,16 @@ class About:
 def about(engine: Engine) -> About:
     """Return what a record says of ``engine``; its file is read for its hashes."""
     file = engine.path if engine.path is not None and engine.path.is_file() else None
+    if file is None:
+        return About(engine.name, engine.runtime, engine.precision, kernels=engine.kernels)
+    is_onnx = file.suffix == ".onnx"
     return About(
         engine.name,
         engine.runtime,
         engine.precision,
-        file.stat().st_size if file else None,
-        sha256(file) if file else None,
-        structure_of(file) if file and file.suffix == ".onnx" else None,
+        bytes_on_disk(file, scan(file).outside if is_onnx else {}),
+        sha256(file),
+        structure_of(file) if is_onnx else None,
         engine.kernels,
     )
 

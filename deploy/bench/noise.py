@@ -18,15 +18,25 @@ _COLOURS = (1, 3, 4)
 def has_batch(spec: TensorSpec) -> bool:
     """Tell whether the first dimension of an input is a batch.
 
-    It is none of a scalar or a vector of fixed length, and none of one image: three fixed dimensions of which the first
-    or the last are its colours, as in ``float32[48, 64, 3]``.
+    It is none of a scalar or a vector of fixed length, and none of one image: three dimensions of which the first or
+    the last are its colours, as in ``float32[48, 64, 3]``, also where its height and width are free. Two dimensions are
+    one image where they hold bytes, else rows.
     """
-    if not spec.shape or spec.shape[0] is None:
-        return bool(spec.shape)
-    if len(spec.shape) == 3 and None not in spec.shape:
-        first, _, last = spec.shape
-        return not (last in _COLOURS or first == 3)
-    return len(spec.shape) > 1
+    shape, bytes_ = spec.shape, spec.dtype == "uint8"
+    if len(shape) == 3:
+        first, middle, last = shape
+        # Rows of (any, 3) are as many; but any x any x 3 are the pixels of an image, and 48 of them no batch.
+        own = last in (_COLOURS if first is not None or bytes_ else _COLOURS[1:])
+        return not (first == 3 or (own and (first is not None or middle is None or bytes_)))
+    if len(shape) == 2 and None not in shape:
+        return not bytes_  # of a grey image
+    return bool(shape) and (shape[0] is None or len(shape) > 1)
+
+
+def takes_size(spec: TensorSpec, size: tuple[int, int]) -> bool:
+    """Tell whether height and width of an input are free, or fixed to just these."""
+    batch = has_batch(spec)
+    return len(spec.shape) > 2 and _placed([1, *spec.shape[1:]] if batch else spec.shape, size, int(batch)) is not None
 
 
 def noise(
@@ -55,20 +65,21 @@ def noise(
             timed.
     """
     feeds, rows = {}, {}
-    if not any(spec.shape for spec in inputs.values()):
-        said = ", ".join(f"'{name}' as {spec}" for name, spec in inputs.items()) or "nothing"
-        raise DeployError(f"{what} takes {said}, which is no batch of {batch or 1}; export it with a free batch.")
+    if not inputs:
+        raise DeployError(f"{what} takes nothing, which is no batch of {batch or 1}; export it with an input.")
+    batched = any(map(has_batch, inputs.values()))
     for name, spec in inputs.items():
         shape = list(spec.shape)
+        if not batched and batch not in (None, 1):
+            raise DeployError(f"{what} takes '{name}' as {spec}: one a run, and no batch; leave --batch out.")
         if shapes and name in shapes:
             shape = _given(name, spec, what, batch, shapes[name])
             if has_batch(spec):
                 rows[name] = shapes[name][0]
         elif has_batch(spec):
             rows[name] = shape[0] = _rows(name, spec, what, batch)
-        elif shape and shape[0] is not None and batch not in (None, 1) and not any(map(has_batch, inputs.values())):
-            raise DeployError(f"{what} takes '{name}' as {spec}: one image a run, and no batch; leave --batch out.")
-        feeds[name] = _drawn(_sizes(shape, name, what, size, stated), spec, name, what, seed)
+        sizes = _sizes(shape, (name, what), size, stated, batched=has_batch(spec))
+        feeds[name] = _drawn(sizes, spec, name, what, seed)
     if len(set(rows.values())) > 1:
         raise DeployError(f"{what} takes batches of {rows} rows in one run; give --batch where they are free.")
     return feeds, next(iter(rows.values()), 1)
@@ -92,30 +103,44 @@ def _rows(name: str, spec: TensorSpec, what: str, batch: int | None) -> int:
 
 
 def _sizes(
-    shape: list[int | None], name: str, what: str, size: tuple[int, int] | None, stated: Sequence[int] | None
+    shape: list[int | None],
+    called: tuple[str, str],
+    size: tuple[int, int] | None,
+    stated: Sequence[int] | None,
+    *,
+    batched: bool,
 ) -> list[int]:
     """Fill in the free sizes: height and width are the last two, or the two before the colours."""
-    if None not in shape:
-        return [one for one in shape if one is not None]
-    if size is not None:
-        last = len(shape) - 1 if shape[-1] is None or shape[-1] not in _COLOURS or len(shape) < 4 else len(shape) - 2
-        filled = list(shape)
-        for place, given in ((last - 1, size[0]), (last, size[1])):
-            if filled[place] is None:
-                filled[place] = given
-            elif filled[place] != given:
-                raise DeployError(
-                    f"{what} takes '{name}' with {filled[place]} where --size says {given}; leave it out."
-                )
-        shape = filled
-    elif stated is not None and len(stated) == len(shape) - 1:
+    name, what = called
+    said = ", ".join("any" if one is None else str(one) for one in shape)
+    if None in shape and size is not None and len(shape) > 2:
+        if (filled := _placed(shape, size, int(batched))) is None:
+            raise DeployError(
+                f"{what} takes '{name}' as [{said}], which --size {size[0]}x{size[1]} does not fit or fill; give its "
+                f"whole shape: --shape {name}=1x3x224x224."
+            )
+        return filled
+    if stated is not None and len(stated) == len(shape) - 1:
         shape = [one if one is not None else own for one, own in zip(shape, (None, *stated), strict=True)]
     if None in shape:
-        said = ", ".join("any" if one is None else str(one) for one in shape)
-        raise DeployError(
-            f"{what} leaves the size of '{name}' open ([{said}]) and names no preprocessing; give --size HEIGHTxWIDTH."
-        )
+        way = "--size HEIGHTxWIDTH" if len(shape) > 2 else f"--shape {name}=1x128"
+        raise DeployError(f"{what} leaves the size of '{name}' open ([{said}]) and names no preprocessing; give {way}.")
     return [one for one in shape if one is not None]
+
+
+def _placed(shape: Sequence[int | None], size: tuple[int, int], first: int) -> list[int] | None:
+    """Return ``shape`` with height and width filled in, from its dimension ``first`` on.
+
+    None where they do not fit, or leave another dimension free.
+    """
+    last = len(shape) - 1
+    for place in (last - 1, last) if shape[-1] in _COLOURS else (last, last - 1):
+        filled = [*shape[: place - 1], *size, *shape[place + 1 :]]
+        found = [one for one in filled if one is not None]
+        fits = all(own in (None, one) for own, one in zip(shape, filled, strict=True))
+        if place > first and fits and len(found) == len(shape):
+            return found
+    return None
 
 
 def _drawn(shape: list[int], spec: TensorSpec, name: str, what: str, seed: int) -> np.ndarray:

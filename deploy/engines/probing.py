@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from deploy.engines import probe_child
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnx.metadata import Metadata
-from deploy.onnx.wire import read_model
+from deploy.onnx.wire import bytes_on_disk, read_model
 
 SECONDS = 7
 """Of computing, for a small file; a machine that is busy with other things changes no verdict."""
@@ -47,7 +47,7 @@ def probe(path: str | Path, *, runtime: str | None = None, batch: int = 1, secon
     chosen = "openvino" if runtime == "openvino" else "onnxruntime"
     if find_spec(chosen) is None:
         raise MissingDependency(f"Trying {path} needs the package {chosen}; get it with `pip install {chosen}`.")
-    size = sum((path.parent / name).stat().st_size for name in {path.name, *wire.outside.values()})
+    size = bytes_on_disk(path, wire.outside)
     prepared = Metadata.from_file(path).preprocessing
     asked: dict[str, Any] = {
         "path": str(path.absolute()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def read_model(path: Path, sha256: str | None = None) -> tuple[bytes, Wire]:
         check_whole(path, wire)
     check_inside(path, wire.outside)
     return data, wire
+
+
+def bytes_on_disk(path: Path, outside: Mapping[str, str]) -> int:
+    """Return the bytes of the ONNX file at ``path``, those of the files that it keeps tensors in among them."""
+    return sum((path.parent / name).stat().st_size for name in {path.name, *outside.values()})
 
 
 def check_whole(path: Path, wire: Wire) -> None:

@@ -89,6 +89,14 @@ class Preprocessing(BaseModel):
         """
         return opaque(load(path, self.bits), self.background)
 
+    def show(self, image: Image.Image) -> Image.Image:
+        """Return an image that somebody decoded as the network is to see it; see ``load``.
+
+        Raises:
+            DeployError: its pixels have no fixed range, or what they show depends on a key that is not stated.
+        """
+        return opaque(to_eight_bits(image, self.bits), self.background)
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Turn ``image``, of any mode and size, into a float32 array (C, H, W).
 
@@ -96,8 +104,7 @@ class Preprocessing(BaseModel):
             DeployError: its pixels have a mode without a fixed range (``I``, ``F``), or what they show depends on a key
                 that is not stated.
         """
-        seen = opaque(to_eight_bits(image, self.bits), self.background)
-        pixels = self._resized(ImageOps.exif_transpose(seen).convert(self.mode)).astype(np.float32)
+        pixels = self._resized(ImageOps.exif_transpose(self.show(image)).convert(self.mode)).astype(np.float32)
         if self.channels == "BGR":
             pixels = pixels[..., ::-1]
         mean = np.asarray(self.mean, dtype=np.float32)

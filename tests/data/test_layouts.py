@@ -70,6 +70,14 @@ def about(root, text):
     return {"kind": "yolo", "path": str(root)}
 
 
+def test_yolo_counts_and_names_what_it_does_not_read(tmp_path):
+    root = yolo(tmp_path / "set")
+    for name in ("a.gif", "b.gif", "c.heic", "classes.txt"):
+        (root / "images/train" / name).write_bytes(b"not read")
+    (note,) = (n for n in read(**about(root, "names: [cat, dog]\n")).notes if "not read" in n)
+    assert "3 file(s) were not read" in note and ".gif (2), .heic (1)" in note
+
+
 def test_yolo_boxes_are_read_in_pixels(tmp_path):
     given = about(yolo(tmp_path, ("train", "val", "test")), "train: images/train\nval: images/val\nnames: [cat, dog]\n")
     found = read(**given)

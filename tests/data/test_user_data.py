@@ -11,6 +11,9 @@ from PIL import Image
 
 from compress import data
 from compress.data import Boxes, ImageReader
+from compress.errors import DataError
+from compress.recipe.data import FunctionData
+from compress.run.prepare import reader_of
 from deploy.processing.preprocess import Preprocessing
 
 MODULE = """
@@ -153,3 +156,42 @@ def test_a_whole_data_set_is_held_against_what_it_says(change, words, monkeypatc
     monkeypatch.setattr(sys.modules[__name__], "whole", lambda: made)
     monkeypatch.setitem(sys.modules, "whole_data", sys.modules[__name__])
     refused(*words, kind="function", function="whole_data:whole")
+
+
+def seen(**changed):
+    """The reader of a run with this preprocessing."""
+    return reader_of(Preprocessing(size=(16, 16), interpolation="nearest", **changed))
+
+
+def given(picture, reader, **more):
+    pairs = [(picture, 0), (picture, 1)] * 3
+    module = sys.modules["given_data"] = type(sys)("given_data")
+    module.splits = lambda: dict.fromkeys(("train", "val", "test"), pairs)
+    try:
+        return data.load(FunctionData(kind="function", function="given_data:splits", **more), reader, 0)
+    finally:
+        del sys.modules["given_data"]
+
+
+def test_pictures_of_a_function_show_what_those_of_files_show(tmp_path):
+    clear = np.full((16, 16, 4), 255, np.uint8)
+    clear[:8, :, 3] = 0
+    ramp = np.linspace(0, 4095, 256).reshape(16, 16).astype(np.uint16)
+    for pixels, changed in ((clear, {"background": (0, 0, 0)}), (ramp, {"bits": 12, "mode": "L"})):
+        Image.fromarray(pixels).save(tmp_path / "picture.png")
+        reader = seen(**changed)
+        found = given(Image.fromarray(pixels), reader).splits["train"]
+        wanted = reader.prepare(reader.load(tmp_path / "picture.png"))
+        assert wanted.min() == 0 and wanted.max() > 0.99
+        for augment in ("none", "flip"):
+            images = found.batch(torch.arange(2), augment).images.numpy()
+            np.testing.assert_array_equal(np.sort(images[0], axis=None), np.sort(wanted, axis=None))
+
+
+def test_pictures_of_a_function_are_refused_where_those_of_files_are():
+    clear = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    with pytest.raises(DataError, match=r"given_data:splits train\[0\]: .*transparent pixels.*state background"):
+        given(clear, seen())
+    deep = Image.fromarray(np.full((16, 16), 4000, np.uint16))
+    with pytest.raises(DataError, match=r"numbers up to 4000 in 16 bits.*state preprocessing.bits"):
+        given(deep, seen(mode="L"))

@@ -71,23 +71,67 @@ def test_number_12_a_scalar_input_is_timed(tmp_path):
     code, found = bench(path, "--batch", 3)
     assert code == 0 and found["records"][0]["batch"] == 3
     assert found["settings"]["threads"] == 1
+    alone = network(tmp_path / "alone.onnx", "factor", [])
+    code, found = bench(alone)
+    assert code == 0 and found["records"][0]["batch"] == 1
 
 
 def test_number_12_an_image_without_a_batch_is_one_image(tmp_path):
     path = network(tmp_path / "hwc.onnx", "image", [48, 64, 3])
     code, found = bench(path)
     assert code == 0 and found["records"][0]["batch"] == 1 and found["settings"]["batch"] == 1
-    with load_engine(path) as engine, pytest.raises(DeployError, match="one image a run, and no batch"):
+    with load_engine(path) as engine, pytest.raises(DeployError, match="one a run, and no batch"):
         noise(engine.inputs, "hwc", 48)
+
+
+@pytest.mark.parametrize(("shape", "want"), [(["h", "w", 3], (20, 24, 3)), ([3, "h", "w"], (3, 20, 24))])
+def test_number_12_an_image_of_free_size_is_one_image_and_no_batch(shape, want, tmp_path):
+    path = network(tmp_path / "free.onnx", "image", shape)
+    code, found = bench(path, "--size", "20x24")
+    assert code == 0 and found["records"][0]["batch"] == 1
+    with load_engine(path) as engine:
+        assert noise(engine.inputs, "free", None, size=(20, 24))[0]["image"].shape == want
+    for given in (["--size", "20x24"], ["--shape", "x".join(map(str, want))]):
+        code, found = bench(path, *given, "--batch", 20)
+        assert code != 0 and "one a run, and no batch" in found
+
+
+def test_number_12_a_size_that_fills_nothing_is_refused(tmp_path):
+    fixed, free = (network(tmp_path / f"{k}.onnx", "image", ["n", 3, *k]) for k in ([16, 16], ["h", "w"]))
+    code, found = bench(fixed, "--size", "20x24")
+    assert (
+        code != 0
+        and "--size 20x24 fills no height and width" in found
+        and "[any, 3, 16, 16]; leave it out, or" in found
+    )
+    assert bench(fixed, "--size", "16x16")[0] == 0
+    code, found = bench(free, fixed, "--size", "20x24")
+    assert code == 0 and found["settings"]["inputs"] != {}
+    inputs = {"image": TensorSpec("float32", (None, 3, None, None)), "ids": TensorSpec("int64", (None, None))}
+    with pytest.raises(DeployError, match=r"leaves the size of 'ids' open .*; give --shape ids=1x128"):
+        noise(inputs, "both", None, size=(8, 8))
+    found, _ = noise(inputs, "both", None, size=(8, 8), shapes={"ids": (1, 5)})
+    assert [array.shape for array in found.values()] == [(1, 3, 8, 8), (1, 5)]
+    with pytest.raises(DeployError, match=r"\[1, any, any, any\], which --size 8x8 does not fit or fill"):
+        noise({"image": TensorSpec("float32", (None, None, None, None))}, "all", None, size=(8, 8))
+    six = {"image": TensorSpec("float32", (None, None, None, 6))}
+    assert noise(six, "six", 2, size=(8, 9))[0]["image"].shape == (2, 8, 9, 6)
 
 
 @pytest.mark.parametrize(
     ("shape", "batch"),
     [((None, 3, 8, 8), True), ((4, 3, 8, 8), True), ((48, 64, 3), False), ((3, 8, 8), False), ((), False),
-     ((7,), False), ((None,), True), ((1, 197, 768), True), ((None, 5), True)],
+     ((7,), False), ((None,), True), ((1, 197, 768), True), ((None, 5), True), ((None, None, 3), False),
+     ((None, 64, 3), True), ((48, None, 3), False), ((3, None, None), False), ((None, None, 8), True)],
 )  # fmt: skip
 def test_number_12_what_a_batch_is(shape, batch):
     assert has_batch(TensorSpec("float32", shape)) is batch
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (None, 64, 3), (None, None, 1), (48, 64, 4), (3, 48, 64)])
+def test_number_12_bytes_are_pixels(shape):
+    assert not has_batch(TensorSpec("uint8", shape))
+    assert has_batch(TensorSpec("uint8", (None, *shape)))
 
 
 def test_number_12_a_fixed_batch_is_taken_and_another_refused():

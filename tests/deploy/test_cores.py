@@ -3,7 +3,10 @@
 import os
 
 import pytest
+from typer.testing import CliRunner
 
+import deploy
+from compress.cli.app import app
 from deploy.engines import cores
 from deploy.engines.base import check_threads
 from deploy.engines.cores import cpu_quota, over_cores, usable_cores
@@ -101,6 +104,19 @@ def test_number_16_more_threads_than_cores_are_said(tmp_path):
     said = over_cores(3, root)
     assert said is not None and "3 threads share 2 usable core(s), by a CPU quota of 2" in said
     assert "9 threads share 8 usable core(s):" in str(over_cores(9, tmp_path / "none"))
+
+
+def test_number_16_bench_predict_and_the_bundle_say_it(bundle_dir, picture, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda root=None: 1)
+    said = "2 threads share 1 usable core(s)"
+    with deploy.load(bundle_dir, threads=2) as crowded, deploy.load(bundle_dir) as alone:
+        assert said in crowded.why and "share" not in alone.why
+    model, runner = bundle_dir / "model.fp32.onnx", CliRunner()
+    for words in (["predict", bundle_dir, picture], ["bench", model, "--rounds", "5", "--seconds", "0", "--no-probe"]):
+        found = [runner.invoke(app, [*map(str, words), "--threads", str(threads)]) for threads in (1, 2)]
+        assert [done.exit_code for done in found] == [0, 0]
+        heard = [" ".join(done.output.split()) for done in found]
+        assert said not in heard[0] and said in heard[1]
 
 
 def test_number_16_zero_threads_are_the_usable_cores(monkeypatch):

@@ -165,7 +165,7 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
     ("change", "says"),
     [
         ({"shape": (3, 1, 8, 8), "more": ["--batch", "1"]}, "is no batch of 1; give --batch 3"),
-        ({"shape": ()}, "is no batch of 1; export it with a free batch"),
+        ({"shape": (), "more": ["--batch", "2"]}, "one a run, and no batch; leave --batch out"),
         ({"shape": ("n", 1, 2**40, 2**40)}, "too large to be timed"),
     ],
 )

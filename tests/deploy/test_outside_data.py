@@ -111,6 +111,13 @@ def test_outside_a_bundle_weights_lie_beside_the_file_or_nowhere(runtime, tmp_pa
             load_engine(path, runtime=runtime)
 
 
+def test_a_record_counts_the_weights_that_lie_outside(tmp_path):
+    path = write_model(tmp_path / "m.onnx", as_constant)
+    with load_engine(path) as engine:
+        (record,) = deploy.benchmark([engine], {"image": np.ones((1, 1, 16, 16), np.float32)}, rounds=2, min_seconds=0)
+    assert record.file_bytes == path.stat().st_size + 4 * 256 * 5
+
+
 def test_what_was_hashed_is_what_runs(bundle_dir, monkeypatch):
     """A file that is swapped after its check, before it is opened, is not what runs."""
     checked = onnxruntime_engine.read_model

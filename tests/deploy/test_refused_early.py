@@ -160,39 +160,66 @@ def test_number_14_what_predict_refuses_is_neither_signed_nor_built(bundle_dir, 
 
 
 @dataclasses.dataclass
-class Saved:
-    preprocessing: dict
+class Model:
+    weights: str | None
 
 
-def test_number_14_pixels_of_a_saved_network_are_held_against_the_recipe(tmp_path, monkeypatch):
-    from compress.errors import RecipeError
+@dataclasses.dataclass
+class Asked:
+    model: Model
+    preprocessing: object
+
+
+@pytest.fixture
+def check_pixels(tmp_path):
+    """What checks a recipe's preprocessing against a network that was saved with another one."""
+    import compress
+    from compress.models.factory import build
     from compress.recipe.schema import PreprocessingRecipe
     from compress.run import preflight
 
-    (tmp_path / "teacher").mkdir()
-    saved = {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "mode": "RGB"}
-    monkeypatch.setattr(preflight.artifact, "describe", lambda folder: Saved(saved))
+    usual = PreprocessingRecipe(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    network = build("niwaki:cifar_resnet", {"depth": 8}, 2)
 
-    @dataclasses.dataclass
-    class Model:
-        weights: str | None
+    def check(saved, asked, weights="teacher"):
+        stated = {} if saved is None else usual.model_copy(update=saved).model_dump(mode="json")
+        compress.save(network, tmp_path / "teacher", preprocessing=stated)
+        named = weights if weights == "DEFAULT" else str(tmp_path / weights)
+        preflight.check_preprocessing(Asked(Model(named), usual.model_copy(update=asked)))
 
-    @dataclasses.dataclass
-    class Asked:
-        model: Model
-        preprocessing: PreprocessingRecipe
+    return check
 
-    def asked(weights, **changed):
-        keys = {"size": (64, 64), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **changed}
-        return Asked(Model(weights), PreprocessingRecipe(**keys))
 
-    folder = str(tmp_path / "teacher")
-    preflight.check_preprocessing(asked(folder))  # another size is no fault
-    for changed, said in (({"mean": (0.4, 0.5, 0.5)}, "mean"), ({"channels": "BGR"}, "channels")):
-        with pytest.raises(RecipeError, match=rf"preprocessing.{said} is .*was trained with"):
-            preflight.check_preprocessing(asked(folder, **changed))
-    preflight.check_preprocessing(asked(f"{folder}/model.safetensors", channels="BGR"))
-    preflight.check_preprocessing(asked("DEFAULT", channels="BGR"))
+@pytest.mark.parametrize(
+    ("saved", "asked", "key"),
+    [
+        ({}, {"mean": (0.4, 0.5, 0.5)}, "mean"),
+        ({}, {"std": (0.4, 0.5, 0.5)}, "std"),
+        ({}, {"channels": "BGR"}, "channels"),
+        ({}, {"mode": "L", "mean": (0.5,), "std": (0.5,)}, "mode"),
+        ({}, {"resize": "stretch"}, "resize"),
+        ({}, {"interpolation": "nearest"}, "interpolation"),
+        ({"background": (0, 0, 0)}, {"background": (255, 255, 255)}, "background"),
+        ({"bits": 12}, {"bits": 16}, "bits"),
+        ({"resize": "letterbox"}, {"resize": "letterbox", "padding": 114}, "padding"),
+    ],
+)
+def test_number_14_pixels_of_a_saved_network_are_held_against_the_recipe(saved, asked, key, check_pixels):
+    from compress.errors import RecipeError
+
+    with pytest.raises(RecipeError, match=rf"preprocessing.{key} is .*was trained with"):
+        check_pixels(saved, asked)
+    check_pixels(saved, asked, "teacher/model.safetensors")
+    check_pixels(saved, asked, "DEFAULT")
+    check_pixels(None, asked)  # nobody stated any
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [({}, {"size": (64, 64)}), ({}, {"bits": 12, "background": (9, 9, 9)}), ({}, {"padding": 9})],
+)
+def test_number_14_another_size_and_what_only_one_states_are_no_fault(saved, asked, check_pixels):
+    check_pixels(saved, asked)
 
 
 @pytest.mark.parametrize(("snr", "said"), [(29.0, "close to fp32"), (16.0, "far from fp32"), (4.0, "a poor copy")])

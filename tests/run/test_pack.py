@@ -1,11 +1,13 @@
 """One decision of what ships and on which runtime: by measured time at equal accuracy, told alike everywhere."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from report import sample
 
+from compress.cli import run
 from compress.run import latency
 from compress.run.ledger import Ledger, Outcome
 from compress.run.summary import summary
@@ -60,7 +62,7 @@ def test_number_6_a_recipe_may_decide_and_hears_what_it_costs():
         choose(timed(fp32_ort=1.0), "int8")
 
 
-def test_number_6_ledger_terminal_and_report_tell_one_decision(tmp_path):
+def test_number_6_ledger_terminal_and_report_tell_one_decision(tmp_path, monkeypatch, capsys):
     decided = choose(timed(fp32_ort=1.0, int8_ort=1.31, fp32_ov=0.6, int8_ov=0.9))
     told = sample.ledger() | {"metric": "accuracy", "test_images": 1397, "shipping": decided.model_dump(mode="json")}
     # The recipe's word stands only where nothing was decided.
@@ -69,6 +71,9 @@ def test_number_6_ledger_terminal_and_report_tell_one_decision(tmp_path):
     (tmp_path / "ledger.json").write_text(json.dumps(told))
     (tmp_path / "bench.json").write_text(json.dumps(sample.bench()))
     assert ShipDecision.model_validate(summary(tmp_path)["shipping"]) == decided
+    monkeypatch.setattr("compress.run.summary.table", lambda figures: "")
+    run._show(SimpleNamespace(deploy=True), tmp_path, tmp_path / "report.html", quiet=False, as_json=False)
+    assert f"Ships    fp32 on OpenVINO first: {decided.reason}" in capsys.readouterr().out
     ledger = Ledger(name="n", seed=0, created="now", kernels="none")
     kept = ledger.with_stage("bench", "Bench", 1.0, Outcome(shipping=decided)).with_stage("b", "B", 1.0, Outcome())
     assert kept.shipping == decided

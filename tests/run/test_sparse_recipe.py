@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_failures import RECIPE
 
 from compress import artifact, cost, sparse
@@ -69,15 +70,17 @@ def test_gsm_by_bytes_ends_in_a_file_within_them_and_an_onnx_file_whose_zeros_ar
         ({"method": "gradual", "ratio": 4}, 4),
         ({"method": "iterative", "ratio": 4, "rounds": 2}, 4),
         ({"method": "lobs", "ratio": 2, "images": 16}, 2),
-        ({"method": "ticket", "ratio": 4, "rounds": 2}, 4),
+        ({"method": "ticket", "ratio": 4, "rounds": 2, "rewind_epochs": 1}, 4),
+        ({"method": "ticket", "ratio": 4, "found_by": "gsm"}, 4),
+        ({"method": "scratch", "ratio": 4}, 4),
         ({"method": "two_of_four", "of": "student"}, 2),
         ({"method": "han", "quality": [0.5, {"fc*": 0.2, "*": 1.0}]}, None),
         ({"method": "dns", "c": 0.5}, None),
     ],
-    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+    ids=lambda value: value["method"] + value.get("found_by", "") if isinstance(value, dict) else "",
 )
 def test_every_method_leaves_as_many_weights_as_it_was_told(ran, method, ratio):
-    folder, ledger = ran(method["method"], sparse=SPARSE | method)
+    folder, ledger = ran(method["method"] + method.get("found_by", ""), sparse=SPARSE | method)
     masks = obeyed(folder)
     assert masks.nonzeros < masks.total
     if ratio is not None:
@@ -85,6 +88,13 @@ def test_every_method_leaves_as_many_weights_as_it_was_told(ran, method, ratio):
     if method.get("layers") == "conv":
         assert "fc.weight" not in masks.kept
     assert ledger.model("sparse").params == ledger.model(method.get("of", "teacher")).params
+
+
+def test_the_surgeon_takes_the_statistics_of_norms_anew(ran):
+    asked = SPARSE | {"method": "lobs", "ratio": 2, "images": 16, "batchnorm": "frozen"}
+    folder, _ = ran("norms", sparse=asked)
+    # One pass over all images in one batch, after which retraining leaves them alone.
+    assert artifact.load(folder / "checkpoints/sparse").bn1.num_batches_tracked == 1
 
 
 def test_a_budget_of_milliseconds_is_met_by_nonzero_weights_alone(ran):
@@ -120,8 +130,6 @@ def test_the_orders_cut_what_they_say(ran):
         kept = artifact.describe(folder / "pruned").plan.slots["layer1.0.conv1.weight:0"].kept
         stem[order] = (networks, list(kept), ledger)
     name = "layer1.0.bn1.weight"
-    from safetensors.torch import load_file
-
     pretrained = load_file(whole / "checkpoints/pretrained.safetensors")
     networks, kept, _ = stem["S-P-T"]
     assert torch.equal(networks["pruned"][name], pretrained[name][kept])
@@ -133,6 +141,19 @@ def test_the_orders_cut_what_they_say(ran):
     assert torch.equal(networks["pruned"][name], networks["teacher"][name][kept])
     assert all(torch.equal(tensor, networks["student"][key]) for key, tensor in networks["pruned"].items())
     assert ledger.model("student").training_flops == 0
+
+
+def test_a_source_of_other_classes_lends_its_own_classifier_to_the_cut_network(ran):
+    source = {"data": {"kind": "rendered_digits", "images": 80}, "train": SHORT}
+    l1 = RECIPE["prune"] | {"criterion": "l1", "reconstruct": False}
+    folder, ledger = ran("others", source=source, prune=l1, order="SP-T")
+    pretrained = load_file(folder / "checkpoints/pretrained.safetensors")
+    pruned, plan = artifact.load(folder / "pruned"), artifact.describe(folder / "pruned").plan
+    assert (len(pretrained["fc.weight"]), pruned.fc.out_features) == (10, 2)
+    kept = list(plan.slots["layer1.0.conv1.weight:0"].kept)
+    # The trunk learned the source again; a network that was only cut would have these to the bit.
+    assert not torch.equal(pruned.layer1[0].bn1.weight, pretrained["layer1.0.bn1.weight"][kept])
+    assert ledger.model("pruned").training_flops > 0
 
 
 def test_scratch_by_epochs_and_by_computation_with_and_without_the_finetuning(ran):
@@ -167,6 +188,8 @@ def test_pacnet_and_widths_of_another_network(ran, home):
         ({"sparse": SPARSE | {"method": "gsm", "ratio": 3, "optimizer": "adamw"}}, "gsm is an optimizer itself"),
         ({"sparse": SPARSE | {"method": "pacnet", "ratio": 3}}, "which source has to name"),
         ({"sparse": SPARSE | {"method": "ticket", "ratio": 3, "of": "student"}}, "it is of the teacher"),
+        ({"sparse": SPARSE | {"method": "random", "ratio": 3, "found_by": "gsm"}}, "found_by belongs to ticket"),
+        ({"sparse": SPARSE | {"method": "ticket", "ratio": 3, "found_by": "gsm", "rounds": 2}}, "leave rounds out"),
         ({"distill": SHORT | {"teacher": "sparse"}}, "sparse has to say how the teacher is thinned"),
         ({"order": "S-T-P"}, "give compare"),
         ({"order": "SP-T"}, "give source, or take S-P-T"),

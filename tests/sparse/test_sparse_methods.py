@@ -278,6 +278,27 @@ def test_a_ticket_is_its_birth_weights_and_loses_its_share_each_round():
     assert (log[1][1]["0.weight"] == 0).sum() == 24
 
 
+def test_what_is_drawn_anew_obeys_the_masks_with_the_variance_of_its_survivors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 200), nn.BatchNorm1d(200), nn.Linear(200, 5))
+    model[1].weight.data.fill_(3.0)
+    masks = sparse.Masks({"0.weight": sparse.at_random(model, {"0.weight": 0.25, "*": 1.0}, 1).kept["0.weight"]})
+    before = torch.get_rng_state()
+    sparse.redraw(model, masks, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = model[0].weight.detach()
+    assert masks.broken(model) == []
+    # 100 of 400 inputs are left of each output: variance 2 / 100.
+    assert float(drawn[masks.kept["0.weight"]].var()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(model[1].weight, torch.ones(200))
+    assert float(model[2].weight.abs().max()) <= 200**-0.5
+    again = drawn.clone()
+    sparse.redraw(model, masks, 7)
+    assert torch.equal(model[0].weight, again)
+    sparse.redraw(model, masks, 8)
+    assert not torch.equal(model[0].weight, again)
+
+
 def test_what_went_in_one_round_is_not_counted_in_the_next():
     model = linear([5.0, 4.0, 3.0, 2.0])
     first = sparse.fewer(model, None, 0.5)

@@ -22,6 +22,7 @@ from compress.errors import ArtifactError, MissingError, TrainingError
 from compress.recipe.schema import TrainRecipe
 from compress.train import Trainable, checkpoint, fit, loop, make_fabric
 from compress.train.checkpoint import Checkpoints
+from compress.train.frozen import frozen_trunk
 from compress.train.layout import spoiled_by_channels_last
 from compress.train.log import Log
 from compress.train.schedule import cosine, make_optimizer
@@ -102,6 +103,64 @@ def test_a_frozen_backbone_does_not_move_and_its_head_does(data, fabric):
     assert moved == {"fc.weight", "fc.bias"}
     later = trained(data, fabric, freeze_epochs=1)[0].state_dict()
     assert not torch.equal(later["conv1.weight"], before["conv1.weight"])
+
+
+def passes(model):
+    """Counts how many images the first layer reads in training; evaluation reads them too, in eval mode."""
+    counted = []
+    model.conv1.register_forward_pre_hook(
+        lambda module, inputs: counted.append(len(inputs[0]) if torch.is_grad_enabled() else 0)
+    )
+    return counted
+
+
+def test_a_frozen_trunk_reads_each_image_once_and_its_head_learns_the_same(data, fabric, monkeypatch):
+    settings = {"freeze_epochs": 3, "epochs": 4, "lr": 0.5}
+    model = net()
+    read = passes(model)
+    trained(data, fabric, model, **settings)
+    assert sum(read) == 64  # the fourth epoch alone learns by whole passes
+    monkeypatch.setattr(loop, "frozen_trunk", lambda *given: None)
+    other = net()
+    read = passes(other)
+    trained(data, fabric, other, **settings)
+    assert sum(read) == 4 * 64
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"augment": "flip"}, {"mixup": 0.2}, {"freeze_epochs": 0}])
+def test_what_a_trunk_reads_anew_in_every_epoch_is_not_kept(data, fabric, settings):
+    model = net()
+    read = passes(model)
+    trained(data, fabric, model, **{"freeze_epochs": 2, **settings})
+    assert sum(read) == 2 * 64
+
+
+class Noisy(nn.Module):
+    """A trunk that draws, or a network that ends in more than its head."""
+
+    def __init__(self, drop=0.0, scale=1.0):
+        super().__init__()
+        self.body, self.drop, self.scale = nn.Linear(64, 8), drop, scale
+        self.classifier = nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+
+    def forward(self, images):
+        seen = nn.functional.dropout(self.body(images.flatten(1)), self.drop, self.training)
+        return self.scale * self.classifier(seen)
+
+
+def test_dropout_belongs_to_the_head_and_what_else_is_drawn_or_added_rules_keeping_out(data):
+    split, device = data.splits["train"], torch.device("cpu")
+    kept = frozen_trunk(model := Noisy(), split, device)
+    assert [type(module) for module in kept.head] == [nn.Dropout, nn.Linear]
+    assert kept.head[1] is model.classifier[2]
+    images = split.inputs(0, 64)
+    torch.testing.assert_close(kept.features, model.body(images.flatten(1)).relu())
+    batch = kept.read(Batch(images[[5, 2]], split.labels[[5, 2]], torch.tensor([5, 2])))
+    assert torch.equal(batch.images, kept.features[[5, 2]])
+    assert frozen_trunk(Noisy(drop=0.5), split, device) is None
+    assert frozen_trunk(Noisy(scale=2.0), split, device) is None
 
 
 def test_frozen_statistics_stay_and_adapted_ones_are_those_of_the_images(data, fabric):

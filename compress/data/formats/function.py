@@ -3,7 +3,8 @@
 The function is called with the recipe's ``arguments`` and returns a mapping with ``train``, ``val`` and ``test``. Each
 is a sequence (``len``, and an index from 0) of pairs (image, target) that returns the same pair for an index each time:
 
-- image: a ``PIL.Image.Image``; it is turned into RGB.
+- image: a ``PIL.Image.Image``; it is turned into RGB as the recipe's preprocessing says of a file: a background behind
+  what is transparent, 16 bits scaled by ``bits``.
 - target: an integer, the class (classification); or a numpy array (H, W) of whole numbers, the class of each pixel and
   255 for none (segmentation); or ``compress.data.Boxes`` (detection). One kind in all splits.
 
@@ -13,7 +14,7 @@ The classes' names are the recipe's ``classes``, else the training sequence's at
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,17 @@ _TASKS: dict[type, TaskName] = {int: "classification", np.ndarray: "segmentation
 
 
 class ItemImages(Decoded[Image.Image]):
-    """The images of a sequence's pairs, at the indices that could be read."""
+    """The images of a sequence's pairs, at the indices that could be read, as ``show`` turns them into pictures."""
 
-    def __init__(self, items: Any, places: list[int], name: str) -> None:
+    def __init__(self, items: Any, places: list[int], name: str, show: Callable[[Image.Image], Image.Image]) -> None:
         super().__init__()
-        self.items, self.places, self.name = items, places, name
+        self.items, self.places, self.name, self.show = items, places, name, show
 
     def __len__(self) -> int:
         return len(self.places)
 
     def _decode(self, index: int) -> tuple[Image.Image, int]:
-        image, _ = pair(self.items, self.places[index], self.name)
+        image, _ = pair(self.items, self.places[index], self.name, self.show)
         return image, image.width * image.height * 3
 
 
@@ -81,7 +82,7 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
         had = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
         raise DataError(f"{recipe.function} gave {had or 'nothing'}, not a mapping with train, val and test.")
     unreadable, left_out = Unreadable(recipe.unreadable), LeftOut()
-    read = {name: _read(given[name], f"{recipe.function} {name}", unreadable) for name in SPLITS}
+    read = {name: _read(given[name], f"{recipe.function} {name}", unreadable, reader.show) for name in SPLITS}
     kinds = {type(target) for _, targets in read.values() for target in targets}
     if len(kinds) != 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -92,7 +93,7 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
     splits, notes = {}, []
     for name, (places, targets) in read.items():
         where = f"{recipe.function} {name}"
-        images = ItemImages(given[name], places, where)
+        images = ItemImages(given[name], places, where, reader.show)
         own: Any
         if codes is not None:
             own = ItemMasks(given[name], places, where, codes)
@@ -114,11 +115,13 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
     return ImageData(classes, splits, task, (*notes, *left_out.notes, *unreadable.notes))
 
 
-def pair(items: Any, place: int, name: str) -> tuple[Image.Image, Any]:
-    """Read one image as RGB, and its target as int, array or Boxes.
+def pair(
+    items: Any, place: int, name: str, show: Callable[[Image.Image], Image.Image] | None = None
+) -> tuple[Image.Image, Any]:
+    """Read one image, as RGB where it is to be shown, and its target as int, array or Boxes.
 
     Raises:
-        ImageError: the sequence cannot read it.
+        ImageError: the sequence cannot read it, or ``show`` refuses it.
         DataError: it is not such a pair.
     """
     try:
@@ -139,7 +142,15 @@ def pair(items: Any, place: int, name: str) -> tuple[Image.Image, Any]:
             f"{name}[{place}] has a {type(target).__name__} for a target; give an int, a numpy array (H, W) of whole "
             "numbers or compress.data.Boxes."
         )
-    return image if image.mode == "RGB" else image.convert("RGB"), target
+    if show is not None:
+        try:
+            image = show(image)
+            image = image if image.mode == "RGB" else image.convert("RGB")
+        except ImageError as error:
+            raise ImageError(f"{name}[{place}]: {error}") from None
+        except (OSError, SyntaxError) as error:  # a file that was opened and not yet decoded
+            raise ImageError(f"{name}[{place}] cannot be read ({error}); replace the file.") from None
+    return image, target
 
 
 def _called(recipe: FunctionData) -> Any:
@@ -186,7 +197,9 @@ def _adopted(given: ImageData, reader: ImageReader, recipe: FunctionData) -> Ima
     return replace(given, splits={name: replace(split, reader=reader) for name, split in given.splits.items()})
 
 
-def _read(items: Any, name: str, unreadable: Unreadable) -> tuple[list[int], list[Any]]:
+def _read(
+    items: Any, name: str, unreadable: Unreadable, show: Callable[[Image.Image], Image.Image]
+) -> tuple[list[int], list[Any]]:
     """The indices that can be read, and their targets; a mask is left empty, since it is read again on demand."""
     try:
         count = len(items)
@@ -195,7 +208,7 @@ def _read(items: Any, name: str, unreadable: Unreadable) -> tuple[list[int], lis
     places, targets = [], []
     for place in range(count):
         try:
-            _, target = pair(items, place, name)
+            _, target = pair(items, place, name, show)
         except ImageError as error:
             unreadable.add(f"{name}[{place}]", error)
         else:

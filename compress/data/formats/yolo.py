@@ -37,7 +37,9 @@ def yolo_boxes(recipe: YoloData, reader: ImageReader, seed: int) -> ImageData:
     root = file.parent if file else Path(recipe.path)
     classes = recipe.classes or _classes(about, file or root)
     notes: list[str] = []
-    places = {name: _place(root, about, name, getattr(recipe, name)) for name in ("train", "val", "test")}
+    unreadable, left_out = Unreadable(recipe.unreadable, root), LeftOut()
+    asked = {name: getattr(recipe, name) for name in ("train", "val", "test")}
+    places = {name: _place(root, about, name, one, unreadable) for name, one in asked.items()}
     train = places["train"]
     if train is None or isinstance(train, float):
         raise DataError(f"{file or root} names no training images; give train, a folder of images.")
@@ -55,7 +57,6 @@ def yolo_boxes(recipe: YoloData, reader: ImageReader, seed: int) -> ImageData:
         images["train"], images[name] = held_out(
             images["train"], [0] * len(images["train"]), [root], SHARE if place is None else place
         )
-    unreadable, left_out = Unreadable(recipe.unreadable, root), LeftOut()
     scenes = {
         name: [scene for path in own if (scene := _scene(path, classes, unreadable)) is not None]
         for name, own in images.items()
@@ -96,7 +97,9 @@ def _classes(about: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     return classes
 
 
-def _place(root: Path, about: Mapping[str, Any], split: str, asked: str | float | None) -> list[Path] | float | None:
+def _place(
+    root: Path, about: Mapping[str, Any], split: str, asked: str | float | None, unreadable: Unreadable
+) -> list[Path] | float | None:
     """The images of a split: of what the recipe names, else the file, else a folder of a usual name."""
     if isinstance(asked, float):
         return asked
@@ -104,7 +107,7 @@ def _place(root: Path, about: Mapping[str, Any], split: str, asked: str | float 
     if named is None:
         usual = [root / part for name in NAMES[split] for part in (f"images/{name}", f"{name}/images")]
         folder = next((one for one in usual if one.is_dir()), None)
-        return None if folder is None else _images(folder)
+        return None if folder is None else _images(folder, unreadable)
     several = named if isinstance(named, list) else [named]
     if not all(isinstance(one, str) for one in several):
         raise DataError(f"{split} of {root} is {str(named)[:80]}; name a folder of images, or a list of them.")
@@ -117,14 +120,16 @@ def _place(root: Path, about: Mapping[str, Any], split: str, asked: str | float 
         place = next((way for way in ways if way.exists()), None)
         if place is None:
             raise DataError(f"There is no {ways[0]}, which the split {split} names; check path and {split}.")
-        found += _images(place)
+        found += _images(place, unreadable)
     return found
 
 
-def _images(place: Path) -> list[Path]:
-    """The images of a folder at any depth, or those that a text file lists."""
+def _images(place: Path, unreadable: Unreadable) -> list[Path]:
+    """The images of a folder at any depth, or those that a text file lists; what else a folder holds is counted."""
     if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if is_image(path))
+        files = sorted(place.rglob("*"))
+        unreadable.unread(files)
+        found = [path for path in files if is_image(path)]
     else:
         try:
             lines = read_bytes(place, LIST_BYTES).decode().splitlines()

@@ -69,7 +69,7 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     done = plan
     assert done is not None
     if work.recipe.order == "SP-T":
-        flops += on_source(work, view, network)
+        flops += on_source(work, view, network, done)
     if asked.sensitivity:
         once(lambda: _sensitivity(work, view, teacher))
     proved = once(lambda: _proved(work, view, (teacher, network), done, flops).model_dump_json())
