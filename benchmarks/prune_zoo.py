@@ -187,21 +187,21 @@ Half of the channels of each free group go (`prune.plan(trace, scores, ratio=0.5
 
 - **parameters**: of the dense network, with {classes}.
   GoogLeNet, Inception, FCN and DeepLab have their auxiliary heads.
-- **body kept**: share of the parameters that stays. The body is everything but the layers that give the outputs, whose
+- **body kept**: share of the parameters that stays. The body is everything but the output layers, whose
   own output channels are classes, box coordinates and the like and cannot go: for a classifier its last layer (and the
   last one of each auxiliary head), for a segmenter the last convolution of each head, for a detector the last
-  convolution or linear layer of each of its heads. A quarter is what stays of a weight whose inputs and outputs are
-  both halved; a depthwise weight, a bias or a norm keeps half.
-- **MACs kept**: share of the multiply-accumulates of the whole network, the layers that give the outputs included.
-- **units**: sets of channels that live or die together. **free groups**: sets of units that occupy the same places.
-- **protected**: dimensions of parameters with channels that must stay, by the reason.
-- **substituted**: attention modules in whose place an attention with an inner width of its own is put.
-- **own reference**: share of the free units that lie under a norm over channels, which counts what is left only. They
-  are proved against a masked network whose norms do so too.
+  convolution or linear layer of each of its heads. A weight whose inputs and outputs are both
+  halved keeps a quarter; a depthwise weight, a bias or a norm keeps half.
+- **MACs kept**: share of the multiply-accumulates of the whole network, the output layers included.
+- **units**: sets of channels that stay or go together. **free groups**: sets of units in the same parameter dimensions.
+- **protected**: parameter dimensions with channels that must stay, by reason.
+- **substituted**: attention modules replaced by one with an inner width of its own.
+- **own reference**: share of the free units that lie under a norm over channels, which after a cut averages over fewer.
+  They are proved against a masked network whose norms count only the kept channels.
 - **trace**: seconds of one trace on one machine ({cpu}).
 
-That each cut equals its mask, forward and backward in float64, and that it trains is what `uv run pytest -m zoo`
-proves; `niwaki inspect torchvision:NAME` tells more of one network. No convolutional network may keep more than
+`uv run pytest -m zoo` proves that each cut equals its mask, forward and backward in float64, and that it trains;
+`niwaki inspect torchvision:NAME` tells more about one network. No convolutional network may keep more than
 {convolutional:.0%} of its body and no transformer more than {transformer:.0%}: {exceptions}.
 ShuffleNets keep the most: their chained halves and shuffles tie channels of a stage that would only go all together.
 """

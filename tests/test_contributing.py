@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes: short, true to the tree, and followed here with toys (a stage and a verb: test_stages.py)."""
+"""CONTRIBUTING's recipes: short, true to the tree, and followed with toys (a stage and a command: test_stages.py)."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ from compress.recipe.schema import PruneRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = (
-    "an operator rule", "a criterion", "what reads a file", "an engine", "a task", "a data format", "a stage",
-    "a verb to the command line",
+    "an operator rule", "a criterion", "a file reader", "an engine", "a task", "a data format", "a stage",
+    "a command",
 )  # fmt: skip
 
 

@@ -48,18 +48,28 @@ def cells(stage: Stage, subject: str, lines: Iterable[Mapping[str, Any]], images
     if stage == "allocation":
         names = list(dict.fromkeys(line["criterion"] for line in best))[:RUNNERS]
         return [Cell(subject, name, scope, images=images) for name in names for scope in get_args(Scope)]
-    best_scope: dict[str, Scope] = {}
-    for line in best:
+    known: dict[str, tuple[str, Scope, Normalization | None]] = {}
+    for line in ranking(lines, subject, normalized=True):
         # One combination of each criterion, so that three are compared.
         if line["criterion"] not in BASELINES:
-            best_scope.setdefault(line["criterion"], line["scope"])
-    finalists: list[tuple[str, Scope]] = list(best_scope.items())[:FINALISTS]
-    chosen = dict.fromkeys([*finalists, DEFAULT, *((name, get_args(Scope)[0]) for name in BASELINES)])
-    return [Cell(subject, c, s, split="test", seed=seed, images=images) for c, s in chosen for seed in SEEDS]
+            known.setdefault(line["criterion"], (line["criterion"], line["scope"], line.get("normalize")))
+    finalists = list(known.values())[:FINALISTS]
+    chosen = dict.fromkeys([*finalists, (*DEFAULT, None), *((name, get_args(Scope)[0], None) for name in BASELINES)])
+    return [
+        Cell(subject, criterion, scope, split="test", seed=seed, images=images, normalize=how)
+        for criterion, scope, how in chosen
+        for seed in SEEDS
+    ]
 
 
-def ranking(lines: Iterable[Mapping[str, Any]], subject: str) -> list[Mapping[str, Any]]:
-    """Sort a subject's lines of the selection at half of the MACs, the most right answers once solved first."""
+def ranking(lines: Iterable[Mapping[str, Any]], subject: str, normalized: bool = False) -> list[Mapping[str, Any]]:
+    """Sort a subject's lines of the selection at half of the MACs, the most right answers once solved first.
+
+    Args:
+        lines: what is known.
+        subject: what is cut.
+        normalized: whether lines count whose scores were divided in another way than the criterion's own.
+    """
     name = Path(subject).name
     own = [
         line
@@ -68,7 +78,7 @@ def ranking(lines: Iterable[Mapping[str, Any]], subject: str) -> list[Mapping[st
         and line["split"] == "selection"
         and line["rounds"] == 1
         and line["macs"] == HALF
-        and line.get("normalize") is None
+        and (normalized or line.get("normalize") is None)
         and "refused" not in line
     ]
     return sorted(own, key=lambda line: (-line["solved"]["right"], line["after"]))

@@ -37,7 +37,7 @@ def _selection(subject: str, lines: Sequence[Line]) -> str:
         (
             line["criterion"],
             line["scope"],
-            line.get("normalize") or CRITERIA[line["criterion"]].normalize,
+            how(line),
             str(line["images"]),
             str(line["rounds"]),
             f"{100 * line['share']:.1f} %",
@@ -55,17 +55,23 @@ def _selection(subject: str, lines: Sequence[Line]) -> str:
 
 
 def _test(subject: str, lines: Sequence[Line]) -> str:
-    head = ("criterion", "scope", "cut", "solved", "points lost, solved", "seeds")
-    rows = []
-    for pair in dict.fromkeys((line["criterion"], line["scope"]) for line in lines):
-        own = [line for line in lines if (line["criterion"], line["scope"]) == pair and "refused" not in line]
+    head = ("criterion", "scope", "scores", "cut", "solved", "points lost, solved", "seeds")
+    rows, ways = [], [(line["criterion"], line["scope"], how(line)) for line in lines]
+    for way in dict.fromkeys(ways):
+        own = [line for line, found in zip(lines, ways, strict=True) if found == way and "refused" not in line]
         if own:
             shares = [[100 * line[name]["right"] / line["judged"] for line in own] for name in ("cut", "solved")]
             lost = [100 * (line["dense"]["right"] - line["solved"]["right"]) / line["judged"] for line in own]
-            rows.append((*pair, *(over_seeds(values) for values in (*shares, lost)), str(len(own))))
+            rows.append((mean(lost), (*way, *(over_seeds(values) for values in (*shares, lost)), str(len(own)))))
     first = lines[0]
     dense = 100 * first["dense"]["right"] / first["judged"]
-    return f"**{subject}**, {first['judged']} test images, dense {dense:.1f} %:\n\n{_markdown(head, rows)}"
+    text = _markdown(head, [row for _, row in sorted(rows)])
+    return f"**{subject}**, {first['judged']} test images, dense {dense:.1f} %:\n\n{text}"
+
+
+def how(line: Line) -> str:
+    """Return what made the scores comparable from group to group."""
+    return str(line.get("normalize") or CRITERIA[line["criterion"]].normalize)
 
 
 def drop(line: Line, name: str) -> str:

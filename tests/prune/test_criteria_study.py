@@ -113,7 +113,7 @@ def test_intervals_by_hand():
     # 1, 2, 3: deviation 1, t 4.303, over the root of 3.
     assert over_seeds([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
     text = tables([line("l1", "global", 80, "test", seed) for seed in range(3)])
-    assert "| l1 | global | 80.0 ± 0.0 | 80.0 ± 0.0 | 10.0 ± 0.0 | 3 |" in text
+    assert "| l1 | global | mean | 80.0 ± 0.0 | 80.0 ± 0.0 | 10.0 ± 0.0 | 3 |" in text
 
 
 def test_a_plot_for_each_subject(tmp_path):
@@ -127,7 +127,7 @@ def test_answers_are_counted_image_by_image(subject):
     assert right.tolist() == [False] + [True] * 47
 
 
-def test_norms_are_compared_and_choose_nothing():
+def test_norms_are_compared_and_the_best_goes_on_to_the_test():
     asked = stages.cells("normalization", "small", [], 8)
     ways = {(cell.criterion, cell.normalize) for cell in asked}
     assert len(ways) == len(asked) == 4 * len(stages.NORMED)
@@ -137,3 +137,6 @@ def test_norms_are_compared_and_choose_nothing():
     other = line("l1", "global", 89) | {"normalize": "max"}
     assert [found["solved"]["right"] for found in stages.ranking([other, line("l1", "global", 80)], "small")] == [80]
     assert "| l1 | global | max |" in tables([other])
+    best = line("fisher", "global", 85) | {"normalize": "cost"}
+    (first, *_) = stages.cells("test", "small", [line("fisher", "global", 80), best], 8)
+    assert (first.criterion, first.scope, first.normalize, first.split) == ("fisher", "global", "cost", "test")
