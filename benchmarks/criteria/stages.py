@@ -20,8 +20,8 @@ DEFAULT: tuple[str, Scope] = ("kfac", "global")
 HALF = 0.5
 """The share of the MACs by which criteria are ranked."""
 
-NORMED = ("l1", "mean_activation", "regression", "taylor", "fisher", "kfac")
-"""Two criteria of each need."""
+NORMED = ("l1", "mean_activation", "regression", "taylor", "taylor_gate", "fisher", "obd", "hutchinson", "kfac")
+"""Two criteria of each need, and all that are in units of the loss."""
 
 FINALISTS, RUNNERS, SEEDS = 3, 4, (0, 1, 2)
 
