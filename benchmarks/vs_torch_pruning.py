@@ -321,7 +321,7 @@ def main(line: list[str] | None = None) -> int:
         try:
             metadata.version("torch-pruning")
         except metadata.PackageNotFoundError:
-            errors.print("torch-pruning is not installed; get it by: uv sync --group benchmark.", markup=False)
+            errors.print("torch-pruning is not installed; get it with: uv sync --group benchmark.", markup=False)
             return 3
         # The processes inherit it; torch reads it when it is loaded.
         os.environ["OMP_NUM_THREADS"] = "1"

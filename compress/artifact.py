@@ -85,7 +85,7 @@ def save(
             it was.
     """
     if description is not None and known:
-        raise ArtifactError(f"save is given a description and {', '.join(known)} beside; put these into it.")
+        raise ArtifactError(f"save is given a description and {', '.join(known)} as well; put these into it.")
     description = description or remembered(model, known)
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def save(
             back = _loaded(temporary, trusted, directory)
         if differs := difference(model, back, example, description.preprocessing.get("size")):
             raise ArtifactError(
-                f"The network does not come back from '{description.factory}' as it is: {differs}; give the factory, "
+                f"The network cannot be rebuilt from '{description.factory}': {differs}; give the factory, "
                 "arguments and plan that it was made with."
             )
         shutil.rmtree(directory, ignore_errors=True)
@@ -139,7 +139,7 @@ def remembered(model: nn.Module, known: Mapping[str, Any]) -> Description:
     fields = {"arguments": dict(origin.arguments), **origin.about, **known, "factory": factory, "plan": plan}
     if not fields.get("classes"):
         if outputs is None:
-            raise ArtifactError(f"Nothing says what the classes of '{factory}' are; give classes, a name for each.")
+            raise ArtifactError(f"Nothing says what the classes of '{factory}' are; give classes, one name for each.")
         fields["classes"] = tuple(map(str, range(outputs)))
     try:
         return Description(**fields)

@@ -41,7 +41,7 @@ def read_bytes(path: Path, limit: int = TEXT_BYTES, *, follow: bool = True) -> b
     try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if about.st_size > limit:
             raise OSError(errno.EFBIG, f"it has {about.st_size} bytes and {limit} are the limit", str(path))
         with os.fdopen(handle, "rb", closefd=False) as file:

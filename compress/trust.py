@@ -54,11 +54,11 @@ def check_trusted(target: str, trusted: Sequence[str], what: str, error: type[Ni
     module = target.partition(":")[0]
     said, shown = f"{what[:1].upper()}{what[1:]} '{target[:200]}'", module[:100]
     if _is_never_trusted(module):
-        raise error(f"{said} is no function of your own; name one of a module that you wrote.")
+        raise error(f"{said} is not a function of your own; name one of a module that you wrote.")
     if not _covered(module, trusted):
         raise error(
             f"{said} is code that would run on this machine; if you trust it, add --trust {shown} "
-            f"(from Python trusted=['{shown}'], in a pipeline {VARIABLE}={shown})."
+            f"(from Python: trusted=['{shown}'], in a pipeline: {VARIABLE}={shown})."
         )
 
 

@@ -272,7 +272,7 @@ def test_quiet_prints_nothing(niwaki):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("resnet18",), "'resnet18' is no folder; name torchvision:NAME (torchvision:resnet18)"),
+        (("resnet18",), "'resnet18' is not a folder; name torchvision:NAME (torchvision:resnet18)"),
         (("nets.py",), "'nets.py' is a file"),
         (("torchvision:resnet19",), "torchvision has no model 'resnet19'; it has for example resnet101"),
         (("nowhere:small",), "'nowhere:small' cannot be imported (No module named 'nowhere')"),
@@ -306,7 +306,7 @@ def test_without_torch_it_says_how_to_get_it(niwaki, monkeypatch):
     code, _, err = niwaki("torchvision:resnet18")
     assert code == 3
     assert err == (
-        "niwaki: niwaki inspect needs torch, not installed here; get the training side by: "
+        "niwaki: niwaki inspect needs torch, not installed here; install the training side with: "
         "pip install 'niwaki-vision[compress]'. More: niwaki docs pruning\n"
     )
 

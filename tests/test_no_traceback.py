@@ -128,7 +128,7 @@ def test_no_memory_is_a_sentence_and_exit_3(said, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 3
-    assert "the memory does not suffice" in capsys.readouterr().err
+    assert "there is not enough memory" in capsys.readouterr().err
 
 
 def test_no_memory_for_a_package_is_not_a_package_that_is_missing(monkeypatch, capsys):
@@ -141,4 +141,4 @@ def test_no_memory_for_a_package_is_not_a_package_that_is_missing(monkeypatch, c
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 3
-    assert "the memory does not suffice" in capsys.readouterr().err
+    assert "there is not enough memory" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_network_by_name_remembers_the_name(tmp_path, own):
     [
         ({}, "Nothing says what made this Sequential; give factory="),
         ({"factory": "niwaki:lenet5"}, "Nothing says what the classes"),
-        ({"factory": "niwaki:lenet5", "classes": ("a", "b")}, "would not load|does not come back"),
+        ({"factory": "niwaki:lenet5", "classes": ("a", "b")}, "would not load|cannot be rebuilt"),
         ({"factory": "niwaki:lenet5", "classes": ("a",), "size": 3}, "cannot be described"),
     ],
 )

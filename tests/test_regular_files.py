@@ -1,4 +1,4 @@
-"""What is no regular file, or larger than any of its kind, is refused before a byte of it is read."""
+"""What is not a regular file, or larger than any of its kind, is refused before a byte of it is read."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ def test_a_mask_of_half_a_megabyte_does_not_take_gigabytes(tmp_path):
         load_mask(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ImageError, match="it is no regular file"):
+    with pytest.raises(ImageError, match="it is not a regular file"):
         load_mask(path)
 
 

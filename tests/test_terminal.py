@@ -86,7 +86,7 @@ def test_a_run_refuses_a_number_that_no_launcher_leaves(said, monkeypatch, capsy
     pytest.importorskip("torch")
     monkeypatch.setenv("RANK", said)
     assert niwaki(monkeypatch, "run", tmp_path / "none.yaml") == 2
-    told = f"niwaki: The environment says RANK={said!r}, which is no number; unset RANK."
+    told = f"niwaki: The environment says RANK={said!r}, which is not a number; unset RANK."
     assert capsys.readouterr().err == f"{told} More: niwaki docs recipes\n"
 
 

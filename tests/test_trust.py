@@ -144,7 +144,7 @@ SHELL = {"target": {"kind": "function", "function": "os:system", "arguments": {"
 @pytest.mark.heavy
 @pytest.mark.parametrize("trusted", [[], ["os"]])
 def test_a_recipe_runs_no_shell(tmp_path, trusted):
-    with pytest.raises(RecipeError, match="no function of your own"):
+    with pytest.raises(RecipeError, match="not a function of your own"):
         load_recipe(recipe(tmp_path, **SHELL), trusted=trusted)
     flags = [part for module in trusted for part in ("--trust", module)]
     command = [*NIWAKI, "run", "r.yaml", *flags]
@@ -181,7 +181,7 @@ def test_what_only_sounds_trusted_is_not():
     with pytest.raises(DataError, match="add --trust minefield"):
         trusted_function("minefield:make", ["mine"], "data function", DataError)
     for name in ("os:system", "os.path:join", "builtins:eval", "torch.hub:load", "compress.models.factory:build"):
-        with pytest.raises(DataError, match="no function of your own"):
+        with pytest.raises(DataError, match="not a function of your own"):
             trusted_function(name, [name.partition(":")[0]], "data function", DataError)
 
 

@@ -31,7 +31,7 @@ from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
 
 app = typer.Typer(
     name="niwaki",
-    help="Transfer, prune, distil and deploy a vision network, and measure that it was worth it.",
+    help="Transfer, prune, distil and deploy a vision network, and measure whether it was worth it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -56,7 +56,7 @@ def about(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Transfer, prune, distil and deploy a vision network, and measure that it was worth it."""
+    """Transfer, prune, distil and deploy a vision network, and measure whether it was worth it."""
 
 
 _NO_MEMORY = re.compile(
@@ -96,7 +96,7 @@ def main() -> NoReturn:
             say(_message(error), more="" if hasattr(error, "format_message") else page_for(sys.argv[1:]))
         code = exit_code_of(error)
     if code == INTERRUPTED and launched("RANK", 0) == 0:
-        say("stopped; the same command with --resume goes on where it was.")
+        say("stopped; the same command with --resume continues from there.")
     sys.exit(code or 0)
 
 
@@ -132,5 +132,5 @@ def _message(error: Exception) -> str:
         return f"{error.strerror or error}{where}; {remedy}."
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
-        return f"the memory does not suffice{said}; take a smaller batch or smaller images, or a larger machine."
+        return f"there is not enough memory{said}; use a smaller batch, smaller images or a larger machine."
     return str(error)

@@ -19,9 +19,9 @@ EnginesArgument = Annotated[
 ]
 NameOption = Annotated[
     list[str] | None,
-    typer.Option("--name", metavar="NAME=PATH", help="An engine under a name, before the others; repeatable."),
+    typer.Option("--name", metavar="NAME=PATH", help="A named engine, placed before the others; repeatable."),
 ]
-BatchOption = Annotated[str | None, typer.Option(help="Images of one run, such as 1,8,64; else a file's own.")]
+BatchOption = Annotated[str | None, typer.Option(help="Batch sizes, such as 1,8,64; by default the file's own.")]
 SizeOption = Annotated[
     str | None, typer.Option(metavar="HxW", help="Height and width where a file leaves them open, such as 224x320.")
 ]
@@ -36,7 +36,7 @@ DataOption = Annotated[
     typer.Option(
         exists=True,
         file_okay=False,
-        help="Time on images of this folder; accuracy too, where it has a folder for each class.",
+        help="Time on images of this folder; accuracy too, if it has a folder for each class.",
     ),
 ]
 
@@ -48,25 +48,27 @@ def bench(
     batch: BatchOption = None,
     size: SizeOption = None,
     shape: ShapeOption = None,
-    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    rounds: Annotated[int, typer.Option(min=5, max=100_000, help="Blocks of five runs of each, at least.")] = 50,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each engine.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=5, max=100_000, help="Least number of rounds, each of five runs per engine.")
+    ] = 50,
     seconds: Annotated[
-        float, typer.Option(min=0.0, max=3600.0, help="Rounds are added until the timing takes so long.")
+        float, typer.Option(min=0.0, max=3600.0, help="Least duration; rounds are added until then.")
     ] = 1.0,
-    runtime: Annotated[str | None, typer.Option(help="Run all by this one, such as openvino.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Run all on this runtime, such as openvino.")] = None,
     isolate: Annotated[
-        int, typer.Option(min=0, max=20, help="Time in so many fresh processes; best times are those of all.")
+        int, typer.Option(min=0, max=20, help="Time in this many fresh processes; best times are over all.")
     ] = 0,
     data: DataOption = None,
     probe: Probe = None,
-    cold: Annotated[bool, typer.Option("--cold", help="Also what loading and the first run cost.")] = False,
-    streams: Annotated[int, typer.Option(min=0, max=256, help="Also so many threads at once.")] = 0,
+    cold: Annotated[bool, typer.Option("--cold", help="Also measure loading and the first run.")] = False,
+    streams: Annotated[int, typer.Option(min=0, max=256, help="Also run this many threads at once.")] = 0,
     rate: Annotated[
-        float | None, typer.Option(min=0.01, max=1e6, help="Also requests that come at so many a second.")
+        float | None, typer.Option(min=0.01, max=1e6, help="Also send requests at this rate per second.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time engines against the first one, in turns, on seeded noise or on images for each; needs no torch."""
+    """Time engines in turns and compare them with the first, on seeded noise or on images; needs no torch."""
     from compress.cli import timing
     from compress.cli.timed_table import show
     from deploy.bench.feeding import Feeding

@@ -36,16 +36,18 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="For a network with several inputs: a JSON object a line, from the inputs' names to files or numbers.",
+            help="For a network with several inputs: one JSON object per line, from input names to files or numbers.",
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that one run may use.")] = 1,
-    runtime: Annotated[str | None, typer.Option(help="What runs it; by default the best here.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Runtime; by default the best on this machine.")] = None,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
     trusted_key: TrustedKey = None,
     engine_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of this device: run engines too that `niwaki build --key` signed with it."),
+        typer.Option(
+            metavar="FILE", help="This device's public key (PEM): also run engines signed by `niwaki build --key`."
+        ),
     ] = None,
     min_version: MinVersion = None,
     as_json: JsonFlag = False,
@@ -72,7 +74,7 @@ def predict(
     ) as engine:
         if rows is None and engine.manifest.inputs:
             named = ", ".join(engine.manifest.inputs)
-            raise DeployError(f"{bundle} reads {named}; give --rows FILE with a JSON object of these names a line.")
+            raise DeployError(f"{bundle} reads {named}; give --rows FILE with one JSON object of these names per line.")
         (found, bad), classes = _answers(engine, given), engine.classes
     if as_json:
         _print_json(found)
@@ -82,8 +84,8 @@ def predict(
             print(plain(f"{item['file']}: {_found(item, classes)}{note}"))
     if bad:
         (first, why), *more = bad.items()
-        others = f", nor have {', '.join(map(str, more))}" if more else ""
-        raise DeployError(f"{first} has no answer ({str(why).rstrip('.')}){others}; the others have theirs.")
+        others = f", nor could {', '.join(map(str, more))}" if more else ""
+        raise DeployError(f"{first} could not be predicted ({str(why).rstrip('.')}){others}; all others were.")
 
 
 def _print_json(found: Sequence[dict[str, Any]]) -> None:
@@ -118,7 +120,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         lines = read_bytes(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DeployError(f"Cannot read the rows of {path} ({why}); give a text file, a JSON object a line.") from error
+        raise DeployError(
+            f"Cannot read the rows of {path} ({why}); give a text file with one JSON object per line."
+        ) from error
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -126,9 +130,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DeployError(f"Line {number} of {path} is no JSON; write an object a line.") from error
+            raise DeployError(f"Line {number} of {path} is not JSON; write one object per line.") from error
         if not isinstance(row, dict):
-            raise DeployError(f"Line {number} of {path} is a {type(row).__name__}; write a JSON object a line.")
+            raise DeployError(f"Line {number} of {path} is a {type(row).__name__}; write one JSON object per line.")
         # No input takes a text but an image, so what is one is its file.
         found.append({name: path.parent / one if isinstance(one, str) else one for name, one in row.items()})
     if not 0 < len(found) <= _MOST_ROWS:
@@ -166,7 +170,7 @@ def build(
     bundle: BundleArgument,
     precision: Annotated[str | None, typer.Option(help="Which of its models; by default the one it prefers.")] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="smNN", help="Build for this compute capability, not for the GPU here.")
+        str | None, typer.Option(metavar="smNN", help="Build for this compute capability instead of the GPU here.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where it goes; by default into the bundle, which then uses it.")
@@ -211,7 +215,7 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="An Ed25519 private key (PEM).")],
     version: Annotated[int | None, typer.Option(min=0, help="The bundle's version, for --min-version.")] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="DATE", help="From when on it is refused, such as 2027-12-31 (UTC).")
+        str | None, typer.Option(metavar="DATE", help="Date from which it is refused, such as 2027-12-31 (UTC).")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -224,11 +228,11 @@ def sign(
 
 def verify(
     bundle: BundleArgument,
-    key: Annotated[Path, typer.Option(metavar="FILE", help="The Ed25519 public key (PEM) of who must have signed it.")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The Ed25519 public key (PEM) of its signer.")],
     min_version: MinVersion = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Hold a bundle against a key, and every file of it against its hash; nothing is loaded."""
+    """Check a bundle's signature against a key, and its files against their hashes; nothing is loaded."""
     import deploy
 
     manifest = deploy.verify(bundle, key, min_version=min_version)
@@ -239,7 +243,7 @@ def verify(
         return
     version = "no version" if manifest.version is None else f"version {manifest.version}"
     until = "no expiry" if expires is None else f"expires {expires}"
-    print(plain(f"{bundle} is what the owner of {key} signed: {len(manifest.files)} files, {version}, {until}."))
+    print(plain(f"{bundle} is as the owner of {key} signed it: {len(manifest.files)} files, {version}, {until}."))
 
 
 def describe(bundle: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def need(command: str, packages: tuple[str, ...]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingError(
-            f"niwaki {command} needs {', '.join(missing)}, not installed here; get the training side by: "
+            f"niwaki {command} needs {', '.join(missing)}, not installed here; install the training side with: "
             "pip install 'niwaki-vision[compress]'."
         )
 

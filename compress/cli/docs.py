@@ -20,7 +20,9 @@ CHECKOUT = Path(__file__).resolve().parents[2] / "docs"
 
 
 def docs(
-    topic: Annotated[str | None, typer.Argument(help="A page, such as recipes or howto/cpp; none: list them.")] = None,
+    topic: Annotated[
+        str | None, typer.Argument(help="A page, such as recipes or howto/cpp; without it pages are listed.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print a page of the documentation, or list the pages; needs no torch and no network."""

@@ -80,7 +80,9 @@ def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle folder: say what runs it here, and why.")] = None,
     bill: Annotated[
         Path | None,
-        typer.Option("--sbom", metavar="FILE", help="Write what the bundle carries and what runs it, as CycloneDX."),
+        typer.Option(
+            "--sbom", metavar="FILE", help="Write a bill of materials (CycloneDX) of the bundle and what runs it."
+        ),
     ] = None,
     probe: Probe = None,
     as_json: JsonFlag = False,
@@ -277,7 +279,7 @@ def _loads(part: str) -> tuple[bool, str]:
     if done.returncode != 0:
         return False, (done.stderr.strip().splitlines() or ["does not load"])[-1]
     if done.stdout.strip() == "reference":
-        return True, "; NIWAKI_KERNELS=reference puts the slow ones in Python in their place"
+        return True, "; NIWAKI_KERNELS=reference uses the slow Python ones instead"
     return True, f"; runs as {done.stdout.strip()}" if part == "cpu" else "; loads"
 
 

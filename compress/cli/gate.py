@@ -25,26 +25,26 @@ _ROUNDS = 50
 
 def gate(
     record: Annotated[Path, typer.Argument(help="A bench.json.")],
-    baseline: Annotated[Path, typer.Option(help="The bench.json to hold it against.")],
+    baseline: Annotated[Path, typer.Option(help="The bench.json to compare it with.")],
     latency_tolerance: Annotated[
-        float, typer.Option(min=0.0, help="How much the ratio to dense may grow, relatively.")
+        float, typer.Option(min=0.0, help="How much the ratio to dense may grow, as a share of it.")
     ] = 0.05,
     accuracy_tolerance: Annotated[
         float, typer.Option(min=0.0, help="How much accuracy may fall, as a share of 1.")
     ] = 0.01,
     tolerance: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHAT=NUMBER", help="Of absolute, tail, size, memory or parity; repeatable."),
+        typer.Option(metavar="WHAT=NUMBER", help="Tolerance of absolute, tail, size, memory or parity; repeatable."),
     ] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(metavar="WHAT", help="Show it and do not hold it, such as threads; repeatable.")
+        list[str] | None, typer.Option(metavar="WHAT", help="Show it without failing, such as threads; repeatable.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Hold this record alone; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Judge only this record; repeatable.")] = None,
     engines: Annotated[
         list[Path] | None,
         typer.Option(help="Files or folders with the engines, to time again what is in doubt; repeatable."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=0, max=20, help="How often at most is timed again.")] = 3,
+    repeats: Annotated[int, typer.Option(min=0, max=20, help="How many times it is timed again, at most.")] = 3,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Show what changed, then make the record the baseline; exit 0.")
     ] = False,
@@ -57,8 +57,8 @@ def gate(
 ) -> None:
     """Exit 1 when latency (as a ratio to dense), accuracy or size is worse than a baseline allows.
 
-    What is in doubt is timed again before it fails, where the engines are found: beside the record, in its folder
-    deploy, or where --engines says.
+    What is in doubt is timed again before it fails, if the engines are found beside the record, in its folder deploy,
+    or where --engines says.
     """
     from deploy.bench import formats
     from deploy.bench.records import Bench
@@ -81,9 +81,11 @@ def gate(
 
 
 def schema(
-    record: Annotated[Path | None, typer.Argument(help="A bench.json to hold to it; none: print the schema.")] = None,
+    record: Annotated[
+        Path | None, typer.Argument(help="A bench.json to check; without it the schema is printed.")
+    ] = None,
 ) -> None:
-    """Print the JSON schema of a bench.json, or hold a file to it."""
+    """Print the JSON schema of a bench.json, or check a file against it."""
     from deploy.bench.schema import schema_text, validate
 
     if record is None:
@@ -124,7 +126,9 @@ def _replace(baseline: Path, record: Bench, *, quiet: bool = False) -> None:
     from deploy.errors import DeployError
 
     if not any(one.status == "measured" for one in record.records):
-        raise DeployError(f"The record {record.name!r} measured nothing, so it is no baseline; run `niwaki bench`.")
+        raise DeployError(
+            f"The record {record.name!r} measured nothing, so it cannot be a baseline; run `niwaki bench`."
+        )
     write_text(baseline, record.to_json())
     if not quiet:
         print(f"{plain(baseline)} now holds {len(record.records)} records of {plain(record.name)}.")
@@ -189,9 +193,9 @@ def _show(result: GateResult) -> None:
         if line.note:
             console.print(f"{line.name}, {line.what}: {line.note}.", markup=False, style="" if line.ok else "red")
     if result.repeats:
-        console.print(f"Timed again {result.repeats} time{'s' if result.repeats > 1 else ''} before this was said.")
+        console.print(f"Timed again {result.repeats} time{'s' if result.repeats > 1 else ''} before this verdict.")
     elif result.doubtful():
-        said = "What fails is in doubt, and its engines were not found to time them again: name them by --engines."
+        said = "What fails is in doubt, but its engines were not found to time them again; name them with --engines."
         console.print(said, style="yellow")
     console.print("passed" if result.passed else "failed", style="green" if result.passed else "bold red")
 

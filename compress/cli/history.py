@@ -14,11 +14,13 @@ from compress.terminal import Terminal, plain
 
 
 def history(
-    records: Annotated[list[Path] | None, typer.Argument(help="Files bench.json to add.")] = None,
+    records: Annotated[list[Path] | None, typer.Argument(help="Files such as bench.json to add.")] = None,
     database: Annotated[Path, typer.Option("--db", help="The SQLite file.")] = Path("runs/history.db"),
-    commit: Annotated[str, typer.Option(help="What the added records were measured for.")] = "",
-    engine: Annotated[str | None, typer.Option(help="Show this engine alone.")] = None,
-    metric: Annotated[str, typer.Option(help="Such as ratio_of_best, median_ms, accuracy.")] = "ratio_of_best",
+    commit: Annotated[str, typer.Option(help="The commit that was measured.")] = "",
+    engine: Annotated[str | None, typer.Option(help="Show only this engine.")] = None,
+    metric: Annotated[
+        str, typer.Option(help="A metric, such as ratio_of_best, median_ms, accuracy.")
+    ] = "ratio_of_best",
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw one engine's metric to this SVG.")] = None,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Log the added records to MLflow too.")] = False,
     as_json: JsonFlag = False,

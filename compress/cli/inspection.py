@@ -68,7 +68,7 @@ def outline(inspection: Inspection, *, everything: bool = False) -> list[TextTre
         ),
         *_section("sizes that a cut patches", _patches(inspection, everything)),
         *_section(
-            "numbers that a cut leaves, and that may be sizes",
+            "numbers that a cut does not change, though they may be sizes",
             [TextTree(Text(number)) for number in inspection.unfollowed][:few],
             len(inspection.unfollowed),
         ),

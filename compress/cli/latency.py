@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ Runtimes = Annotated[
 
 
 def profile(
-    subject: Annotated[str, typer.Argument(help="A network or a plan with --bundle; a folder that --bundle made.")],
+    subject: Annotated[
+        str, typer.Argument(help="With --bundle a network or a plan; else a folder that --bundle made.")
+    ],
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Make this folder for a device.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NETWORK", help="What a plan is for.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NETWORK", help="The network that a plan is for.")] = None,
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="The precision that ships.")] = "fp32",
-    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each engine.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images per run.")] = 1,
     runtime: Runtimes = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The table; DIR/latency.json by default.")] = None,
     size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
@@ -89,8 +92,8 @@ def explain(
     runtime: Annotated[
         str, typer.Option(help="onnxruntime or openvino; tensorrt for profiles that trtexec exported.")
     ] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    everything: Annotated[bool, typer.Option("--all", help="List layers that take next to nothing too.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each engine.")] = 1,
+    everything: Annotated[bool, typer.Option("--all", help="Also list layers that take almost no time.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say layer by layer where the time goes and why a cut brings less than expected; needs no torch."""
@@ -124,7 +127,7 @@ def _say_noise(load: Sequence[float]) -> None:
     from deploy.bench.conditions import Conditions
 
     if (noise := Conditions.of_load(load).noise()) is not None:
-        said = f"The machine was noisy ({noise}): these are best times, yet measure again."
+        said = f"The machine was noisy ({noise}): these are best times, but measure again."
         Terminal().print(said, soft_wrap=True, markup=False)
 
 
@@ -155,7 +158,7 @@ def _file(path: Path) -> Path:
     with deploy.load(path) as bundle:
         inner = bundle.path
     if inner is None or inner.suffix != ".onnx":
-        raise RecipeError(f"{path} runs no ONNX file here; name the ONNX file to be explained.")
+        raise RecipeError(f"{path} does not run an ONNX file here; name the ONNX file to explain.")
     return inner
 
 
@@ -173,7 +176,8 @@ def _timed(folder: Path, runtimes: list[str], out: Path | None, *, quiet: bool) 
     from deploy.latency.profile import profile_folder
 
     if not folder.is_dir() or not (folder / "profile.json").is_file():
-        raise RecipeError(f"{folder} holds no profile.json; make one by niwaki profile {folder} --bundle DIR first.")
+        command = f"niwaki profile {shlex.quote(str(folder))} --bundle DIR"
+        raise RecipeError(f"{folder} holds no profile.json; make one with {command} first.")
     with Terminal(stderr=True, quiet=quiet).status("Timing layers"):
         table = profile_folder(folder, runtimes=runtimes)
     path = out or folder / "latency.json"

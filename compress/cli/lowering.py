@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Images, or folders of them.")]
 SizeOption = Annotated[
-    int | None, typer.Option(min=1, max=4096, help="Height and width, where the file states no preprocessing.")
+    int | None, typer.Option(min=1, max=4096, help="Height and width, if the file states no preprocessing.")
 ]
 MeanOption = Annotated[
-    str | None, typer.Option(metavar="M,M,M", help="Of each channel, where the file states no preprocessing.")
+    str | None, typer.Option(metavar="M,M,M", help="Mean of each channel, if the file states no preprocessing.")
 ]
 StdOption = Annotated[
-    str | None, typer.Option(metavar="S,S,S", help="Of each channel, where the file states no preprocessing.")
+    str | None, typer.Option(metavar="S,S,S", help="Deviation of each channel, if the file states no preprocessing.")
 ]
 LIMIT = 1e-4
 """The largest relative error of an fp32 file against torch that ``export`` lets pass."""
@@ -44,20 +44,22 @@ def export(
     weights: Annotated[str | None, typer.Option(help="Weights to load: DEFAULT or a file.")] = None,
     size: Annotated[int | None, typer.Option(min=1, max=4096, help="Height and width of the images.")] = None,
     task: Annotated[str | None, typer.Option(help="classification, detection or segmentation.")] = None,
-    opset: Annotated[int | None, typer.Option(min=1, help="The operator set; by default 18.")] = None,
+    opset: Annotated[int | None, typer.Option(min=1, help="The ONNX operator set; 18 by default.")] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--for", metavar="RUNTIME", help="What runs it, such as openvino; repeatable."),
+        typer.Option(
+            "--for", metavar="RUNTIME", help="A runtime that must read the file, such as openvino; repeatable."
+        ),
     ] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Leave height and width free.")] = False,
     in_graph: Annotated[bool, typer.Option("--in-graph", help="Decode boxes or classes in the file itself.")] = False,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="Code that a saved network may import; repeatable.")
+        list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
     ] = None,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a network as an fp32 ONNX file and prove that it computes what torch does; exit 1 where it does not."""
+    """Write a network as an fp32 ONNX file and prove that it computes what torch does; exit 1 if it does not."""
     need("export", ("torch", "torchvision", "onnx", "onnxscript", "safetensors"))
     search_here()
     with warnings.catch_warnings():
@@ -98,8 +100,8 @@ def quantize(
         list[str] | None, typer.Option(metavar="KIND", help="Operators left in fp32, such as depthwise; repeatable.")
     ] = None,
     fastest: Annotated[bool, typer.Option("--fastest", help="Find by timing which operators stay in fp32.")] = False,
-    count: Annotated[int, typer.Option("--images", min=1, max=10_000, help="How many images are taken.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of images.")] = 0,
+    count: Annotated[int, typer.Option("--images", min=1, max=10_000, help="How many images are used.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of images.")] = 0,
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -114,7 +116,7 @@ def quantize(
     from deploy.quantization.agreement import Agreement
 
     if fastest and (precision != "int8" or keep):
-        raise DeployError("--fastest finds itself what stays in fp32; leave out --keep, and --precision fp16.")
+        raise DeployError("--fastest decides itself what stays in fp32; leave out --keep and --precision fp16.")
     target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
     console = Terminal(stderr=True, quiet=quiet)
     with warnings.catch_warnings():
@@ -169,23 +171,26 @@ def _quantized(
 
 def compare(
     first: Annotated[Path, typer.Argument(help="An ONNX file, an engine or a bundle: the reference.")],
-    second: Annotated[Path, typer.Argument(help="The one that is held against it.")],
+    second: Annotated[Path, typer.Argument(help="The one to compare with it.")],
     images: ImagesArgument,
     runtime: Annotated[
-        list[str] | None, typer.Option(help="What runs them; given twice, the first and the second.")
+        list[str] | None, typer.Option(help="Runtime of both; given twice, of the first and the second.")
     ] = None,
-    count: Annotated[int, typer.Option("--images", min=1, max=1_000_000, help="How many images are taken.")] = 1000,
+    count: Annotated[int, typer.Option("--images", min=1, max=1_000_000, help="How many images are used.")] = 1000,
     least: Annotated[
-        float | None, typer.Option("--least-agreement", min=0.0, max=1.0, help="Exit 1 below this share.")
+        float | None,
+        typer.Option("--least-agreement", min=0.0, max=1.0, help="Exit 1 below this share of equal predictions."),
     ] = None,
-    least_snr: Annotated[float | None, typer.Option(metavar="DB", help="Exit 1 below this signal to noise.")] = None,
+    least_snr: Annotated[
+        float | None, typer.Option(metavar="DB", help="Exit 1 below this signal-to-noise ratio.")
+    ] = None,
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Hold two engines against each other on your own images: agreement, signal to noise, and where they part."""
+    """Compare two engines on your own images: agreement, signal-to-noise ratio, and where they differ."""
     from deploy.bench.comparing import compare as compared
     from deploy.engines import load_engine
     from deploy.errors import DeployError
@@ -293,7 +298,7 @@ def _given(size: int | None, mean: str | None, std: str | None) -> Preprocessing
         given = {"size": (size, size), "mean": values[0], "std": values[1], "resize": "shorter_side_center_crop"}
         return Preprocessing.model_validate({**given, "mode": "L" if len(values[0]) == 1 else "RGB"})
     except ValidationError as error:
-        raise DeployError(f"{explain(error)}; mend --size, --mean or --std.") from None
+        raise DeployError(f"{explain(error)}; correct --size, --mean or --std.") from None
     except ValueError:
         raise DeployError(
             f"--mean {mean!r} and --std {std!r} are not numbers with commas between; give 0.5,0.5,0.5."
@@ -313,7 +318,7 @@ def _show(found: Comparison) -> None:
     )
     if not found.parted:
         return
-    shown = Table("image", "first says", "by", "second says", "by", title="Where they part", title_justify="left")
+    shown = Table("image", "first says", "by", "second says", "by", title="Where they differ", title_justify="left")
     for one in found.parted[:20]:
         cells = (one.file, one.first, f"{one.first_lead:.3g}", one.second, f"{one.second_lead:.3g}")
         shown.add_row(*map(escape, cells))

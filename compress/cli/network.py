@@ -19,10 +19,10 @@ def inspect(
     model: Annotated[str, typer.Argument(help="torchvision:NAME, niwaki:NAME, module:function, or a saved network.")],
     size: Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")] = None,
     protect: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Keep what touches these parameters; repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keep all channels of these parameters; repeatable.")
     ] = None,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="Code that a saved network may import; repeatable.")
+        list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="List every slot, name and attribute.")] = False,
     quiet: QuietFlag = False,
@@ -49,7 +49,7 @@ def inspect(
 
 
 def criteria(as_json: JsonFlag = False) -> None:
-    """List what channels can be scored by: what each looks at, what it costs in passes over the data, and its paper."""
+    """List the criteria that score channels: what each needs, what it costs in passes over the data, and its paper."""
     need("criteria", ("torch", "scipy"))
     from compress.prune import CRITERIA
 

@@ -11,7 +11,7 @@ Probe = Annotated[
     bool | None,
     typer.Option(
         "--probe/--no-probe",
-        help="First load and run it once in a child process with limits; by default for files outside a bundle.",
+        help="First load and run it once in a child process with limits; the default for files outside a bundle.",
     ),
 ]
 

@@ -30,15 +30,17 @@ _TRAINING_SIDE = ("torch", "torchvision", "scipy", "safetensors", "yaml", "light
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, niwaki:NAME, module:function, or a saved network.")]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER|RECIPE", help="Images: class folders, images alone, or the data of a recipe."),
+    typer.Option(
+        metavar="FOLDER|RECIPE", help="Images: a folder of class folders or of images, or the data of a recipe."
+    ),
 ]
-Images = Annotated[int, typer.Option(min=8, max=100_000, help="How many images are looked at.")]
+Images = Annotated[int, typer.Option(min=8, max=100_000, help="How many images are used.")]
 Weights = Annotated[
-    str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights of a network that is not a saved one.")
+    str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights for a network that is not a saved one.")
 ]
 Size = Annotated[int | None, typer.Option(min=1, max=8192, help="Height and width of the images.")]
 Protect = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Keep what touches these parameters; repeatable.")
+    list[str] | None, typer.Option(metavar="PATTERN", help="Keep all channels of these parameters; repeatable.")
 ]
 Trust = Annotated[
     list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
@@ -50,16 +52,16 @@ Bounds = Annotated[
         help="macs=0.5, macs=0.7,0.5, params=..., size=..., latency=..., max_drop=1; repeatable.",
     ),
 ]
-TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What a latency is timed on.")]
-TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="What a latency is timed in.")]
-Threads = Annotated[int, typer.Option(min=1, max=1024, help="Of one timed run.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images of one timed run.")]
-TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Times from a device, by niwaki profile.")]
+TimedOn = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Runtime that a latency is timed on.")]
+TimedIn = Annotated[Literal["fp32", "int8"], typer.Option(help="Precision that a latency is timed in.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of one timed run.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images per timed run.")]
+TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Layer times of a device, from niwaki profile.")]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="What chooses the channels that go first; by default l1, of a classifier with --data kfac."),
+    typer.Option(help="What chooses the channels that go; by default kfac for a classifier with --data, else l1."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 
 class _Asked(NamedTuple):
@@ -79,7 +81,7 @@ def sensitivity(
     criterion: Criterion = None,
     ratios: Annotated[str, typer.Option(metavar="A,B,...", help="Shares of a group that go.")] = "0.25,0.5,0.75",
     criteria: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Correlate these alone; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Correlate only these criteria; repeatable.")
     ] = None,
     images: Images = 256,
     size: Size = None,
@@ -90,7 +92,7 @@ def sensitivity(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cut each group alone, without training, and measure loss and accuracy; say which criteria foresaw it."""
+    """Cut each group alone, without training, and measure loss and accuracy; say which criteria predict it."""
     need("sensitivity", _TRAINING_SIDE)
     shares = _numbers(ratios, "--ratios")
     with _quiet_libraries():
@@ -100,7 +102,7 @@ def sensitivity(
         name, source = _network_of(model, data, trust or ())
         network = _given(name, size, weights, trust or ())
         if weights is None and name.startswith(("torchvision:", "niwaki:")):
-            raise ModelError(f"{name} has random weights, of which nothing is to be learnt; add --weights DEFAULT.")
+            raise ModelError(f"{name} has random weights, which say nothing; add --weights DEFAULT.")
         looked_at = _images(source, network, images, seed, trust or ())
         chosen = criterion or _criterion_for(network, looked_at)
         asked = _Asked(chosen, _known([*(criteria or ()), chosen])[:-1], tuple(protect or ()), shares, seed)
@@ -118,14 +120,18 @@ def prune(
     budget: Bounds = None,
     ratios: Annotated[
         str | None,
-        typer.Option(metavar="FROM.json|SHARE", help="A sensitivity, shares by pattern, or one share for all."),
+        typer.Option(
+            metavar="FROM.json|SHARE", help="A file of a sensitivity or of shares by pattern, or one share for all."
+        ),
     ] = None,
     criterion: Criterion = None,
     scope: Annotated[str, typer.Option(help="global, group, isomorphic or per_mac.")] = "global",
     max_ratio: Annotated[float, typer.Option(help="The largest share of a group that goes.")] = 1.0,
-    min_kept: Annotated[int, typer.Option(help="Channels of a group that stay.")] = 8,
-    round_to: Annotated[int, typer.Option(help="Kept channels are a multiple of it.")] = 8,
-    reconstruct: Annotated[bool, typer.Option("--reconstruct", help="Solve what is left again on the images.")] = False,
+    min_kept: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 8,
+    round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = 8,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Adjust what is left on the images by least squares.")
+    ] = False,
     runtime: TimedOn = "onnxruntime",
     precision: TimedIn = "fp32",
     threads: Threads = 1,
@@ -150,7 +156,7 @@ def prune(
         from compress.run.pruned import CutJob, several
 
         if out.exists():
-            raise RecipeError(f"--out {out} is there already; name a folder that is not.")
+            raise RecipeError(f"--out {out} already exists; name a new folder.")
         rest = {
             "criterion": criterion or "l1", "scope": scope, "max_ratio": max_ratio, "min_kept": min_kept,
             "round_to": round_to, "reconstruct": reconstruct, "protect": tuple(protect or ()),
@@ -193,9 +199,9 @@ def _asked(budget: Sequence[str], ratios: str | None, rest: dict[str, Any]) -> t
         bounds[key] = values if len(values) > 1 else values[0]
     curves, by_pattern = _ratios(ratios)
     if by_pattern is None and not bounds:
-        raise RecipeError("Nothing says how much goes; add --budget macs=0.5, or --ratios FROM.json.")
+        raise RecipeError("Nothing says how much to remove; add --budget macs=0.5, or --ratios FROM.json.")
     if by_pattern is not None and bounds:
-        raise RecipeError("--ratios already says how much goes; leave --budget out, or give a sensitivity.")
+        raise RecipeError("--ratios already says how much to remove; leave --budget out, or give a sensitivity.")
     given = {"ratio": by_pattern} if by_pattern is not None else {"budget": bounds}
     try:
         return PruneRecipe.model_validate({**rest, **given}), curves
@@ -224,7 +230,7 @@ def _ratios(text: str | None) -> tuple[Sensitivity | None, Any]:
     try:
         found = json.loads(read_bytes(Path(text)))
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"--ratios {text} is not JSON ({error}); make it by niwaki sensitivity.") from None
+        raise RecipeError(f"--ratios {text} is not JSON ({error}); make it with niwaki sensitivity.") from None
     if isinstance(found, dict) and "curves" in found:
         return Sensitivity.from_json(json.dumps(found)), None
     return None, found

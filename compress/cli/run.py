@@ -26,12 +26,12 @@ _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCI
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/digits.yaml.")],
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
     ] = None,
     devices: Annotated[
-        int, typer.Option(min=1, max=1024, help="Processes that train together, one a GPU or a share of the cores.")
+        int, typer.Option(min=1, max=1024, help="Processes that train together, one per GPU or share of the cores.")
     ] = 1,
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Layer times of the device, from niwaki profile.")
@@ -89,7 +89,7 @@ def _several(recipe: Recipe, folder: Path, ui: Ui, *, resume: bool, as_json: boo
     from deploy.bench.conditions import noisy_line
 
     if launched("WORLD_SIZE", 1) > 1:
-        raise RecipeError("A table of networks (budget.macs is a list) runs in one process; give one share a run.")
+        raise RecipeError("A table of networks (budget.macs is a list) runs in one process; give one share per run.")
     folders = run_several(recipe, folder, ui, resume=resume)
     found = summary_of_several(folders)
     write_json(folder / "table.json", found)
@@ -119,7 +119,7 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
             console.print(noisy_line(figures["noise"]), soft_wrap=True, markup=False)
         console.print(f"\nReport   {report}", soft_wrap=True, markup=False)
         if recipe.deploy is None:
-            said = f"Student  {folder / 'student'} (--resume with a deploy goes on to engines and the bundle)"
+            said = f"Student  {folder / 'student'} (--resume with a deploy section makes engines and the bundle)"
             console.print(said, soft_wrap=True, markup=False)
             return
         if (decided := figures.get("shipping")) is not None:
@@ -148,4 +148,4 @@ def _check_launcher() -> None:
     for name in _NUMBERS:
         said = os.environ.get(name, "0")
         if not said.isdecimal():
-            raise DeployError(f"The environment says {name}={said[:80]!r}, which is no number; unset {name}.")
+            raise DeployError(f"The environment says {name}={said[:80]!r}, which is not a number; unset {name}.")

@@ -18,9 +18,10 @@ def init(
     photos: Annotated[Path, typer.Argument(help="A folder of class folders, of images with boxes, or with masks.")],
     out: Annotated[Path | None, typer.Option(help="The recipe; NAME.yaml in the current folder by default.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="What training starts from: DEFAULT, a file or none; by default what fits.")
+        str | None,
+        typer.Option(help="Weights that training starts from: DEFAULT, a file or none; by default those that fit."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -35,7 +36,7 @@ def init(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", photos.resolve().name).strip("-._") or "photos"
     path = out or Path(f"{name}.yaml")
     if path.exists() and not force:
-        raise RecipeError(f"{path} is there already; give --force to replace it, or another --out.")
+        raise RecipeError(f"{path} already exists; give --force to replace it, or another --out.")
     # Torchvision has weights for its classifiers; ours start from a classifier's by a local file.
     fitting = "DEFAULT" if found.task == "classification" else "none"
     chosen = weights or fitting
@@ -54,4 +55,4 @@ def init(
     if as_json:
         print(json.dumps({"recipe": str(path), "task": found.task, "kind": found.kind, "images": found.images}))
     elif not quiet:
-        print(plain(f"{path}: {found.said} Run it by: niwaki run {shlex.quote(str(path))}"))
+        print(plain(f"{path}: {found.said} Run it with: niwaki run {shlex.quote(str(path))}"))

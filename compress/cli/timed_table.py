@@ -33,7 +33,7 @@ def show(result: Bench, data: Path | None) -> None:
 def _throughputs(result: Bench) -> Table:
     """Return the images a second of each engine at each batch."""
     batches = list(dict.fromkeys(record.batch for record in result.records))
-    shown = Table("images a second", *(f"batch {batch}" for batch in batches))
+    shown = Table("images per second", *(f"batch {batch}" for batch in batches))
     shown.columns[0].overflow = "fold"
     by_name: dict[str, list[str]] = {}
     for record in result.records:
@@ -51,7 +51,7 @@ def _data_of(result: Bench, data: Path | None) -> Iterator[str]:
         yield f"{', '.join(noise)}: timed on noise, as nothing says how images are prepared."
     first = result.records[: len(fed)]
     if data is not None and (without := [record.name for record in first if record.accuracy is None]):
-        yield f"{', '.join(without)}: no accuracy, as {plain(data)} has no folder called as one of its classes."
+        yield f"{', '.join(without)}: no accuracy, as {plain(data)} has no folder named after one of its classes."
 
 
 def _bench_table(result: Bench, width: int) -> Table:
@@ -84,7 +84,7 @@ def _more_of(record: Record) -> Iterator[str]:
         memory = "" if cold.peak_rss_bytes is None else f", {cold.peak_rss_bytes / 1e6:.0f} MB at most"
         yield f"{record.name}: loads in {cold.load_ms:.0f} ms, first run {cold.first_ms:.2f} ms{memory}."
     if (streams := record.streams) is not None:
-        yield f"{record.name}: {streams.throughput:.1f} images a second by {streams.streams} streams."
+        yield f"{record.name}: {streams.throughput:.1f} images per second with {streams.streams} streams."
     if (loop := record.open_loop) is not None:
         times = f"median {loop.median_ms:.2f} ms, p99 {loop.p99_ms:.2f} ms"
         yield f"{record.name}: {times} at {loop.rate:g} requests a second ({loop.answered:.1f} answered)."

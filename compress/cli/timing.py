@@ -112,7 +112,9 @@ def _one_batch(places: Sequence[Place], batch: int | None, how: _How) -> tuple[l
         feeds = [one.feeds for one in drawn]
         rows = {place.name: one.rows for place, one in zip(places, drawn, strict=True)}
         if len(set(rows.values())) > 1:
-            raise DeployError(f"One run takes {rows} images; only runs of as many can be compared, give --batch.")
+            raise DeployError(
+                f"One run takes {rows} images; only runs of the same number can be compared: give --batch."
+            )
         count = drawn[0].rows
         taken = {one.name: ", ".join(f"{name} {spec}" for name, spec in one.inputs.items()) for one in engines}
         real = [place.name for place, one in zip(places, drawn, strict=True) if one.real]
@@ -188,7 +190,7 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height[:9]) > 0 and int(width[:9]) > 0):
-        raise typer.BadParameter(f"'{text}' is no size; give HEIGHTxWIDTH, such as 224x320", param_hint="--size")
+        raise typer.BadParameter(f"'{text}' is not a size; give HEIGHTxWIDTH, such as 224x320", param_hint="--size")
     return int(height[:9]), int(width[:9])
 
 
@@ -202,6 +204,6 @@ def shapes_of(said: list[str]) -> dict[str, tuple[int, ...]]:
         parts = sizes.lower().split("x")
         if name in found or not all(p.isdecimal() and 1 <= int(p[:9]) <= MOST_PIXELS and len(p) < 9 for p in parts):
             wanted = f"give [NAME=]SHAPE of sizes from 1 to {MOST_PIXELS}, such as ids=1x128, once for each input"
-            raise typer.BadParameter(f"'{one}' is no shape; {wanted}", param_hint="--shape")
+            raise typer.BadParameter(f"'{one}' is not a shape; {wanted}", param_hint="--shape")
         found[name] = tuple(map(int, parts))
     return found

@@ -58,9 +58,9 @@ T = TypeVar("T")
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no regular file, such as a pipe, which would be waited for without end; raise OSError."""
+    """Refuse what is not a regular file, such as a pipe, which would be waited for without end; raise OSError."""
     if not path.is_file():
-        raise OSError("there is no such file" if not path.exists() else "it is no regular file")
+        raise OSError("there is no such file" if not path.exists() else "it is not a regular file")
 
 
 def check_pixels(image: Image.Image, path: Path) -> None:
@@ -72,7 +72,7 @@ def check_pixels(image: Image.Image, path: Path) -> None:
     size = path.stat().st_size
     if image.width * image.height > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
         raise ImageError(
-            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
+            f"{path} claims that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
             "opened safely; scale it down first."
         )
 
@@ -170,7 +170,7 @@ class Unreadable:
             f"Of {len(self.several)} file(s) with several frames or pages the first was read: {first(self.several)}.": (
                 self.several
             ),
-            f"{self.endings.total()} file(s) were not read, for {', '.join(sorted(SUFFIXES))} are: "
+            f"{self.endings.total()} file(s) were not read, since only {', '.join(sorted(SUFFIXES))} are read: "
             f"{first(endings)}.": endings,
         }
         return tuple(sentence for sentence, found in said.items() if found)

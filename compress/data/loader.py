@@ -123,7 +123,7 @@ def _fetched(loader: DataLoader) -> Iterator[Any]:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise TrainingError(
-                f"A data worker died ({reason}); --resume goes on from the last checkpoint, and fewer workers or a "
+                f"A data worker died ({reason}); --resume continues from the last checkpoint, and fewer workers or a "
                 "smaller batch_size need less memory."
             ) from None
         yield found

@@ -83,7 +83,7 @@ def stored_features(
     if needed > recipe.teacher_cache_mb * 1_000_000:
         return None, (
             f"The teacher's answers would take {needed / 1e6:.0f} MB, more than distill.teacher_cache_mb allows "
-            f"({recipe.teacher_cache_mb}), so the teacher passes in every step.",
+            f"({recipe.teacher_cache_mb}), so the teacher runs in every step.",
         )
     key = _key(pair, extractor, probe, variants)
     if fabric.is_global_zero:

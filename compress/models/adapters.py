@@ -119,7 +119,7 @@ def adapter(library: str) -> Adapter:
     found = ADAPTERS[library]
     if importlib.util.find_spec(found.package) is None:
         raise MissingError(
-            f"{library}:NAME needs the package {found.package}, which is not installed here; get it by: "
+            f"{library}:NAME needs the package {found.package}, which is not installed here; install it with: "
             f"pip install {found.distribution}."
         )
     return found
@@ -235,7 +235,7 @@ def _yaml_of(name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(read_bytes(file, 1 << 20).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); mend it.") from None
+        raise ModelError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); correct it.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds {type(content).__name__}, not a network; name another file.")
     return {**content, "scale": scale.group(1) if scale else content.get("scale", "")}
@@ -268,7 +268,7 @@ def _check_yaml(content: Mapping[str, Any], where: str) -> None:
         raise ModelError(f"{where} refuses the activation {str(chosen)[:60]!r}; take one such as nn.ReLU().")
     rows = [*(content.get("backbone") or ()), *(content.get("head") or ())]
     if not content.get("head") or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-        raise ModelError(f"{where} has no backbone and head of rows [from, number, module, arguments]; mend it.")
+        raise ModelError(f"{where} has no backbone and head of rows [from, number, module, arguments]; correct it.")
     for _, number, module, arguments in rows:
         if module not in _LAYERS:
             raise ModelError(f"{where} refuses the module '{str(module)[:60]}', which is not on the list of layers.")
@@ -282,12 +282,12 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> int:
     count = 1
     if isinstance(value, Mapping) and depth < _MOST_DEPTH:
         if not all(isinstance(key, str) and len(key) <= _LONGEST for key in value):
-            raise ModelError(f"{where} has a key that is no short text; mend it.")
+            raise ModelError(f"{where} has a key that is not a short text; correct it.")
         count += sum(_check_plain(inner, where, depth + 1) for inner in value.values())
     elif isinstance(value, list | tuple) and depth < _MOST_DEPTH:
         count += sum(_check_plain(inner, where, depth + 1) for inner in value)
     elif not _is_plain(value):
-        raise ModelError(f"{where} holds {str(value)[:60]!r}, which is no plain value within bounds; mend it.")
+        raise ModelError(f"{where} holds {str(value)[:60]!r}, which is not a plain value within bounds; correct it.")
     if count > _MOST_ENTRIES:
         raise ModelError(f"{where} holds more than {_MOST_ENTRIES} values; name a smaller network.")
     return count

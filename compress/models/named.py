@@ -75,7 +75,7 @@ def _made(name: str) -> nn.Module:
     module, _, function = RENAMED.get(name, name).partition(":")
     if not function:
         close = f"torchvision:{name}" if name in torchvision.names() else "torchvision:resnet18"
-        what = "is a file" if Path(name).is_file() else "is no folder"
+        what = "is a file" if Path(name).is_file() else "is not a folder"
         raise ModelError(f"'{name}' {what}; name torchvision:NAME ({close}), module:function or a saved network.")
     if module == "torchvision":
         made = torchvision.maker(function)()
@@ -96,7 +96,7 @@ def _made(name: str) -> nn.Module:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"'{name}' fails ({type(error).__name__}: {_short(error)}); mend that function.") from error
+        raise ModelError(f"'{name}' fails ({type(error).__name__}: {_short(error)}); correct that function.") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"'{name}' returns {type(made).__name__}, not a torch.nn.Module.")
     remember(made, Origin(RENAMED.get(name, name), {}, _outputs(make, made)))

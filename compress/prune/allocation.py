@@ -203,7 +203,7 @@ def within(trace: Trace, order: Order, budget: Budget, limits: Limits) -> Kept:
             low = middle + 1
     kept = kept_after(trace, order, low, limits)
     if not fits(kept):
-        raise PlanError("The plan found breaks its budget; this is a fault of the allocation, please report the model.")
+        raise PlanError("The plan found breaks its budget; this is a fault of the allocation; please report the model.")
     return kept
 
 

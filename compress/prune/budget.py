@@ -20,7 +20,7 @@ WIDTHS: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class Budget(BaseModel):
-    """Upper bounds on a network's cost; all that are given hold together, max_drop stands alone.
+    """Upper bounds on a network's cost; all bounds given hold together, and max_drop stands alone.
 
     Args:
         macs: multiply-accumulates of one forward pass, as a share.

@@ -80,7 +80,7 @@ class Sensitivity(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise PlanError(f"Not a measured sensitivity: {explain(error)}; make it by niwaki sensitivity.") from None
+            raise PlanError(f"Not a measured sensitivity: {explain(error)}; make it with niwaki sensitivity.") from None
 
     def rises(self, trace: Trace) -> list[npt.NDArray[np.float64]]:
         """For each group of the trace by how much the loss rises when 1, 2, ... of its channels go.

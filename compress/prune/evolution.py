@@ -50,7 +50,7 @@ class Evolved:
 
 @dataclass(frozen=True)
 class Evolution:
-    """How long and how widely is searched.
+    """How long and how widely to search.
 
     Args:
         population: candidates of a generation.
@@ -58,7 +58,7 @@ class Evolution:
         parents: of each generation, those that the next one descends from.
         mutation: the chance that a ratio of a child is drawn anew around its parent's.
         spread: the standard deviation of such a draw.
-        seed: of all that is drawn.
+        seed: of everything random.
     """
 
     population: int = 16
@@ -72,7 +72,7 @@ class Evolution:
         if not 2 <= self.parents < self.population or self.generations < 0 or not 0 < self.mutation <= 1:
             raise PlanError(
                 f"A search with {self.population} candidates, {self.parents} parents, {self.generations} generations "
-                f"and mutation {self.mutation:g} is none; give at least 2 parents and more candidates than these."
+                f"and mutation {self.mutation:g} is impossible; give at least 2 parents and more candidates than these."
             )
 
 

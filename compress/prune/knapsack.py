@@ -212,7 +212,7 @@ def within_steps(trace: Trace, scores: npt.NDArray[np.float64], budget: Budget, 
 
     Args:
         trace: the network.
-        scores: one a unit.
+        scores: one per unit.
         budget: a latency, a share of what the steps come to or in milliseconds, and what else is bounded.
         steps: plain data, from a measured table.
         limits: the least that stays of a group.
@@ -250,7 +250,9 @@ def within_steps(trace: Trace, scores: npt.NDArray[np.float64], budget: Budget, 
     if not holds(narrowest):
         left = costs(trace, narrowest, budget)
         missed = "; ".join(f"{name} {left[name]:.4g}, not {b:g}" for name, b in budget.bounds.items() if left[name] > b)
-        raise PlanError(f"The budget is impossible: at the narrowest widths that are worth having remain {missed}.")
+        raise PlanError(
+            f"The budget is impossible: at the narrowest widths that are worth having these remain: {missed}."
+        )
     saved = [_saved(trace, own, ranked, budget) for own, ranked in zip(options, order, strict=True)]
 
     def priced(price: float) -> Kept:

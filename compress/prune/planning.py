@@ -223,7 +223,7 @@ def why_nothing_is_free(trace: Trace) -> str:
 
 
 def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None = None) -> Plan:
-    """The plan that keeps exactly the units in `kept` (bool, one a unit)."""
+    """The plan that keeps exactly the units in `kept` (bool, one per unit)."""
     slots: dict[str, KeptSlot] = {}
     # Slots of one group often are one array: its indices are written out once, and once for each role.
     written: dict[int, tuple[int, ...]] = {}

@@ -97,7 +97,7 @@ def check(model: nn.Module, plan: Plan, *example_inputs: Any, seed: int = 0, for
         raise PlanError(
             f"The cut network differs from the masked one (eval {proof.eval_forward:.1e}, "
             f"train {proof.train_forward or 0.0:.1e}, gradient {proof.train_gradient or 0.0:.1e}; "
-            f"limits {FORWARD_LIMIT:g} and {TRAIN_LIMIT:g}); this is a fault of the trace, please report the model."
+            f"limits {FORWARD_LIMIT:g} and {TRAIN_LIMIT:g}); this is a fault of the trace; please report the model."
         )
     return proof
 

@@ -133,7 +133,7 @@ def _check(small: nn.Module, plan: Plan) -> None:
     for key, slot in plan.slots.items():
         name, _, dim = key.rpartition(":")
         if name not in own or own[name].shape[int(dim)] != len(slot.kept):
-            raise PlanError(f"The cut network is not what this plan leaves ('{key}' differs); give what apply() made.")
+            raise PlanError(f"The cut network is not what this plan makes ('{key}' differs); give what apply() made.")
 
 
 def _dense(model: nn.Module, plan: Plan) -> nn.Module:
@@ -226,7 +226,7 @@ class _Job:
         name = cut[0].name
         assert name is not None
         if self.survey.calls[name] > 1:
-            return LayerRepair(name=name, kept=False, why="it is used several times in a pass")
+            return LayerRepair(name=name, kept=False, why="it is used several times in one pass")
         if cut[0].call is not None and name in cut[0].waiting:
             # What it gives is added to something that is not known yet.
             for theirs in dense:

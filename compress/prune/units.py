@@ -157,7 +157,7 @@ class Trace:
         return "\n".join(lines)
 
     def kept_sizes(self, kept: npt.NDArray[np.bool_]) -> dict[Slot, int]:
-        """Length of each slot when only the units in ``kept`` (bool, one a unit) stay."""
+        """Length of each slot when only the units in ``kept`` (bool, one per unit) stay."""
         # Slots that hold the same units are one array.
         distinct = {id(units): units for units in self.slots.values()}
         sizes = {key: int(np.count_nonzero(kept[units])) for key, units in distinct.items()}

@@ -77,7 +77,7 @@ def carried(plan: Plan, trace: Trace) -> dict[str, int]:
 
 
 def uniform(trace: Trace, share: float) -> dict[str, int]:
-    """Give every group the same share of its channels: the pattern that others are held against."""
+    """Give every group the same share of its channels: the baseline for other patterns."""
     return {group.name: max(1, round(share * len(group.units))) for group in trace.groups}
 
 

@@ -138,7 +138,7 @@ class MasksData(Part):
         if self.classes is None and self.ids is None:
             raise ValueError("give classes, or ids with the name of each label")
         if both := sorted({*(self.ids or {})} & {*self.ignored}):
-            raise ValueError(f"ids names label {both[0]}, which is ignored; take it out of one of them")
+            raise ValueError(f"ids names label {both[0]}, which is also ignored; remove it from one of the two")
         return self
 
 

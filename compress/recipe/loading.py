@@ -38,11 +38,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     if not path.is_file():
         raise RecipeError(f"There is no recipe {path}; recipes/ holds examples to start from.")
     if (size := path.stat().st_size) > _LARGEST:
-        raise RecipeError(f"{path} has {size:,} bytes, more than any recipe; see recipes/digits.yaml.")
+        raise RecipeError(f"{path} has {size:,} bytes, more than any recipe has; see recipes/digits.yaml.")
     try:
         raw = parsed(read_bytes(path, _LARGEST).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); mend that line.") from None
+        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); correct that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
     _make_way(raw, overrides)

@@ -147,7 +147,7 @@ target:
 {target}preprocessing:
   size: {size} # height and width; smaller is faster
   resize: {resize}
-transfer: # the teacher; null where model.weights are trained for these classes already
+transfer: # the teacher; null if model.weights are already trained for these classes
   epochs: {epochs}
   batch_size: {batch}
   optimizer: adamw
@@ -155,12 +155,12 @@ transfer: # the teacher; null where model.weights are trained for these classes 
   backbone_lr: 0.1 # pretrained layers learn more slowly
   weight_decay: 0.01
   augment: {augment}
-twin: false # true trains the teacher's twin without the weights, for comparison
+twin: false # true also trains the same network without the weights, for comparison
 prune:
   criterion: {criterion} # niwaki criteria lists them
   budget: {{macs: 0.5}} # the share of multiply-accumulates that may stay
   scope: global
-  round_to: 16 # widths that int8 kernels like
+  round_to: 16 # widths that suit int8 kernels
 distill: # the small network learns from the teacher
   epochs: {distil}
   batch_size: {batch}
@@ -168,7 +168,7 @@ distill: # the small network learns from the teacher
   lr: 0.0005
   weight_decay: 0.01
   augment: {augment}
-{distilling}  compare: [] # [finetuned, scratch] also trains it without a teacher, and from nothing
+{distilling}  compare: [] # [finetuned, scratch] also trains it without a teacher, and from scratch
 deploy:
   precisions: [fp32, fp16, int8]
   rtx_targets: [] # such as [sm86] where TensorRT-RTX is installed
@@ -190,7 +190,7 @@ def _classes(folder: Path) -> Found | None:
     else:
         target.append("val: 0.2 # the share of the training images that is held out")
     tested = places["test"] or places["val"]
-    target.append(f"test: {tested.name}" if tested else "test: 0.2 # a share too; better images that are seen once")
+    target.append(f"test: {tested.name}" if tested else "test: 0.2 # a share too; a separate test folder is better")
     count, side = _measured(root)
     said = f"{count} training images of {len(classes)} classes: {', '.join(one.name for one in classes[:5])}"
     return Found("classification", "folder", tuple(target), count, side, f"{said}{' ...' if len(classes) > 5 else '.'}")
@@ -268,7 +268,7 @@ def _masks(folder: Path) -> Found | None:
         f"train: {pairs['train']}",
         f"val: {pairs['val']}" if len(pairs) == 3 else "val: 0.2 # the share of the training images that is held out",
         f"test: {pairs.get('test') or pairs['val']}",
-        f"ids: {{{names}}} # the name of each label; yours",
+        f"ids: {{{names}}} # put the name of each label here",
         "ignore_index: 255 # ignore: 0 leaves label 0 out too",
     )
     count, side = _measured(folder / "train" / "images") if (folder / "train").is_dir() else _measured(folder)
@@ -286,7 +286,9 @@ def _labels(masks: Path) -> list[int]:
         except DAMAGED as error:
             raise DataError(f"The mask {path} is missing or damaged ({error}); replace the file.") from None
         if colours is None:
-            raise DataError(f"The mask {path} has pixels of mode {image.mode}, not labels; save grey or palette PNG.")
+            raise DataError(
+                f"The mask {path} has pixels of mode {image.mode}, not labels; save a greyscale or palette PNG."
+            )
         found |= {value for _, value in colours if isinstance(value, int)}
     return sorted(found)
 

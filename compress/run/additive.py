@@ -140,7 +140,7 @@ class AdditiveModel:
         on until the true sum meets the target, a few times over.
 
         Args:
-            scores: one a unit.
+            scores: one per unit.
             budget: what else is bounded.
             target: milliseconds.
             limits: the least that stays.
@@ -156,7 +156,9 @@ class AdditiveModel:
             return kept, budget.model_copy(update={"latency": 1.0}), self.steps(kept)
         narrow = self.narrowest(scores, limits)
         if (least := self.ms(narrow)) > target:
-            raise PlanError(f"The layers take {least:.3g} ms at their narrowest, {target:.3g} ms are left for them.")
+            raise PlanError(
+                f"The layers take {least:.3g} ms at their narrowest, but only {target:.3g} ms are left for them."
+            )
         best: tuple[float, Kept, Budget, Steps] | None = None
         for _ in range(_TURNS):
             steps = self.steps(kept)

@@ -54,7 +54,7 @@ def _widths_of(folder: str, trace: Trace) -> dict[str, int]:
     """Return the widths that a saved network was cut to, for another network."""
     cut = artifact.describe(Path(folder)).plan
     if cut is None:
-        raise PlanError(f"prune.widths_from: the network in {folder} is whole; name the folder of one that was cut.")
+        raise PlanError(f"prune.widths_from: the network in {folder} is not cut; name the folder of one that was.")
     return prune.carried(cut, trace)
 
 

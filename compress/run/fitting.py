@@ -161,7 +161,7 @@ class LatencyFit:
         dense: the whole network, that shares refer to.
         network: the one that is cut now: the whole one, or what earlier rounds left of it.
         model: the layers' times at any widths of ``network``.
-        scores: one a unit of its trace.
+        scores: one per unit of its trace.
         shipping: how it will run.
         limits: the least that stays of a group.
         advance: told of each round.

@@ -175,7 +175,7 @@ def images_in(folder: Path, network: GivenNetwork, count: int, seed: int) -> Giv
     found = sorted(p for p in folder.rglob("*") if is_image(p))
     chosen = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:count])]
     if len(chosen) < 8:
-        raise DataError(f"{folder} has {len(chosen)} images of those asked for; give at least 8.")
+        raise DataError(f"{folder} gives {len(chosen)} images; give at least 8.")
     reader = reader_of(network.preprocessing())
     items = [(path, labels[path.relative_to(folder).parts[0]] if labelled else 0) for path in chosen]
     images, targets = read_all(items, reader, Unreadable(0, folder), folder)
@@ -197,8 +197,8 @@ def _labels(folder: Path, names: Sequence[str], classes: Sequence[str]) -> dict[
         return {name: label for label, name in enumerate(names)}
     other = next(name for name in names if name not in known)
     raise DataError(
-        f"{folder} has a folder '{other}', which is no class of the network ({', '.join(list(classes)[:5])}, ...); "
-        "name the folders as the classes, or give images without class folders, which need no labels."
+        f"{folder} has a folder '{other}', which is not a class of the network ({', '.join(list(classes)[:5])}, ...); "
+        "name the folders after the classes, or give images without class folders, which need no labels."
     )
 
 

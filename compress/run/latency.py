@@ -162,7 +162,7 @@ class LatencyJob:
             dense: the whole network.
             network: the one that is cut now.
             trace: of ``network``.
-            scores: one a unit.
+            scores: one per unit.
             kept: whether int8 leaves in fp32 what is faster so.
         """
         layers = placed_layers(dense, self.example, raw_heads(dense))
@@ -260,7 +260,7 @@ def reached(job: LatencyJob, shipped: Path, dense: Path) -> dict[str, Any]:
         "within 5 % of it" if abs(off) <= WITHIN else f"{100 * abs(off):.0f} % {'above' if off > 0 else 'below'} it"
     )
     said = (
-        f"After training the engine that ships takes {cut.ms:.3g} of the dense one's {whole.ms:.3g} ms, "
+        f"After training, the engine that ships takes {cut.ms:.3g} of the dense one's {whole.ms:.3g} ms, "
         f"{share:.3f}; asked for {asked:.3f}: {verdict}, best of {len(cut.processes)} processes."
     )
     return {"share": share, "asked": asked, "said": said}

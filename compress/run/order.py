@@ -44,7 +44,7 @@ def check_order(work: Workspace) -> None:
     if counts[0] != counts[1]:
         raise RecipeError(
             f"order: SP-T trains the network that is cut on the source, which has {counts[0]} classes, the target "
-            f"{counts[1]}; give both as many, or take S-P-T."
+            f"{counts[1]}; give both the same number, or take S-P-T."
         )
 
 

@@ -50,7 +50,7 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
         raise RecipeError(f"The folder {out} is not empty and holds no run; choose another --out.")
     if not resume:
         raise RecipeError(
-            f"The folder {out} already holds a run; add --resume to go on with it, or choose another --out."
+            f"The folder {out} already holds a run; add --resume to continue it, or choose another --out."
         )
     was = stored(out, recipe)
     if was is None:
@@ -58,7 +58,7 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
     keys = changed(was, recipe)
     if keys and (first_touched(was, recipe) == 0 or (recipe.deploy is None and was.deploy is not None)):
         raise RecipeError(
-            f"The folder {out} holds a run of another recipe, of which nothing would stand ({_few(keys)} differs); "
+            f"The folder {out} holds a run of another recipe, from which nothing could be kept ({_few(keys)} differs); "
             "choose another --out, or undo the change."
         )
     return True
@@ -106,7 +106,7 @@ def what_changed(was: Recipe, now: Recipe) -> str:
     """Say in a sentence which keys of a resumed run's recipe are others now, and what is done again for it."""
     wanted = [stage for stage in STAGES if stage.wanted(now)]
     place = first_touched(was, now)
-    again = "nothing is done again" if place is None else f"it goes on from '{wanted[place].title}'"
+    again = "nothing is repeated" if place is None else f"it continues from '{wanted[place].title}'"
     return f"The recipe of this run differs in {_few(changed(was, now))}: {again}."
 
 
@@ -162,8 +162,8 @@ def check_preprocessing(recipe: Recipe) -> None:
         unasked |= key == "padding" and asked["resize"] != "letterbox"
         if key in asked and was != now and not unasked:
             raise RecipeError(
-                f"preprocessing.{key} is {now}, and the network of model.weights, {folder}, was trained with {was}; "
-                f"take that, or name its {artifact.WEIGHTS} itself to start from it all the same."
+                f"preprocessing.{key} is {now}, but the network in {folder} (model.weights) was trained with {was}; "
+                f"use that, or name its {artifact.WEIGHTS} to start from it nevertheless."
             )
 
 
@@ -197,7 +197,9 @@ def alone(out: Path) -> Iterator[None]:
     """Hold the run folder against a second process; raise RecipeError where one has it."""
     log = out / _LOG
     if log.is_symlink() or (log.exists() and not log.is_file()):
-        raise RecipeError(f"{log} is no regular file, so nothing is written to it; remove it, or choose another --out.")
+        raise RecipeError(
+            f"{log} is not a regular file, so nothing is written to it; remove it, or choose another --out."
+        )
     with log.open("a", encoding="utf-8") as file:
         until = time.monotonic() + _LINGER
         while not _locked(file):

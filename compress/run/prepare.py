@@ -67,7 +67,7 @@ def _check_targets(asked: Sequence[str]) -> None:
         return
     for target in asked:
         if target not in known:
-            raise RecipeError(f"deploy.rtx_targets: TensorRT-RTX builds nothing for {target}; name {', '.join(known)}.")
+            raise RecipeError(f"deploy.rtx_targets: TensorRT-RTX cannot build for {target}; name {', '.join(known)}.")
 
 
 def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, out: Path, resume: bool) -> Workspace:
     with alone(out):
         # Another process may have begun a run here while this one checked its own.
         if going_on(recipe, out, resume=False):
-            raise RecipeError(f"The folder {out} holds a run by now; choose another --out.")
+            raise RecipeError(f"The folder {out} now holds a run; choose another --out.")
         (out / "checkpoints").mkdir(exist_ok=True)
         write_text(out / "recipe.yaml", recipe.to_yaml())
         work.write_ledger()

@@ -62,7 +62,7 @@ class CutJob:
         images: None where nothing needs any.
         asked: criterion, budget and the rest.
         curves: its sensitivity, where it says how far each group is cut.
-        seed: of all that is drawn.
+        seed: of everything random.
         advance: told of each try of a search.
         timing: how a latency is measured.
     """

@@ -55,7 +55,7 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
         if not dist.is_initialized() or not _lost_another_process(error):
             raise
         raise TrainingError(
-            "Another process of this run ended before the run was over; --resume goes on from the last good state."
+            "Another process of this run ended before the run was over; --resume continues from the last good state."
         ) from None
     leave()
     return report

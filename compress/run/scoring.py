@@ -45,7 +45,7 @@ def scored(
         criterion: a name in ``CRITERIA``.
         images: with their targets; none for criteria of weights.
         task: what the network is for.
-        seed: of all that is drawn.
+        seed: of everything random.
         trial: only whether the criterion can judge this network is asked, see ``prune.score``.
 
     Returns:

@@ -61,7 +61,7 @@ def _with_teacher(recipe: Recipe, first: Path, folder: Path) -> None:
     ledger = Ledger.read(first / "ledger.json")
     todo = [stage for stage in _BEFORE if stage.wanted(recipe)]
     if [entry.name for entry in ledger.stages[: len(todo)]] != [stage.name for stage in todo]:
-        raise RecipeError(f"The run in {first} holds no whole teacher; start it again in another folder.")
+        raise RecipeError(f"The run in {first} holds no complete teacher; start it again in another folder.")
     begun = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(begun, ignore_errors=True)
     for stage in todo:

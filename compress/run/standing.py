@@ -42,7 +42,7 @@ def standing(work: Workspace, todo: Sequence[Stage], stages: Sequence[Stage] = S
         asked = recipe_hash(work.recipe, stages, stage)
         fault = _fault(work, stage, entries[: count + 1], asked, last=count + 1 == len(todo))
         if fault is not None:
-            return count, f"{fault}: '{stage.title}' and what follows it are done again."
+            return count, f"{fault}: '{stage.title}' and what follows it are repeated."
     return min(len(entries), len(todo)), None
 
 

@@ -105,7 +105,11 @@ def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distil
     # What follows traces and proves on the CPU.
     job.teacher.cpu()
     more = len(data.splits["train"]) - len(work.target.splits["train"])
-    said = (f"{more} images without labels were learned from too, as the teacher classes them.",) if more else ()
+    said = (
+        (f"{more} images without labels were learned from too, with the classes that the teacher gave them.",)
+        if more
+        else ()
+    )
     return Distilled(result, result.training_flops + before, (*said, *setup.notes, *result.notes))
 
 

@@ -97,8 +97,9 @@ def teacher_of(recipe: Recipe, data: ImageData) -> nn.Module:
     odd = [name for name, t in own_state.items() if name not in state or state[name].shape != t.shape]
     if odd:
         raise ModelError(
-            f"transfer is null and the weights {source} lack '{odd[0]}' as this network for {len(outputs)} classes has "
-            f"it ({len(odd)} differences); name the weights of the trained network, or give transfer."
+            f"transfer is null, but the weights {source} do not fit this network for {len(outputs)} classes "
+            f"('{odd[0]}' is the first of {len(odd)} differences); name the weights of the trained network, or give "
+            "transfer."
         )
     return started_from(recipe.model, data, recipe.seed, state, source)
 

@@ -36,7 +36,7 @@ class Gradual(nn.Module):
     def __init__(self, keep: int, steps: int, layers: Layers = "all") -> None:
         super().__init__()
         if steps < 1:
-            raise ModelError(f"Gradual pruning was given {steps} steps; it takes one at least.")
+            raise ModelError(f"Gradual pruning was given {steps} steps; give at least one.")
         self.keep, self.steps, self.layers = keep, steps, layers
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 

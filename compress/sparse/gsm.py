@@ -72,7 +72,7 @@ class GSM(Optimizer):
         total = sum(p.numel() for p in thin)
         if not thin or not 0 < keep <= total:
             raise ModelError(
-                f"GSM was to keep {keep} of the network's {total} weights; keep one at least, and no more."
+                f"GSM was to keep {keep} of the network's {total} weights; keep at least one and at most all."
             )
         if any(_sharded(p) for p in thin) or len({p.device for p in thin}) > 1:
             raise ModelError("GSM ranks all weights of a network at once; give it whole tensors of one device.")

@@ -95,7 +95,7 @@ def second_moments(model: nn.Module, modules: Mapping[str, nn.Module], batches: 
     silent = [name for name in modules if not counts[name]]
     if silent:
         raise ModelError(
-            f"No input reached '{silent[0]}'; give one batch at least, and leave out layers that do not run."
+            f"No input reached '{silent[0]}'; give at least one batch, and leave out layers that do not run."
         )
     return {name: sums[name] / counts[name] for name in modules}
 

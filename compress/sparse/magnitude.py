@@ -84,7 +84,7 @@ def two_of_four(model: nn.Module, names: Iterable[str] | None = None, n: int = 2
         ModelError: a named layer's input channels do not divide by m, or no layer's do.
     """
     if not 0 < n < m:
-        raise ModelError(f"{n} of {m} is no pattern; keep at least one of a group, and not all.")
+        raise ModelError(f"{n} of {m} is not a pattern; keep at least one of a group, but not all.")
     weights = weights_of(model)
     fitting = {name: w for name, w in weights.items() if w.shape[1] % m == 0}
     if names is not None:
@@ -128,7 +128,7 @@ def prune_and_retrain(
         masks.apply_(model)
         train(model, masks.hold, f"round {number}")
     if masks is None:
-        raise ModelError("Pruning was given no round; give one quality at least.")
+        raise ModelError("Pruning was given no round; give at least one quality.")
     return masks
 
 

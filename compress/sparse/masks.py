@@ -51,7 +51,7 @@ class Masks:
             if mask.dtype != torch.bool:
                 raise ModelError(f"The mask of '{name}' is of {mask.dtype}; give booleans, True where a weight stays.")
         if not self.kept:
-            raise ModelError("Masks need one parameter at least; name a layer that has weights.")
+            raise ModelError("Masks need at least one parameter; name a layer that has weights.")
         own = {name: mask.detach().clone() for name, mask in self.kept.items()}
         object.__setattr__(self, "kept", MappingProxyType(own))
 
@@ -178,7 +178,7 @@ def _unpacked(about: Any, packed: Mapping[str, np.ndarray]) -> Iterator[tuple[st
     for name, bits in packed.items():
         shape = shapes[name]
         if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"the shape of '{name}' is no list of sizes")
+            raise ValueError(f"the shape of '{name}' is not a list of sizes")
         count = prod(shape)
         if bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
             raise ValueError(f"'{name}' does not hold the {count} bits of its shape")

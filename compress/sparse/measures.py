@@ -154,7 +154,7 @@ def layers_alone(model: nn.Module, density: float, loss: Callable[[nn.Module], T
         Name -> loss without the others of that layer, minus the loss of the whole.
     """
     if not 0 < density <= 1:
-        raise ModelError(f"A density of {density:g} is none; give a share above 0 and at most 1.")
+        raise ModelError(f"A density of {density:g} is impossible; give a share above 0 and at most 1.")
     found = {}
     with torch.no_grad():
         whole = float(loss(model))

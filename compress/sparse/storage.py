@@ -143,7 +143,7 @@ def _unpacked(about: Any, stored: Mapping[str, Tensor], left: int) -> dict[str, 
     parts = {name for name in stored if ":" in name}
     for name, shape in about["shapes"].items():
         if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"the shape of '{name}' is no list of sizes")
+            raise ValueError(f"the shape of '{name}' is not a list of sizes")
         count, values = prod(shape), stored[f"{name}:values"]
         left -= count
         if left < 0:

@@ -37,7 +37,7 @@ def find_ticket(
         ModelError: no round, or a rate outside 0 to 1.
     """
     if rounds < 1:
-        raise ModelError(f"A ticket was to be found in {rounds} rounds; it takes one at least.")
+        raise ModelError(f"A ticket was to be found in {rounds} rounds; give at least one.")
     masks: Masks | None = None
     rewind(model, state)
     for number in range(rounds):

@@ -47,7 +47,7 @@ class UnitGSM(Optimizer):
         free = sum(len(group.units) for group in trace.groups)
         if not len(trace.groups) <= keep <= free:
             raise ModelError(
-                f"{keep} of {free} free units cannot be kept; ask for {len(trace.groups)}, one a group, to {free}."
+                f"{keep} of {free} free units cannot be kept; ask for {len(trace.groups)}, one per group, to {free}."
             )
         named = dict(bare(model).named_parameters())
         super().__init__(named.items(), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "keep": keep})

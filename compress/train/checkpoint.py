@@ -58,8 +58,8 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise MissingError(
-                f"The checkpoint {self.path} cannot be written ({reason}); free some space and go on with --resume, "
-                "the checkpoint before is whole."
+                f"The checkpoint {self.path} cannot be written ({reason}); free some space and continue with "
+                "--resume; the previous checkpoint is intact."
             ) from None
         self._last = time.monotonic()
 
@@ -108,7 +108,9 @@ def differences(then: Mapping[str, str]) -> tuple[str, ...]:
     changed = [f"{key} {now[key]} (it began under {then[key]})" for key in now if now[key] != then.get(key, now[key])]
     if not changed:
         return ()
-    return (f"Resumed under {', '.join(changed)}: the weights may differ in their last bits from a run in one piece.",)
+    return (
+        f"Resumed under {', '.join(changed)}: the weights may differ in their last bits from an uninterrupted run.",
+    )
 
 
 def _packed(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -82,6 +82,6 @@ class Log:
             # The last row of a killed process may be half a row.
             kept = [row for row in held[1:] if len(row) == len(COLUMNS) and int(row[0]) <= done]
         except (OSError, ValueError, csv.Error):
-            raise ArtifactError(f"{self.path} is not a log of this version; remove it and go on.") from None
+            raise ArtifactError(f"{self.path} is not a log of this version; remove it and start again.") from None
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *kept])

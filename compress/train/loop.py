@@ -124,7 +124,7 @@ def fit(
         log: where the curves are written.
 
     Raises:
-        TrainingError: the loss is not finite, a data worker died, or the batch does not fall into equal parts.
+        TrainingError: the loss is not finite, a data worker died, or the batch cannot be split over equal parts.
     """
     return _Training(task, recipe, fabric, _Observers(progress, checkpoints, log), budget).run()
 
@@ -374,7 +374,7 @@ def _feed(task: Trainable, recipe: TrainRecipe, fabric: Fabric) -> Feed:
     parts = fabric.world_size * recipe.accumulate
     if feed.size % parts:
         raise TrainingError(
-            f"A batch of {feed.size} images does not fall into {fabric.world_size} process(es) x "
+            f"A batch of {feed.size} images cannot be split over {fabric.world_size} process(es) x "
             f"{recipe.accumulate} accumulated part(s); make batch_size a multiple of {parts}."
         )
     return feed

@@ -138,7 +138,9 @@ def _energies(
             "suppression of boxes in the graph, of networks with the same classes."
         )
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        raise DeployError(f"One of {first} and {second} gives NaN or infinity where the other does not; mend that one.")
+        raise DeployError(
+            f"One of {first} and {second} gives NaN or infinity where the other does not; correct that one."
+        )
     finite = np.isfinite(a)
     x, y = a.astype(np.float64)[finite], b.astype(np.float64)[finite]
     difference = y - x

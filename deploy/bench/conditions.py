@@ -58,7 +58,7 @@ class Conditions(BaseModel):
         if self.load is not None and self.cores and self.load > _NOISY_LOAD * self.cores:
             said.append(f"a load of {self.load:.1f} on {self.cores} cores")
         if self.processor_share is not None and self.processor_share < _NOISY_SHARE:
-            said.append(f"the processor was had for {100 * self.processor_share:.0f} % of the time")
+            said.append(f"the process had the processor for {100 * self.processor_share:.0f} % of the time")
         return " and ".join(said) or None
 
 

@@ -57,7 +57,7 @@ class PowerMeter:
             try:
                 joules = sum(self._passed(name, before, zones[name]) for name, before in self._zones.items()) / 1e6
             except (OSError, ValueError) as error:
-                why_not.append(f"RAPL's counter began anew and does not say where it ends ({error})")
+                why_not.append(f"RAPL's counter was reset and does not say where it ends ({error})")
         cards, memory = self._ask(_joules_of_cards), self._ask(_own_memory)
         gpus = self._ask(_named_cards) or ()
         spent = None if self._cards is None or cards is None else cards - self._cards

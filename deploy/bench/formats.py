@@ -19,7 +19,7 @@ def markdown(result: GateResult, title: str = "niwaki gate") -> str:
     told = [line for line in result.lines if line.ok and line.note]
     rest = [line for line in result.lines if line.ok and not line.note and line.what != "presence"]
     verdict = "passed" if result.passed else f"failed: {len(failed)} of {len(result.lines)} checks"
-    again = f" Timed again {result.repeats} times before this was said." if result.repeats else ""
+    again = f" Timed again {result.repeats} times before this verdict." if result.repeats else ""
     parts = [f"## {_cell(title)}: {verdict}\n"]
     if again:
         parts.append(f"{again.strip()}\n")

@@ -68,5 +68,7 @@ def _right(engine: Engine, preprocessing: Preprocessing, images: list[Path], lab
     outputs = engine.run({name: np.stack([preprocessing(preprocessing.load(image)) for image in images])})
     scores = next(iter(outputs.values()))
     if scores.ndim != 2:
-        raise DeployError(f"{engine.name} gives {list(scores.shape)}, no scores of classes; --data is for classifiers.")
+        raise DeployError(
+            f"{engine.name} gives {list(scores.shape)}, not scores of classes; --data is for classifiers."
+        )
     return int((scores.argmax(axis=1) == np.asarray(labels)).sum())

@@ -45,19 +45,19 @@ class Match:
         else:
             why, hashes = "another name, and no hashes to go by", ""
         allowed = "reference" in tolerances.allow
-        note = f"the ratios refer to {why}: time both against one, or record the baseline again"
+        note = f"the ratios refer to {why}: time both against the same file, or record the baseline again"
         return self.line("reference", hashes or names[1], names[0], None, allowed, note=note)
 
     def machine(self, tolerances: Tolerances) -> Iterator[GateFinding]:
         """Yield what differs between the two sittings beside the engines."""
         threads = self.past.settings.get("threads"), self.now.settings.get("threads")
         if None not in threads and threads[0] != threads[1]:
-            note = "the number of threads changes every ratio: time with as many"
+            note = "the number of threads changes every ratio: use the same number"
             was, now = (str(value) for value in threads)
             yield self.line("threads", now, was, was, "threads" in tolerances.allow, note=note)
         if not self.same_processor():
             was, now = (str(bench.machine.get("cpu", "unknown")) for bench in (self.past, self.now))
-            note = "another processor: ratios are held, milliseconds are not, and ratios differ by a third too"
+            note = "another processor: ratios are compared and milliseconds are not; ratios may differ by a third too"
             yield self.line("machine", now, was, None, True, note=note)
         was, now = self._version(self.past), self._version(self.now)
         if was != now:

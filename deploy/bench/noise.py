@@ -66,12 +66,12 @@ def noise(
     """
     feeds, rows = {}, {}
     if not inputs:
-        raise DeployError(f"{what} takes nothing, which is no batch of {batch or 1}; export it with an input.")
+        raise DeployError(f"{what} takes nothing, which is not a batch of {batch or 1}; export it with an input.")
     batched = any(map(has_batch, inputs.values()))
     for name, spec in inputs.items():
         shape = list(spec.shape)
         if not batched and batch not in (None, 1):
-            raise DeployError(f"{what} takes '{name}' as {spec}: one a run, and no batch; leave --batch out.")
+            raise DeployError(f"{what} takes '{name}' as {spec}: one per run, and no batch; leave --batch out.")
         if shapes and name in shapes:
             shape = _given(name, spec, what, batch, shapes[name])
             if has_batch(spec):
@@ -98,7 +98,7 @@ def _given(name: str, spec: TensorSpec, what: str, batch: int | None, given: Seq
 def _rows(name: str, spec: TensorSpec, what: str, batch: int | None) -> int:
     fixed = spec.shape[0]
     if fixed is not None and batch not in (None, fixed):
-        raise DeployError(f"{what} takes '{name}' as {spec}, which is no batch of {batch}; give --batch {fixed}.")
+        raise DeployError(f"{what} takes '{name}' as {spec}, which is not a batch of {batch}; give --batch {fixed}.")
     return fixed or batch or 1
 
 

@@ -24,13 +24,13 @@ _SESSION = pytest.StashKey["_Session"]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, each of which may stand in the ini file by the same name."""
-    group = parser.getgroup("niwaki", "latency of engines, held to a baseline")
+    group = parser.getgroup("niwaki", "latency of engines, compared with a baseline")
     for name, words in (
         ("engine", "ONNX file or bundle that the fixture niwaki_engine runs"),
         ("reference", "ONNX file or bundle that its time is a share of; by default itself"),
-        ("baseline", "bench.json to hold the records to"),
+        ("baseline", "bench.json to compare the records with"),
         ("record", "write the records of this session to this file"),
-        ("latency_tolerance", "how much the ratio may grow, relatively (0.05)"),
+        ("latency_tolerance", "how much the ratio may grow, as a share of it (0.05)"),
     ):
         group.addoption(f"--niwaki-{name.replace('_', '-')}", dest=f"niwaki_{name}", default=None, help=words)
         parser.addini(f"niwaki_{name}", words)

@@ -32,7 +32,7 @@ def speed(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
         if ends is not None and (said := _absurd(*ends)):
             ok = "interval" in tolerances.allow
             found = pair.line(
-                "interval", said, None, f"within {_WIDEST:g} times", ok, note=f"{which} ratio is no figure"
+                "interval", said, None, f"within {_WIDEST:g} times", ok, note=f"{which} ratio is not a figure"
             )
             yield found.model_copy(update={"doubtful": record is new and _few(new)})
     if past is not None and now is not None:
@@ -40,7 +40,7 @@ def speed(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
     if old.ratio_to_dense is not None:
         held = _held(pair, "latency", new.ratio_to_dense, old.ratio_to_dense, tolerances)
         if not quiet and past is not None and now is not None:
-            note = "shown alone: of a noisy machine best times are held"
+            note = "shown only: on a noisy machine best times are compared"
             held = held.model_copy(update={"ok": True, "doubtful": False, "note": note})
         yield held
     yield from _alone(pair, tolerances, quiet)
@@ -89,7 +89,7 @@ def _alone(pair: Match, tolerances: Tolerances, quiet: bool) -> Iterator[GateFin
     """Yield what only a quiet machine can tell: milliseconds, and the slowest runs."""
     old, new = pair.old, pair.new
     assert new is not None
-    noisy = "shown alone: a noisy machine tells nothing of it"
+    noisy = "shown only: a noisy machine tells nothing about it"
     if old.min_ms is not None and new.min_ms is not None and pair.same_machine():
         limit = old.min_ms * (1 + tolerances.absolute)
         ok = new.min_ms <= limit or "absolute" in tolerances.allow or not quiet

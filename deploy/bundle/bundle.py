@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from deploy.bundle.decoded import outputs_of, probabilities
 from deploy.bundle.engines import load_best
+from deploy.bundle.fitting import check_finite, check_outputs
 from deploy.bundle.fitting import check_fit as _check_fit
-from deploy.bundle.fitting import expected_outputs
-from deploy.bundle.inputs import InputReader, compatible
+from deploy.bundle.inputs import InputReader
 from deploy.bundle.manifest import Manifest
 from deploy.bundle.signed import Trust, read_trusted
 from deploy.engines.base import Engine
@@ -126,7 +126,7 @@ class Bundle(Engine):
             part = images[start : start + self._batch]
             opened, feeds = self._feeds(part)
             outputs = self.run(feeds)
-            self._check_outputs(outputs, len(part))
+            check_outputs(self.name, self.manifest, outputs, len(part))
             rows = self._interpret(outputs, opened, top)
             for image, upright, row in zip(part, opened, rows, strict=True):
                 said = {"note": _FIRST} if upright.info.get(preprocess.SEVERAL) else {}
@@ -146,21 +146,6 @@ class Bundle(Engine):
 
     def _open(self, image: str | Path | Image.Image) -> Image.Image:
         return image if isinstance(image, Image.Image) else self.preprocessing.load(Path(image))
-
-    def _check_outputs(self, outputs: Mapping[str, np.ndarray], images: int) -> None:
-        """Refuse outputs that are no prediction: NaN, infinite boxes or masks, a wrong shape where one was free."""
-        for name, wanted in expected_outputs(self.manifest, list(outputs)).items():
-            values = outputs[name]
-            if not compatible(values.shape, (images, *wanted)) or 0 in values.shape[1:]:
-                raise DeployError(
-                    f"{self.name} gives {name!r} as {list(values.shape)} for {images} images; make the bundle again."
-                )
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                what = "NaN" if np.isnan(values).any() else "infinity"
-                if what == "NaN" or self.manifest.postprocessing is not None:
-                    raise DeployError(
-                        f"{self.name} gives {what} in {name!r}; take another precision or make the bundle again."
-                    )
 
     def _interpret(
         self, outputs: dict[str, np.ndarray], images: Sequence[Image.Image], top: int
@@ -222,8 +207,7 @@ class Bundle(Engine):
         return self._engine.run_apart(feeds)
 
     def _top_classes(self, logits: np.ndarray, top: int) -> dict[str, Any]:
-        if not np.isfinite(logits.max()):
-            raise DeployError(f"{self.name} gives infinity; take another precision or make the bundle again.")
+        check_finite(self.name, logits)
         found = probabilities(logits, self._outputs, self.manifest.outputs is not None, self.name)
         order = np.argsort(-found, kind="stable")[:top].tolist()
         ranked = [{"class": self.classes[i], "index": i, "probability": float(found[i])} for i in order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from deploy.bundle.manifest import Manifest, Outputs, Task
 from deploy.engines import load_engine
 from deploy.errors import DeployError
 from deploy.onnx.activation import final_activation
+from deploy.onnx.precision import precision_in
 from deploy.processing.postprocess import DetectionDecoder, SegmentationDecoder
 from deploy.processing.preprocess import Preprocessing
 
 _SLACK = 1e-3  # of a distribution's sum, as fp16 and int8 round it
+_FAR = (-10.0, 100.0, -1000.0, 1000.0)  # times the inputs of an image
 
 
 def stated_outputs(
@@ -29,15 +32,19 @@ def stated_outputs(
 ) -> Outputs | None:
     """Return what the files of a classifier give; None for other tasks.
 
-    A file that does not end in an operator that tells it is run on a few images of noise: it gives probabilities where
-    those of each sum to 1.
+    A file that does not end in an operator that tells it is run on a few images of noise, and on what no image can be:
+    it gives probabilities where those of each sum to 1, or where all lie between 0 and 1 whatever it reads.
 
     Raises:
-        DeployError: the files contradict each other or ``stated``, or a detector's logits are probabilities already.
+        DeployError: the files contradict each other or ``stated``, a detector's logits are probabilities already, or a
+            classifier gives percentages.
     """
     if isinstance(decoder, DetectionDecoder) and "logits" in decoder.OUTPUTS:
         for file in files:
-            if (last := _activation(file, "logits")) is not None:
+            last = _activation(file, "logits")
+            if last is None and _kind(file, preprocessing, inputs, "logits") == "bounded":
+                last = "numbers from 0 to 1, whatever it reads"
+            if last is not None:
                 raise DeployError(
                     f"{file} ends 'logits' in {last}, and {type(decoder).__name__} decodes raw logits; export the "
                     "network without its last activation."
@@ -52,15 +59,25 @@ def stated_outputs(
         )
     if stated == "logits" and kinds == {"probabilities"}:
         file, last = next(iter(found.items()))
-        raise DeployError(f"{file} ends in {last}, so its outputs are no logits; state outputs: probabilities.")
-    if kinds == {"logits"} and stated != "probabilities" and _gives_distributions(files[0], preprocessing, inputs):
-        if stated == "logits":
+        raise DeployError(f"{file} ends in {last}, so its outputs are not logits; state outputs: probabilities.")
+    if kinds == {"probabilities"} or stated == "probabilities":
+        return stated or "probabilities"
+    # Of a file in int8 every number lies in the range that it was calibrated to.
+    file = next((one for one in files if precision_in(one) == "fp32"), files[0])
+    kind = _kind(file, preprocessing, inputs)
+    if stated == "logits":
+        if kind == "distributions":
             raise DeployError(
-                f"{files[0]} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are no logits; "
+                f"{file} gives numbers from 0 to 1 whose sum is 1 for every image, so its outputs are not logits; "
                 "state outputs: probabilities."
             )
-        return "probabilities"
-    return stated or kinds.pop()
+        return stated
+    if kind == "percentages":
+        raise DeployError(
+            f"{file} gives percentages, from 0 to 100 whatever it reads, which are neither logits nor probabilities; "
+            "leave out the factor at its end, or state outputs: logits."
+        )
+    return "logits" if kind is None else "probabilities"
 
 
 def outputs_of(folder: Path, manifest: Manifest) -> Outputs:
@@ -92,35 +109,57 @@ def probabilities(values: np.ndarray, outputs: Outputs, stated: bool, name: str)
         return exact.clip(0, 1)
     if not stated and len(exact) > 1 and lies and abs(exact.sum() - 1) < _SLACK:
         raise DeployError(
-            f"{name} gives numbers from 0 to 1 whose sum is 1, which are probabilities and no logits; make the bundle "
+            f"{name} gives numbers from 0 to 1 whose sum is 1, which are probabilities and not logits; make the bundle "
             "again and state outputs."
         )
     shifted = np.exp(exact - exact.max())
     return np.asarray(shifted / shifted.sum())
 
 
-def _gives_distributions(
-    file: Path, preprocessing: Preprocessing, inputs: Mapping[str, ImageInput | TensorInput]
-) -> bool:
-    """Return whether every answer of a file to noise and to a blank image is a distribution over several classes.
+def _kind(
+    file: Path,
+    preprocessing: Preprocessing,
+    inputs: Mapping[str, ImageInput | TensorInput],
+    output: str | None = None,
+) -> Literal["distributions", "bounded", "percentages"] | None:
+    """Tell what the numbers of an output are, by default the first, from a few images of noise and what none can be.
 
-    False where it cannot be run here: what loads it says why.
+    Distributions have a sum of 1 for every image. Bounded ones stay between 0 and 1 whatever is read, as sigmoids do
+    and logits do not, and percentages between 0 and 100. None for all others, and where the file cannot be run here:
+    what loads it says why.
     """
     try:
         with load_engine(file, runtime="onnxruntime") as engine:
-            first = next(iter(engine.outputs))
+            name = output or next(iter(engine.outputs))
             read = inputs or {next(iter(engine.inputs)): ImageInput()}
             feeds = [
                 trial_feeds(read, preprocessing, high, seed) for seed, high in enumerate((1, 64, 128, 192, 256, 256))
             ]
-            rows = np.concatenate([engine.run(feed)[first] for feed in feeds]).astype(np.float64)
-    except (DeployError, ValueError, StopIteration):
-        return False
-    return (
-        rows.ndim == 2
-        and rows.shape[1] > 1
-        and bool((rows >= -_SLACK).all() and (np.abs(rows.sum(1) - 1) < _SLACK).all())
-    )
+            rows = np.concatenate([engine.run(feed)[name] for feed in feeds]).astype(np.float64)
+            far = [{key: _scaled(value, scale) for key, value in feeds[-1].items()} for scale in _FAR]
+            beyond = np.concatenate([engine.run(feed)[name] for feed in far]).astype(np.float64)
+    except (DeployError, ValueError, StopIteration, KeyError):
+        return None
+    if rows.ndim < 2 or rows.shape[1] < 1 or not np.isfinite(rows).all() or rows.min() < -_SLACK:
+        return None
+    sums = rows.sum(1) if rows.ndim == 2 and rows.shape[1] > 1 else np.zeros(1)
+    if rows.max() <= 1 + _SLACK and (np.abs(sums - 1) < _SLACK).all():
+        return "distributions"
+    if (np.abs(sums - 100) < 100 * _SLACK).all():
+        return "percentages"
+    finite = beyond[np.isfinite(beyond).reshape(len(beyond), -1).all(1)]
+    every = np.concatenate([rows, finite])
+    # One answer for all says nothing, such as that of a layer of zeros.
+    if len(finite) < 2 or every.min() < -_SLACK or np.ptp(every, axis=0).max() < 10 * _SLACK:
+        return None
+    if every.max() <= 1 + _SLACK:
+        return "bounded"
+    return "percentages" if 99 < every.max() <= 100 * (1 + _SLACK) else None
+
+
+def _scaled(values: np.ndarray, scale: float) -> np.ndarray:
+    """Return numbers far beyond those of any image; whole numbers stay, for they may be indices."""
+    return (values * scale).astype(values.dtype) if values.dtype.kind == "f" else values
 
 
 def _activation(file: Path, output: str | None = None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def load_best(
         return engine, why + (f"; passed over: {', '.join(skipped)}" if skipped else "")
     over = f" (passed over: {', '.join(skipped)})" if skipped else ""
     if runtime is not None:
-        raise DeployError(f"{folder} holds no engine for {runtime}{over}; make one with `niwaki build {folder}`.")
+        command = f"niwaki build {shlex.quote(str(folder))}"
+        raise DeployError(f"{folder} holds no engine for {runtime}{over}; make one with `{command}`.")
     raise MissingDependency(f"No runtime here runs {folder}{over}; get one with `pip install onnxruntime`.")
 
 

@@ -86,7 +86,9 @@ class TensorInput(BaseModel):
         with np.errstate(over="ignore"):
             found = given.astype(wanted)
         if found.dtype.kind == "f" and not np.isfinite(found).all():
-            raise DeployError(f"Input {name!r} was given what is no finite {self.dtype}; give finite numbers.")
+            raise DeployError(
+                f"Input {name!r} was given numbers that are not finite in {self.dtype}; give finite numbers."
+            )
         return found
 
     def _wanted(self) -> str:

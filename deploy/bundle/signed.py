@@ -88,7 +88,7 @@ def verify(
     _check_expiry(folder, manifest, now)
     if min_version is not None and (manifest.version is None or manifest.version < min_version):
         stated = "states no version" if manifest.version is None else f"is version {manifest.version}"
-        raise DeployError(f"{folder} {stated} and {min_version} is the least that is asked for; get a newer bundle.")
+        raise DeployError(f"{folder} {stated} and {min_version} is the least accepted; get a newer bundle.")
     return manifest
 
 
@@ -124,7 +124,7 @@ def read_trusted(bundle: Path, trust: Trust) -> Manifest:
     if trust.trusted_key is not None:
         return verify(bundle, trust.trusted_key, min_version=trust.min_version, now=trust.now)
     if trust.min_version is not None:
-        raise DeployError("A least version means nothing without a signature; give the trusted key too.")
+        raise DeployError("A minimum version means nothing without a signature; give the trusted key too.")
     if trust.engine_key is not None:
         raise DeployError("A key for engines means nothing where the bundle needs none; give the trusted key too.")
     manifest = read_manifest(bundle)
@@ -180,7 +180,7 @@ def _moment(given: str | datetime) -> datetime:
         moment = datetime.fromisoformat(given) if isinstance(given, str) else given
     except ValueError:
         raise DeployError(
-            f"The expiry {given!r} is no date or time; write it as 2027-12-31 or 2027-12-31T18:00."
+            f"The expiry {given!r} is not a date or time; write it as 2027-12-31 or 2027-12-31T18:00."
         ) from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
@@ -214,7 +214,7 @@ def _check_signature(folder: Path, content: bytes, key: Path) -> None:
         signature = Signature.model_validate_json(read_bytes(path))
     except FileNotFoundError as error:
         raise DeployError(
-            f"{folder} is not signed (it has no {SIGNATURE}); get it from who signs it, or leave out the trusted key."
+            f"{folder} is not signed (it has no {SIGNATURE}); get it from its signer, or leave out the trusted key."
         ) from error
     except OSError as error:
         raise DeployError(f"{path} cannot be read ({error.strerror}); copy the whole bundle again.") from error
@@ -224,7 +224,7 @@ def _check_signature(folder: Path, content: bytes, key: Path) -> None:
     if signature.public_key != trusted:
         raise DeployError(
             f"{folder} is signed by the key {signature.public_key[:12]}... and {key} is {trusted[:12]}...; "
-            "get the bundle, or the key, from who you trust."
+            "get the bundle, or the key, from someone you trust."
         )
     if not is_valid_signature(signature, _BUNDLE + content, public_key):
         raise DeployError(

@@ -63,7 +63,7 @@ def read_private_key(path: Path) -> Any:
         key = serialization.load_pem_private_key(_read(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: protected by a password
         raise DeployError(
-            f"{path} is no private key in PEM without a password; make one with "
+            f"{path} is not a private key in PEM without a password; make one with "
             "`openssl genpkey -algorithm ed25519 -out FILE`."
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -86,7 +86,7 @@ def read_public_key(path: Path) -> Any:
         key = serialization.load_pem_public_key(_read(path))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise DeployError(
-            f"{path} is no public key in PEM; take it from the private one with `openssl pkey -in FILE -pubout`."
+            f"{path} is not a public key in PEM; take it from the private one with `openssl pkey -in FILE -pubout`."
         ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise DeployError(f"{path} holds a key that is not Ed25519; ask for the one that signs the bundle.")

@@ -210,7 +210,7 @@ def _check_metadata(source: Path, spec: BundleSpec) -> None:
     ):
         if own is not None and own != given:
             raise DeployError(
-                f"{source} says of itself {name} {own}, and the bundle {given}; give the bundle what the file was "
+                f"{source} states {name} {own}, but the bundle {given}; give the bundle what the file was "
                 "exported with."
             )
 

@@ -54,14 +54,14 @@ class OpenVinoEngine(Engine):
             # Tensors in another file are found from the path alone.
             model = core.read_model(path if wire.outside else io.BytesIO(data))
             self.precision = precision_of(path, data, _metadata(model))
-            # Compiling adds the names of inner tensors to an output, such as that of the tensor before a cast.
-            names = [port.get_any_name() for port in model.outputs]
+            # Compiling adds the names of inner tensors to inputs and outputs, such as those beside a cast.
+            taken, names = ([port.get_any_name() for port in ports] for ports in (model.inputs, model.outputs))
             compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise DeployError(f"OpenVINO cannot load {path} ({first_line(error)}); export it again.") from error
         self.name = path.name.removesuffix(".onnx")
         self.path = path
-        self.inputs = {port.get_any_name(): _spec(port) for port in compiled.inputs}
+        self.inputs = {name: _spec(port) for name, port in zip(taken, compiled.inputs, strict=True)}
         self.outputs = {name: _spec(port) for name, port in zip(names, compiled.outputs, strict=True)}
         self._lock = threading.Lock()
         self._compiled: Any = compiled

@@ -149,7 +149,7 @@ def _onnx_choices(candidate: Candidate, machine: Machine, cpu: str) -> tuple[lis
             if name == first:
                 skipped.append(f"{_NAMES[name]} (the package {name} cannot be imported here)")
         else:
-            reason = f"it is what the bundle prefers on a CPU ({first})" if name == first else "it is what is left"
+            reason = f"it is what the bundle prefers on a CPU ({first})" if name == first else "nothing else is left"
             choices.append(Choice(candidate.file, name, candidate.precision, reason))
     return choices, skipped
 

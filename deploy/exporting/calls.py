@@ -295,4 +295,4 @@ def _preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Preproces
     try:
         return Preprocessing(**given)
     except ValidationError as error:
-        raise DeployError(f"{explain(error)}; mend the preprocessing.") from None
+        raise DeployError(f"{explain(error)}; correct the preprocessing.") from None

@@ -64,7 +64,7 @@ def lower(model: nn.Module, task: str, example: Tensor, *, in_graph: bool = Fals
                 heads, decoder = decode_in_graph(heads, decoder, example)
             return Lowered(heads, decoder.OUTPUTS, decoder)
     raise DeployError(
-        f"{type(model).__name__} is no detector whose decoding the bundle knows; use torchvision's "
+        f"{type(model).__name__} is not a detector whose decoding the bundle knows; use torchvision's "
         f"{', '.join(_DETECTORS)}."
     )
 
@@ -87,7 +87,7 @@ def ssd_heads(model: Any, example: Tensor) -> tuple[nn.Module, SsdDecoder]:
     from torchvision.models.detection.ssd import SSD
 
     if not isinstance(model, SSD):
-        raise DeployError(f"{type(model).__name__} is no torchvision SSD; use an SSD or SSDlite.")
+        raise DeployError(f"{type(model).__name__} is not a torchvision SSD; use an SSD or SSDlite.")
 
     class SsdHeads(nn.Module):
         one_size = "the bundle's decoding holds the anchors of one size"
@@ -136,7 +136,7 @@ def dense_heads(model: Any, example: Tensor) -> tuple[nn.Module, RetinaNetDecode
     from torchvision.models.detection import FCOS, RetinaNet
 
     if not isinstance(model, RetinaNet | FCOS):
-        raise DeployError(f"{type(model).__name__} is no torchvision RetinaNet or FCOS; use one of these.")
+        raise DeployError(f"{type(model).__name__} is not a torchvision RetinaNet or FCOS; use one of these.")
     names = ("bbox_regression", "cls_logits", "bbox_ctrness")[: 3 if isinstance(model, FCOS) else 2]
 
     class DenseHeads(nn.Module):

@@ -56,7 +56,7 @@ def rcnn_heads(model: Any, example: Tensor) -> tuple[nn.Module, RcnnDecoder]:
 
     if not isinstance(model, FasterRCNN) or model.roi_heads.has_mask() or model.roi_heads.has_keypoint():
         raise DeployError(
-            f"{type(model).__name__} is no plain Faster R-CNN, and the bundle decodes boxes alone; use a Faster R-CNN."
+            f"{type(model).__name__} is not a plain Faster R-CNN, and the bundle decodes only boxes; use one."
         )
     geometry, roi = _geometry(model, example), model.roi_heads
     decoder = RcnnDecoder(

@@ -195,13 +195,13 @@ def _why(one: LayerTime, shape: Shape, quantised: bool) -> tuple[Reason, str]:
     if quantised and one.precision not in ("int8", ""):
         return "precision fell back", f"runs in {one.precision} though the file is int8"
     if one.ms < OVERHEAD_MS:
-        return "overhead-bound", f"{1000 * one.ms:.0f} us, about what starting a layer takes"
+        return "overhead-bound", f"{1000 * one.ms:.0f} us, about what starting a layer costs"
     odd = _misaligned(one, shape)
     if odd:
         return "misaligned", odd
     intensity = _intensity(one)
     if 0 < intensity < INTENSITY:
-        return "memory-bound", f"{intensity:.1f} multiply-accumulates for each number moved"
+        return "memory-bound", f"{intensity:.1f} multiply-accumulates per number moved"
     return "kernel", "its kernel gains less than the arithmetic does"
 
 
@@ -231,15 +231,15 @@ def _row_between(one: LayerTime, partner: int | None, total: float, moved_before
     said = ""
     if one.ms >= _NOTABLE * total:
         if one.kind in REORDERS:
-            reason, said = "reorder inserted", "moves numbers into the order that the next kernel wants"
+            reason, said = "reorder inserted", "moves data into the layout that the next kernel needs"
             if one.kind in moved_before:
                 said += ", as before the cut"
         elif one.kind in CASTS:
             reason, said = "precision fell back", "changes between precisions"
         elif one.kind in _FUSABLE:
-            reason, said = "not fused", "runs on its own, though a product before it could take it along"
+            reason, said = "not fused", "runs on its own, though a product before it could be fused with it"
         else:
-            reason, said = "memory-bound", "moves numbers and hardly computes"
+            reason, said = "memory-bound", "moves data and hardly computes"
     return LayerRow(name=one.name, kind=one.kind, after_ms=one.ms, reason=reason, said=said)
 
 

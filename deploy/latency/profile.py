@@ -174,7 +174,7 @@ def _in_a_process(jobs: Sequence[Job], how: How) -> dict[str, Any]:
         raise _raised(found)
     if done.returncode or "files" not in found:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-        raise DeployError(f"Timing {jobs[0].path} in a process of its own failed ({said}); run it by `niwaki bench`.")
+        raise DeployError(f"Timing {jobs[0].path} in a process of its own failed ({said}); run it with `niwaki bench`.")
     return dict(found)
 
 
@@ -347,7 +347,7 @@ class ProfileFolder(BaseModel):
             return cls.model_validate_json(read_bytes(path))
         except OSError as error:
             raise DeployError(
-                f"Cannot read {path} ({error.strerror}); make the folder by `niwaki profile NETWORK --bundle DIR`."
+                f"Cannot read {path} ({error.strerror}); make the folder with `niwaki profile NETWORK --bundle DIR`."
             ) from None
         except ValidationError as error:
             raise DeployError(f"{path} is not a niwaki-profile-1 list ({explain(error)}); make it again.") from None

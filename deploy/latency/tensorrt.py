@@ -73,9 +73,9 @@ def read_layers(path: Path) -> tuple[LayerTime, ...]:
     try:
         times = [_Timed.model_validate(row) for row in rows]
     except ValidationError as error:
-        raise DeployError(f"{path} is not a profile of TensorRT ({explain(error)}); write it by {_HOW}.") from None
+        raise DeployError(f"{path} is not a profile of TensorRT ({explain(error)}); write it with {_HOW}.") from None
     if not times:
-        raise DeployError(f"{path} holds no layers; write it by {_HOW}.")
+        raise DeployError(f"{path} holds no layers; write it with {_HOW}.")
     about = _described(path.with_name(f"{path.stem}.layers.json"))
     return tuple(_layer(one, about.get(one.name)) for one in times)
 
@@ -136,7 +136,7 @@ def _described(path: Path) -> dict[str, _Layer]:
         layers = [_Layer.model_validate(one) for one in given]
     except (ValidationError, TypeError) as error:
         said = explain(error) if isinstance(error, ValidationError) else str(error)
-        raise DeployError(f"{path} does not describe an engine ({said}); write it by --exportLayerInfo.") from None
+        raise DeployError(f"{path} does not describe an engine ({said}); write it with --exportLayerInfo.") from None
     return {one.name: one for one in layers}
 
 
@@ -144,9 +144,9 @@ def _json(path: Path, kind: type) -> Any:
     try:
         found = json.loads(read_bytes(path))
     except OSError as error:
-        raise DeployError(f"Cannot read {path} ({error.strerror}); write it by {_HOW}.") from None
+        raise DeployError(f"Cannot read {path} ({error.strerror}); write it with {_HOW}.") from None
     except (ValueError, RecursionError):
-        raise DeployError(f"{path} is not JSON; write it by {_HOW}.") from None
+        raise DeployError(f"{path} is not JSON; write it with {_HOW}.") from None
     if not isinstance(found, kind):
-        raise DeployError(f"{path} holds {type(found).__name__}, not {kind.__name__}; write it by {_HOW}.")
+        raise DeployError(f"{path} holds {type(found).__name__}, not {kind.__name__}; write it with {_HOW}.")
     return found

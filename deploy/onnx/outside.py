@@ -53,7 +53,7 @@ def check_inside(path: Path, outside: Mapping[str, str]) -> None:
             fits = False
         if not fits:
             raise DeployError(
-                f"{path} keeps {name[:100]!r} in {location[:200]!r}, which is no file in its folder; save it as one "
+                f"{path} keeps {name[:100]!r} in {location[:200]!r}, which is not a file in its folder; save it as one "
                 "file."
             )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploy.errors import DeployError
 from deploy.onnx.wire import read_onnx
-from deploy.onnx.wire_graph import parse_graph
+from deploy.onnx.wire_graph import every_node, parse_graph
 
 LOW = {10: "fp16", 16: "bf16"}  # element types of onnx.TensorProto
 _FLOATS = {1: "fp32", **LOW}
@@ -16,10 +16,11 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Con
 def precision_in(path: Path) -> str | None:
     """Return ``int8`` for a file with quantised operators, else the precision of its constants.
 
-    A file with some fp16 or bf16 constants is of that precision, for some layers may stay in fp32.
+    A file with some fp16 or bf16 constants is of that precision, for some layers may stay in fp32. Constants are
+    initialisers and what Constant nodes hold; a file without any is of the precision of what it reads.
 
     Returns:
-        ``int8``, ``fp16``, ``bf16``, ``fp32``, or None where the file has no such constants or cannot be read.
+        ``int8``, ``fp16``, ``bf16``, ``fp32``, or None where the file has nothing of the kind or cannot be read.
     """
     try:
         return precision_in_bytes(read_onnx(path))
@@ -30,10 +31,11 @@ def precision_in(path: Path) -> str | None:
 def precision_in_bytes(data: bytes) -> str | None:
     """Return the precision of the ONNX file ``data``; see ``precision_in``."""
     try:
-        graph = parse_graph(data)
+        graph, nodes = parse_graph(data), list(every_node(data))
     except (ValueError, IndexError, TypeError):
         return None
-    if any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in graph.nodes):
+    if any(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in nodes):
         return "int8"
-    kinds = {_FLOATS.get(tensor.dtype) for tensor in graph.tensors.values()}
+    held = {tensor.dtype for tensor in graph.tensors.values()} | {node.dtype for node in nodes}
+    kinds = {_FLOATS.get(one) for one in (held & {*_FLOATS} or {*graph.input_types.values()})}
     return next((kind for kind in (*LOW.values(), "fp32") if kind in kinds), None)

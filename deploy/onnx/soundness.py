@@ -7,11 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deploy.errors import DeployError
-from deploy.onnx.wire_graph import GraphNode, parse_graph
+from deploy.onnx.wire_graph import GraphNode, every_node
 
 _LEAST: Mapping[str, int] = MappingProxyType(
     {
-        **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "LogSoftmax", "Max", "Mean", "Min", "Pad", "Sum"), 1),
+        **dict.fromkeys(("Clip", "GlobalAveragePool", "GlobalMaxPool", "LogSoftmax", "Max", "Mean", "Min"), 1),
+        **dict.fromkeys(("Pad", "Sum"), 1),
         **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "MatMul", "MatMulInteger", "Gemm"), 2),
         **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gather", "Expand", "Tile"), 2),
         **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Equal", "Greater", "Less", "OneHot"), 2),
@@ -25,16 +26,16 @@ _WHAT = {"Conv": "weights", "ConvTranspose": "weights", "BatchNormalization": "s
 
 
 def check_inputs(path: Path, data: bytes) -> None:
-    """Refuse the ONNX file ``data``, read from ``path``, where a node of its main graph is none for OpenVINO.
+    """Refuse the ONNX file ``data``, read from ``path``, where a node of it, wherever it stands, is none for OpenVINO.
 
     Raises:
         DeployError: an operator has fewer inputs than it needs, or is one that OpenVINO 2026.4 computes otherwise.
     """
     try:
-        graph = parse_graph(data)
+        nodes = list(every_node(data))
     except (ValueError, IndexError, TypeError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
-    for node in graph.nodes:
+    for node in nodes:
         least = _LEAST.get(node.op_type, 0)
         if node.op_type == "Pad" and not {"pads", "paddings"} & set(node.ints):
             least = 2  # from opset 11 on an input says how wide
@@ -45,7 +46,7 @@ def check_inputs(path: Path, data: bytes) -> None:
             )
         if (why := _otherwise(node)) is not None:
             raise DeployError(
-                f"{path} has {why} ({', '.join(node.outputs)[:80]}), which OpenVINO computes otherwise; run it with "
+                f"{path} has {why} ({', '.join(node.outputs)[:80]}), which OpenVINO computes differently; run it with "
                 "ONNX Runtime."
             )
 

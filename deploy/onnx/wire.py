@@ -59,7 +59,7 @@ def read_onnx(path: Path) -> bytes:
     """Return the content of the ONNX file at ``path``.
 
     Raises:
-        DeployError: there is none, it is no regular file, or it is larger than ONNX files can be.
+        DeployError: there is none, it is not a regular file, or it is larger than ONNX files can be.
     """
     if not path.is_file():
         raise DeployError(f"There is no ONNX file at {path}; check the path or export the model first.")

@@ -13,6 +13,7 @@ from deploy.onnx.protobuf import fields, text, varints
 
 INT8 = 3  # of onnx.TensorProto
 _INT, _INTS = 2, 7  # of onnx.AttributeProto
+_DEEPEST = 64
 
 
 @dataclass
@@ -31,13 +32,17 @@ class GraphTensor:
 
 @dataclass
 class GraphNode:
-    """A node: its operator, its inputs and outputs, and its attributes that hold integers or strings."""
+    """A node: its operator, its inputs and outputs, and its attributes that hold integers or strings.
+
+    ``dtype`` is the element type of a tensor that it holds, as a Constant does; 0 where it holds none.
+    """
 
     op_type: str = ""
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     ints: dict[str, list[int]] = field(default_factory=dict)
     strings: dict[str, str] = field(default_factory=dict)
+    dtype: int = 0
 
 
 @dataclass
@@ -66,6 +71,30 @@ def parse_graph(data: bytes | bytearray) -> Graph:
             elif part == 11:
                 _parse_input(value, found)
     return found
+
+
+def every_node(data: bytes | bytearray) -> Iterator[GraphNode]:
+    """Yield the nodes of the ONNX file ``data``, those within branches, loops and functions among them.
+
+    Raises:
+        ValueError, IndexError, TypeError: the bytes are no ONNX file, or graphs lie in each other without end.
+    """
+    for number, value in fields(memoryview(data)):
+        if number in (7, 25):  # the graph, and functions, whose nodes have another number
+            yield from _nodes_in(value, 1 if number == 7 else 7, 0)
+
+
+def _nodes_in(graph: Any, number: int, depth: int) -> Iterator[GraphNode]:
+    if depth > _DEEPEST:
+        raise ValueError("graphs without end")
+    for part, node in fields(graph):
+        if part != number:
+            continue
+        yield _parse_node(node)
+        for attribute in (value for kind, value in fields(node) if kind == 5):
+            for kind, inner in fields(attribute):
+                if kind in (6, 11):
+                    yield from _nodes_in(inner, 1, depth + 1)
 
 
 def replace_nodes(data: bytes, nodes: Mapping[int, Sequence[bytes]], tensors: Sequence[bytes]) -> bytes:
@@ -150,6 +179,8 @@ def _parse_attribute(data: memoryview, node: GraphNode) -> None:
             ints += [value] if isinstance(value, int) else varints(value)
         elif number == 4:
             string = value
+        elif number == 5:
+            node.dtype = next((int(kind) for part, kind in fields(value) if part == 2), 0)
     if ints:
         node.ints[name] = ints
     if isinstance(string, memoryview):  # from a number n, bytes() would make n zeros

@@ -192,6 +192,6 @@ def _check_pixels(image: Image.Image, path: Path) -> None:
     pixels, size = image.width * image.height, path.stat().st_size
     if pixels > max(_MOST_PIXELS, _PIXELS_PER_BYTE * size):
         raise DeployError(
-            f"{path} says that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
+            f"{path} claims that its {size} bytes are {image.width} x {image.height} pixels, which is too large to be "
             "opened safely; scale it down first."
         )

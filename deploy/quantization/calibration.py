@@ -13,7 +13,7 @@ from deploy.errors import DeployError
 from deploy.files import sha256
 from deploy.onnx.file import PRECISION, SOURCE, properties, read, write
 from deploy.onnx.metadata import Metadata
-from deploy.onnx.precision import LOW, QUANTISED
+from deploy.onnx.precision import LOW, QUANTISED, precision_in
 from deploy.quantization.converting import raised, without_defaults
 from deploy.quantization.feeds import Feed, feeds_of, inputs_of
 
@@ -92,13 +92,16 @@ def read_fp32(src: Path, precision: str) -> onnx.ModelProto:
     stated = properties(model).get(PRECISION, "fp32")
     if stated != "fp32":
         raise DeployError(f"{src} is {stated}; make the {precision} file from the fp32 one.")
-    if many := sum(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in model.graph.node):
+    found = precision_in(Path(src))
+    if found == "int8":
+        many = sum(node.op_type in QUANTISED or node.op_type.startswith("QLinear") for node in model.graph.node)
+        where = f"{many} of its {len(model.graph.node)} nodes" if many else "nodes in a branch or a function"
         raise DeployError(
-            f"{src} is quantised already ({many} of its {len(model.graph.node)} nodes quantise or compute in int8); "
-            f"use it as it is, or make the {precision} file from the fp32 one."
+            f"{src} is quantised already ({where} quantise or compute in int8); use it as it is, or make the "
+            f"{precision} file from the fp32 one."
         )
-    if low := next((LOW[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in LOW), None):
-        raise DeployError(f"{src} is {low}; make the {precision} file from the fp32 one.")
+    if found in LOW.values():
+        raise DeployError(f"{src} is {found}; make the {precision} file from the fp32 one.")
     return without_defaults(model)
 
 

@@ -18,9 +18,13 @@ _COMPARES = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "
 _GUARDS = ("Add", "Sub", "Clip", "Max", "Where", *_COMPARES[:4])
 # What a guarded value may go through before it is divided by, and what makes the value that is guarded.
 _CARRIES = (
-    *_MOVES, *_COMPARES, "Sqrt", "Pow", "Abs", "Neg", "Mul", "Max", "Clip", "Where", "ReduceSum", "ReduceMean",
-    "Concat", "Slice",
+    *_MOVES, *_COMPARES, "Sqrt", "Pow", "Abs", "Neg", "Mul", "Div", "Add", "Sub", "Sum", "Mean", "Max", "Min", "Clip",
+    "Where", "Relu", "Concat", "Split", "Slice", "Gather", "Tile", "Pad", "ReduceSum", "ReduceMean", "ReduceMax",
+    "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "MaxPool", "AveragePool", "GlobalMaxPool",
+    "GlobalAveragePool",
 )  # fmt: skip
+# What a logarithm may go through before an exponential turns it into a power.
+_SCALES = (*_MOVES, "Mul", "Div", "Neg", "Add", "Sub")
 _STATISTICS = (*_MOVES, *_COMPARES, "Pow", "Abs", "Sqrt", "Sub", "Neg")
 
 
@@ -112,8 +116,16 @@ def _to_singular(start: onnx.NodeProto, graph: _Graph) -> tuple[set[str], list[o
 
 
 def _products(end: onnx.NodeProto, graph: _Graph) -> Iterator[onnx.NodeProto]:
-    """Yield the products that read what ``end`` gives, and what lies between, where that is an inverse."""
-    if end.op_type == "Log" or (end.op_type == "Div" and end.input[0] not in graph.constants):
+    """Yield the products that read what ``end`` gives, and what lies between, where that is an inverse.
+
+    So is the exponential of a multiple of a logarithm.
+    """
+    if end.op_type == "Log":
+        for path in _to_exponential(end, graph):
+            yield from path
+            yield from _products(path[-1], graph)
+        return
+    if end.op_type == "Div" and end.input[0] not in graph.constants:
         return
     seen: set[str] = set()
     waiting = [end]
@@ -125,6 +137,20 @@ def _products(end: onnx.NodeProto, graph: _Graph) -> Iterator[onnx.NodeProto]:
             yield reader
             if reader.op_type != "Mul":
                 waiting.append(reader)
+
+
+def _to_exponential(start: onnx.NodeProto, graph: _Graph) -> Iterator[tuple[onnx.NodeProto, ...]]:
+    """Yield each way from ``start`` to an exponential, that one last; of ways that meet again only the first."""
+    seen: set[str] = set()
+    waiting: list[tuple[onnx.NodeProto, ...]] = [(start,)]
+    while waiting:
+        path = waiting.pop()
+        for reader in (one for name in path[-1].output for one in graph.readers.get(name, [])):
+            if reader.op_type == "Exp":
+                yield (*path, reader)
+            elif reader.op_type in _SCALES and reader.name not in seen:
+                seen.add(reader.name)
+                waiting.append((*path, reader))
 
 
 def _statistics(end: onnx.NodeProto, graph: _Graph) -> Iterator[onnx.NodeProto]:

@@ -59,8 +59,8 @@ def render_calibration(results: Results) -> Markup:
     if not found:
         return Markup()
     lead = (
-        "Each answer comes with a probability. Where that can be taken at its word, the marks lie on the thin line: of "
-        "the answers given at 80 %, four in five are right. Below the line a network is surer than it should be."
+        "Each prediction comes with a probability. If the probabilities are right, the marks lie on the thin line: of "
+        "the predictions made at 80 %, four in five are right. Below the line a network is overconfident."
     )
     said = "; ".join(
         f"{one.role}: {units.percent(one.right)} right at {units.percent(one.probability)} on average" for one in found
@@ -81,8 +81,8 @@ def render_calibration(results: Results) -> Markup:
         )
         for one in found
     ]
-    each = details("The answers by their probability", table(("<Network", "<At", "images", "right"), _each(found)))
-    return section("How sure, and how often right", lead, table(head, lines, "tight"), figure, each)
+    each = details("The predictions by their probability", table(("<Network", "<At", "images", "right"), _each(found)))
+    return section("How confident, and how often right", lead, table(head, lines, "tight"), figure, each)
 
 
 def _each(found: Sequence[AnswersOf]) -> list[Markup]:

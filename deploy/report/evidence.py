@@ -196,7 +196,7 @@ def _parity(records: Sequence[Facts]) -> Markup:
         return Markup()
     lead = (
         "Outputs of each engine against the network it was made from, on the same inputs: validation images, and the "
-        "same ones changed to be hard on an engine. Of each engine the worst comparison."
+        "same ones altered to be hard for an engine. For each engine the worst comparison is shown."
     )
     head = ("<Engine", "<inputs", "batch", "largest relative error", "signal to noise")
     rest = details(f"the other {len(others)} comparisons", table(head, others, "parity")) if others else Markup()

@@ -17,7 +17,7 @@ def render_goals(results: Results) -> Markup:
     if not lines:
         return Markup()
     head = ("<Asked", "Wanted", "Got", "<Verdict")
-    return section("What was asked, and what was got", "", table(head, lines, "goals"))
+    return section("What was asked for, and what was reached", "", table(head, lines, "goals"))
 
 
 def goals_of(results: Results) -> list[tuple[str, str, str, bool | None]]:

@@ -44,7 +44,9 @@ def waterfall(results: Results) -> Markup:
                 change=change,
             )
         )
-    lead = "Best time of a run after each step. Half precision and int8 are two ways on from the student."
+    lead = (
+        "Best time of a run after each step. Half precision and int8 are two alternatives, each made from the student."
+    )
     return part("Milliseconds, step by step", lead, card(join(lines)))
 
 
@@ -58,7 +60,7 @@ def distributions(records: Sequence[Facts]) -> Markup:
     widest = max(times[2] for _, times in known) * 1.25
     lines = [_spread(record, times, widest) for record, times in known]
     lead = "From the best time to the 90th percentile; the bar is the median, the ring the 99th percentile."
-    return part("How the times are spread", lead, card(join(lines)))
+    return part("How the times vary", lead, card(join(lines)))
 
 
 def _best(record: Facts) -> float | None:

@@ -60,7 +60,7 @@ def render_step_gains(results: Results) -> Markup:
         f"Test {results.metric()} without the step (ring) and with it (dot). "
         "Both ends of a line have the same architecture."
     )
-    return section("What each step bought", lead, card(join(_step_gain(*line, low, span) for line in known)))
+    return section("What each step gained", lead, card(join(_step_gain(*line, low, span) for line in known)))
 
 
 def _capital(text: str) -> str:
@@ -147,9 +147,9 @@ def _plot(results: Results) -> Markup:
     if not points:
         return Markup()
     said = "; ".join(f"{p.label} {units.percent(p.accuracy)} at {units.milliseconds(p.latency)}" for p in points)
-    upright = "Upright lines: 95 % interval of the accuracy on this test set. " if images else ""
+    upright = "Vertical lines: 95 % interval of the accuracy on this test set. " if images else ""
     caption = (
-        f"{upright}Level lines: up to the 90th percentile of the latency, or to the edge where that lies beyond it. "
+        f"{upright}Horizontal lines: up to the 90th percentile of the latency, or to the edge if that is nearer. "
         "↓: lies below the drawing."
     )
     drawings = fill(

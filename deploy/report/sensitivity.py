@@ -157,7 +157,7 @@ def _lost(plan: Facts, found: Sequence[SensitivityCurve], name: str) -> Markup:
     shown = [table(head, ordered[:SHOWN])]
     if rest := ordered[SHOWN:]:
         shown.append(details(f"and {len(rest)} more", table(head, rest)))
-    return part("What each group lost", "Read off the curves; the dearest first.", join(shown))
+    return part("What each group lost", "Read from the curves; the most costly first.", join(shown))
 
 
 def _foresaw(measured: Facts) -> Markup:
@@ -169,5 +169,5 @@ def _foresaw(measured: Facts) -> Markup:
     unable = sorted(name for name, value in known.items() if value is None)
     lead = "Spearman's rank correlation of the scores that went with the rise of the loss, over all cuts: 1 is best."
     if unable:
-        lead += f" Not said of this network: {', '.join(unable)}."
-    return details("Which criteria foresaw it", part("", lead, table(("<Criterion", "<correlation"), lines)))
+        lead += f" Not available for this network: {', '.join(unable)}."
+    return details("Which criteria predicted it", part("", lead, table(("<Criterion", "<correlation"), lines)))

@@ -83,7 +83,7 @@ def test_a_bad_coco_file_is_one_sentence(coco, changes, words):
     path = rewrite(coco, **changes)
     refused(*words, **coco)
     path.write_text("[1, 2")
-    refused(path, "no COCO annotation", **coco)
+    refused(path, "not a COCO annotation", **coco)
 
 
 def test_coco_splits_have_the_same_categories(coco):

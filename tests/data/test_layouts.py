@@ -175,7 +175,9 @@ def test_labels_that_ids_do_not_name_are_refused(tmp_path):
     given = masks(tmp_path, [0, 7, 8])
     refused("holds the label 0", **given, ids={7: "road", 8: "tree"})
     refused("ids names the class 'tree'", **given, ids={7: "road", 8: "tree"}, classes=["road", "bush"], ignore=0)
-    refused("No label of ids is the class 'bush'", **given, ids={7: "a", 8: "b"}, classes=["a", "b", "bush"], ignore=0)
+    refused(
+        "No label in ids maps to the class 'bush'", **given, ids={7: "a", 8: "b"}, classes=["a", "b", "bush"], ignore=0
+    )
     refused("ignore_index 0 is the class 'a'", "ids", **given, classes=["a", "b"], ignore=0)
     for wrong in ({}, {"ids": {0: "a", 7: "b"}, "ignore": 0}, {"ids": {}}):
         with pytest.raises(ValidationError):

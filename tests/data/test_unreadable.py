@@ -143,7 +143,7 @@ def test_the_limit_is_a_count(limit, tmp_path):
 def test_a_damaged_annotation_is_not_left_out(tmp_path):
     recipe, _ = voc(tmp_path)
     (tmp_path / "Annotations/train0.xml").write_text("<annotation>")
-    with pytest.raises(DataError, match="no VOC annotation"):
+    with pytest.raises(DataError, match="not a VOC annotation"):
         read(recipe, 50)
 
 

@@ -66,7 +66,7 @@ def test_voc_leaves_out_what_is_difficult_or_flat_and_cuts_what_reaches_over(voc
     assert found.splits["train"].targets[0].boxes.tolist() == [[19, 14, 24, 20], [0, 0, 3, 3]]
     flat, cut, difficult = found.notes
     assert flat == "1 box(es) without area were left out: a0.png."
-    assert cut.startswith("2 box(es) reach over")
+    assert cut.startswith("2 box(es) crossed")
     assert difficult.startswith("1 object(s) marked difficult")
 
 
@@ -102,10 +102,10 @@ def test_voc_refuses_entities_before_they_grow(voc):
     [
         ([voc_object(box=(10, 4, 3, 12))], ["corners"]),
         ([voc_object(box=("nan", 4, 3, 12))], ["corners"]),
-        ([voc_object(box=("x", 4, 3, 12))], ["no VOC annotation", "'x'"]),
+        ([voc_object(box=("x", 4, 3, 12))], ["not a VOC annotation", "'x'"]),
         ([voc_object(box=(40, 4, 50, 12))], ["outside", "24x20"]),
         (["<object><name>cat</name></object>"], ["no <bndbox/xmin>"]),
-        (["<object>"], ["no VOC annotation"]),
+        (["<object>"], ["not a VOC annotation"]),
     ],
 )
 def test_a_bad_voc_annotation_is_one_sentence(voc, objects, words):

@@ -80,7 +80,7 @@ def test_number_12_an_image_without_a_batch_is_one_image(tmp_path):
     path = network(tmp_path / "hwc.onnx", "image", [48, 64, 3])
     code, found = bench(path)
     assert code == 0 and found["records"][0]["batch"] == 1 and found["settings"]["batch"] == 1
-    with load_engine(path) as engine, pytest.raises(DeployError, match="one a run, and no batch"):
+    with load_engine(path) as engine, pytest.raises(DeployError, match="one per run, and no batch"):
         noise(engine.inputs, "hwc", 48)
 
 
@@ -93,7 +93,7 @@ def test_number_12_an_image_of_free_size_is_one_image_and_no_batch(shape, want, 
         assert noise(engine.inputs, "free", None, size=(20, 24))[0]["image"].shape == want
     for given in (["--size", "20x24"], ["--shape", "x".join(map(str, want))]):
         code, found = bench(path, *given, "--batch", 20)
-        assert code != 0 and "one a run, and no batch" in found
+        assert code != 0 and "one per run, and no batch" in found
 
 
 def test_number_12_a_size_that_fills_nothing_is_refused(tmp_path):
@@ -137,7 +137,7 @@ def test_number_12_bytes_are_pixels(shape):
 def test_number_12_a_fixed_batch_is_taken_and_another_refused():
     inputs = {"image": TensorSpec("float32", (4, 3, 8, 8))}
     assert noise(inputs, "four", None)[1] == 4
-    with pytest.raises(DeployError, match="no batch of 2; give --batch 4"):
+    with pytest.raises(DeployError, match="not a batch of 2; give --batch 4"):
         noise(inputs, "four", 2)
     with pytest.raises(DeployError, match="too large to be timed"):
         noise({"image": TensorSpec("float32", (None, 3, 40_000, 40_000))}, "large", 1)
@@ -191,7 +191,7 @@ def test_a_shape_that_fits_no_input_is_a_sentence(given, said, tmp_path):
     "said", [["image=2x3x0x8"], ["image="], ["image=2x3x5x8"] * 2, ["2x3x5x99999999999999999999"], ["2x-3"], ["2x 3"]]
 )
 def test_what_is_no_shape_is_a_sentence(said):
-    with pytest.raises(typer.BadParameter, match=r"is no shape; give .* such as ids=1x128, once for each input"):
+    with pytest.raises(typer.BadParameter, match=r"is not a shape; give .* such as ids=1x128, once for each input"):
         shapes_of(said)
 
 

@@ -162,7 +162,7 @@ def test_a_manifest_that_does_not_fit_is_one_sentence(change, says, bundle_dir):
 
 def test_a_pipe_for_a_manifest_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / MANIFEST)
-    with pytest.raises(DeployError, match="is no regular file"):
+    with pytest.raises(DeployError, match="is not a regular file"):
         deploy.load(tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_number_11_the_commands_take_a_bundle_of_several_inputs(two, rows, pictu
     (pictures / "rows.jsonl").write_text("\n\n".join(lines))
     run = CliRunner()
     said = run.invoke(app, ["predict", str(folder), "--rows", str(pictures / "rows.jsonl"), "--json"])
-    assert isinstance(said.exception, DeployError) and str(said.exception).startswith("row 2 has no answer")
+    assert isinstance(said.exception, DeployError) and str(said.exception).startswith("row 2 could not be predicted")
     found = json.loads(said.output)
     assert [row["index"] for row in found] == [int(wanted[k].argmax()) for k in (0, 2)]
     timed = run.invoke(app, ["bench", str(folder), "--batch", "3", "--rounds", "5", "--json"])
@@ -124,11 +124,11 @@ def test_number_11_the_commands_take_a_bundle_of_several_inputs(two, rows, pictu
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"{\n", "Line 1 of .* is no JSON"),
+        (b"{\n", "Line 1 of .* is not JSON"),
         (b"[1]", "Line 1 of .* is a list"),
         (b"\xff", "is not UTF-8"),
         (b"\n", "holds 0 rows"),
-        (b"[" * 100_000, "Line 1 of .* is no JSON"),
+        (b"[" * 100_000, "Line 1 of .* is not JSON"),
     ],
 )
 def test_number_11_rows_that_are_none_are_one_sentence(two, content, said, tmp_path):
@@ -151,8 +151,8 @@ def test_number_11_rows_that_are_none_are_one_sentence(two, content, said, tmp_p
         (lambda row: {**row, "facts": "red"}, r"was given 'red'; give float32"),
         (lambda row: {**row, "facts": [None] * 5}, "was given 'object'"),
         (lambda row: {**row, "facts": [True] * 5}, "was given 'bool'"),
-        (lambda row: {**row, "facts": [1, 2, 3, 4, float("nan")]}, "no finite float32"),
-        (lambda row: {**row, "facts": [1, 2, 3, 4, 1e300]}, "no finite float32"),
+        (lambda row: {**row, "facts": [1, 2, 3, 4, float("nan")]}, "not finite in float32"),
+        (lambda row: {**row, "facts": [1, 2, 3, 4, 1e300]}, "not finite in float32"),
     ],
 )
 def test_number_11_a_row_that_does_not_fit_is_one_sentence(two, rows, change, said):

@@ -54,7 +54,43 @@ ENDS = {
         helper.make_node("Sub", ["one", "b"], ["logits"]),
     ],
 }
-NUMBERS = {"low": 1e-7, "two": 2.0, "one": 1.0}
+ENDS |= {
+    "sigmoid, by hand": [
+        helper.make_node("Neg", ["raw"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "one"], ["c"]),
+        helper.make_node("Div", ["one", "c"], ["logits"]),
+    ],
+    "sigmoid, by tanh": [
+        helper.make_node("Div", ["raw", "two"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "one"], ["c"]),
+        helper.make_node("Div", ["c", "two"], ["logits"]),
+    ],
+    "sigmoid, mean of two": [
+        helper.make_node("Sigmoid", ["raw"], ["a"]),
+        helper.make_node("Sigmoid", ["raw"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Div", ["c", "two"], ["logits"]),
+    ],
+    "sigmoid, in a branch": [
+        helper.make_node(
+            "If",
+            ["yes"],
+            ["logits"],
+            **dict.fromkeys(
+                ("then_branch", "else_branch"),
+                helper.make_graph(
+                    [helper.make_node("Sigmoid", ["raw"], ["p"])],
+                    "b",
+                    [],
+                    [helper.make_tensor_value_info("p", TensorProto.FLOAT, None)],
+                ),
+            ),
+        )
+    ],
+}
+NUMBERS = {"low": 1e-7, "two": 2.0, "one": 1.0, "hundred": 100.0, "zero": 0.0}
 
 
 def file(path, end):
@@ -70,6 +106,7 @@ def file(path, end):
         [
             helper.make_tensor("w", TensorProto.FLOAT, [1, 3], WEIGHTS),
             helper.make_tensor("axis", 7, [1], [1]),
+            helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
             *(helper.make_tensor(name, TensorProto.FLOAT, [], [number]) for name, number in NUMBERS.items()),
         ],
     )
@@ -89,7 +126,9 @@ def expected(end):
     return 1 / (1 + np.exp(-raw)) if end.startswith("sigmoid") else np.exp(raw) / np.exp(raw).sum()
 
 
-BY_NUMBERS = ("by hand", "softmax, mean of two")  # that no operator at the end tells
+BY_NUMBERS = ("by hand", "softmax, mean of two", *(f"sigmoid, {how}" for how in ("by hand", "by tanh", "mean of two")))
+"""What no operator at the end tells."""
+BY_NUMBERS += ("sigmoid, in a branch",)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -123,7 +162,7 @@ def test_a_softmax_written_by_hand_is_stated_or_refused(tmp_path):
 
 
 def test_what_contradicts_the_file_is_refused(tmp_path):
-    with pytest.raises(DeployError, match="ends in Softmax, so its outputs are no logits"):
+    with pytest.raises(DeployError, match="ends in Softmax, so its outputs are not logits"):
         bundle(tmp_path, "softmax", outputs="logits")
     folder = bundle(tmp_path, "nothing", outputs="probabilities")
     with deploy.load(folder) as loaded, pytest.raises(DeployError, match="states probabilities; state outputs: logits"):
@@ -139,3 +178,34 @@ def test_a_graph_in_circles_has_no_end(tmp_path):
     model.graph.node[-1].input[0] = "logits"
     path.write_bytes(model.SerializeToString())
     assert final_activation(path) is None
+
+
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
+def test_number_3_percentages_are_neither(last, tmp_path, monkeypatch):
+    ends = [helper.make_node(last, ["raw"], ["p"]), helper.make_node("Mul", ["p", "hundred"], ["logits"])]
+    monkeypatch.setitem(ENDS, "percent", ends)
+    with pytest.raises(DeployError, match="gives percentages, from 0 to 100 whatever it reads"):
+        bundle(tmp_path, "percent")
+    assert bundle(tmp_path, "percent", outputs="logits").is_dir()
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Relu", ["raw"], ["logits"])],
+        [helper.make_node("Tanh", ["raw"], ["logits"])],
+        [helper.make_node("Mul", ["raw", "zero"], ["logits"])],
+        [helper.make_node("Div", ["raw", "hundred"], ["logits"])],
+    ],
+    ids=["above zero", "between -1 and 1", "zeros", "small"],
+)
+def test_number_3_small_logits_are_logits(nodes, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENDS, "small", nodes)
+    folder = bundle(tmp_path, "small")
+    assert json.loads((folder / MANIFEST).read_text())["outputs"] == "logits"
+
+
+def test_number_3_a_detector_s_sigmoid_by_hand_is_seen_too(tmp_path):
+    decoder = SsdDecoder(size=(8, 8), grids=((1, 1),), scales=(0.1, 0.2), aspect_ratios=((2,),))
+    with pytest.raises(DeployError, match="ends 'logits' in numbers from 0 to 1, whatever it reads, and SsdDecoder"):
+        bundle(tmp_path, "sigmoid, by hand", task="detection", postprocessing=decoder)

@@ -95,7 +95,7 @@ def test_the_interval_of_best_times_holds_the_ratio_and_is_as_wide_as_chance_mak
     ("said", "noisy"),
     [
         ({"load": 7.0, "cores": 2}, "a load of 7.0 on 2 cores"),
-        ({"load": 1.0, "cores": 2, "processor_share": 0.5}, "the processor was had for 50 % of the time"),
+        ({"load": 1.0, "cores": 2, "processor_share": 0.5}, "the process had the processor for 50 % of the time"),
         ({"load": 1.0, "cores": 2, "processor_share": 1.6}, None),
         ({}, None),
     ],

@@ -117,4 +117,4 @@ def test_several_batches_streams_a_rate_and_cold_starts_stand_in_one_record(file
     assert records["int8"].streams.streams == 2 and records["int8"].streams.throughput > 0
     assert records["int8"].open_loop.rate == 200
     assert records["int8"].cold.load_ms > 0
-    assert "images a second by 2 streams" in done.stdout
+    assert "images per second with 2 streams" in done.stdout

@@ -45,6 +45,12 @@ GUARDS = {
     "on both sides": lambda x: (x.square() + 1e-10) / (x.square().sum(1, keepdim=True) + 1e-10),
     "an inverse beyond fp16": lambda x: x * (x.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-7).reciprocal(),
     "layer norm": lambda x: nn.functional.layer_norm(x, x.shape[1:], eps=1e-12),
+    "the largest of guarded": lambda x: x / (x.abs() + 1e-10).amax(1, keepdim=True),
+    "the least of guarded": lambda x: x.abs().amin(1, keepdim=True) / (x.abs() + 1e-10).amin(1, keepdim=True) * x,
+    "a sum with another": lambda x: x / (x.abs().mean(1, keepdim=True) + 1e-10 + x.square().mean(1, keepdim=True)),
+    "bounded above": lambda x: x / torch.minimum(x.abs() + 1e-10, torch.tensor(1.0)),
+    "split and joined": lambda x: x / torch.cat((x.abs() + 1e-10).chunk(2, 1), 1),
+    "a power by its logarithm": lambda x: x * (-0.5 * (x.square().mean(1, keepdim=True) + 1e-12).log()).exp(),
 }
 
 

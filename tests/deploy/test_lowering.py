@@ -82,7 +82,7 @@ def test_a_bundle_runs_each(case, tmp_path):
 
 def test_masks_are_refused():
     model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
-    with pytest.raises(DeployError, match="MaskRCNN is no plain Faster R-CNN"):
+    with pytest.raises(DeployError, match="MaskRCNN is not a plain Faster R-CNN"):
         lower(model, "detection", torch.zeros(1, 3, SIDE, SIDE))
 
 

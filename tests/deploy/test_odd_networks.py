@@ -1,5 +1,6 @@
 """Files that are ONNX and no use: whatever they claim or do, it is one sentence, and nothing outside is read."""
 
+import hashlib
 import json
 import sys
 
@@ -83,17 +84,37 @@ def test_what_predict_cannot_use_is_refused_when_it_loads(change, says, tmp_path
 FEWER = [helper.make_node("ReduceMean", ["made"], ["logits"], axes=[0], keepdims=1)]
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"extra": FEWER}, r"'logits' as \[1, 3\] for 2 images"),
-        ({"weights": KNOWN * [np.nan]}, "NaN in 'logits'"),
-        ({"weights": KNOWN * [np.inf]}, "gives infinity"),
-    ],
-)
+NONE = [
+    ({"extra": FEWER}, r"'logits' as \[1, 3\] for 2 images"),
+    ({"weights": KNOWN * [np.nan]}, "NaN in 'logits'"),
+    ({"weights": KNOWN * [np.inf]}, "gives infinity"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), NONE)
 def test_what_is_no_prediction_is_refused_when_it_is_made(change, says, tmp_path):
     with deploy.load(bundle(tmp_path, **change)) as loaded, pytest.raises(DeployError, match=says):
         loaded.predict([PICTURE, PICTURE])
+
+
+@pytest.mark.parametrize(("change", "says"), NONE)
+def test_number_14_what_gives_no_prediction_is_neither_signed_nor_built(change, says, tmp_path, keys):
+    folder = bundle(tmp_path, **change)
+    for refuse in (lambda: deploy.sign(folder, keys / "mine.pem"), lambda: deploy.build_engine(folder)):
+        with pytest.raises(DeployError, match=says):
+            refuse()
+    assert not (folder / "manifest.json.sig").exists()
+
+
+def test_number_14_the_file_that_tensorrt_builds_from_fits_too(tmp_path, keys):
+    folder = bundle(tmp_path)
+    other = network(folder / "model.fp32.trt.onnx", weights=[1.0, 2.0, 3.0, 4.0]).read_bytes()
+    said = json.loads((folder / "manifest.json").read_text())
+    about = {"file": "model.fp32.trt.onnx", "bytes": len(other), "sha256": hashlib.sha256(other).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({**said, "tensorrt": {"fp32": about}}))
+    for refuse in (lambda: deploy.sign(folder, keys / "mine.pem"), lambda: deploy.build_engine(folder)):
+        with pytest.raises(DeployError, match=r"names 3 classes but its network gives|'logits' as \[2, 4\]"):
+            refuse()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +173,7 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
     for key, value in (("location", place), ("length", str(4 * KNOWN))):
         tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(DeployError, match="is no file in its folder"):
+    with pytest.raises(DeployError, match="is not a file in its folder"):
         load_engine(path, runtime=runtime)
     with pytest.raises(DeployError, match="keeps 'w' in another file, which no hash covers"):
         write_bundle(
@@ -164,8 +185,8 @@ def test_weights_outside_the_folder_are_not_read(runtime, place, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"shape": (3, 1, 8, 8), "more": ["--batch", "1"]}, "is no batch of 1; give --batch 3"),
-        ({"shape": (), "more": ["--batch", "2"]}, "one a run, and no batch; leave --batch out"),
+        ({"shape": (3, 1, 8, 8), "more": ["--batch", "1"]}, "is not a batch of 1; give --batch 3"),
+        ({"shape": (), "more": ["--batch", "2"]}, "one per run, and no batch; leave --batch out"),
         ({"shape": ("n", 1, 2**40, 2**40)}, "too large to be timed"),
     ],
 )

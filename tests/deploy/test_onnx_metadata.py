@@ -98,7 +98,7 @@ def test_a_bundle_that_contradicts_its_file_is_refused(given, says, twice, tmp_p
     rest = {"classes": CLASSES, "preprocessing": PREPARED}
     models = {key: twice[0][key] for key in ("fp32", "int8")}
     write_bundle(tmp_path / "fits", BundleSpec(models=models, default="fp32", **rest))
-    with pytest.raises(DeployError, match=f"says of itself {says}"):
+    with pytest.raises(DeployError, match=f"states {says}"):
         write_bundle(tmp_path / "not", BundleSpec(models=models, default="fp32", **{**rest, **given}))
     assert not (tmp_path / "not").exists()
 

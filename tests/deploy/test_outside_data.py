@@ -107,7 +107,7 @@ def test_outside_a_bundle_weights_lie_beside_the_file_or_nowhere(runtime, tmp_pa
     (folder / "link.bin").symlink_to(tmp_path / "w.bin")
     for location in ("../w.bin", str(tmp_path / "w.bin"), "link.bin", "none.bin", ".", "w\0.bin", ""):
         path = write_model(folder / "bad.onnx", as_initializer, location)
-        with pytest.raises(DeployError, match="which is no file in its folder"):
+        with pytest.raises(DeployError, match="which is not a file in its folder"):
             load_engine(path, runtime=runtime)
 
 

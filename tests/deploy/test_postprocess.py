@@ -153,7 +153,7 @@ def test_a_detector_that_does_not_fit_is_refused(lowered, tmp_path):
     folder = write_bundle(tmp_path / "b", BundleSpec(classes=CLASSES[:2], postprocessing=decoding, **options))
     with pytest.raises(DeployError, match="for 2 classes but its network gives"):
         deploy.load(folder)
-    with pytest.raises(DeployError, match="Linear is no torchvision SSD"):
+    with pytest.raises(DeployError, match="Linear is not a torchvision SSD"):
         ssd_heads(torch.nn.Linear(1, 1), torch.zeros(1))
 
 
@@ -241,7 +241,7 @@ def test_one_call_lowers_every_task(detector):
         "classes",
         SegmentationDecoder(in_graph=True),
     )
-    with pytest.raises(DeployError, match="Linear is no detector whose decoding the bundle knows"):
+    with pytest.raises(DeployError, match="Linear is not a detector whose decoding the bundle knows"):
         lower(linear, "detection", image)
     with pytest.raises(DeployError, match="The task is 'pose'"):
         lower(linear, "pose", image)

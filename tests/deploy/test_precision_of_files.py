@@ -78,3 +78,53 @@ def test_files_are_told_apart(files, tmp_path):
     shutil.copy(files["fp32"], tmp_path / "x.onnx")
     (tmp_path / "none.onnx").write_bytes(np.arange(64, dtype=np.uint8).tobytes())
     assert [precision_in(tmp_path / name) for name in ("x.onnx", "none.onnx", "missing.onnx")] == ["fp32", None, None]
+
+
+def in_constants(path):
+    """Turn every initialiser of a file into a Constant node, as some converters write weights."""
+    model = onnx.load(path)
+    held = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    del model.graph.initializer[:]
+    nodes = [*held, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("precision", "named"), [("fp32", "int8"), ("fp16", "int8"), ("int8", "fp32")])
+def test_number_5_weights_in_constant_nodes_tell_the_precision_too(precision, named, anonymous, images, tmp_path):
+    path = in_constants(anonymous(precision, f"model.{named}.onnx"))
+    with load_engine(path) as engine:
+        assert engine.precision == precision
+    if precision != "fp32":
+        with pytest.raises(DeployError, match=r"is quantised already|is fp16; make the int8 file"):
+            int8_from_fp32(path, tmp_path / "twice.onnx", list(images))
+
+
+def test_number_5_a_file_without_constants_is_what_it_reads(tmp_path):
+    for kind, precision in ((onnx.TensorProto.FLOAT, "fp32"), (onnx.TensorProto.FLOAT16, "fp16")):
+        tensors = [[onnx.helper.make_tensor_value_info(name, kind, ["n", 4])] for name in "xy"]
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", *tensors)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, tmp_path / "relu.int8.onnx")
+        with load_engine(tmp_path / "relu.int8.onnx") as engine:
+            assert engine.precision == precision
+
+
+def test_number_5_what_is_quantised_in_a_branch_is_quantised(tmp_path, images):
+    helper, kind = onnx.helper, onnx.TensorProto
+    constants = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in (("s", np.float32(0.1)), ("z", np.int8(0)))]
+    inner = [helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"])]
+    inner += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["b"])]
+    branch = helper.make_graph(inner, "b", [], [helper.make_tensor_value_info("b", kind.FLOAT, None)])
+    nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
+    tensors = [[helper.make_tensor_value_info(name, kind.FLOAT, ["n", 1, 16, 16])] for name in ("image", "y")]
+    constants.append(onnx.numpy_helper.from_array(np.asarray(True), "yes"))
+    graph = helper.make_graph(nodes, "g", *tensors, constants)
+    path = tmp_path / "m.fp32.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    with load_engine(path) as engine:
+        assert engine.precision == "int8"
+    with pytest.raises(DeployError, match=r"quantised already \(nodes in a branch or a function"):
+        int8_from_fp32(path, tmp_path / "twice.onnx", list(images))

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import deploy
 from compress.cli import app, run
+from deploy.errors import DeployError
 
 
 def niwaki(monkeypatch, *words):
@@ -24,7 +26,7 @@ def test_the_others_are_answered_and_the_bad_one_is_named(bundle_dir, picture, t
     assert niwaki(monkeypatch, "predict", bundle_dir, picture, broken, picture, "--json") == 2
     said = capsys.readouterr()
     assert [row["file"] for row in json.loads(said.out)] == [str(picture)] * 2
-    assert "broken.png has no answer" in " ".join(said.err.split()).replace("broken. png", "broken.png")
+    assert "broken.png could not be predicted" in " ".join(said.err.split()).replace("broken. png", "broken.png")
     assert niwaki(monkeypatch, "predict", bundle_dir, broken) == 2
     assert capsys.readouterr().out == ""
 
@@ -52,3 +54,12 @@ def test_a_folder_with_spaces_is_quoted(monkeypatch, capsys):
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith(("Predict", "Gate"))]
     assert lines[0][1:] == ["niwaki", "predict", "my runs/a b/bundle", "my runs/a b/samples/*.png"]
     assert lines[1][-1] == "my runs/a b/bench.json"
+
+
+def test_number_13_commands_within_errors_are_quoted_too(bundle_dir, tmp_path, monkeypatch, capsys):
+    folder = bundle_dir.rename(tmp_path / "my bundle")
+    with pytest.raises(DeployError, match=r"make one with `niwaki build '.*/my bundle'`\.$"):
+        deploy.load(folder, runtime="tensorrt_rtx")
+    (tmp_path / "a b").mkdir()
+    assert niwaki(monkeypatch, "profile", tmp_path / "a b") == 2
+    assert "niwaki profile '" in " ".join(capsys.readouterr().err.split())

@@ -1,9 +1,11 @@
 """What a library computes otherwise, or leaves out, is refused by name and not answered wrongly."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper
 from torch import nn
 
 from deploy.engines import load_engine
@@ -51,7 +53,7 @@ def test_what_openvino_computes_otherwise_is_refused_there_and_right_elsewhere(c
     function, said = case
     path = export_onnx(Of(function), IMAGES, tmp_path / "m.onnx")
     with pytest.raises(
-        DeployError, match=rf"m\.onnx has {said} \(.*\), which OpenVINO computes otherwise; run it with"
+        DeployError, match=rf"m\.onnx has {said} \(.*\), which OpenVINO computes differently; run it with"
     ):
         load_engine(path, runtime="openvino")
     assert _differs(path, Of(function), "onnxruntime") < 1e-5
@@ -85,3 +87,21 @@ def test_the_logarithm_of_a_sigmoid_is_finite_where_torch_is(runtime, tmp_path):
     path = export_onnx(All(), IMAGES, tmp_path / "m.onnx")
     assert _differs(path, All(), runtime) < 1e-4  # of up to 120; a runtime's sigmoid of -25 is 0
     assert _differs(export_onnx(Of(F.logsigmoid), IMAGES, tmp_path / "n.onnx"), Of(F.logsigmoid), runtime) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["DOUBLE", "FLOAT16"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_an_input_that_is_cast_first_keeps_its_name(runtime, kind, tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["image"], ["other"], to=getattr(TensorProto, kind)),
+        helper.make_node("Cast", ["other"], ["back"], to=TensorProto.FLOAT),
+        helper.make_node("Relu", ["back"], ["y"]),
+    ]
+    tensors = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])] for name in ("image", "y")]
+    graph = helper.make_graph(nodes, "g", *tensors)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    with load_engine(path, runtime=runtime) as engine:
+        assert (list(engine.inputs), list(engine.outputs)) == (["image"], ["y"])
+        found = engine.run({"image": np.array([[-1, 0.5, 1, 2]], np.float32)})["y"]
+    assert found.tolist() == [[0, 0.5, 1, 2]]

@@ -41,8 +41,34 @@ def test_number_14_a_convolution_without_weights_does_not_end_the_process(inputs
         assert "has a Conv without weights" in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["in a branch", "in a function"])
+@pytest.mark.parametrize(("op_type", "inputs", "what"), [("Conv", ["image"], "weights"), ("Sum", [], "an input")])
+def test_number_14_what_lies_in_a_branch_or_a_function_does_not_end_the_process(op_type, inputs, what, place, tmp_path):
+    given, opset = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8]), helper.make_opsetid("", 18)
+    inner = [helper.make_node(op_type, inputs, ["y"])]
+    branch = helper.make_graph(inner, "b", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    function = helper.make_function("own", "F", ["image"], ["y"], inner, [opset])
+    if place == "in a branch":
+        nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
+    else:
+        nodes = [helper.make_node("F", ["image"], ["y"], domain="own")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [given],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(True), "yes")],
+    )
+    opsets = [opset, helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    (tmp_path / "hollow.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=rf"hollow\.onnx has a {op_type} without {what}"):
+        load_engine(tmp_path / "hollow.onnx", runtime="openvino")
+
+
 @pytest.mark.parametrize(
-    ("op_type", "inputs"), [("Sum", []), ("Max", []), ("GlobalAveragePool", []), ("LogSoftmax", []), ("Pad", ["image"])]
+    ("op_type", "inputs"),
+    [("Sum", []), ("Max", []), ("GlobalAveragePool", []), ("LogSoftmax", []), ("Pad", ["image"]), ("Clip", [""])],
 )
 def test_number_14_an_operator_without_its_inputs_does_not_end_the_process(op_type, inputs, tmp_path):
     path = convolution(tmp_path / "hollow.onnx", ["image", "image"])

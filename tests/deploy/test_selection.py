@@ -91,7 +91,7 @@ def api(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCuda())
     monkeypatch.setattr("deploy.bundle.bundle._check_fit", lambda *_: None)  # the stand-in's network gives no classes
-    monkeypatch.setattr("deploy.bundle.bundle.Bundle._check_outputs", lambda *_: None)
+    monkeypatch.setattr("deploy.bundle.bundle.check_outputs", lambda *_: None)
     return fake
 
 

@@ -88,7 +88,7 @@ def test_an_expired_bundle_is_refused_by_the_clock_that_is_given(signed, keys):
 
 @pytest.mark.parametrize(
     ("said", "says"),
-    [({"expires": "soon"}, "'soon' is no date or time"), ({"version": -1}, "cannot say that .*version")],
+    [({"expires": "soon"}, "'soon' is not a date or time"), ({"version": -1}, "cannot say that .*version")],
 )
 def test_what_no_manifest_can_say_is_not_signed(said, says, signed, keys):
     held = [(signed / name).read_bytes() for name in (MANIFEST, SIGNATURE)]
@@ -185,11 +185,11 @@ def test_an_engine_swapped_between_check_and_use_is_refused(signed, keys, here, 
 
 
 def test_a_wrong_key_for_engines_is_one_sentence(signed, keys):
-    with pytest.raises(DeployError, match="is no public key in PEM"):
+    with pytest.raises(DeployError, match="is not a public key in PEM"):
         deploy.load(signed, trusted_key=keys / "mine.pub", engine_key=keys / "device.pem")
     with pytest.raises(DeployError, match="give the trusted key too"):
         deploy.load(signed, engine_key=keys / "device.pub")
-    with pytest.raises(DeployError, match="is no private key"):
+    with pytest.raises(DeployError, match="is not a private key"):
         build(signed, key=keys / "device.pub")
 
 

@@ -173,20 +173,20 @@ def test_what_is_no_key_is_one_sentence(bundle_dir, keys, tmp_path):
     mine = ed25519.Ed25519PrivateKey.generate()
     elliptic = ec.generate_private_key(ec.SECP256R1())
     for content, says in (
-        (b"hello", "is no private key in PEM without a password"),
-        (private_pem(mine, b"secret"), "is no private key in PEM without a password"),
-        (public_pem(mine), "is no private key"),
+        (b"hello", "is not a private key in PEM without a password"),
+        (private_pem(mine, b"secret"), "is not a private key in PEM without a password"),
+        (public_pem(mine), "is not a private key"),
         (private_pem(elliptic), "not Ed25519"),
-        (ODD_CURVE, "is no private key"),
+        (ODD_CURVE, "is not a private key"),
     ):
         bad.write_bytes(content)
         with pytest.raises(DeployError, match=says):
             deploy.sign(bundle_dir, bad)
     deploy.sign(bundle_dir, keys / "mine.pem")
     for content, says in (
-        (private_pem(mine), "is no public key in PEM"),
+        (private_pem(mine), "is not a public key in PEM"),
         (public_pem(elliptic), "not Ed25519"),
-        (ODD_CURVE, "no public"),
+        (ODD_CURVE, "not a public"),
     ):
         bad.write_bytes(content)
         with pytest.raises(DeployError, match=says):

@@ -119,7 +119,7 @@ def test_compare_shows_where_two_networks_part(command, stated, cnn, images, pho
     assert {p["first"] for p in found["parted"]} <= set(CLASSES)
     assert sum(n for *_, n in found["confused"]) == len(found["parted"])
     assert all(p["first"] != p["second"] for p in found["parted"])
-    assert "Where they part" in command("compare", stated, other, photos)[1]
+    assert "Where they differ" in command("compare", stated, other, photos)[1]
     assert command("compare", stated, other, photos, "--least-agreement", "1")[0] == 1
 
 
@@ -186,7 +186,7 @@ def test_export_of_a_saved_network_states_its_classes_and_preprocessing(command,
     [
         (("niwaki:lenet9",), "no model 'lenet9'"),
         (("niwaki:lenet5", "--size", "28", "--weights", "none.pth"), "no weight file none.pth"),
-        (("niwaki:lenet5", "--size", "28", "--task", "detection"), "no detector"),
+        (("niwaki:lenet5", "--size", "28", "--task", "detection"), "not a detector"),
         (("niwaki:lenet5", "--size", "28", "--for", "abacus"), "abacus"),
     ],
 )

@@ -17,7 +17,7 @@ def fine(folder: Path) -> None:
 
 
 def refuses(folder: Path) -> None:
-    raise NiwakiError(f"{folder.name} is damaged; mend it.")
+    raise NiwakiError(f"{folder.name} is damaged; correct it.")
 
 
 def trips(folder: Path) -> None:

@@ -73,9 +73,9 @@ def test_a_name_too_long_for_a_file_is_refused_before_it_is_looked_for():
 
 
 def test_a_sentence_keeps_its_ends_whatever_a_file_says(capsys):
-    say(f"It is {'9' * 5000}; mend it.")
+    say(f"It is {'9' * 5000}; correct it.")
     said = capsys.readouterr().err
-    assert said.startswith("niwaki: It is 999") and said.endswith("9; mend it.\n") and " ... " in said
+    assert said.startswith("niwaki: It is 999") and said.endswith("9; correct it.\n") and " ... " in said
     assert len(said) < 1300
 
 

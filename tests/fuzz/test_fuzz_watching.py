@@ -51,7 +51,7 @@ def test_what_no_file_may_do_is_found_and_the_next_case_has_a_whole_process(call
     assert found is not None and found.startswith(fault)
     assert watched.run("fuzz_bad_calls:fine", "case").fault is None
     refused = watched.run("fuzz_bad_calls:refuses", "case")
-    assert (refused.fault, refused.accepted, refused.said) == (None, False, "niwaki: case is damaged; mend it.\n")
+    assert (refused.fault, refused.accepted, refused.said) == (None, False, "niwaki: case is damaged; correct it.\n")
 
 
 def test_the_same_seed_gives_the_same_files():

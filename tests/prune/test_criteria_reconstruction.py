@@ -247,7 +247,7 @@ def test_every_kind_of_network_is_reconstructed_or_left_as_it_was(kind):
 
 def test_reconstruction_refuses_what_does_not_fit(resnet, halved):
     plan, small = halved
-    with pytest.raises(PlanError, match="not what this plan leaves"):
+    with pytest.raises(PlanError, match="not what this plan makes"):
         prune.reconstruct(resnet, resnet, plan, [image(8, 16)])
     with pytest.raises(PlanError, match=r"2 images are too few to hold 0\.25 of them out"):
         prune.reconstruct(resnet, small, plan, [image(2, 16)])

@@ -174,7 +174,7 @@ def test_a_foreign_factory_is_not_imported(saved, factory, monkeypatch):
     called = []
     monkeypatch.setattr(os, "system", lambda *a, **k: called.append(a))
     rewrite(saved, factory=factory)
-    refused(saved, "is no function of your own", ModelError)
+    refused(saved, "is not a function of your own", ModelError)
     assert not called
 
 
@@ -376,7 +376,7 @@ def test_a_network_that_does_not_come_back_is_not_saved(saved, dense):
         compress.save(dense, saved, ABOUT.model_copy(update={"arguments": {"depth": 8, "width": 16}}))
     double = copy.deepcopy(dense)
     double.register_forward_hook(lambda module, inputs, out: 2 * out)
-    with pytest.raises(ArtifactError, match=r"does not come back from 'niwaki:cifar_resnet' as it is: its outputs"):
+    with pytest.raises(ArtifactError, match=r"cannot be rebuilt from 'niwaki:cifar_resnet': its outputs"):
         compress.save(double, saved, ABOUT, example=image(2, 16))
     assert (saved / "model.json").read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["student"]

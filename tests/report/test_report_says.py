@@ -103,7 +103,7 @@ def test_each_bound_that_was_asked_for_is_met_or_not(budget, drop, verdicts):
 def test_the_verdict_comes_before_what_was_asked_in_detail():
     shown = page()
     order = [
-        "What was asked, and what was got",
+        "What was asked for, and what was reached",
         "What came out",
         "The recipe",
         "Where it was measured",
@@ -176,7 +176,10 @@ def test_a_noisy_machine_is_said_to_be_noisy_and_the_interval_is_of_the_headline
         record["conditions"] = {"load": 9.0 + place, "cores": 2, "processor_share": 0.5}
     told["records"][4] |= {"ratio_of_best": 0.5, "best_interval": [0.49, 0.52], "speedup": 2.0}
     shown = text(page(bench=told))
-    assert "The machine was noisy (a load of 13.0 on 2 cores and the processor was had for 50 % of the time)" in shown
+    assert (
+        "The machine was noisy (a load of 13.0 on 2 cores and the process had the processor for 50 % of the time)"
+        in shown
+    )
     assert "2.0× 1.92× to 2.0×" in shown, "by best times, which are the smaller speed-up"
     told["records"][0]["conditions"] = {"load": "much"}
     assert "a load of 13.0" in text(page(bench=told))

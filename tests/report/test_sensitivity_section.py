@@ -59,7 +59,7 @@ def test_criteria_are_listed_by_what_they_foresaw(page):
     assert re.findall(r'<th scope="row">(fisher|l1)</th><td class="l">(.*?)</td>', page) == [
         ("fisher", "+0.81"), ("l1", "−0.25"),
     ]  # fmt: skip
-    assert "Not said of this network: thinet." in page
+    assert "Not available for this network: thinet." in page
 
 
 def test_both_drawings_have_each_curve(page):

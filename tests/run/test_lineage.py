@@ -65,7 +65,7 @@ def test_a_network_of_another_run_is_not_taken_for_ones_own(home, started):
     shutil.copy(other / "teacher/model.safetensors", out / "teacher/model.safetensors")
     shown = started(0, "--resume")
     said = "teacher/model.safetensors is not what the stage transfer left there"
-    assert f"{said}: '{TITLES['transfer']}' and what follows it are done again." in shown
+    assert f"{said}: '{TITLES['transfer']}' and what follows it are repeated." in shown
     assert "done before" not in shown
     now = Ledger.read(out / "ledger.json")
     assert [entry.made for entry in now.stages] == [entry.made for entry in ledger.stages]
@@ -124,7 +124,7 @@ def test_a_stage_of_another_recipe_or_of_other_parents_stands_no_longer(field, s
 
     work.ledger = work.ledger.model_copy(update={"stages": tuple(map(swapped, work.ledger.stages))})
     count, why = standing(work, todo)
-    assert (count, why) == (2, f"{says}: '{TITLES['prune']}' and what follows it are done again.")
+    assert (count, why) == (2, f"{says}: '{TITLES['prune']}' and what follows it are repeated.")
 
 
 def test_a_stage_is_bound_to_the_keys_that_are_read_up_to_it(kept):
@@ -169,7 +169,7 @@ def test_a_stage_is_bound_to_the_keys_that_are_read_up_to_it(kept):
 def test_a_changed_key_is_named_and_the_first_stage_that_it_touches(kept, change, expected):
     was, now = load_recipe(kept / "recipe.yaml"), load_recipe(kept / "recipe.yaml", [change])
     key, stage = expected
-    again = "nothing is done again" if stage is None else f"it goes on from '{TITLES[stage]}'"
+    again = "nothing is repeated" if stage is None else f"it continues from '{TITLES[stage]}'"
     assert what_changed(was, now) == f"The recipe of this run differs in {key}: {again}."
 
 
@@ -179,7 +179,7 @@ def test_a_resumed_run_goes_on_from_the_first_stage_that_a_changed_key_touches(h
     shutil.copytree(home / "first0", out)
     before = {name: sha256(out / name / "model.safetensors") for name in ("teacher", "pruned", "student")}
     shown = started(0, "--resume", "--set", "distill.lr=0.001", out="changed")
-    assert f"differs in distill.lr: it goes on from '{TITLES['distill']}'" in shown
+    assert f"differs in distill.lr: it continues from '{TITLES['distill']}'" in shown
     assert shown.count("done before") == 2
     after = {name: sha256(out / name / "model.safetensors") for name in before}
     assert [name for name in before if before[name] != after[name]] == ["student"]

@@ -101,7 +101,7 @@ def test_a_log_that_is_no_file_is_not_written_to(kind, recipe, tmp_path):
         os.mkfifo(log)
     else:
         log.mkdir()
-    with pytest.raises(RecipeError, match="is no regular file, so nothing is written to it"), alone(out):
+    with pytest.raises(RecipeError, match="is not a regular file, so nothing is written to it"), alone(out):
         pass
     assert kind != "link" or elsewhere.read_text() == "mine"
 

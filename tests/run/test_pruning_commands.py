@@ -136,7 +136,7 @@ def test_sensitivity_of_a_recipe_is_that_of_its_teacher_on_its_data(niwaki, home
         (("net", "--data", "photos", "--criteria", "l3"), "No criterion is called 'l3'"),
         (("net", "--data", "nowhere"), "There is no folder nowhere"),
         (("niwaki:cifar_resnet", "--data", "photos"), "add --weights DEFAULT"),
-        (("net", "--data", "net"), "has 0 images of those asked for"),
+        (("net", "--data", "net"), "gives 0 images"),
     ],
 )
 def test_sensitivity_refuses_in_one_sentence(niwaki, tmp_path, arguments, said):
@@ -219,11 +219,11 @@ def test_the_smallest_network_within_so_many_points(niwaki, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "Nothing says how much goes; add --budget macs=0.5"),
+        ((), "Nothing says how much to remove; add --budget macs=0.5"),
         (("--budget", "macs"), "--budget macs is not KEY=VALUE"),
         (("--budget", "mac=1"), "niwaki prune --help"),
         (("--budget", "macs=0.01"), "ask for macs: "),
-        (("--budget", "macs=0.5", "--ratios", "0.5"), "--ratios already says how much goes"),
+        (("--budget", "macs=0.5", "--ratios", "0.5"), "--ratios already says how much to remove"),
         (("--budget", "macs=0.5", "--criterion", "fisher"), "There are no images, and the criterion fisher looks at"),
         (("--budget", "macs=0.5", "--reconstruct"), "There are no images, and this looks at images"),
         (("--budget", "max_drop=1", "--data", "bare"), "max_drop is measured on labels"),
@@ -246,7 +246,7 @@ def test_prune_refuses_in_one_sentence(niwaki, tmp_path, arguments, said):
 def test_prune_writes_over_nothing(niwaki, home):
     code, _, err = niwaki("prune", "net", "--out", "net", "--budget", "macs=0.5")
     assert code == 2
-    assert "--out net is there already" in err
+    assert "--out net already exists" in err
     assert isinstance(compress.load(home / "net"), nn.Module)
 
 

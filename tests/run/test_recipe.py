@@ -158,7 +158,7 @@ def test_a_gpu_that_nobody_builds_for_is_refused_before_any_training(tmp_path, m
     pytest.importorskip("tensorrt_rtx", reason="the package tensorrt_rtx is not installed")
     path = altered(tmp_path / "mine.yaml", put("deploy", "rtx_targets", ["sm90"]))
     code, _, error = run_cli(monkeypatch, capsys, "run", path, "--out", tmp_path / "out")
-    assert code == 2 and "builds nothing for sm90; name sm75, " in error
+    assert code == 2 and "cannot build for sm90; name sm75, " in error
     assert not (tmp_path / "out").exists()
 
 

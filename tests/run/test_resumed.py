@@ -41,7 +41,7 @@ def test_a_run_resumed_under_others_says_so_once(resumed, tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint.torch, "get_num_threads", lambda: 77)
     expected = (
         f"Resumed under numpy 9.9 (it began under {began['numpy']}), threads 77 (it began under {began['threads']}): "
-        "the weights may differ in their last bits from a run in one piece."
+        "the weights may differ in their last bits from an uninterrupted run."
     )
     assert [resumed(), resumed()] == [f"{expected}\n", ""]
     assert Ledger.read(ledger).notes == (expected,)

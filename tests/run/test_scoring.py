@@ -170,7 +170,7 @@ def test_sensitivity_goes_into_the_folder_the_ledger_and_the_report(cut):
     page = render({"format": "niwaki-ledger-1", "plan": outcome.plan}, {}, "")
     assert "What each group lost" in page
     assert page.count('class="plot') == 2
-    assert "Which criteria foresaw it" in page
+    assert "Which criteria predicted it" in page
 
 
 def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):

@@ -27,7 +27,7 @@ def test_a_busy_machine_is_said_and_best_times_stand_beside_medians(tmp_path):
     busy = {"load": 9.0, "cores": 2, "processor_share": 0.4}
     records = [{**RECORD, "min_ms": 0.25, "conditions": busy}]
     found = summary(write(tmp_path, [MODEL], records))
-    assert found["noise"] == "a load of 9.0 on 2 cores and the processor was had for 40 % of the time"
+    assert found["noise"] == "a load of 9.0 on 2 cores and the process had the processor for 40 % of the time"
     rows = table(found)
     cells = dict(zip(*(list(column.cells) for column in rows.columns), strict=True))
     assert (cells["latency, best"], cells["latency, median"]) == ("0.25 ms", "1.00 ms")

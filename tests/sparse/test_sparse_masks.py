@@ -109,7 +109,7 @@ def test_masks_of_any_shape_survive_a_file(tmp_path_factory, shapes, seed):
         ({"w": [255]}, {"w": [2, 5]}, "does not hold the 10 bits"),
         ({"w": [255]}, {"w": [1 << 40]}, "does not hold the 1099511627776 bits"),
         ({"w": [255]}, {"w": [7]}, "bits after its end"),
-        ({"w": [255]}, {"w": [-1, -8]}, "no list of sizes"),
+        ({"w": [255]}, {"w": [-1, -8]}, "not a list of sizes"),
     ],
 )
 def test_a_file_that_is_damaged_is_refused_whole(tmp_path, tensors, about, said):

@@ -79,6 +79,8 @@ def test_only_the_student_learns_from_them_and_their_cost_is_counted(run):
     an_image = training(8, frozen_head=True) + forward(16)
     assert found["distill"].training_flops == 2 * 200 * an_image + (150 + 200) * forward(16)
     assert abs(found["finetuned"].training_flops - found["distill"].training_flops) <= BATCH * training(8) / 2
-    assert found["distill"].notes == ("150 images without labels were learned from too, as the teacher classes them.",)
+    assert found["distill"].notes == (
+        "150 images without labels were learned from too, with the classes that the teacher gave them.",
+    )
     assert found["finetuned"].notes == found["transfer"].notes == ()
     assert len(work.target.splits["train"]) == 50

@@ -92,7 +92,7 @@ def test_accumulated_parts_are_the_batch(data, fabric):
 
 
 def test_a_batch_that_does_not_fall_into_parts_is_refused(data, fabric):
-    with pytest.raises(TrainingError, match=r"batch of 16 images does not fall into 1 process.* x 3"):
+    with pytest.raises(TrainingError, match=r"batch of 16 images cannot be split over 1 process.* x 3"):
         trained(data, fabric, accumulate=3)
 
 

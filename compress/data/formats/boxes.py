@@ -50,7 +50,7 @@ class LeftOut:
     def notes(self) -> tuple[str, ...]:
         said = {
             f"{len(self.flat)} box(es) without area were left out: {first(self.flat)}.": len(self.flat),
-            f"{len(self.cut)} box(es) reach over the image's edge and were cut: {first(self.cut)}.": len(self.cut),
+            f"{len(self.cut)} box(es) crossed the image's edge and were clipped: {first(self.cut)}.": len(self.cut),
             f"{self.difficult} object(s) marked difficult were left out of every split.": self.difficult,
             f"{self.crowds} crowd region(s) were left out.": self.crowds,
         }
@@ -97,14 +97,14 @@ def fitting(scene: Scene, size: tuple[int, int], left_out: LeftOut) -> Boxes:
     for box, label in zip(scene.boxes, scene.labels, strict=True):
         x1, y1, x2, y2 = box
         if not all(math.isfinite(v) for v in box) or x2 < x1 or y2 < y1:
-            raise DataError(f"{scene.where} has the box {tuple(box)}, whose corners are no box; mend it.")
+            raise DataError(f"{scene.where} has the box {tuple(box)}, whose corners do not make a box; correct it.")
         if x2 == x1 or y2 == y1:
             left_out.flat.append(scene.path.name or scene.where)
             continue
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1])))
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             raise DataError(
-                f"{scene.where} has the box {tuple(box)} outside its image of {size[0]}x{size[1]} pixels; mend it."
+                f"{scene.where} has the box {tuple(box)} outside its image of {size[0]}x{size[1]} pixels; correct it."
             )
         if inside != tuple(box):
             left_out.cut.append(scene.path.name or scene.where)

@@ -84,7 +84,7 @@ def _read(root: Path, split: CocoSplit, left_out: LeftOut) -> tuple[dict[int, st
     if len(categories) != len(found["categories"]) or len(images) != len(found["images"]):
         raise DataError(f"{path} has two categories or two images with one id; give each its own.")
     if not categories or not images or len(set(categories.values())) != len(categories):
-        raise DataError(f"{path} has no image, no category or two categories of one name; mend it.")
+        raise DataError(f"{path} has no image, no category or two categories of one name; correct it.")
     classes = {key: place for place, key in enumerate(sorted(categories))}
     boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in images}
     labels: dict[int, list[int]] = {key: [] for key in images}
@@ -93,13 +93,13 @@ def _read(root: Path, split: CocoSplit, left_out: LeftOut) -> tuple[dict[int, st
         if image not in images or category not in classes:
             key, value = ("category_id", category) if image in images else ("image_id", image)
             raise DataError(
-                f"{path}, annotation {number} has the {key} {value}, which the file does not hold; mend it."
+                f"{path}, annotation {number} has the {key} {value}, which the file does not hold; correct it."
             )
         if item.get("iscrowd", 0):
             left_out.crowds += 1
             continue
         if width < 0 or height < 0:
-            raise DataError(f"{path}, annotation {number} has the bbox {item['bbox']} of negative size; mend it.")
+            raise DataError(f"{path}, annotation {number} has the bbox {item['bbox']} of negative size; correct it.")
         boxes[image].append((x, y, x + width, y + height))
         labels[image].append(classes[category])
     scenes = []
@@ -117,4 +117,4 @@ def _parsed(path: Path) -> _File:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check path and the splits in the recipe.") from None
     except ValidationError as error:
-        raise DataError(f"{path} is no COCO annotation ({explain(error, whole='the file')}); mend it.") from None
+        raise DataError(f"{path} is not a COCO annotation ({explain(error, whole='the file')}); correct it.") from None

@@ -110,7 +110,7 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
         else:
             own = torch.tensor(targets)
             if bad := next((t for t in targets if not 0 <= t < len(classes)), None):
-                raise DataError(f"{where} has the class {bad}, there are {len(classes)}; mend it.")
+                raise DataError(f"{where} has the class {bad}, there are {len(classes)}; correct it.")
         splits[name] = Split(images, own, reader)
     return ImageData(classes, splits, task, (*notes, *left_out.notes, *unreadable.notes))
 
@@ -192,7 +192,7 @@ def _adopted(given: ImageData, reader: ImageReader, recipe: FunctionData) -> Ima
         if isinstance(first, torch.Tensor) and not 0 <= int(first.min()) <= int(first.max()) < len(given.classes):
             raise DataError(
                 f"{recipe.function} {name} has classes from {int(first.min())} to {int(first.max())}, "
-                f"there are {len(given.classes)}; mend it."
+                f"there are {len(given.classes)}; correct it."
             )
     return replace(given, splits={name: replace(split, reader=reader) for name, split in given.splits.items()})
 

@@ -63,7 +63,7 @@ class Codes:
             if unknown := next((name for name in ids.values() if name not in self.classes), None):
                 raise DataError(f"ids names the class '{unknown}', which is not one of {', '.join(self.classes)}.")
         if lone := [name for k, name in enumerate(self.classes) if k not in self.codes.values()]:
-            raise DataError(f"No label of ids is the class '{lone[0]}'; give it one, or take it out of classes.")
+            raise DataError(f"No label in ids maps to the class '{lone[0]}'; give it one, or remove it from classes.")
         self._table = np.full(1 << 16, -1, np.int16)
         self._table[list(self.ignored)] = IGNORED
         self._table[list(self.codes)] = list(self.codes.values())
@@ -76,7 +76,7 @@ class Codes:
             ignored = ", ".join(map(str, self.ignored))
             raise DataError(
                 f"{name} holds the label {int(mask[found < 0].flat[0])}, there are {len(self.classes)} classes and "
-                f"ignore_index is {ignored}; mend the mask, the classes, ids or ignore_index."
+                f"ignore_index is {ignored}; correct the mask, the classes, ids or ignore_index."
             )
         return found.astype(np.uint8)
 
@@ -145,7 +145,7 @@ def load_mask(path: Path) -> np.ndarray:
                 image.load()
         if image.mode not in _INDEX_MODES:
             raise DataError(
-                f"The mask {path} has pixels of mode {image.mode}, not class indices; save grey or palette PNG."
+                f"The mask {path} has pixels of mode {image.mode}, not class indices; save a greyscale or palette PNG."
             )
         return np.asarray(image).astype(np.int64)
     except (*DAMAGED, Image.DecompressionBombError) as error:
@@ -187,7 +187,7 @@ def _named(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The file of classes {path} cannot be read ({error}); check classes in the recipe.") from None
     if len(set(names)) != len(names):
-        raise DataError(f"The file of classes {path} names something twice; a line is a class.")
+        raise DataError(f"The file of classes {path} names something twice; write one class per line.")
     return names
 
 
@@ -198,7 +198,7 @@ def _pairs(root: Path, split: MaskSplit, unreadable: Unreadable) -> list[tuple[P
     if alone := sorted(set(images) ^ set(masks)):
         raise DataError(
             f"{root / split.images} and {root / split.masks} differ in {len(alone)} name(s) ({first(alone)}); give "
-            "each image a mask of the same stem."
+            "each image a mask with the same stem."
         )
     if not images:
         raise DataError(f"{root / split.images} holds no image; add some.")

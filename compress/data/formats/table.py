@@ -36,7 +36,7 @@ def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
         if unknown := next((label for _, label in found if label not in index), None):
             raise DataError(
                 f"{root / str(getattr(recipe, split))} has the label '{unknown}', which {root / recipe.train} lacks; "
-                "mend the label, or add images of it there."
+                "correct the label, or add images of it there."
             )
     items = {split: [(path, index[label]) for path, label in found] for split, found in rows.items()}
     if not isinstance(recipe.val, str):
@@ -78,7 +78,7 @@ def _rows(path: Path, recipe: CsvData) -> list[tuple[Path, str]]:
                     raise DataError(f"{path}, line {table.line_num}: the path or the label is empty; fill it in.")
                 found.append((path.parent / image, label))
     except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); write it anew.") from None
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error}); write it again.") from None
     if not found:
         raise DataError(f"{path} has no row below its first line; add images.")
     return found

@@ -57,7 +57,7 @@ def voc_boxes(recipe: VocData, reader: ImageReader, seed: int) -> ImageData:
             if unknown := next((o.name for o in objects if o.name not in index), None):
                 raise DataError(
                     f"{where} has an object of the class '{unknown}', which is not one of {', '.join(classes)}; "
-                    "mend it, or name all classes in the recipe."
+                    "correct it, or name all classes in the recipe."
                 )
             left_out.difficult += sum(o.difficult for o in objects)
             plain = [o for o in objects if not o.difficult]
@@ -81,7 +81,7 @@ def _listed(path: Path) -> list[str]:
         raise DataError(f"The list {path} cannot be read ({error}); check lists and the splits.") from None
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
-        raise DataError(f"The list {path} is empty; name the split's images in it, one a line.")
+        raise DataError(f"The list {path} is empty; name the split's images in it, one per line.")
     return names
 
 
@@ -94,9 +94,9 @@ def _parsed(path: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
         size = tuple(int(float(_text(root, f"size/{side}", "0"))) for side in ("width", "height"))
         objects = [_object(item) for item in root.iterfind("object")]
     except FileNotFoundError:
-        raise DataError(f"There is no annotation {path}; add it, or take its name off the list.") from None
+        raise DataError(f"There is no annotation {path}; add it, or remove its name from the list.") from None
     except (ElementTree.ParseError, expat.ExpatError, ValueError, OverflowError, LookupError, OSError) as error:
-        raise DataError(f"{path} is no VOC annotation ({error}); mend it.") from None
+        raise DataError(f"{path} is not a VOC annotation ({error}); correct it.") from None
     return (size[0], size[1]) if min(size) > 0 else None, objects
 
 

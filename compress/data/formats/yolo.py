@@ -78,7 +78,7 @@ def _about(file: Path) -> Mapping[str, Any]:
     try:
         found = parsed(read_bytes(file).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())[:160]}); mend it.") from None
+        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())[:160]}); correct it.") from None
     if not isinstance(found, dict):
         raise DataError(f"{file} holds {type(found).__name__}, not a mapping with train, val and names.")
     return found
@@ -164,7 +164,7 @@ def _scene(image: Path, classes: tuple[str, ...], unreadable: Unreadable) -> Sce
     try:
         lines = read_bytes(file).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); mend it.") from None
+        raise DataError(f"{file} cannot be read ({error}); correct it.") from None
     boxes, labels = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -180,9 +180,11 @@ def _box(line: str, where: str, classes: tuple[str, ...]) -> tuple[int, tuple[fl
     try:
         label, *rest = (float(part) for part in line.split())
     except ValueError:
-        raise DataError(f"{where} holds {line.strip()[:60]!r}, not a class and numbers; mend it.") from None
+        raise DataError(f"{where} holds {line.strip()[:60]!r}, not a class and numbers; correct it.") from None
     if not label.is_integer() or not 0 <= label < len(classes):
-        raise DataError(f"{where} is of class {label:g}, and there are {len(classes)}; mend it, or name all classes.")
+        raise DataError(
+            f"{where} is of class {label:g}, and there are {len(classes)}; correct it, or name all classes."
+        )
     if len(rest) == 4:
         x, y, w, h = rest
         corners = [x - w / 2, x + w / 2], [y - h / 2, y + h / 2]

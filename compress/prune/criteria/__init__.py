@@ -28,14 +28,14 @@ CRITERIA: dict[str, Criterion] = {
     "hutchinson": Criterion(gradients.hutchinson, "gradients", "Yu et al. 2022", "2 backward", "none"),
     "apoz": Criterion(activations.apoz, "activations", "Hu et al. 2016", "1 forward"),
     "mean_activation": Criterion(activations.mean_activation, "activations", "Molchanov et al. 2017", "1 forward"),
-    "hrank": Criterion(activations.hrank, "activations", "Lin et al. 2020", "1 forward, a rank for each map"),
+    "hrank": Criterion(activations.hrank, "activations", "Lin et al. 2020", "1 forward, a rank per map"),
     "thinet": Criterion(activations.thinet, "activations", "Luo et al. 2017", "1 forward", "none"),
-    "regression": Criterion(activations.regression, "activations", "He et al. 2017", "1 forward, a LASSO path a group"),
+    "regression": Criterion(activations.regression, "activations", "He et al. 2017", "1 forward, a LASSO per group"),
     "second_order": Criterion(
-        second_order.second_order, "activations", "Kurtic et al. 2023", "1 forward, an inverse a reader", "none"
+        second_order.second_order, "activations", "Kurtic et al. 2023", "1 forward, an inverse per reader", "none"
     ),
     "kfac": Criterion(
-        second_order.kfac, "gradients", "Wang et al. 2019", "1 backward, an inverse a reader", "none"
+        second_order.kfac, "gradients", "Wang et al. 2019", "1 backward, an inverse per reader", "none"
     ),
 }  # fmt: skip
 """Name -> criterion. `prune.score` runs them."""
@@ -64,7 +64,7 @@ def score(
         loss: for criteria of gradients: `loss(outputs, targets)`, the mean over a batch's images. Without one the
             outputs are class scores and the loss their cross entropy against the targets (labels, or a teacher's
             scores), or where there are no targets a random sum of the scores, whose slopes tell how much they change.
-        seed: of all that is drawn.
+        seed: of everything random.
         normalize: what makes scores comparable from group to group: `none`, `mean`, `max` or `cost`; the
             criterion's own choice without it.
         forward: `forward(network, inputs)` instead of `network(inputs)`.

@@ -23,7 +23,7 @@ class Given:
     Args:
         trace: the units.
         model: the network, which no criterion changes.
-        seed: of all that is drawn.
+        seed: of everything random.
         data: batches, gone through once; None for criteria of weights.
         loss: from outputs and targets to the mean loss of a batch; None for `default_loss`.
         forward: how to run the network on a batch's inputs; None for `network(inputs)`.
@@ -88,7 +88,7 @@ def normalized(trace: Trace, scores: Tensor, how: Normalization) -> Tensor:
 
     Args:
         trace: the units and their groups.
-        scores: one a unit, shape (units,).
+        scores: one per unit, shape (units,).
         how: `none` as they are; `mean` and `max` divided by the group's mean or largest; `cost` divided by the
             unit's share of the network's MACs.
 

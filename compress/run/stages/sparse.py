@@ -26,7 +26,9 @@ NETWORK = "sparse"
 FILE = "sparse/network.safetensors"
 MASKS = "sparse/masks.safetensors"
 ONNX = "deploy/sparse.fp32.onnx"
-NO_FASTER = "Zeros make files smaller; dense runtimes multiply them like any number, so the network is no faster there."
+NO_FASTER = (
+    "Zeros make files smaller; dense runtimes multiply them like any other number, so the network is no faster there."
+)
 
 
 def outputs(recipe: Recipe) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class Detection:
     def check(self, model: nn.Module, example: Tensor) -> None:
         if raw_heads(model) is None:
             raise ModelError(
-                f"{type(model).__name__} is no detector that is known here (an SSD, RetinaNet, FCOS or R-CNN of "
+                f"{type(model).__name__} is not a detector that is known here (an SSD, RetinaNet, FCOS or R-CNN of "
                 "torchvision); name one, such as niwaki:mobilenet_v2_ssdlite."
             )
 
