@@ -16,13 +16,15 @@ class Pruned:
         skip: convolutions that stay whole, the stem being 1; the first of a block has an even number.
         shares: what goes, by stage.
         parameters: published.
-        macs: published, in millions; None where only a share is given.
+        less: share of the MACs that goes, published.
+        macs: published, in millions; None where only the share is given.
     """
 
     depth: int
     skip: tuple[int, ...]
     shares: tuple[float, float, float]
     parameters: int
+    less: float
     macs: float | None = None
 
     def widths(self, width: int = 16) -> dict[str, int]:
@@ -39,10 +41,10 @@ class Pruned:
 
 
 RETHINKING = {
-    "R56-A": Pruned(56, (16, 20, 38, 54), (0.1, 0.1, 0.1), 773_336, 112.44),
-    "R56-B": Pruned(56, (16, 18, 20, 34, 38, 54), (0.6, 0.3, 0.1), 735_712, 90.91),
-    "R110-A": Pruned(110, (36,), (0.5, 0.0, 0.0), 1_688_522),
-    "R110-B": Pruned(110, (36, 38, 74), (0.5, 0.4, 0.3), 1_168_424),
+    "R56-A": Pruned(56, (16, 20, 38, 54), (0.1, 0.1, 0.1), 773_336, 0.104, 112.44),
+    "R56-B": Pruned(56, (16, 18, 20, 34, 38, 54), (0.6, 0.3, 0.1), 735_712, 0.276, 90.91),
+    "R110-A": Pruned(110, (36,), (0.5, 0.0, 0.0), 1_688_522, 0.159),
+    "R110-B": Pruned(110, (36, 38, 74), (0.5, 0.4, 0.3), 1_168_424, 0.387),
 }
 VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_A = (32, 64, 128, 128, 256, 256, 256, 256, 256, 256, 256, 256, 256)

@@ -13,11 +13,13 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from benchmarks.papers.architectures import RETHINKING
+from benchmarks.papers.cifar import published
 from benchmarks.papers.desk import Desk, Schedule
 from compress import prune
 from compress.cost import macs
-from compress.prune.sparsify import Sparsifier
+from compress.prune.sparsify import Sparsifier, gone_units
 from compress.prune.structures import StructureScales
+from compress.prune.widths import carried
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
 from compress.sparse.gsm import GSM, active, parameters_by_name
@@ -26,7 +28,8 @@ from compress.sparse.magnitude import at_random, gradual_density, largest, prune
 from compress.sparse.masks import Handle, Keep, Masks, weights_of
 from compress.sparse.measures import Reactivation, approximation, layers_alone, readiness
 from compress.sparse.storage import keep_for_bytes
-from compress.sparse.tickets import find_ticket, rewind
+from compress.sparse.tickets import find_ticket, redraw, rewind
+from compress.sparse.unit_gsm import UnitGSM
 
 
 @dataclass
@@ -144,9 +147,18 @@ def one_shot(job: Job) -> Outcome:
 
 
 def random(job: Job) -> Outcome:
-    """As many weights of each layer as ``one_shot`` keeps, at random places, then retrained."""
+    """As many weights of each layer as ``one_shot`` keeps, or of all the same share, at random places; retrained."""
     model = copy.deepcopy(job.base)
-    return _retrained(job, model, at_random(model, largest(model, job.keep()).density(), job.desk.seed))
+    masks = largest(model, job.keep())
+    density = 1 / masks.ratio if job.options.get("uniform") else masks.density()
+    return _retrained(job, model, at_random(model, density, job.desk.seed))
+
+
+def redrawn(job: Job) -> Outcome:
+    """The places of the largest weights, under a network drawn anew by how many of them an output has."""
+    model, masks = copy.deepcopy(job.initial), largest(job.base, job.keep())
+    redraw(model, masks, job.desk.seed)
+    return _retrained(job, model, masks)
 
 
 def gradual(job: Job) -> Outcome:
@@ -294,12 +306,17 @@ def _scoring(job: Job) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _plan(job: Job, network: nn.Module) -> prune.Plan:
-    """By the row's criterion and share of the MACs, or by the widths of "Rethinking"."""
+    """By criterion and share of the MACs, by the widths of "Rethinking", or by those found in another ResNet."""
     options = job.options
     trace = prune.trace(network.eval(), job.desk.data.train_images[:2])
     criterion = str(options.get("criterion", "l1"))
     data = None if prune.CRITERIA[criterion].needs == "weights" else _scoring(job)
     scores = prune.score(trace, network, criterion, data=data, seed=job.desk.seed)
+    if "carried_from" in options:
+        other = published(int(options["carried_from"]))
+        like = prune.trace(other, job.desk.data.train_images[:2])
+        small = prune.plan(like, prune.score(like, other, criterion), budget=prune.Budget(macs=float(options["macs"])))
+        return prune.plan_of_widths(trace, scores, carried(small, trace))
     if "widths" in options:
         return prune.plan_of_widths(trace, scores, RETHINKING[options["widths"]].widths())
     budget = prune.Budget(macs=float(options["macs"]))
@@ -335,6 +352,12 @@ def _pressed(job: Job, network: nn.Module) -> None:
         job.desk.train(network, schedule, follower=scales)
         scales.fold(network)
         return
+    if asked["kind"] == "unit_gsm":
+        plan = prune.plan(trace, prune.score(trace, network, "l2"), budget=budget)
+        keep = sum(len(group.units) for group in trace.groups) - int(gone_units(trace, plan).sum())
+        optimizer = UnitGSM(network, trace, schedule.steps[0][0], keep, float(asked["momentum"]), strength)
+        job.desk.train(network, schedule, optimizer=optimizer)
+        return
     penalty = Sparsifier(
         trace,
         asked["kind"],
@@ -367,6 +390,7 @@ PROCEDURES: dict[str, Callable[[Job], Outcome]] = {
     "han": han,
     "one_shot": one_shot,
     "random": random,
+    "redrawn": redrawn,
     "gradual": gradual,
     "surgeon": surgeon,
     "surgery": surgery,

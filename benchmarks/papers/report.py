@@ -13,6 +13,7 @@ from benchmarks.papers.settings import Published, read_table
 
 HEAD = ("method", "published", "ours: dense", "before the cut", "after", "at", "file", "seeds", "training", "held")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
+MARKERS = "osD^v<>ph*x+1234"
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -105,37 +106,36 @@ def plots(name: str, lines: Sequence[dict[str, Any]], folder: Path) -> list[Path
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
-
     some = [line for line in lines if line["size"] != "smoke" and line["terms"] == "published" and line["seed"] == 0]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     dense = [line for line in some if line["density"]]
     if dense:
-        drawing, axes = pyplot.subplots(figsize=(7, 3.2))
-        layers = list(dense[0]["density"])
-        for k, line in enumerate(dense):
-            places = [i + (k + 0.5) / (len(dense) + 1) for i in range(len(layers))]
-            axes.bar(
-                places,
-                [100 * line["density"].get(layer, 1.0) for layer in layers],
-                1 / (len(dense) + 1),
-                label=line["method"],
-                color="white",
-                edgecolor="black",
-                hatch=HATCHES[k % len(HATCHES)],
-            )
-        axes.set(yscale="log", ylabel="weights that stay, %", xticks=[i + 0.5 for i in range(len(layers))])
-        axes.set_xticklabels(layers)
-        axes.legend(fontsize=7, ncols=2)
-        paths.append(folder / f"{name}-density.png")
-        drawing.savefig(paths[-1], dpi=150, bbox_inches="tight")
-        pyplot.close(drawing)
+        paths.append(_density(dense, folder / f"{name}-density.png"))
     back = [line for line in some if "reactivated" in line["details"]]
     if back:
         paths += [_reactivated(back, folder / f"{name}-reactivated.png")]
         paths += [_approximation(back, folder / f"{name}-approximation.png")]
     return paths
+
+
+def _density(lines: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw the share of each layer's weights that stays, a marker for each method."""
+    from matplotlib import pyplot
+
+    layers = list(lines[0]["density"])
+    drawing, axes = pyplot.subplots(figsize=(7, 3.2))
+    for k, line in enumerate(lines):
+        places = [i + (k + 1) / (len(lines) + 1) for i in range(len(layers))]
+        shares = [100 * line["density"].get(layer, 1.0) for layer in layers]
+        marker = MARKERS[k % len(MARKERS)]
+        axes.plot(places, shares, marker, color="black", fillstyle="none", label=line["method"])
+    for border in range(1, len(layers)):
+        axes.axvline(border, color="0.8", linewidth=0.8)
+    axes.set(yscale="log", ylabel="weights that stay, %", xticks=[i + 0.5 for i in range(len(layers))])
+    axes.set_xticklabels(layers, rotation=0 if len(layers) < 6 else 90)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return _saved(drawing, path)
 
 
 def _reactivated(lines: Sequence[dict[str, Any]], path: Path) -> Path:

@@ -37,7 +37,9 @@ def scored(
     seed: int = 0,
     trial: bool = False,
 ) -> Tensor:
-    """Score every unit of a network by a criterion; gradients are those of the task's own loss.
+    """Score every unit of a network by a criterion.
+
+    Gradients are those of a classifier's own answers, without labels, and of the task's own loss in other tasks.
 
     Args:
         trace: of the network, a detector's of its raw heads.
@@ -62,9 +64,9 @@ def scored(
         given = [((batch.images, batch.targets), None) for batch in images]
         loss, forward = _as_it_is, loss_of(task)
         return prune.score(trace, network, criterion, data=given, loss=loss, seed=seed, forward=forward, trial=trial)
-    return prune.score(
-        trace, network, criterion, data=pairs(images), seed=seed, forward=raw_heads(network), trial=trial
-    )
+    # A teacher has learnt these images by heart: their labels tell it little, what changes its answers tells more.
+    given = [batch.images for batch in images]
+    return prune.score(trace, network, criterion, data=given, seed=seed, forward=raw_heads(network), trial=trial)
 
 
 def loss_of(task: Task) -> Callable[[nn.Module, Any], Tensor]:

@@ -289,7 +289,8 @@ class _Training:
         """Tell whether the trunk would read the same images in every epoch, for labels alone, in this process alone."""
         task, recipe = self.task, self.recipe
         plain = recipe.augment == "none" and not (recipe.mixup or recipe.cutmix)
-        alone = task.loss is None and task.helpers is None and self.fabric.world_size == 1
+        # An optimizer of one's own may move the trunk by more than gradients, as dynamic surgery does.
+        alone = task.loss is None and task.helpers is None and task.optimizer is None and self.fabric.world_size == 1
         return plain and alone and task.task.name == "classification" and not hasattr(self.network, "backbone")
 
     def _supervised(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -55,10 +55,13 @@ inline Filter filter_of(const std::string& name) {
   throw std::runtime_error("There is no interpolation " + name + ".");
 }
 
+// How long a side of a box is: Pillow keeps its edges in single precision and subtracts them so.
+inline double length(double from, double to) { return static_cast<float>(to) - static_cast<float>(from); }
+
 // One direction: along rows where `across`, else along columns; `from` and `to` are its edges in source pixels.
 inline Pixels resized_along(const Pixels& source, bool across, int size, double from, double to, const Filter& filter) {
   const int have = across ? source.width : source.height;
-  const double scale = (to - from) / size, wide = std::max(scale, 1.0), support = filter.support * wide;
+  const double scale = length(from, to) / size, wide = std::max(scale, 1.0), support = filter.support * wide;
   Pixels found = across ? blank(size, source.height, source.channels) : blank(source.width, size, source.channels);
   for (int place = 0; place < size; ++place) {
     const double middle = from + (place + 0.5) * scale;
@@ -97,7 +100,7 @@ struct Box {
 inline Pixels resized(const Pixels& source, int width, int height, const Box& box, const std::string& interpolation) {
   if (interpolation == "nearest") {
     Pixels found = blank(width, height, source.channels);
-    const double across = (box.right - box.left) / width, down = (box.bottom - box.top) / height;
+    const double across = length(box.left, box.right) / width, down = length(box.top, box.bottom) / height;
     double from_y = box.top + down * 0.5;
     for (int y = 0; y < height; ++y, from_y += down) {
       double from_x = box.left + across * 0.5;

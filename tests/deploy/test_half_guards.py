@@ -80,3 +80,18 @@ def test_a_small_number_that_guards_nothing_keeps_nothing(tmp_path):
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
     path = export_onnx(model, torch.from_numpy(images), tmp_path / "m.onnx")
     assert "niwaki.kept_fp32" not in scan(fp16_from_fp32(path, tmp_path / "h.onnx", list(images))).properties
+
+
+def test_number_2_what_only_a_saturated_image_overflows_stays_in_fp32(tmp_path):
+    convolution = nn.Conv2d(3, 1, 16, bias=False)
+    nn.init.constant_(convolution.weight, 30.0)
+    images = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten()).eval()
+    path = export_onnx(model, torch.from_numpy(images), tmp_path / "m.onnx")
+    half = fp16_from_fp32(path, tmp_path / "h.onnx", list(images))
+    saturated = np.full_like(images, images.max())
+    sums = convolution(torch.from_numpy(np.stack([*images, *saturated]))).abs().flatten(1).amax(1)
+    assert sums[:4].max() < 6e4 < 65504 < sums[4:].min()
+    (exact,) = ReferenceEvaluator(onnx.load(half)).run(None, {"image": saturated})
+    np.testing.assert_allclose(exact, 1.0)
+    assert "Conv" in scan(half).properties["niwaki.kept_fp32"]

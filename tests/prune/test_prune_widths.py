@@ -26,6 +26,7 @@ def test_the_resnets_of_rethinking_have_their_published_counts(name):
     plan = plan_of_widths(trace, prune.score(trace, model, "l1"), about.widths())
     small = prune.apply(model, plan)
     assert parameters(small) == about.parameters
+    assert round(1 - macs(small, IMAGE) / macs(model, IMAGE), 3) == about.less
     if about.macs is not None:
         assert round(macs(small, IMAGE) / 1e6, 2) == about.macs
     # What stays has the largest filters, as the paper takes them.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from compress.errors import PlanError, RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run.prepare import prepare
 from compress.run.progress import StageView
-from compress.run.scoring import scoring_images
+from compress.run.scoring import scored, scoring_images
 from compress.run.stages import prune as stage
 from compress.run.stages import train
-from compress.train import evaluate
+from compress.train import TASKS, evaluate
 from deploy.report import render
 
 pytestmark = pytest.mark.heavy
@@ -80,6 +81,17 @@ def test_the_images_are_drawn_by_the_seed(cut):
     assert [len(batch) for batch in one] == [24, 23, 23]
     assert all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
     assert all(torch.equal(a.targets, b.targets) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("criterion", ["kfac", "fisher", "taylor"])
+def test_a_classifier_is_scored_by_its_own_answers_and_no_label(cut, criterion):
+    work, _, _ = cut()
+    network, images = work.load("teacher").eval(), scoring_images(work)
+    trace = prune.trace(network, images[0].images[:2])
+    other = [replace(batch, targets=batch.targets.roll(1)) for batch in images]
+    first, second = (scored(trace, network, criterion, given, TASKS["classification"]) for given in (images, other))
+    assert torch.equal(first, second)
+    assert first.abs().max() > 0
 
 
 def test_reconstruction_serves_accuracy_and_says_so(cut):

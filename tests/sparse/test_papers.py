@@ -1,7 +1,6 @@
 """The runner of the papers' tables: mechanics at size smoke, on digits made up here."""
 
 import gzip
-import re
 import struct
 from dataclasses import replace
 from itertools import pairwise
@@ -9,18 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
-from benchmarks.papers import animals, mnist, recipes, report, runner
+from benchmarks.papers import mnist, procedures, recipes, report, runner
 from benchmarks.papers.__main__ import app
 from benchmarks.papers.desk import Schedule
 from benchmarks.papers.procedures import PROCEDURES, Job, Thinning
 from benchmarks.papers.runner import Asked, Cell, read_lines, run
 from benchmarks.papers.settings import HERE, read_table
+from compress import prune
 from compress.errors import DataError, RecipeError
 from compress.models.factory import build
-from compress.recipe.loading import load_recipe
 from compress.sparse import largest, weights_of
 
 pytestmark = pytest.mark.heavy
@@ -71,6 +69,8 @@ def test_every_row_gives_a_line_with_what_a_table_needs(whole):
     for name in ("gsm", "magnitude", "gradual", "random", "ticket-magnitude", "ticket-redrawn", "ticket-gsm"):
         assert lines[name]["nonzeros"] == 4437, name
     assert lines["random"]["density"] == lines["magnitude"]["density"]
+    assert lines["scratch-e"]["density"] == lines["scratch-b"]["density"] == lines["ticket-magnitude"]["density"]
+    assert list(lines["random-uniform"]["density"].values()) == pytest.approx([1 / 60] * 3, abs=5e-4)
     assert lines["ticket-gsm"]["density"] == lines["gsm"]["density"]
     assert lines["ticket-redrawn"]["density"] == lines["ticket-magnitude"]["density"]
     assert lines["dsd"]["ratio"] == 1
@@ -179,9 +179,28 @@ def test_rows_of_channels_are_at_the_same_macs_and_scratch_pays_what_it_says(cif
     ]
     assert pressed[0] == pytest.approx(pressed[1], rel=0.02)
     assert pressed[0] > 0.9 * cifar["bn_scale"]["training_flops"]
+    assert cifar["unit-gsm"]["training_flops"] > 1.5 * cifar["l1"]["training_flops"]
+    assert cifar["pattern-scratch"]["details"]["epochs"] == cifar["uniform-scratch"]["details"]["epochs"]
     text = report.markdown("resnet20", [line | {"size": "small"} for line in cifar.values()])
     assert text.count("% of the MACs") == len(cifar)
     assert text.count("| open |") == 1  # GSM's row was taken out above
+
+
+def test_widths_are_carried_from_a_smaller_resnet(monkeypatch):
+    torch.manual_seed(0)
+    nets = {depth: build("niwaki:cifar_resnet", {"depth": depth, "shortcut": "pad"}, 10).eval() for depth in (8, 14)}
+    monkeypatch.setattr(procedures, "published", nets.get)
+    images = torch.zeros(4, 3, 32, 32)
+    desk = SimpleNamespace(data=SimpleNamespace(train_images=images, train_labels=torch.zeros(4)), seed=0)
+    options = {"carried_from": 8, "macs": 0.5, "criterion": "l1"}
+    plan = procedures._plan(SimpleNamespace(desk=desk, options=options), nets[14])
+    like = prune.trace(nets[8], images)
+    small = prune.plan(like, prune.score(like, nets[8], "l1"), budget=prune.Budget(macs=0.5))
+    kept = {group.name: group.after / group.before for group in small.groups}
+    found = {group.name: group.after / group.before for group in plan.groups}
+    for stage in (1, 2, 3):
+        name = f"layer{stage}.0.conv1"
+        assert found[name] == pytest.approx(kept.get(name, 1.0), abs=1 / 16)
 
 
 def test_what_the_gradual_row_dropped_stays_away(digits, tmp_path, monkeypatch):
@@ -252,92 +271,6 @@ def test_the_command_reports_and_refuses_in_a_sentence(tmp_path):
     assert refused.stderr == f"There is no table 'nothing'; there are {names}.\n"
     assert "lenet300, lenet5" in names
     assert CliRunner().invoke(app, ["run", "lenet5", "--terms", "odd"]).exit_code == 2
-
-
-# Tables of recipes -----------------------------------------------------------------------------------------
-
-SHORT = {"epochs": 1, "batch_size": 16}
-
-
-@pytest.fixture
-def short(monkeypatch, tmp_path):
-    """The table of ants and bees over pictures made up here, from a drawn network."""
-    recipe = {
-        "name": "short",
-        "model": {"factory": "niwaki:cifar_resnet", "arguments": {"depth": 8, "width": 8}},
-        "target": {"kind": "function", "function": "made_up:pictures"},
-        "preprocessing": {"size": [8, 8], "resize": "stretch"},
-        "transfer": SHORT,
-        "twin": False,
-        "prune": {"criterion": "l1", "budget": {"macs": 0.6}, "round_to": 4, "min_kept": 4},
-        "distill": {**SHORT, "compare": []},
-        "deploy": None,
-    }
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
-    (tmp_path / "made_up.py").write_text(
-        "import numpy as np\nfrom PIL import Image\n"
-        "def pictures():\n"
-        "    own = [(Image.fromarray(np.full((8, 8, 3), 8 * k, np.uint8)), k % 2) for k in range(32)]\n"
-        "    return {'train': own, 'val': own, 'test': own}\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    rows = recipes.read("hymenoptera").rows
-    table = recipes.RecipeTable(
-        title="short",
-        recipe=str(tmp_path / "short.yaml"),
-        rows={name: rows[name] for name in ("S-T-P-T", "S-T-P", "random", "foreseen")},
-        sizes={"small": recipes.Size(seeds=(0,))},
-    )
-    monkeypatch.setattr(recipes, "read", lambda name: table)
-    return Asked("hymenoptera", "small", results=tmp_path / "results", work=tmp_path / "work")
-
-
-def test_rows_that_are_recipes_share_what_they_share_and_count_it(short, tmp_path):
-    said = []
-    assert recipes.run(short, said.append, ("made_up",))
-    lines = {line["method"]: line for line in read_lines(tmp_path / "results/hymenoptera.jsonl")}
-    assert list(lines) == ["S-T-P-T", "S-T-P", "random", "foreseen"]
-    assert lines["foreseen"]["accuracy"] == lines["S-T-P-T"]["accuracy"]
-    assert -1 <= lines["foreseen"]["foreseen"]["l1"] <= 1
-    assert lines["random"]["criterion"] == "random"
-    assert lines["S-T-P"]["order"] == "S-T-P"
-    assert lines["S-T-P"]["training_flops"] == 0 < lines["random"]["training_flops"]
-    assert len({line["base"] for line in lines.values()}) == 1
-    assert all(0.3 < line["macs_share"] <= 0.6 for line in lines.values())
-    assert recipes.run(short, said.append, ("made_up",))
-    assert sum("done before" in text for text in said) == 4
-    text = recipes.markdown("hymenoptera", list(lines.values()))
-    assert text.count("| **") == 4
-    assert re.search(r"after transfer: \w+ -?[\d.]+, ", text)
-    assert "open" in recipes.markdown("hymenoptera", list(lines.values())[:2])
-
-
-@pytest.mark.parametrize("name", ["animals", "bccd", "camvid", "hymenoptera"])
-def test_every_row_of_a_table_of_recipes_is_a_recipe(tmp_path, monkeypatch, name):
-    monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))
-    table = recipes.read(name)
-    for size in table.sizes.values():
-        for row in table.rows:
-            (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipes._settings(table, size, row, 1)))
-            assert load_recipe(tmp_path / "r.yaml", trusted=recipes.OWN).seed == 1
-
-
-@pytest.mark.data
-def test_the_animals_are_as_many_as_they_are_said_to_be():
-    found = animals.pictures()
-    assert {name: len(own) for name, own in found.items()} == {"train": 400, "val": 200, "test": 379}
-    assert [sum(label == k for _, label in found["train"]) for k in range(4)] == [100] * 4
-    assert found["test"][0][0].size == (32, 32)
-
-
-def test_a_row_or_a_size_that_a_table_of_recipes_has_not_is_refused():
-    with pytest.raises(RecipeError, match="no row 'nothing'; it has S-T-P-T"):
-        recipes.run(Asked("hymenoptera", "small", ("nothing",)))
-    with pytest.raises(RecipeError, match="no size 'huge'; it has small, full"):
-        recipes.run(Asked("hymenoptera", "huge"))
-    with pytest.raises(RecipeError, match="recipes with epochs of their own, not equal"):
-        recipes.run(Asked("hymenoptera", "small", terms="equal"))
-    assert CliRunner().invoke(app, ["report", "hymenoptera", "--plots", "plots"]).exit_code == 2
 
 
 # Networks and data ---------------------------------------------------------------------------------------

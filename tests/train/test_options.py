@@ -137,6 +137,14 @@ def test_what_a_trunk_reads_anew_in_every_epoch_is_not_kept(data, fabric, settin
     assert sum(read) == 2 * 64
 
 
+def test_an_optimizer_of_its_own_may_move_the_trunk_so_nothing_is_kept(data, fabric):
+    model = net()
+    read = passes(model)
+    task = Trainable(model, data, 1.0, 5, optimizer=make_optimizer)
+    fit(task, RECIPE.model_copy(update={"freeze_epochs": 2}), fabric, quiet)
+    assert sum(read) == 2 * 64
+
+
 class Noisy(nn.Module):
     """A trunk that draws, or a network that ends in more than its head."""
 
