@@ -144,7 +144,7 @@ def _said(line: Mapping[str, Any]) -> str:
 def _settings(table: RecipeTable, size: Size, name: str, seed: int) -> dict[str, Any]:
     settings = yaml.safe_load((ROOT / table.recipe).read_text("utf-8"))
     settings |= {"target": table.target} if table.target is not None else {}
-    for change in (table.change, size.change, table.rows[name].change, {"seed": seed}):
+    for change in (table.change, table.rows[name].change, size.change, {"seed": seed}):
         settings = merged(settings, change)
     return settings
 

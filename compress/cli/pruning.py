@@ -45,6 +45,12 @@ Protect = Annotated[
 Trust = Annotated[
     list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
 ]
+Shares = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FROM.json|SHARE", help="A file of a sensitivity or of shares by pattern, or one share for all."
+    ),
+]
 Bounds = Annotated[
     list[str] | None,
     typer.Option(
@@ -118,12 +124,7 @@ def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cut network goes; it must not exist yet.")],
     budget: Bounds = None,
-    ratios: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FROM.json|SHARE", help="A file of a sensitivity or of shares by pattern, or one share for all."
-        ),
-    ] = None,
+    ratios: Shares = None,
     criterion: Criterion = None,
     scope: Annotated[str, typer.Option(help="global, group, isomorphic or per_mac.")] = "global",
     max_ratio: Annotated[float, typer.Option(help="The largest share of a group that goes.")] = 1.0,

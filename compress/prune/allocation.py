@@ -96,7 +96,9 @@ def removal_order(
     whole = [np.concatenate(parts) for parts in (unit, owner, ranks, keys)]
     if scope == "isomorphic" and curves is None:
         whole[3] = _shares(whole, np.array([sorted(set(kinds)).index(kind) for kind in kinds]))
-    return np.stack([whole[1], whole[0]], axis=1)[np.lexsort(whole)]
+    # Equal ones lie in the order of groups and units already, if those of each group rise.
+    rising = all(bool((group.units[1:] > group.units[:-1]).all()) for group in trace.groups)
+    return np.stack([whole[1], whole[0]], axis=1)[np.lexsort(whole[2:] if rising else whole)]
 
 
 def _shares(whole: list[npt.NDArray[np.float64]], kinds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

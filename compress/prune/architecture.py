@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +13,17 @@ from torch import nn
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name; a shared one under each of its names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
+    kind = type(model)
+    if (kind.named_parameters, kind.named_buffers) != (nn.Module.named_parameters, nn.Module.named_buffers):
+        parameters: Any = dict(model.named_parameters(remove_duplicate=False))
+        return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    # What torch gives, in its order, from one walk over the modules.
+    modules = [(f"{path}." if path else "", m) for path, m in model.named_modules(remove_duplicate=False)]
+    found: dict[str, torch.Tensor] = {
+        f"{path}{name}": p for path, m in modules for name, p in m._parameters.items() if p is not None
     }
+    found |= {f"{path}{name}": b for path, m in modules for name, b in m._buffers.items() if b is not None}
+    return found
 
 
 def architecture_hash(model: nn.Module) -> str:

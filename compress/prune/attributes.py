@@ -16,9 +16,27 @@ Follows = tuple[str, str, int, int, int]
 """Attribute, parameter, dimension, factor, divisor: new value = kept length x factor / divisor."""
 
 
-def attributes(model: nn.Module, slots: Mapping[Slot, Any], tied: Mapping[str, str], heads: str) -> Iterator[Attribute]:
-    """The sizes that torch's own layers, and the substitutes for its attentions, keep as numbers."""
-    for path, module in model.named_modules():
+def distinct(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, under the first of its paths."""
+    seen: set[int] = set()
+    for path, module in modules.items():
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield path, module
+
+
+def attributes(
+    modules: Mapping[str, nn.Module], slots: Mapping[Slot, Any], tied: Mapping[str, str], heads: str
+) -> Iterator[Attribute]:
+    """The sizes that torch's own layers, and the substitutes for its attentions, keep as numbers.
+
+    Args:
+        modules: of the network, by all their paths.
+        slots: those that are known.
+        tied: other name of a parameter -> the name under which its slots are kept.
+        heads: what goes of an attention, ``whole`` heads or ``dims`` of every head.
+    """
+    for path, module in distinct(modules):
         for name, parameter, dim, factor, divisor in _follows(module, heads):
             full = f"{path}.{parameter}" if path else parameter
             slot = (tied.get(full, full), dim)
@@ -133,8 +151,17 @@ def _put(module: Any, path: str, last: str, value: Any) -> None:
         holder[int(last)] = value
     elif isinstance(holder, dict):
         holder[last] = value
+    elif _plainly_kept(holder, last):
+        vars(holder)[last] = value
     else:
         setattr(holder, last, value)
+
+
+def _plainly_kept(holder: Any, name: str) -> bool:
+    """Whether a module has a plain attribute already, to be written without all that a module asks of a new one."""
+    kind = type(holder)
+    plain = isinstance(holder, nn.Module) and kind.__setattr__ is nn.Module.__setattr__
+    return plain and name in vars(holder) and not hasattr(kind, name)
 
 
 def _like(holder: Any, entries: Iterator[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.prune.attributes import kept_numbers
 from compress.prune.labels import Flow, Labels, Layer, Slot
+from compress.prune.meta import Made, disjoint, makes_fresh, remembered
 from compress.prune.rules import POINTWISE, READERS, RULES, Call, Role, Rule, tensors
 from compress.prune.shapes import SHAPES
 
@@ -47,9 +48,9 @@ Source = tuple[int, int] | str | None
 """Where a tensor comes from: a call and one of its outputs, a parameter or input by name, or None for the code."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class OpCall:
-    """One operator call of a pass.
+    """One operator call of a pass. Never changed.
 
     Args:
         name: without the overload.
@@ -100,6 +101,7 @@ class Operator:
         shape: its output's shape on the meta device, None where only torch knows.
         factory: whether it makes a tensor of one value.
         whole: whether integers among its arguments are values, not sizes, positions or counts.
+        made: what it has made on the meta device so far; None where its outputs may share an input's memory.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Operator:
     shape: Callable[..., Any] | None
     factory: bool
     whole: bool
+    made: Made | None
 
 
 @cache
@@ -116,7 +119,9 @@ def operator(func: Any) -> Operator:
     name = VIEWS.get(name, name)
     factory = name.removeprefix("aten.") in FACTORIES
     shape = SHAPES.get(str(func)) or SHAPES.get(name)
-    return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE)
+    # Torch makes an empty tensor as fast as it is remembered.
+    made: Made | None = {} if makes_fresh(func) and name not in ("aten.empty", "aten.new_empty") else None
+    return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE, made)
 
 
 class LabelDispatch(TorchDispatchMode):
@@ -170,7 +175,7 @@ class LabelDispatch(TorchDispatchMode):
         if not known:
             if meta and mixed:
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
-            out = func(*args, **kwargs)
+            out = func(*args, **kwargs) if op.made is None else remembered(func, op.made, args, kwargs)
             if op.factory:
                 self._keep(out, _uniform(op.name, args))
                 self.sources[id(out)] = f"{op.name} {numbers(op, args, {})}"
@@ -189,7 +194,9 @@ class LabelDispatch(TorchDispatchMode):
     def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
         """Run the operator; on the meta device its output is often made from the shape alone, which is much faster."""
         out = op.shape(*args, **kwargs) if quick and op.shape is not None else None
-        return func(*args, **kwargs) if out is None else out
+        if out is not None:
+            return out
+        return func(*args, **kwargs) if op.made is None else remembered(func, op.made, args, kwargs)
 
     def after(
         self, op: Operator, args: Any, kwargs: Any, out: Any, outs: list[torch.Tensor], sources: tuple[Source, ...]
@@ -262,7 +269,7 @@ class LabelDispatch(TorchDispatchMode):
         for other in self.alive:
             flow = self.flows.get(id(other))
             if flow is not None and flow.blank and other.untyped_storage()._cdata == storage:
-                self.flows[id(other)] = replace(flow, blank=False)
+                self.flows[id(other)] = Flow(flow.layers, flow.origin, flow.uniform)
 
     def _on_meta(self, value: Any) -> Any:
         """Move constants that the code made on another device to the meta device, and remember their values."""
@@ -419,20 +426,6 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     if op.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)
-
-
-def disjoint(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two views of one storage are known to have no element in common: runs of one dimension, as chunks are."""
-    if a.shape != b.shape or a.stride() != b.stride():
-        return False
-    apart = abs(int(a.storage_offset()) - int(b.storage_offset()))
-    for size, step in zip(a.shape, a.stride(), strict=True):
-        above = min((s for s in a.stride() if s > step), default=None)
-        inner = sum((n - 1) * s for n, s in zip(a.shape, a.stride(), strict=True) if s < step)
-        fits = above is None or apart + (size - 1) * step + inner < above
-        if step and inner < step and apart % step == 0 and apart // step >= size and fits:
-            return True
-    return False
 
 
 def running() -> tuple[nn.Module | None, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from compress.prune.labels import Labels, Slot, shrink
 from compress.prune.liveness import activations
 from compress.prune.rules import CONSTANT
 from compress.prune.sizes import Patch
-from compress.prune.units import Cost, Group, Trace, components, groups_of
+from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
 
 HOLDING = frozenset((CONSTANT,))
 """Alterations for which channels have to stay; others are proved against a reference that makes them too."""
@@ -30,14 +31,14 @@ class TracedNetwork:
     """What grouping reads from the network itself.
 
     Args:
-        model: the network with its substitutes in place, from which sizes are read.
+        modules: those from which sizes are read, substitutes in place, by all their paths.
         tensors: its parameters and buffers by name.
         tied: other name of a parameter -> the name under which its slots are kept.
         substitutions: module -> the class of ``compress.prune.attention`` that takes its place.
         heads: what goes of an attention, ``whole`` heads or ``dims`` of every head.
     """
 
-    model: nn.Module
+    modules: dict[str, nn.Module]
     tensors: dict[str, torch.Tensor]
     tied: dict[str, str]
     substitutions: dict[str, str]
@@ -62,12 +63,12 @@ class Choices:
 
     def key(self) -> Hashable:
         """The same for the same choices; what is held is only ever added to."""
-        return (
-            frozenset(self.axis.items()),
-            len(self.held),
-            frozenset((*patch.key, patch.labels.tobytes()) for patch in self.patches),
-            frozenset((a.tobytes(), b.tobytes()) for a, b in self.ties),
-        )
+        return self.units_key(), frozenset((*patch.key, patch.labels.tobytes()) for patch in self.patches)
+
+    def units_key(self) -> Hashable:
+        """The same for choices that give the same units: patches only add sizes that follow them."""
+        ties = frozenset((a.tobytes(), b.tobytes()) for a, b in self.ties)
+        return frozenset(self.axis.items()), len(self.held), ties
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,38 @@ class Grouping:
     unit_of: Units
     ties: dict[int, Units]
 
+    @cached_property
+    def first(self) -> Units:
+        """The first label of each unit."""
+        first = np.empty(self.trace.units, dtype=np.int64)
+        # Of those written to one place the last stays.
+        first[self.unit_of[::-1]] = np.arange(len(self.unit_of))[::-1]
+        return first
+
+    @cached_property
+    def sized(self) -> dict[int, tuple[Patch, Attribute]]:
+        """The attribute of each patch that these units were given."""
+        return {}
+
+    def touching(self, units: Units) -> npt.NDArray[np.bool_]:
+        """True for each of the trace's units that is one of ``units``."""
+        mask = np.zeros(self.trace.units, dtype=bool)
+        mask[units] = True
+        return mask
+
+    def patched(self, patches: Sequence[Patch]) -> Grouping:
+        """The same units, with further sizes that follow them."""
+        trace = self.trace
+        own = []
+        for patch in patches:
+            if id(patch) not in self.sized:
+                self.sized[id(patch)] = patch, patch.attribute(self.unit_of, trace.slots)
+            own.append(self.sized[id(patch)][1])
+        return replace(self, trace=replace(trace, attributes=(*trace.attributes, *own)))
+
 
 def group_units(network: TracedNetwork, observed: Observations, choices: Choices) -> Grouping:
-    """Units, groups and protections from what passes have shown and trial cuts have taught."""
+    """Units, groups and protections from what passes have shown and trial cuts have taught, all but the patches."""
     unit_of, ties = _units(observed, choices)
     count = int(unit_of.max()) + 1 if len(unit_of) else 0
     # Slots that share their labels share their units.
@@ -105,14 +135,16 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
         preserving=preserving,
         unknown_ops=tuple(observed.unknown),
         costs=tuple(Cost(macs, tuple(unit_of[labels] for labels in factors)) for macs, factors in observed.costs),
-        attributes=(
-            *attributes(network.model, slots, network.tied, network.heads),
-            *(patch.attribute(unit_of, slots) for patch in choices.patches),
-        ),
+        attributes=tuple(attributes(network.modules, slots, network.tied, network.heads)),
         parameters={name: tuple(tensor.shape) for name, tensor in network.tensors.items()},
         tied=network.tied,
         substitutions=network.substitutions,
-        buffers=frozenset(name for name, _ in network.model.named_buffers(remove_duplicate=False)),
+        buffers=frozenset(
+            f"{path}.{name}" if path else name
+            for path, module in network.modules.items()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ),
         activations=activations(observed.passes[0], unit_of, observed.images) if observed.passes else (),
     )
     return Grouping(trace, unit_of, ties)

@@ -29,11 +29,12 @@ class Listener:
         kinds: dict[type, type | None] = {}
         for module in net.modules():
             kind = type(module)
-            if kind in _DRAWING or _is_stochastic_depth(kind):
-                continue
             if kind not in kinds:
-                kinds[kind] = self._listening(kind)
+                silent = kind in _DRAWING or _is_stochastic_depth(kind)
+                kinds[kind] = kind if silent else self._listening(kind)
             own = kinds[kind]
+            if own is kind:
+                continue
             if own is None or "train" in module.__dict__:
                 self.heard = True
             else:

@@ -21,6 +21,7 @@ _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, t
           types.BuiltinFunctionType, np.generic)  # fmt: skip
 
 
+_META = torch.device("meta")
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 _HOLDERS = frozenset((dict, OrderedDict, set))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
@@ -128,5 +129,31 @@ def stand_ins(
         else:
             # Fresh and contiguous: the strides say nothing about channels.
             shape = [len(cut[d]) if d in cut else n for d, n in enumerate(tensor.shape)]
-            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device=_META)
     return memo
+
+
+def input_stand_in(value: Any, real: bool) -> Any:
+    """An input, or its stand-in without storage."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, list | tuple):
+        return type(value)(input_stand_in(v, real) for v in value)
+    if isinstance(value, dict):
+        return {k: input_stand_in(v, real) for k, v in value.items()}
+    return value
+
+
+class WholeRMSNorm(nn.RMSNorm):
+    """An RMS norm as one operator: torch's own is decomposed before it can be seen.
+
+    It treats channels like a layer norm, so in a pass whose values nobody reads it can be one.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_layer_norm(x, self.normalized_shape, self.weight, None, 1e-6)[0]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -37,9 +37,9 @@ def turns(
     """
     free = ~grouping.trace.protected_units
     wants = [w for w in blame.wants if free[grouping.unit_of[w.labels]].any()]
-    _, first = np.unique(grouping.unit_of, return_index=True)
-    blamed = [g.units for g in grouping.trace.groups if np.isin(g.units, blame.units).any()]
-    wants += [Want(len(units), first[units][:, None]) for units in blamed]
+    own = grouping.touching(blame.units)
+    blamed = [g.units for g in grouping.trace.groups if own[g.units].any()]
+    wants += [Want(len(units), grouping.first[units][:, None]) for units in blamed]
     path = blame.module
     while True:
         found = candidates(modules[path], path, wants, grouping.unit_of, grouping.trace) if path in modules else []
@@ -97,27 +97,26 @@ class Mender:
     """Changes the choices of a trace until nothing goes wrong any more when it is cut.
 
     Args:
-        model: the network that sizes are read from.
+        modules: of the network that sizes are read from, by all their paths.
         observed: what passes over it have shown.
         choices: what is changed.
         group: the grouping under the choices of the moment.
         blames: what goes wrong when all groups of a grouping are cut.
+        passes: whether nothing does.
         spent: whether no more cuts may be tried; then what is blamed is protected, and nothing else is done.
         where: reason -> where it held first, which is added to.
     """
 
-    model: nn.Module
+    modules: Mapping[str, nn.Module]
     observed: Observations
     choices: Choices
     group: Callable[[], Grouping]
     blames: Callable[[Grouping], list[Blame]]
+    passes: Callable[[Grouping], bool]
     spent: Callable[[], bool]
     where: dict[str, str]
     tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
-
-    def __post_init__(self) -> None:
-        self.modules = dict(self.model.named_modules(remove_duplicate=False))
 
     def mend(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
         """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
@@ -139,8 +138,8 @@ class Mender:
         free = ~grouping.trace.protected_units
         turned = set()
         for blame in blames:
-            own = blame.units[free[blame.units]]
-            ties = [k for k, units in grouping.ties.items() if np.isin(units, own).any()]
+            own = grouping.touching(blame.units[free[blame.units]])
+            ties = [k for k, units in grouping.ties.items() if own[units].any()]
             turned.update(ties)
             if not ties:
                 self._hold(grouping, blame)
@@ -154,8 +153,8 @@ class Mender:
         return self.group()
 
     def _hold(self, grouping: Grouping, blame: Blame) -> None:
-        own = blame.units[~grouping.trace.protected_units[blame.units]]
-        self.choices.held.append((np.flatnonzero(np.isin(grouping.unit_of, own)), blame.reason))
+        own = grouping.touching(blame.units[~grouping.trace.protected_units[blame.units]])
+        self.choices.held.append((np.flatnonzero(own[grouping.unit_of]), blame.reason))
         place = ", ".join(part for part in (blame.module, blame.line) if part)
         self.where.setdefault(blame.reason, place)
 
@@ -237,7 +236,7 @@ class Mender:
         before = dict(self.choices.axis)
         self.choices.axis.update({k: self.observed.rectangles[k].ndim for k in loose})
         tried = self.group()
-        if self.blames(tried):
+        if not self.passes(tried):
             self.choices.axis = before
             return grouping
         return tried

@@ -6,14 +6,28 @@ Each function returns an empty meta tensor of the right shape and type, or None 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_META = torch.device("meta")
+
 
 def _empty(shape: Any, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return torch.empty(shape, dtype=like.dtype, device=_META)
+
+
+def _like(x: Tensor) -> Tensor | None:
+    """An empty tensor of the same layout, where that is the plain one."""
+    return _empty(x.shape, x) if x.is_contiguous() else None
+
+
+@cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    """What evaluation returns in place of batch statistics, which nobody reads."""
+    return torch.empty(0, dtype=dtype, device=_META)
 
 
 def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
@@ -45,8 +59,9 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any,
     c = x.shape[1]
     if any(t is not None and (t.shape != (c,) or t.dtype != x.dtype) for t in (weight, bias, mean, var)):
         return None
-    saved = [c] if trains else [0]
-    return _empty(x.shape, x), _empty(saved, x), _empty(saved, x)
+    if trains:
+        return _empty(x.shape, x), _empty([c], x), _empty([c], x)
+    return _empty(x.shape, x), _nothing(x.dtype), _nothing(x.dtype)
 
 
 def layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -66,7 +81,7 @@ def rms_norm(x: Tensor, shape: Any, weight: Tensor | None, eps: Any = None) -> A
 
 
 def unary(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
-    return None if named or any(isinstance(a, Tensor) for a in rest) else torch.empty_like(x)
+    return None if named or any(isinstance(a, Tensor) for a in rest) else _like(x)
 
 
 def in_place(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
@@ -77,7 +92,7 @@ def binary(x: Tensor, y: Any, *rest: Any, **named: Any) -> Tensor | None:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dtype != y.dtype or not x.dim() or not y.dim():
         return None
     if x.shape == y.shape:
-        return torch.empty_like(x)
+        return _like(x)
     long, short = (x.shape, y.shape) if x.dim() >= y.dim() else (y.shape, x.shape)
     size = list(long)
     for d, n in enumerate(short, len(long) - len(short)):
@@ -89,12 +104,12 @@ def binary(x: Tensor, y: Any, *rest: Any, **named: Any) -> Tensor | None:
 
 
 def scaled(x: Tensor, number: Any) -> Tensor | None:
-    return torch.empty_like(x) if x.dtype.is_floating_point and isinstance(number, int | float) else None
+    return _like(x) if x.dtype.is_floating_point and isinstance(number, int | float) else None
 
 
 def softmax(x: Tensor, dim: int, *rest: Any, **named: Any) -> Tensor | None:
     plain = -x.dim() <= dim < x.dim() and x.dtype.is_floating_point
-    return None if named or any(rest) or not plain else torch.empty_like(x)
+    return None if named or any(rest) or not plain else _like(x)
 
 
 def addmm(c: Tensor, a: Tensor, b: Tensor, **named: Any) -> Tensor | None:
@@ -141,7 +156,7 @@ def max_pool(
         return None
     size = [(x.shape[i + 2] + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i in (0, 1)]
     out = _empty([*x.shape[:2], *size], x)
-    return (out, torch.empty(out.shape, dtype=torch.int64, device="meta")) if min(size) > 0 else None
+    return (out, torch.empty(out.shape, dtype=torch.int64, device=_META)) if min(size) > 0 else None
 
 
 def _floating(shape: Callable[..., Any]) -> Callable[..., Any]:

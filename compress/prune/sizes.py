@@ -64,12 +64,15 @@ def _slot_of(units: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.i
     return shared or ("", 0)
 
 
-def axes(flow: Flow) -> Iterator[Want]:
-    """Each dimension along which a tensor has channels."""
-    for layer in flow.layers:
-        for d in layer.dims:
-            rows = np.moveaxis(layer.labels, d, 0)
-            yield Want(len(rows), rows.reshape(len(rows), -1))
+def axes(flow: Flow) -> tuple[Want, ...]:
+    """Each dimension along which a tensor has channels; the same objects whenever a flow is asked for them."""
+    if flow.along is None:
+        flow.along = tuple(
+            Want(layer.labels.shape[d], np.moveaxis(layer.labels, d, 0).reshape(layer.labels.shape[d], -1))
+            for layer in flow.layers
+            for d in layer.dims
+        )
+    return flow.along
 
 
 def wanted(call: OpCall, inputs: Sequence[Flow]) -> list[Want]:

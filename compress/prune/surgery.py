@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import cpp_ext
 from compress.errors import PlanError
 from compress.models.origin import cut_by
-from compress.prune.architecture import architecture_hash, named_tensors
+from compress.prune.architecture import named_tensors, shapes_hash
 from compress.prune.cut import Cut, Indices
 from compress.prune.optimizer_state import cut_average, cut_optimizer
 from compress.prune.planning import Plan
@@ -120,13 +120,13 @@ def mask_(model: nn.Module, plan: Plan, readers: bool = False) -> nn.Module:
 
 
 def _legal(model: nn.Module, plan: Plan) -> Cut:
-    own = architecture_hash(model)
+    tensors = named_tensors(model)
+    own = shapes_hash(tensors)
     if own != plan.architecture:
         raise PlanError(
             f"This plan was made for another architecture ({plan.architecture[:12]}), the network given is "
             f"{own[:12]}; apply it to the network it was made from."
         )
-    tensors = named_tensors(model)
     # Groups share their indices: equal ones become one tensor.
     made: dict[int, Indices | None] = {}
     alike: dict[tuple[int, ...], Indices | None] = {}

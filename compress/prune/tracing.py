@@ -15,15 +15,16 @@ from torch import nn
 from compress.errors import ModelError
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
-from compress.prune.attributes import set_size
+from compress.prune.attributes import distinct, set_size
 from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.probe import Forward, clone, stand_ins, uncollected
+from compress.prune.probe import Forward, WholeRMSNorm, clone, first_line, input_stand_in, stand_ins, uncollected
 from compress.prune.recurrent import tie_hidden_units
 from compress.prune.remedies import Mender
 from compress.prune.rules import tensors
+from compress.prune.sizes import Patch
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch, uneven
 from compress.prune.units import Group, Trace
 from compress.prune.unread import Variant, unread, variants
@@ -64,16 +65,6 @@ REMEMBERED = 64
 """Groupings that a trace keeps."""
 
 
-class _WholeRMSNorm(nn.RMSNorm):
-    """An RMS norm as one operator: torch's own is decomposed before it can be seen.
-
-    It treats channels like a layer norm, so in a pass whose values nobody reads it can be one.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.native_layer_norm(x, self.normalized_shape, self.weight, None, 1e-6)[0]
-
-
 @dataclass
 class _Tracing:
     """One network, and the passes over it and over cuts of it."""
@@ -88,26 +79,36 @@ class _Tracing:
     where: dict[str, str] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
     known: dict[Hashable, Grouping] = field(default_factory=dict)
+    plain: dict[Hashable, Grouping] = field(default_factory=dict)
     judged: dict[int, tuple[Grouping, list[Blame]]] = field(default_factory=dict)
+    failures: dict[int, tuple[Grouping, list[Blame] | None]] = field(default_factory=dict)
+    failed: dict[int, Grouping] = field(default_factory=dict)
+    stops: bool = True
+    asked: tuple[Grouping, tuple[list[Patch], list[tuple[str, str, int]]]] | None = None
 
     def trace(self) -> Trace:
         self.tensors = named_tensors(self.model)
         first: dict[int, str] = {}
         owners = {name: first.setdefault(id(tensor), name) for name, tensor in self.tensors.items()}
         self.tied = {name: owner for name, owner in owners.items() if owner != name}
-        self.modules = list(self.model.named_modules())
+        self.by_path = dict(self.model.named_modules(remove_duplicate=False))
+        self.modules = list(distinct(self.by_path))
+        self.trains = any(module.training for _, module in self.modules)
         self.substitutions = {path: name for path, module in self.modules if (name := substitute_for(module))}
         if any(nn.parameter.is_lazy(t) for t in self.tensors.values()):
             raise ModelError(
                 f"{type(self.model).__name__} has lazy layers that have seen no input; run it once on an example first."
             )
-        self.network = TracedNetwork(self._shell(), self.tensors, self.tied, self.substitutions, self.heads)
+        modules = self.by_path
+        if self.substitutions:
+            modules = dict(self._probe({})[0].named_modules(remove_duplicate=False))
+        self.network = TracedNetwork(modules, self.tensors, self.tied, self.substitutions, self.heads)
         self.observed = self._observed()
         grouping = self._grouping()
         if (at_once := self._at_once(grouping)) is not None:
             return at_once
         mender = Mender(
-            self.network.model, self.observed, self.choices, self._grouping, self._all_blames,
+            self.network.modules, self.observed, self.choices, self._grouping, self._all_blames, self._passes,
             lambda: self.trials <= 0, self.where,
         )  # fmt: skip
         while grouping.trace.groups and grouping is not mender.cleared:
@@ -119,7 +120,7 @@ class _Tracing:
 
     def _at_once(self, grouping: Grouping) -> Trace | None:
         """The trace with numbers patched that the pass does not read, where nothing goes wrong in any cut."""
-        sure, rest = unread(self.network.model, grouping, self.observed.slots)
+        sure, rest = self._unread(grouping)
         if not sure or not grouping.trace.groups or self.observed.loose:
             return None
         self.choices.patches = sure
@@ -129,16 +130,22 @@ class _Tracing:
         self.choices.patches = []
         return None
 
+    def _unread(self, grouping: Grouping) -> tuple[list[Patch], list[tuple[str, str, int]]]:
+        if self.asked is None or self.asked[0] is not grouping:
+            self.asked = grouping, unread(self.network.modules, grouping, self.observed.slots)
+        return self.asked[1]
+
     def _with_unread(self, grouping: Grouping) -> Trace:
         """The trace, with numbers that the pass does not read patched where it is sure what they are."""
-        sure, rest = unread(self.network.model, grouping, self.observed.slots)
+        sure, rest = self._unread(grouping)
         waiting = [sorted(sure, key=lambda patch: (patch.name, patch.module))] if sure else []
         # One that is something else after all does not keep the others from being followed: halves are tried.
         while waiting and self.trials > 0:
             patches, before = waiting.pop(), list(self.choices.patches)
             self.choices.patches = [*before, *patches]
             tried = self._grouping()
-            if not self._all_blames(tried):
+            self.trials -= 1
+            if self._passes(tried):
                 grouping = tried
                 continue
             self.choices.patches = before
@@ -154,44 +161,52 @@ class _Tracing:
         key = self.choices.key()
         if key not in self.known:
             if len(self.known) >= REMEMBERED:
-                self.judged.pop(id(self.known.pop(next(iter(self.known)))), None)
-            self.known[key] = group_units(self.network, self.observed, self.choices)
+                old = id(self.known.pop(next(iter(self.known))))
+                self.judged.pop(old, None)
+                self.failures.pop(old, None)
+                self.failed.pop(old, None)
+            units = self.choices.units_key()
+            if units not in self.plain:
+                if len(self.plain) >= REMEMBERED:
+                    self.plain.pop(next(iter(self.plain)))
+                self.plain[units] = group_units(self.network, self.observed, self.choices)
+            self.known[key] = self.plain[units].patched(self.choices.patches)
         return self.known[key]
 
     # Passes ----------------------------------------------------------------------------------------------
 
-    def _shell(self) -> nn.Module:
-        """The network that sizes are read from: itself, or a copy with its substitutes in place."""
-        return self._probe({})[0] if self.substitutions else self.model
-
-    def _probe(self, kept: dict[str, dict[int, Any]]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        """A copy to run, and its parameters and buffers by the names of their slots."""
+    def _probe(
+        self, kept: dict[str, dict[int, Any]], copies: dict[int, Any] | None = None
+    ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """A copy to run, and its parameters and buffers by the names of their slots; ``copies`` maps ids to copies."""
         memo = stand_ins(self.tensors, kept, self.real)
+        copies = {} if copies is None else copies
+        copies.update(memo)
         try:
-            net = clone(self.model, dict(memo))
+            net = clone(self.model, copies)
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
-                f"{type(self.model).__name__} cannot be copied ({_first_line(error)}); "
+                f"{type(self.model).__name__} cannot be copied ({first_line(error)}); "
                 "take what cannot be copied off its modules."
             ) from error
         for path, name in self.substitutions.items():
             substitute(net.get_submodule(path), name)
         for path, module in self.modules:
             if type(module) is nn.RMSNorm:
-                net.get_submodule(path).__class__ = _WholeRMSNorm
-        if any(module.training for module in net.modules()):
+                net.get_submodule(path).__class__ = WholeRMSNorm
+        if self.trains:
             net.eval()
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
     def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
         if training:
             net.train()
-        swapped = [m for m in net.modules() if variant is not None and isinstance(m, variant[0])]
+        swapped = [] if variant is None else [m for m in net.modules() if isinstance(m, variant[0])]
         for module in swapped:
             module.forward = getattr(module, variant[1] if variant else "forward")
         try:
             with torch.no_grad():
-                inputs = [_copied(value, self.real) for value in self.inputs]
+                inputs = [input_stand_in(value, self.real) for value in self.inputs]
                 dispatch.enter(inputs, "graph input")
                 # What training draws at random makes no difference here.
                 with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
@@ -220,7 +235,7 @@ class _Tracing:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(self.inputs))
         return ModelError(
             f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
-            f"({_first_line(error)}); give an example input that the model accepts."
+            f"({first_line(error)}); give an example input that the model accepts."
         )
 
     def _both_modes(self) -> Observations:
@@ -239,8 +254,8 @@ class _Tracing:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
                 tie_hidden_units(dispatch, path, module)
         paths = {id(module): path for path, module in net.named_modules()}
-        for reason, (module, line) in dispatch.observed.where.items():
-            self.where[reason] = ", ".join(part for part in (paths.get(id(module), ""), line) if part)
+        for reason, (where, line) in dispatch.observed.where.items():
+            self.where[reason] = ", ".join(part for part in (paths.get(id(where), ""), line) if part)
         return dispatch.observed
 
     def _others_too(self, net: nn.Module, dispatch: LabelDispatch) -> None:
@@ -248,7 +263,7 @@ class _Tracing:
         self.variants = []
         if self.real:
             return
-        for variant in variants(self.model):
+        for variant in variants([module for _, module in self.modules]):
             other, state = self._probe({})
             scratch = LabelDispatch(state, Observations(), self.heads)
             try:
@@ -317,37 +332,64 @@ class _Tracing:
             units = np.concatenate([group.units for group in groups])
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.trials -= 1
-        for kept in uneven(grouping.trace, groups, self.observed.picks):
-            passed, blames = self._tried(grouping, kept)
-            if not passed:
-                return self._free(grouping, groups, blames)
-        return []
+        blames = self._failure(grouping, groups)
+        return [] if blames is None else self._free(grouping, groups, blames)
 
     def _passes(self, grouping: Grouping) -> bool:
         """Whether all groups can be cut; nobody is sought where they cannot."""
-        groups = list(grouping.trace.groups)
-        return all(self._tried(grouping, kept)[0] for kept in uneven(grouping.trace, groups, self.observed.picks))
+        if id(grouping) in self.failures:
+            return self.failures[id(grouping)][1] is None
+        if id(grouping) not in self.failed:
+            groups = list(grouping.trace.groups)
+            for kept in uneven(grouping.trace, groups, self.observed.picks):
+                if not self._tried(grouping, kept, hasty=True)[0]:
+                    self.failed[id(grouping)] = grouping
+                    return False
+            self.failures[id(grouping)] = grouping, None
+        return id(grouping) not in self.failed
 
-    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_]) -> tuple[bool, list[Blame]]:
-        """Whether a cut network does what the whole one does, and what goes wrong where it does not."""
+    def _failure(self, grouping: Grouping, groups: list[Group]) -> list[Blame] | None:
+        """What goes wrong in the first of the uneven cuts of ``groups`` that fails; None where none does."""
+        # What was found of all of them once stays true of them.
+        everything = len(groups) == len(grouping.trace.groups)
+        if everything and id(grouping) in self.failures:
+            return self.failures[id(grouping)][1]
+        found = None
+        for kept in uneven(grouping.trace, groups, self.observed.picks):
+            passed, blames = self._tried(grouping, kept)
+            if not passed:
+                found = blames
+                break
+        if everything:
+            self.failures[id(grouping)] = grouping, found
+        return found
+
+    def _tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], hasty: bool = False) -> tuple[bool, list[Blame]]:
+        """Whether a cut network does what the whole one does, and what goes wrong where it does not.
+
+        Who is to blame is found out unless it is ``hasty``.
+        """
         found = grouping.trace
         cut: dict[str, dict[int, Any]] = {}
+        # Slots that hold the same units are one array, looked at once.
+        stays = {key: np.flatnonzero(kept[units]) for key, units in {id(u): u for u in found.slots.values()}.items()}
         for (name, dim), units in found.slots.items():
-            stays = kept[units]
-            if not stays.all():
-                cut.setdefault(name, {})[dim] = np.flatnonzero(stays)
-        net, state = self._probe(cut)
-        sizes, modules = found.kept_sizes(kept), dict(net.named_modules(remove_duplicate=False))
+            if len(stays[id(units)]) < len(units):
+                cut.setdefault(name, {})[dim] = stays[id(units)]
+        copies: dict[int, Any] = {}
+        net, state = self._probe(cut, copies)
+        sizes = found.kept_sizes(kept)
         for a in found.attributes:
             after = a.after(kept, sizes)
             if after != a.value:
-                set_size(modules[a.module], a.name, a.value, after)
-        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net)
+                module = copies.get(id(self.by_path[a.module]))
+                set_size(net.get_submodule(a.module) if module is None else module, a.name, a.value, after)
+        trial = TrialDispatch(state, self.observed, grouping, kept, self.heads, net, hasty=hasty)
         free = ~found.protected_units
         try:
             for k, calls in enumerate(self.observed.passes):
                 trial.begin(calls)
-                with Reshapes(trial):
+                with nullcontext() if self.stops or hasty else Reshapes(trial):
                     others = k - len(self.observed.passes) + len(self.variants)
                     variant = self.variants[others] if others >= 0 else None
                     if variant is not None:
@@ -356,7 +398,13 @@ class _Tracing:
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001  (whatever the user's code raises, after a cut it means a fixed size)
-            reason = f"fixed size: {_first_line(error)}"
+            if hasty:
+                return False, trial.blames
+            if self.stops and isinstance(error, RuntimeError):
+                # It may be a reshape, after which a trial can go on: that is watched for, at a cost, only from here on.
+                self.stops = False
+                return self._tried(grouping, kept)
+            reason = f"fixed size: {first_line(error)}"
             if not any(free[b.units].any() for b in trial.blames):
                 trial.missing(reason, _path(net, error))
         else:
@@ -372,7 +420,8 @@ class _Tracing:
     def _suspected(self, grouping: Grouping, groups: list[Group], blames: list[Blame]) -> list[Blame]:
         """What goes wrong when only those groups are cut whose sizes the failing calls were given."""
         units = [np.empty(0, np.int64), *(units for blame in blames for units in blame.suspects)]
-        suspects = [g for g in groups if np.isin(g.units, np.concatenate(units)).any()]
+        suspected = grouping.touching(np.concatenate(units))
+        suspects = [g for g in groups if suspected[g.units].any()]
         return self._blames(grouping, suspects) if 0 < len(suspects) < len(groups) and self.trials > 0 else []
 
     def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
@@ -389,17 +438,6 @@ class _Tracing:
         return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
 
 
-def _copied(value: Any, real: bool) -> Any:
-    """An input, or its stand-in without storage."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(v, real) for v in value)
-    if isinstance(value, dict):
-        return {k: _copied(v, real) for k, v in value.items()}
-    return value
-
-
 def _path(net: nn.Module, error: BaseException) -> str:
     """The innermost module in whose code an error was raised."""
     paths = {id(module): path for path, module in net.named_modules()}
@@ -409,7 +447,3 @@ def _path(net: nn.Module, error: BaseException) -> str:
         found = paths.get(id(own), found)
         step = step.tb_next
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

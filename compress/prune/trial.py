@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
+from compress.prune.probe import first_line
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
 from compress.prune.units import Group, Trace
@@ -43,7 +45,7 @@ class Blame:
         wants: the sizes that the call should have been given.
         ties: sizes that it was given, each with what that follows instead.
         line: the line of code, as ``file.py:12``.
-        suspects: units of other channels whose size it may have been given.
+        suspects: units of other channels whose size it may have been given, where no blame before has free ones.
     """
 
     units: npt.NDArray[np.int64]
@@ -66,12 +68,15 @@ class Reshapes(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in (torch.Tensor.reshape, torch.reshape):
-            return func(*args, **(kwargs or {}))
+        if func not in _RESHAPES:
+            return func(*args) if kwargs is None else func(*args, **kwargs)
         try:
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:
             return self._trial.reshaped(args[0], [*args[1:], *(kwargs or {}).values()], error)
+
+
+_RESHAPES = frozenset((torch.Tensor.reshape, torch.reshape))
 
 
 class StoppedError(Exception):
@@ -87,14 +92,16 @@ class TrialDispatch(LabelDispatch):
         grouping: its units.
         kept: which of these stay.
         model: the cut network, to say where something went wrong.
+        hasty: stop at the first thing that goes wrong, without a word of whom it concerns.
     """
 
     def __init__(
         self, state: dict[str, torch.Tensor], observed: Observations, grouping: Grouping, kept: npt.NDArray[np.bool_],
-        heads: str, model: torch.nn.Module,
+        heads: str, model: torch.nn.Module, *, hasty: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(state, Observations(), heads)
-        self.whole, self.grouping, self.kept, self.model = observed, grouping, kept, model
+        self.whole, self.grouping, self.model, self.hasty = observed, grouping, model, hasty
+        self.stays = kept[grouping.unit_of]
         self.blames: list[Blame] = []
         self.paths: dict[int, str] | None = None
         self.strangers = 0
@@ -103,6 +110,8 @@ class TrialDispatch(LabelDispatch):
         self.at = 0
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
+        self.along: dict[int, int] = {}
+        self.told = False
 
     def begin(self, calls: list[OpCall]) -> None:
         self.expected, self.at = calls, 0
@@ -111,7 +120,7 @@ class TrialDispatch(LabelDispatch):
         labels = self.whole.slots.get(slot)
         if labels is None:
             raise StoppedError
-        return labels[self.kept[self.grouping.unit_of[labels]]]
+        return labels[self.stays[labels]]
 
     def fresh(self, size: int) -> Labels:
         # Which they are is not known, only that they are some that no parameter has.
@@ -129,8 +138,10 @@ class TrialDispatch(LabelDispatch):
 
     def _should(self, call: OpCall, error: Exception, args: Any) -> Any:
         """What a failing call should have returned, so that one pass finds all that fail."""
+        if self.hasty:
+            self._blame(args, "fixed size", call, args)
         left = [self._left(call, k) for k in range(len(call.flows))]
-        self._blame(args, f"fixed size: {_first_line(error)}", call, args)
+        self._blame(args, f"fixed size: {first_line(error)}", call, args)
         if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
             raise StoppedError from None
         like = tensors(args)[0].dtype if tensors(args) else None
@@ -140,7 +151,7 @@ class TrialDispatch(LabelDispatch):
     def reshaped(self, x: torch.Tensor, shape: Any, error: Exception) -> torch.Tensor:
         """What a reshape that fails before any operator runs should have returned."""
         if self.at >= len(self.expected) or self.expected[self.at].name != "aten.view":
-            self.missing(f"fixed size: {_first_line(error)}")
+            self.missing(f"fixed size: {first_line(error)}")
             raise StoppedError from None
         call = self.expected[self.at]
         out = self._should(call, error, (x, shape))
@@ -172,6 +183,10 @@ class TrialDispatch(LabelDispatch):
         # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
         moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
+            if flow.origin.startswith("output of"):
+                # Nothing is known of it, before the cut or after it.
+                self._keep(tensor, flow)
+                continue
             left = self._left(call, k)
             if left is None or not self._agrees(tensor, None if moved is None else moved[k], flow, *left):
                 wrong = wrong or "fixed size: channels meet in other ways after a cut"
@@ -195,7 +210,7 @@ class TrialDispatch(LabelDispatch):
 
     def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
         """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
-        if whole.origin.startswith("output of") or (whole.uniform and not whole.layers):
+        if whole.uniform and not whole.layers:
             return True
         if list(tensor.shape) != size:
             # One value that was expanded takes any size; what it meets is judged separately.
@@ -235,8 +250,14 @@ class TrialDispatch(LabelDispatch):
     def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
         layers = []
         several = len({layer.dims for layer in flow.layers}) < len(flow.layers)
+        together: dict[tuple[int, ...], npt.NDArray[np.bool_]] = {}
         for layer in flow.layers:
-            labels, cut = self._cut_together(layer, flow.layers) if several else self._cut_labels(layer.labels)
+            if several:
+                # An element stays where all the channels stay that lie along the same dimensions.
+                kept = self.stays[layer.labels]
+                together[layer.dims] = together[layer.dims] & kept if layer.dims in together else kept
+        for layer in flow.layers:
+            labels, cut = _rectangle(layer.labels, together[layer.dims]) if several else self._cut_labels(layer.labels)
             if labels is None:
                 return None
             for d in layer.dims:
@@ -244,15 +265,6 @@ class TrialDispatch(LabelDispatch):
             if labels.size > 1:
                 layers.append(Layer(labels, layer.zero))
         return Flow(tuple(layers), flow.origin, flow.uniform), size
-
-    def _cut_together(self, own: Layer, layers: Sequence[Layer]) -> tuple[Labels | None, tuple[int, ...]]:
-        """The same if several layers lie along the same dimensions: an element stays where all its channels do."""
-        alike = [layer.labels for layer in layers if layer.dims == own.dims]
-        kept = np.all([self.kept[self.grouping.unit_of[labels]] for labels in alike], axis=0)
-        every = range(kept.ndim)
-        index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]
-        whole = bool(kept[np.ix_(*index)].all())
-        return own.labels[np.ix_(*index)] if whole else None, tuple(len(i) for i in index)
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
         layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
@@ -262,7 +274,7 @@ class TrialDispatch(LabelDispatch):
         """What is left of the whole network's labels, None if it is no rectangle, and the length of each dimension."""
         key = id(labels)
         if key not in self.cuts:
-            kept = self.kept[self.grouping.unit_of[labels]]
+            kept = self.stays[labels]
             if kept.all():
                 self.cuts[key] = labels, labels.shape
             elif labels.size == max(labels.shape):
@@ -271,43 +283,52 @@ class TrialDispatch(LabelDispatch):
                 shape = tuple([1 if n == 1 else len(row) for n in labels.shape])
                 self.cuts[key] = row.reshape(shape), shape
             else:
-                every = range(labels.ndim)
-                index = [np.flatnonzero(kept.any(axis=tuple(e for e in every if e != d))) for d in every]
-                where = np.ix_(*index)
-                whole = bool(kept[where].all())
-                self.cuts[key] = labels[where] if whole else None, tuple(len(i) for i in index)
+                self.cuts[key] = _rectangle(labels, kept)
         return self.cuts[key]
 
     def _blame(self, values: Any, reason: str, call: OpCall, args: Any, module: str | None = None) -> None:
         """Blame the units that reach a call for what went wrong in it."""
+        if self.hasty:
+            self.blames.append(Blame(np.empty(0, np.int64), reason, self.at, ""))
+            raise StoppedError
         inputs = [self._whole(source) for source in call.sources]
         parts = [np.empty(0, np.int64)]
         known = [self.flows[id(t)] for t in tensors(values) if id(t) in self.flows]
         for flow in (*known, *call.flows, *([] if known else inputs)):
             parts += [layer.labels.reshape(-1) for layer in flow.layers]
-        units = np.unique(self.grouping.unit_of[np.concatenate(parts)])
+        mine = self.grouping.touching(self.grouping.unit_of[np.concatenate(parts)])
+        self.told = self.told or not self.grouping.trace.protected_units[mine].all()
         wants = tuple(w for w in wanted(call, inputs) if self._stays(w.labels) < w.size)
         # Channels that meet are told by the rules; only a size that is asked for may be that of others.
         ties = tuple(self._followed(wants, whole_numbers(args))) if call.name in SIZED else ()
         own, line = running() if module is None else (None, "")
         path = self._path(own) if module is None else module
-        suspects = tuple(self._suspects(call, whole_numbers(args))) if call.name in SIZED else ()
-        self.blames.append(Blame(units, reason, self.at, path, wants, ties, line, suspects))
+        # Others are suspected only where nothing free is blamed.
+        asked = call.name in SIZED and not self.told
+        suspects = tuple(self._suspects(call, whole_numbers(args))) if asked else ()
+        self.blames.append(Blame(np.flatnonzero(mine), reason, self.at, path, wants, ties, line, suspects))
 
     def _suspects(self, call: OpCall, given: set[int]) -> Iterator[npt.NDArray[np.int64]]:
         """Free units along an axis met before, of a size of what the call should have made, and of one it was given."""
-        sizes, known = {n for shape in call.shapes for n in shape if n > 1}, set()
+        sizes = {n for shape in call.shapes for n in shape if n > 1}
+        known: set[int] = set()
+        alike: set[bytes] = set()
         for before in reversed(self.expected[max(self.at - REACH, 0) : self.at]):
             for flow in {id(flow): flow for flow in before.flows}.values():
                 for axis in axes(flow):
-                    key = axis.labels.tobytes() if axis.size in sizes else b""
-                    if not key or key in known:
+                    if axis.size not in sizes or id(axis) in known:
                         continue
-                    known.add(key)
-                    units = np.unique(self.grouping.unit_of[axis.labels])
-                    free = units[~self.grouping.trace.protected_units[units]]
-                    if len(free) and self._stays(axis.labels) in given - {axis.size}:
+                    known.add(id(axis))
+                    if id(axis) not in self.along:
+                        self.along[id(axis)] = self._stays(axis.labels)
+                    if self.along[id(axis)] not in given - {axis.size}:
+                        continue
+                    key = axis.labels.tobytes()
+                    own = self.grouping.touching(self.grouping.unit_of[axis.labels])
+                    free = np.flatnonzero(own & ~self.grouping.trace.protected_units)
+                    if key not in alike and len(free):
                         yield free
+                    alike.add(key)
 
     def _whole(self, source: Source) -> Flow:
         """What the whole network's tensor from there carries."""
@@ -323,7 +344,7 @@ class TrialDispatch(LabelDispatch):
         return Flow(tuple(layers))
 
     def _stays(self, labels: Labels) -> int:
-        return int(np.count_nonzero(self.kept[self.grouping.unit_of[labels]].any(axis=1)))
+        return int(np.count_nonzero(self.stays[labels].any(axis=1)))
 
     def _followed(self, wants: Sequence[Want], given: set[int]) -> Iterator[tuple[Labels, Labels]]:
         """Pairs of a wanted size and another one of the same length, which the call was given after the cut."""
@@ -408,13 +429,20 @@ _SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)
 """Of the channels of the first half, what one group after another loses in a trial."""
 
 
+def _rectangle(labels: Labels, kept: npt.NDArray[np.bool_]) -> tuple[Labels | None, tuple[int, ...]]:
+    """The labels that are kept, None if they are no rectangle, and the length that is left of each dimension."""
+    if kept.all():
+        return labels, labels.shape
+    every = range(kept.ndim)
+    shape = tuple([int(np.count_nonzero(kept.any(axis=tuple([e for e in every if e != d])))) for d in every])
+    # What is kept lies within the rectangle of the lines that hold any; as many places fill it.
+    whole = np.count_nonzero(kept) == prod(shape)
+    return labels[kept].reshape(shape) if whole else None, shape
+
+
 def _by_dims(layers: Iterable[Layer]) -> dict[tuple[tuple[int, ...], int], Labels]:
     """Labels by the dimensions that they lie along, and their number among those along the same."""
     found: dict[tuple[tuple[int, ...], int], Labels] = {}
     for layer in layers:
         found[layer.dims, sum(dims == layer.dims for dims, _ in found)] = layer.labels
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

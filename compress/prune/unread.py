@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from compress.prune.attributes import kept_numbers
+from compress.prune.attributes import distinct, kept_numbers
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Labels, Slot
 from compress.prune.sizes import Patch
@@ -33,17 +33,18 @@ Variant = tuple[type, str]
 """A class and the method of it that takes the place of ``forward``."""
 
 
-def variants(model: nn.Module) -> list[Variant]:
+def variants(modules: Sequence[nn.Module]) -> list[Variant]:
     """Methods that may stand in for ``forward``: of its arguments, and reading numbers that it does not."""
     found: list[Variant] = []
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
+    for kind in dict.fromkeys(type(module) for module in modules):
         own = getattr(kind, "forward", None)
         if kind.__module__.startswith("torch.") or own is None or not inspect.isfunction(own):
             continue
-        numbers = {name.partition(".")[0] for m in model.modules() if type(m) is kind for name, _ in kept_numbers(m)}
-        for name, method in inspect.getmembers(kind, inspect.isfunction):
-            if not name.startswith("forward_") or _arguments(method) != _arguments(own):
+        for name in dir(kind):
+            method = getattr(kind, name) if name.startswith("forward_") else None
+            if not inspect.isfunction(method) or _arguments(method) != _arguments(own):
                 continue
+            numbers = {n.partition(".")[0] for m in modules if type(m) is kind for n, _ in kept_numbers(m)}
             if numbers & (set(method.__code__.co_names) - set(own.__code__.co_names)):
                 found.append((kind, name))
     return found[:MOST_VARIANTS]
@@ -54,12 +55,12 @@ def _arguments(method: Any) -> list[str]:
 
 
 def unread(
-    model: nn.Module, grouping: Grouping, slots: Mapping[Slot, Labels]
+    modules: Mapping[str, nn.Module], grouping: Grouping, slots: Mapping[Slot, Labels]
 ) -> tuple[list[Patch], list[tuple[str, str, int]]]:
     """Numbers of channels that equal a size of their module which a cut changes: those that are sure, and the rest.
 
     Args:
-        model: the network that numbers are read from.
+        modules: of the network that numbers are read from, by all their paths.
         grouping: its units.
         slots: labels of each slot.
     """
@@ -68,16 +69,21 @@ def unread(
     for group in trace.groups:
         free[group.units] = True
     known = {(a.module, a.name) for a in trace.attributes}
-    cut = {slot: labels for slot, labels in slots.items() if slot in trace.slots and free[trace.slots[slot]].any()}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for path, module in model.named_modules():
+    # Slots that hold the same units are one array, looked at once.
+    arrays = {id(units): units for units in trace.slots.values()}
+    loses = {key for key, units in arrays.items() if free[units].any()}
+    cut = {slot: labels for slot, labels in slots.items() if id(trace.slots.get(slot)) in loses}
+    for path, module in distinct(modules):
         if type(module).__module__.startswith("torch.nn"):
             continue
         inside = f"{path}." if path else ""
-        own = [(slot, labels) for slot, labels in cut.items() if slot[0].startswith(inside)]
-        for name, value in kept_numbers(module):
-            if (path, name) in known or not _WIDTHS.search(name.rpartition(".")[2] if "." not in name else name):
-                continue
+        numbers = [
+            (name, value)
+            for name, value in kept_numbers(module)
+            if (path, name) not in known and _WIDTHS.search(name.rpartition(".")[2] if "." not in name else name)
+        ]
+        own = [(slot, labels) for slot, labels in cut.items() if slot[0].startswith(inside)] if numbers else []
+        for name, value in numbers:
             choices = list(_choices(modules, name, value, own, grouping.unit_of))
             if len(choices) == 1:
                 sure.append(Patch(path, name, value, choices[0][:, None]))
@@ -97,11 +103,14 @@ def _choices(
     alike: dict[bytes, Labels] = {}
     same: dict[bytes, Labels] = {}
     for (parameter, d), labels in own:
-        units = unit_of[labels]
-        distinct, first = np.unique(units, return_index=True)
-        row = labels if len(labels) == value else labels[np.sort(first)] if len(distinct) == value else None
-        if row is None:
+        if len(labels) < value:
             continue
+        row = labels
+        if len(labels) > value:
+            first = np.unique(unit_of[labels], return_index=True)[1]
+            if len(first) != value:
+                continue
+            row = labels[np.sort(first)]
         alike.setdefault(np.sort(unit_of[row]).tobytes(), row)
         layer = modules.get(parameter.rpartition(".")[0])
         side = ("in_channels", "in_features") if d == 1 else ("out_channels", "out_features")

@@ -30,6 +30,8 @@ from compress.run.progress import Advance
 from compress.run.variants import exporting
 from deploy.bench.shipping import Runtime, Timed
 from deploy.engines import load_engine
+from deploy.engines.base import Engine
+from deploy.errors import DeployError
 from deploy.exporting.lowering import lower
 from deploy.exporting.torch_to_onnx import export_onnx
 from deploy.latency.explain import explain_files
@@ -42,24 +44,44 @@ RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
 def timed_by_runtime(
-    files: Mapping[str, tuple[Path, float | None]], image: np.ndarray, threads: int, rounds: int
+    files: Mapping[str, tuple[Path, float | None]],
+    image: np.ndarray,
+    threads: int,
+    rounds: int,
+    left_out: list[str] | None = None,
 ) -> list[Timed]:
-    """Time each file on each runtime that is installed, all in turns against fp32 on ONNX Runtime.
+    """Time each file on each runtime that is installed and takes them all, in turns against fp32 on ONNX Runtime.
 
     Args:
         files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
         image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
+        left_out: takes a sentence for each runtime that refuses a file.
+
+    Raises:
+        DeployError: ONNX Runtime refuses one.
     """
     runtimes = [name for name in RUNTIMES if name == "onnxruntime" or find_spec(name) is not None]
-    pairs = [(precision, runtime) for runtime in runtimes for precision in files]
+    pairs: list[tuple[str, Runtime]] = []
     with ExitStack() as stack:
-        engines = []
-        for precision, runtime in pairs:
-            engine = stack.enter_context(load_engine(files[precision][0], runtime=runtime, threads=threads))
+        engines: list[Engine] = []
+        for runtime in runtimes:
+            try:
+                own = [
+                    stack.enter_context(load_engine(path, runtime=runtime, threads=threads))
+                    for path, _ in files.values()
+                ]
+            except DeployError as error:
+                if runtime == "onnxruntime":
+                    raise
+                if left_out is not None:
+                    left_out.append(f"Nothing is timed by {runtime}: {error}")
+                continue
+            engines += own
+            pairs += [(precision, runtime) for precision in files]
+        for engine, (precision, runtime) in zip(engines, pairs, strict=True):
             engine.name = f"{precision} {runtime}"
-            engines.append(engine)
         (name,) = tuple(engines[0].inputs)
         records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
     return [

@@ -65,8 +65,8 @@ def scored(
         loss, forward = _as_it_is, loss_of(task)
         return prune.score(trace, network, criterion, data=given, loss=loss, seed=seed, forward=forward, trial=trial)
     # A teacher has learnt these images by heart: their labels tell it little, what changes its answers tells more.
-    given = [batch.images for batch in images]
-    return prune.score(trace, network, criterion, data=given, seed=seed, forward=raw_heads(network), trial=trial)
+    alone = [batch.images for batch in images]
+    return prune.score(trace, network, criterion, data=alone, seed=seed, forward=raw_heads(network), trial=trial)
 
 
 def loss_of(task: Task) -> Callable[[nn.Module, Any], Tensor]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deploy.errors import DeployError
+from deploy.onnx.opsets import READS
+from deploy.onnx.protobuf import fields, text
 from deploy.onnx.wire_graph import GraphNode, every_node
 
 _LEAST: Mapping[str, int] = MappingProxyType(
@@ -29,12 +31,19 @@ def check_inputs(path: Path, data: bytes) -> None:
     """Refuse the ONNX file ``data``, read from ``path``, where a node of it, wherever it stands, is none for OpenVINO.
 
     Raises:
-        DeployError: an operator has fewer inputs than it needs, or is one that OpenVINO 2026.4 computes otherwise.
+        DeployError: an operator has fewer inputs than it needs, or is one that OpenVINO 2026.4 computes otherwise, or
+            the file is of a later operator set than was tried.
     """
     try:
-        nodes = list(every_node(data))
+        nodes, opset = list(every_node(data)), _opset_of(data)
     except (ValueError, IndexError, TypeError) as error:
         raise DeployError(f"{path} is not a valid ONNX file; export the model again.") from error
+    # It looks at the names of operators alone: what a later set means by one it takes for what it knows.
+    if opset > (most := READS["openvino"][1]):
+        raise DeployError(
+            f"{path} is of operator set {opset}, and OpenVINO takes its operators for those of {most} at most; export "
+            f"the file with an opset of at most {most}."
+        )
     for node in nodes:
         least = _LEAST.get(node.op_type, 0)
         if node.op_type == "Pad" and not {"pads", "paddings"} & set(node.ints):
@@ -51,10 +60,22 @@ def check_inputs(path: Path, data: bytes) -> None:
             )
 
 
+def _opset_of(data: bytes) -> int:
+    """Return the operator set of an ONNX file, 0 where it names none."""
+    for number, value in fields(memoryview(data)):
+        if number == 8:
+            entry = dict(fields(value))
+            if text(entry.get(1, memoryview(b""))) in ("", "ai.onnx"):
+                return int(entry.get(2, 0))
+    return 0
+
+
 def _otherwise(node: GraphNode) -> str | None:
     """Say what of a node OpenVINO computes otherwise; None where all is well."""
     if node.op_type == "Resize" and any(node.ints.get("antialias", ())):
         return "a Resize with antialias"
+    if node.op_type == "IsInf" and node.ints.get("detect_positive", [1]) != [0]:
+        return "an IsInf of plus infinity"
     if node.op_type == "AveragePool" and all(
         any(node.ints.get(name, ())) for name in ("ceil_mode", "count_include_pad", "pads")
     ):

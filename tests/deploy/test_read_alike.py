@@ -68,6 +68,13 @@ def test_what_openvino_computes_alike_is_run(tmp_path):
     assert max(_differs(path, All(), runtime) for runtime in ("openvino", "onnxruntime")) < 1e-5
 
 
+def test_plus_infinity_is_seen_or_refused(tmp_path):
+    path = export_onnx(Of(lambda x: (1 / x.relu()).isinf().float()), IMAGES, tmp_path / "m.onnx")
+    with pytest.raises(DeployError, match="has an IsInf of plus infinity"):
+        load_engine(path, runtime="openvino")
+    assert _differs(path, Of(lambda x: (1 / x.relu()).isinf().float()), "onnxruntime") == 0
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_divisor_that_the_exporter_leaves_out_is_refused(nested, tmp_path):
     pooled = nn.AvgPool2d(3, 2, 1, divisor_override=5)

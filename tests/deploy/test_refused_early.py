@@ -92,6 +92,15 @@ def test_number_13_a_file_too_new_for_the_runtime_is_one_whole_sentence(format_,
     assert not any(sign in said for sign in ("::", ".cc", ".h:", "std::", "[ONNXRuntimeError]"))
 
 
+def test_number_13_openvino_takes_no_operator_set_that_nobody_tried(tmp_path):
+    path = convolution(tmp_path / "new.onnx", ["image", "image"])
+    model = onnx.load(path)
+    model.opset_import[0].version = 99
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeployError, match=r"new\.onnx is of operator set 99, and OpenVINO .* of at most 26\.$"):
+        load_engine(path, runtime="openvino")
+
+
 @pytest.mark.parametrize(("domain", "most"), [("ai.onnx.ml", r"\d"), ("com.microsoft", "1")])
 def test_number_13_a_domain_that_is_too_new_is_named(domain, most, tmp_path):
     path = convolution(tmp_path / "new.onnx", ["image", "image"])

@@ -62,9 +62,9 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     plain = tracing._Tracing._tried
 
-    def counted(self: tracing._Tracing, grouping: tracing.Grouping, kept: object) -> object:
+    def counted(self: tracing._Tracing, grouping: tracing.Grouping, kept: object, hasty: bool = False) -> object:
         made.append(len(grouping.trace.groups))
-        return plain(self, grouping, kept)  # type: ignore[arg-type]
+        return plain(self, grouping, kept, hasty)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tracing._Tracing, "_tried", counted)
     return made

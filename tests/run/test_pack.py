@@ -113,5 +113,17 @@ def test_number_6_every_file_is_timed_on_every_runtime_in_one_sitting(monkeypatc
         ("fp32", "onnxruntime", 1.0, 0.9), ("int8", "onnxruntime", 2.0, None),
         ("fp32", "openvino", 3.0, 0.9), ("int8", "openvino", 4.0, None),
     ]  # fmt: skip
+
+    def refuse(path, *, runtime, threads):
+        if runtime == "openvino" and path.name == "b":
+            raise DeployError("b has a Resize with antialias.")
+        return Engine(runtime)
+
+    left_out = []
+    monkeypatch.setattr(latency, "load_engine", refuse)
+    found = latency.timed_by_runtime(files, image, 2, 7, left_out)
+    assert {one.runtime for one in found} == {"onnxruntime"} and len(found) == 2
+    assert left_out == ["Nothing is timed by openvino: b has a Resize with antialias."]
+    monkeypatch.setattr(latency, "load_engine", load)
     monkeypatch.setattr(latency, "find_spec", lambda name: None)
     assert {one.runtime for one in latency.timed_by_runtime(files, image, 2, 7)} == {"onnxruntime"}

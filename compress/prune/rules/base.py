@@ -23,9 +23,9 @@ READERS = ("consumer", "shut")
 """The roles of a dimension that reads channels."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
-    """One operator call: its arguments by position and by name, and its output."""
+    """One operator call: its arguments by position and by name, and its output. Never changed."""
 
     name: str
     args: tuple[Any, ...]

@@ -65,7 +65,8 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     recipe, settings = work.recipe, work.deploy
     variants = variants_of(recipe)
     records = _timed(work, view, variants)
-    shipping = decide(work)
+    left_out: list[str] = []
+    shipping = decide(work, left_out)
     if shipping.runtime != "onnxruntime":
         # What runs first is what the report and the terminal tell of.
         records += _timed(work, view, variants, shipping.runtime)
@@ -88,7 +89,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     noise = None if shown.conditions is None else shown.conditions.noise()
     crowded = over_cores(settings.threads)
     said = (crowded, None if noise is None else noisy_line(noise))
-    notes = (f"The bundle {shipping}", *(one for one in said if one is not None))
+    notes = (f"The bundle {shipping}", *left_out, *(one for one in said if one is not None))
     plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
@@ -99,8 +100,11 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     return Outcome(metrics=metrics, shipping=shipping, notes=notes, plan=plan)
 
 
-def decide(work: Workspace) -> ShipDecision:
-    """Time the student's files on every runtime here and choose what ships, or keep to what the recipe asks for."""
+def decide(work: Workspace, left_out: list[str] | None = None) -> ShipDecision:
+    """Time the student's files on every runtime here and choose what ships, or keep to what the recipe asks for.
+
+    ``left_out`` takes a sentence for each runtime that refuses them.
+    """
     settings = work.deploy
     files = {
         v.precision: (work.out / v.onnx, work.ledger.figure(f"val_accuracy_{v.name}"))
@@ -108,7 +112,7 @@ def decide(work: Workspace) -> ShipDecision:
         if v.model == "student"
     }
     image = work.target.splits["val"].inputs(0, 1).numpy()
-    timed = timed_by_runtime(files, image, settings.threads, settings.rounds)
+    timed = timed_by_runtime(files, image, settings.threads, settings.rounds, left_out)
     drop = EQUAL if settings.accuracy_drop is None else settings.accuracy_drop
     # A latency was asked for, and the network cut, in one precision: that one ships.
     asked = settings.ship if work.recipe.prune.budget.latency is None else timed_precision(settings)
