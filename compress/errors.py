@@ -64,9 +64,9 @@ class ElsewhereError(NiwakiError):
 INTERRUPTED = 130
 
 
-def said_by(error: BaseException) -> str:
-    """Return the first line of what an error of a library says, shortened, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+def said_by(error: BaseException, most: int = 120) -> str:
+    """Return the first line of what an error of a library says, at most so long, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
 def exit_code_of(error: BaseException) -> int:

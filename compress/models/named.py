@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import artifact
-from compress.errors import ModelError
+from compress.errors import ModelError, said_by
 from compress.models import factory, torchvision
 from compress.models.adapters import ADAPTERS
 from compress.models.detection import RawHeads, example_input, raw_heads
@@ -88,7 +88,9 @@ def _made(name: str) -> nn.Module:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"'{name}' cannot be imported ({_short(error)}); check the name and that file.") from error
+        raise ModelError(
+            f"'{name}' cannot be imported ({said_by(error, 160)}); check the name and that file."
+        ) from error
     if not callable(make):
         raise ModelError(f"'{name}' is of type {type(make).__name__}, not a function that makes a network.")
     try:
@@ -96,7 +98,9 @@ def _made(name: str) -> nn.Module:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"'{name}' fails ({type(error).__name__}: {_short(error)}); correct that function.") from error
+        raise ModelError(
+            f"'{name}' fails ({type(error).__name__}: {said_by(error, 160)}); correct that function."
+        ) from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"'{name}' returns {type(made).__name__}, not a torch.nn.Module.")
     remember(made, Origin(RENAMED.get(name, name), {}, _outputs(make, made)))
@@ -143,7 +147,3 @@ def _with_example(name: str, model: nn.Module, sides: tuple[int, ...] | None) ->
     if sides is not None:
         example = torch.rand((BATCH, *example.shape[1:2], *sides) if len(sides) == 2 else (BATCH, *sides)).to(example)
     return NamedNetwork(name, model, example, raw_heads(model))
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

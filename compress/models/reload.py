@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.errors import said_by
 from compress.models.detection import example_input, raw_heads
 from compress.prune.rules import tensors
 
@@ -79,7 +80,7 @@ def difference(model: nn.Module, back: nn.Module, example: Any = None, size: Any
     try:
         found = _answers(forward, back.to(device), inputs)
     except Exception as error:  # noqa: BLE001  (whatever the factory's code raises)
-        return f"it does not run ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})"
+        return f"it does not run ({said_by(error, 160)})"
     finally:
         back.cpu()
     if len(found) != len(expected):

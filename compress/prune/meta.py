@@ -20,7 +20,7 @@ Made = dict[tuple[Any, ...], tuple[type[Any] | None, tuple[_Place, ...]]]
 MOST = 2000
 """Answers of one operator that are kept."""
 
-_META = torch.device("meta")
+META = torch.device("meta")
 _TENSORS = frozenset((Tensor, nn.Parameter))
 _NUMBERS = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool,
                       torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
@@ -50,7 +50,7 @@ def remembered(func: Any, made: Made, args: Any, kwargs: Any) -> Any:
             made[asked] = known
         return out
     kind, places = known
-    outs = [torch.empty_strided(size, strides, dtype=dtype, device=_META) for size, strides, dtype in places]
+    outs = [torch.empty_strided(size, strides, dtype=dtype, device=META) for size, strides, dtype in places]
     return outs[0] if kind is None else kind(outs)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.prune.meta import META
+
 Forward = Callable[..., Any]
 """Runs a network, or a part of it: called with the network and its inputs."""
 
@@ -21,7 +23,6 @@ _ATOMS = (int, float, bool, str, bytes, type(None), torch.device, torch.dtype, t
           types.BuiltinFunctionType, np.generic)  # fmt: skip
 
 
-_META = torch.device("meta")
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 _HOLDERS = frozenset((dict, OrderedDict, set))
 _MEMBERS = frozenset(("_parameters", "_buffers", "_modules"))
@@ -129,14 +130,14 @@ def stand_ins(
         else:
             # Fresh and contiguous: the strides say nothing about channels.
             shape = [len(cut[d]) if d in cut else n for d, n in enumerate(tensor.shape)]
-            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device=_META)
+            memo[id(tensor)] = torch.empty(shape, dtype=tensor.dtype, device=META)
     return memo
 
 
 def input_stand_in(value: Any, real: bool) -> Any:
     """An input, or its stand-in without storage."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return value.detach().clone() if real else torch.empty(value.shape, dtype=value.dtype, device=META)
     if isinstance(value, list | tuple):
         return type(value)(input_stand_in(v, real) for v in value)
     if isinstance(value, dict):
@@ -152,8 +153,3 @@ class WholeRMSNorm(nn.RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.native_layer_norm(x, self.normalized_shape, self.weight, None, 1e-6)[0]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

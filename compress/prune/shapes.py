@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_META = torch.device("meta")
+from compress.prune.meta import META
 
 
 def _empty(shape: Any, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=_META)
+    return torch.empty(shape, dtype=like.dtype, device=META)
 
 
 def _like(x: Tensor) -> Tensor | None:
@@ -27,7 +27,7 @@ def _like(x: Tensor) -> Tensor | None:
 @cache
 def _nothing(dtype: torch.dtype) -> Tensor:
     """What evaluation returns in place of batch statistics, which nobody reads."""
-    return torch.empty(0, dtype=dtype, device=_META)
+    return torch.empty(0, dtype=dtype, device=META)
 
 
 def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
@@ -156,7 +156,7 @@ def max_pool(
         return None
     size = [(x.shape[i + 2] + 2 * p[i] - d[i] * (k[i] - 1) - 1) // s[i] + 1 for i in (0, 1)]
     out = _empty([*x.shape[:2], *size], x)
-    return (out, torch.empty(out.shape, dtype=torch.int64, device=_META)) if min(size) > 0 else None
+    return (out, torch.empty(out.shape, dtype=torch.int64, device=META)) if min(size) > 0 else None
 
 
 def _floating(shape: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from compress.errors import ModelError
+from compress.errors import ModelError, said_by
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import distinct, set_size
@@ -20,7 +20,7 @@ from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.modes import Listener
-from compress.prune.probe import Forward, WholeRMSNorm, clone, first_line, input_stand_in, stand_ins, uncollected
+from compress.prune.probe import Forward, WholeRMSNorm, clone, input_stand_in, stand_ins, uncollected
 from compress.prune.recurrent import tie_hidden_units
 from compress.prune.remedies import Mender
 from compress.prune.rules import tensors
@@ -186,7 +186,7 @@ class _Tracing:
             net = clone(self.model, copies)
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
-                f"{type(self.model).__name__} cannot be copied ({first_line(error)}); "
+                f"{type(self.model).__name__} cannot be copied ({said_by(error, 160)}); "
                 "take what cannot be copied off its modules."
             ) from error
         for path, name in self.substitutions.items():
@@ -235,7 +235,7 @@ class _Tracing:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(self.inputs))
         return ModelError(
             f"The forward pass of {type(self.model).__name__} fails on inputs of shape {shapes} "
-            f"({first_line(error)}); give an example input that the model accepts."
+            f"({said_by(error, 160)}); give an example input that the model accepts."
         )
 
     def _both_modes(self) -> Observations:
@@ -404,7 +404,7 @@ class _Tracing:
                 # It may be a reshape, after which a trial can go on: that is watched for, at a cost, only from here on.
                 self.stops = False
                 return self._tried(grouping, kept)
-            reason = f"fixed size: {first_line(error)}"
+            reason = f"fixed size: {said_by(error, 160)}"
             if not any(free[b.units].any() for b in trial.blames):
                 trial.missing(reason, _path(net, error))
         else:

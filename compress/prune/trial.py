@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch.overrides import TorchFunctionMode
 
+from compress.errors import said_by
 from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
-from compress.prune.probe import first_line
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
 from compress.prune.units import Group, Trace
@@ -141,7 +141,7 @@ class TrialDispatch(LabelDispatch):
         if self.hasty:
             self._blame(args, "fixed size", call, args)
         left = [self._left(call, k) for k in range(len(call.flows))]
-        self._blame(args, f"fixed size: {first_line(error)}", call, args)
+        self._blame(args, f"fixed size: {said_by(error, 160)}", call, args)
         if any(part is None for part in left) or not all(t.is_meta for t in tensors(args)):
             raise StoppedError from None
         like = tensors(args)[0].dtype if tensors(args) else None
@@ -151,7 +151,7 @@ class TrialDispatch(LabelDispatch):
     def reshaped(self, x: torch.Tensor, shape: Any, error: Exception) -> torch.Tensor:
         """What a reshape that fails before any operator runs should have returned."""
         if self.at >= len(self.expected) or self.expected[self.at].name != "aten.view":
-            self.missing(f"fixed size: {first_line(error)}")
+            self.missing(f"fixed size: {said_by(error, 160)}")
             raise StoppedError from None
         call = self.expected[self.at]
         out = self._should(call, error, (x, shape))

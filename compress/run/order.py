@@ -40,11 +40,11 @@ def check_order(work: Workspace) -> None:
     """Raise RecipeError where the cut network cannot be trained on the source: its heads are for other classes."""
     if work.recipe.order != "SP-T" or work.target.task == "classification":
         return
-    counts = _outputs(work)
-    if counts[0] != counts[1]:
+    of_source, of_target = _outputs(work)
+    if of_source != of_target:
         raise RecipeError(
-            f"order: SP-T trains the network that is cut on the source, which has {counts[0]} classes, the target "
-            f"{counts[1]}; give both the same number, or take S-P-T."
+            f"order: SP-T trains the network that is cut on the source, which has {of_source} classes, the target "
+            f"{of_target}; give both the same number, or take S-P-T."
         )
 
 
@@ -61,14 +61,15 @@ def on_source(work: Workspace, view: StageView, network: nn.Module, plan: Plan) 
     """
     recipe = work.recipe
     assert recipe.source is not None
-    path = classifier_name(network) if work.target.task == "classification" else ""
-    own = network.get_submodule(path) if path else None
-    counts = _outputs(work)
-    if counts[0] != counts[1]:
+    path, own = "", None
+    of_source, of_target = _outputs(work)
+    if of_source != of_target:
+        path = classifier_name(network)
+        own = network.get_submodule(path)
         network.set_submodule(path, _of_source(work, path, plan), strict=True)
     task = Trainable(network, work.source, cost.training_flops(network, work.example), recipe.seed + 8)
     found = train(work, view.advance, "source-again", task, recipe.source.train)
-    if own is not None and counts[0] != counts[1]:
+    if own is not None:
         network.set_submodule(path, own, strict=True)
     view.notes.append(f"{100 * found.val_accuracy:.1f} % of source validation after the cut")
     return found.training_flops

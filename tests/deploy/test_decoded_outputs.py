@@ -53,8 +53,6 @@ ENDS = {
         helper.make_node("Sigmoid", ["a"], ["b"]),
         helper.make_node("Sub", ["one", "b"], ["logits"]),
     ],
-}
-ENDS |= {
     "sigmoid, by hand": [
         helper.make_node("Neg", ["raw"], ["a"]),
         helper.make_node("Exp", ["a"], ["b"]),

@@ -13,7 +13,7 @@ from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from compress.data.images import Batch
-from compress.errors import ModelError
+from compress.errors import ModelError, said_by
 
 
 class ClassMetrics(Metric):
@@ -69,10 +69,10 @@ class Classification:
         try:
             answer = model.train()(example)
         except (RuntimeError, ValueError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise ModelError(
-                f"{type(model).__name__} does not run in training on images {tuple(example.shape[1:])} ({said}); ask "
-                "for a larger preprocessing.size, or leave auxiliary heads out (aux_logits: false)."
+                f"{type(model).__name__} does not run in training on images {tuple(example.shape[1:])} "
+                f"({said_by(error, 160)}); ask for a larger preprocessing.size, or leave auxiliary heads out (aux_logits: "
+                "false)."
             ) from None
         heads = _heads(answer)
         if not heads or any(
