@@ -71,8 +71,8 @@ class Classification:
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{type(model).__name__} does not run in training on images {tuple(example.shape[1:])} "
-                f"({said_by(error, 160)}); ask for a larger preprocessing.size, or leave auxiliary heads out (aux_logits: "
-                "false)."
+                f"({said_by(error, 160)}); ask for a larger preprocessing.size, or leave auxiliary heads out "
+                "(aux_logits: false)."
             ) from None
         heads = _heads(answer)
         if not heads or any(
