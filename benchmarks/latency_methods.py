@@ -35,6 +35,7 @@ from compress.run.additive import AdditiveModel
 from compress.run.filling import Shipping, filled
 from compress.run.fitting import LatencyFit, Target
 from compress.run.probes import placed_layers
+from compress.train.norms import freeze_statistics
 from deploy.latency.profile import How, Job, time_files
 
 METHODS = ("uniform", "l1 by MACs", "latency by l1", "latency")
@@ -133,12 +134,16 @@ def planned(own, share, cache, done, save, folder):
 
 
 def trained(network, own, steps, rate):
-    """Train with the subject's own images: every method sees the same batches in the same order."""
+    """Train with the subject's own images, the norms' statistics frozen as the repair took them.
+
+    Every method sees the same batches in the same order.
+    """
     torch.manual_seed(0)
     batches = [batch for batch in own.calibration(4096, 0) if len(batch[0]) > 1]
     optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     network.train()
+    freeze_statistics(network)
     for images, labels in itertools.islice(itertools.cycle(batches), steps):
         optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()

@@ -48,22 +48,23 @@ def timed_by_runtime(
     image: np.ndarray,
     threads: int,
     rounds: int,
-    left_out: list[str] | None = None,
-) -> list[Timed]:
+) -> tuple[list[Timed], tuple[str, ...]]:
     """Time each file on each runtime that is installed and takes them all, in turns against fp32 on ONNX Runtime.
+
+    The second value has a sentence for each runtime that refuses a file.
 
     Args:
         files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
         image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
-        left_out: takes a sentence for each runtime that refuses a file.
 
     Raises:
         DeployError: ONNX Runtime refuses one.
     """
     runtimes = [name for name in RUNTIMES if name == "onnxruntime" or find_spec(name) is not None]
     pairs: list[tuple[str, Runtime]] = []
+    refused: list[str] = []
     with ExitStack() as stack:
         engines: list[Engine] = []
         for runtime in runtimes:
@@ -75,8 +76,7 @@ def timed_by_runtime(
             except DeployError as error:
                 if runtime == "onnxruntime":
                     raise
-                if left_out is not None:
-                    left_out.append(f"Nothing is timed by {runtime}: {error}")
+                refused.append(f"Nothing is timed by {runtime}: {error}")
                 continue
             engines += own
             pairs += [(precision, runtime) for precision in files]
@@ -84,10 +84,11 @@ def timed_by_runtime(
             engine.name = f"{precision} {runtime}"
         (name,) = tuple(engines[0].inputs)
         records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
-    return [
+    timed = [
         Timed(precision=precision, runtime=runtime, share=record.ratio_to_dense or 1.0, accuracy=files[precision][1])
         for (precision, runtime), record in zip(pairs, records, strict=True)
     ]
+    return timed, tuple(refused)
 
 
 def timed_precision(deploy: DeployRecipe) -> Precision:

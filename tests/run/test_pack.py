@@ -107,7 +107,8 @@ def test_number_6_every_file_is_timed_on_every_runtime_in_one_sitting(monkeypatc
     monkeypatch.setattr(latency.deploy, "benchmark", benchmark)
     image = np.zeros((1, 1, 4, 4), np.float32)
     files = {"fp32": (tmp_path / "a", 0.9), "int8": (tmp_path / "b", None)}
-    found = latency.timed_by_runtime(files, image, 2, 7)
+    found, refused = latency.timed_by_runtime(files, image, 2, 7)
+    assert not refused
     assert asked == [("a", "onnxruntime", 2), ("b", "onnxruntime", 2), ("a", "openvino", 2), ("b", "openvino", 2)]
     assert [(one.precision, one.runtime, one.share, one.accuracy) for one in found] == [
         ("fp32", "onnxruntime", 1.0, 0.9), ("int8", "onnxruntime", 2.0, None),
@@ -119,11 +120,10 @@ def test_number_6_every_file_is_timed_on_every_runtime_in_one_sitting(monkeypatc
             raise DeployError("b has a Resize with antialias.")
         return Engine(runtime)
 
-    left_out = []
     monkeypatch.setattr(latency, "load_engine", refuse)
-    found = latency.timed_by_runtime(files, image, 2, 7, left_out)
+    found, refused = latency.timed_by_runtime(files, image, 2, 7)
     assert {one.runtime for one in found} == {"onnxruntime"} and len(found) == 2
-    assert left_out == ["Nothing is timed by openvino: b has a Resize with antialias."]
+    assert refused == ("Nothing is timed by openvino: b has a Resize with antialias.",)
     monkeypatch.setattr(latency, "load_engine", load)
     monkeypatch.setattr(latency, "find_spec", lambda name: None)
-    assert {one.runtime for one in latency.timed_by_runtime(files, image, 2, 7)} == {"onnxruntime"}
+    assert {one.runtime for one in latency.timed_by_runtime(files, image, 2, 7)[0]} == {"onnxruntime"}

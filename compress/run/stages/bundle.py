@@ -32,7 +32,7 @@ def bundle(work: Workspace, view: StageView) -> Outcome:
     variants = {v.precision: v for v in variants_of(recipe) if v.model == "student"}
     records = {r.name: r for r in bench.records}
     int8, signed = out / "deploy/student.int8.onnx", out / "deploy/student.int8.trt.onnx"
-    shipping = work.ledger.shipping or decide(work)  # ledgers of earlier versions hold no decision
+    shipping = work.ledger.shipping or decide(work)[0]  # ledgers of earlier versions hold no decision
     # Of the runtime that runs it first, where that was timed by itself.
     times = {p: records.get(f"{v.name}-{shipping.runtime}", records[v.name]) for p, v in variants.items()}
     write_bundle(

@@ -65,8 +65,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     recipe, settings = work.recipe, work.deploy
     variants = variants_of(recipe)
     records = _timed(work, view, variants)
-    left_out: list[str] = []
-    shipping = decide(work, left_out)
+    shipping, refused = decide(work)
     if shipping.runtime != "onnxruntime":
         # What runs first is what the report and the terminal tell of.
         records += _timed(work, view, variants, shipping.runtime)
@@ -89,7 +88,7 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     noise = None if shown.conditions is None else shown.conditions.noise()
     crowded = over_cores(settings.threads)
     said = (crowded, None if noise is None else noisy_line(noise))
-    notes = (f"The bundle {shipping}", *left_out, *(one for one in said if one is not None))
+    notes = (f"The bundle {shipping}", *refused, *(one for one in said if one is not None))
     plan: dict[str, Any] | None = None
     if recipe.prune.budget.latency is not None and recipe.prune.latency_table is None:
         job = LatencyJob(recipe, work.target.task, work.example, calibration_images(work)[:4], advance=view.advance)
@@ -100,10 +99,10 @@ def bench(work: Workspace, view: StageView) -> Outcome:
     return Outcome(metrics=metrics, shipping=shipping, notes=notes, plan=plan)
 
 
-def decide(work: Workspace, left_out: list[str] | None = None) -> ShipDecision:
+def decide(work: Workspace) -> tuple[ShipDecision, tuple[str, ...]]:
     """Time the student's files on every runtime here and choose what ships, or keep to what the recipe asks for.
 
-    ``left_out`` takes a sentence for each runtime that refuses them.
+    The second value has a sentence for each runtime that refuses them.
     """
     settings = work.deploy
     files = {
@@ -112,12 +111,12 @@ def decide(work: Workspace, left_out: list[str] | None = None) -> ShipDecision:
         if v.model == "student"
     }
     image = work.target.splits["val"].inputs(0, 1).numpy()
-    timed = timed_by_runtime(files, image, settings.threads, settings.rounds, left_out)
+    timed, refused = timed_by_runtime(files, image, settings.threads, settings.rounds)
     drop = EQUAL if settings.accuracy_drop is None else settings.accuracy_drop
     # A latency was asked for, and the network cut, in one precision: that one ships.
     asked = settings.ship if work.recipe.prune.budget.latency is None else timed_precision(settings)
     runtime = settings.runtime if "runtime" in settings.model_fields_set else None
-    return choose(timed, asked, max_drop=drop, runtime=runtime)
+    return choose(timed, asked, max_drop=drop, runtime=runtime), refused
 
 
 def _timed(
