@@ -100,11 +100,27 @@ def efficientnet() -> nn.Module:
     return EfficientNet([MBConvConfig(*row) for row in rows], dropout=0.1, stochastic_depth_prob=0.05, num_classes=10)
 
 
-def torchvision_s(name: str) -> nn.Module:
-    """Build a network of torchvision for ten classes."""
-    from torchvision.models import get_model
+def mobilenet_v3_small() -> nn.Module:
+    """Build torchvision's for ten classes."""
+    from torchvision.models import mobilenet_v3_small as build
 
-    model: nn.Module = get_model(name, weights=None, num_classes=10)
+    model: nn.Module = build(num_classes=10)
+    return model
+
+
+def efficientnet_b0() -> nn.Module:
+    """Build torchvision's for ten classes, its classifier drawn by the number of inputs.
+
+    torchvision draws it by the number of classes: for ten the first logits are ten times as large as for a thousand,
+    the first gradients in the hundreds, and AdamW, which remembers them, learns next to nothing.
+    """
+    import torch
+    from torchvision.models import efficientnet_b0 as build
+
+    model: nn.Module = build(num_classes=10)
+    for linear in model.modules():
+        if isinstance(linear, torch.nn.Linear):
+            linear.reset_parameters()
     return model
 
 
@@ -125,8 +141,8 @@ NETWORKS: Mapping[str, Trained] = MappingProxyType(
     {
         "mobilenet_v3": Trained(mobilenet_v3),
         "efficientnet": Trained(efficientnet),
-        "mobilenet_v3_small": Trained(partial(torchvision_s, "mobilenet_v3_small"), GROWING),
-        "efficientnet_b0": Trained(partial(torchvision_s, "efficientnet_b0"), GROWING),
+        "mobilenet_v3_small": Trained(mobilenet_v3_small, GROWING),
+        "efficientnet_b0": Trained(efficientnet_b0, GROWING),
     }
 )
 
