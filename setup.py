@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import uuid
 from dataclasses import asdict, dataclass
@@ -78,6 +79,17 @@ def find_compiler() -> tuple[str, str] | None:
         name = "g++" if "Free Software Foundation" in text else Path(words[0]).name
         return command, f"{name} {version[-1]}" if version else name
     return None
+
+
+def no_headers() -> str | None:
+    """Why nothing can be compiled for this Python though a compiler is there, or None: its C headers are missing."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if header.is_file():
+        return None
+    return (
+        f"niwaki: this Python has no C headers ({header} is missing): install python{sys.version_info.major}."
+        f"{sys.version_info.minor}-dev (python3-devel on Fedora), or set {PURE} to install without the kernels."
+    )
 
 
 def find_cuda(torch_cuda: str | None, *, in_place: bool = False, cards: bool = True) -> tuple[Path | None, str]:
@@ -259,6 +271,8 @@ def kernel_build(report: Report, cuda_why: str) -> type[build_ext]:
                     f"niwaki: no C++ compiler found ({asked} is not on PATH): install g++, set CXX, or set "
                     f"{PURE} to install without the kernels."
                 )
+            if (lacking := no_headers()) is not None:
+                raise SystemExit(lacking)
             os.environ["CXX"], report.compiler = compiler
             package = (ROOT if self.inplace else Path(self.build_lib)) / "cpp_ext"
             remove_built(package)

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +108,15 @@ def test_without_torch_the_build_is_pure(build, monkeypatch):
     version, why = build.torch_version()
     assert version is None
     assert "--no-build-isolation" in why
+
+
+def test_a_python_without_headers_is_told_before_anything_compiles(build, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(build, "find_compiler", lambda: ("g++", "g++ 12.2.0"))
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda _: str(tmp_path))
+    command = build.kernel_build(build.Report(), "")(Distribution())
+    with pytest.raises(SystemExit, match=rf"{tmp_path}/Python.h is missing.*-dev.*NIWAKI_KERNELS_BUILD=0"):
+        command.run()
 
 
 def test_a_missing_compiler_is_seen(build, monkeypatch, tmp_path):
