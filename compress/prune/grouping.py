@@ -17,7 +17,7 @@ from compress.prune.dispatch import Observations
 from compress.prune.labels import Labels, Slot, shrink
 from compress.prune.liveness import activations
 from compress.prune.rules import CONSTANT
-from compress.prune.sizes import Patch
+from compress.prune.sizes import Holders, Patch
 from compress.prune.units import Attribute, Cost, Group, Trace, components, groups_of
 
 HOLDING = frozenset((CONSTANT,))
@@ -88,6 +88,11 @@ class Grouping:
         return first
 
     @cached_property
+    def holders(self) -> Holders:
+        """The slots that hold its units."""
+        return Holders(self.trace.slots, self.trace.units)
+
+    @cached_property
     def sized(self) -> dict[int, tuple[Patch, Attribute]]:
         """The attribute of each patch that these units were given."""
         return {}
@@ -104,7 +109,7 @@ class Grouping:
         own = []
         for patch in patches:
             if id(patch) not in self.sized:
-                self.sized[id(patch)] = patch, patch.attribute(self.unit_of, trace.slots)
+                self.sized[id(patch)] = patch, patch.attribute(self.unit_of, self.holders)
             own.append(self.sized[id(patch)][1])
         return replace(self, trace=replace(trace, attributes=(*trace.attributes, *own)))
 

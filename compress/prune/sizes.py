@@ -40,28 +40,39 @@ class Patch:
     def key(self) -> tuple[str, str]:
         return self.module, self.name
 
-    def attribute(self, unit_of: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.int64]]) -> Attribute:
+    def attribute(self, unit_of: npt.NDArray[np.int64], holders: Holders) -> Attribute:
         units = unit_of[self.labels]
         units = units[:, :1] if bool((units == units[:, :1]).all()) else units
-        return Attribute(self.module, self.name, self.value, _slot_of(units[:, 0], slots, len(unit_of)), units=units)
+        return Attribute(self.module, self.name, self.value, holders.slot_of(units[:, 0]), units=units)
 
 
-def _slot_of(units: npt.NDArray[np.int64], slots: Mapping[Slot, npt.NDArray[np.int64]], count: int) -> Slot:
-    """The first slot that holds exactly these of `count` units, else the first one that holds any of them."""
-    own = np.zeros(count, dtype=bool)
-    own[units] = True
-    # Slots that hold the same units are one array, looked at once.
-    known: set[int] = set()
-    shared: Slot | None = None
-    for slot, other in slots.items():
-        if id(other) in known:
-            continue
-        known.add(id(other))
-        if len(other) == len(units) and other[0] == units[0] and np.array_equal(other, units):
-            return slot
-        if shared is None and own[other].any():
-            shared = slot
-    return shared or ("", 0)
+class Holders:
+    """Finds the slot that holds given units, in one look.
+
+    Args:
+        slots: slot -> unit id per index.
+        count: the number of units.
+    """
+
+    def __init__(self, slots: Mapping[Slot, npt.NDArray[np.int64]], count: int) -> None:
+        # Slots that hold the same units are one array, and of them the first counts.
+        arrays: dict[int, tuple[Slot, npt.NDArray[np.int64]]] = {}
+        for slot, units in slots.items():
+            arrays.setdefault(id(units), (slot, units))
+        self._slots = [slot for slot, _ in arrays.values()]
+        self._exactly: dict[bytes, Slot] = {}
+        self._first = np.full(count, len(arrays))
+        for k, (slot, units) in reversed(list(enumerate(arrays.values()))):
+            self._exactly[units.tobytes()] = slot
+            self._first[units] = k
+
+    def slot_of(self, units: npt.NDArray[np.int64]) -> Slot:
+        """The first slot that holds exactly these units, else the first one that holds any of them."""
+        exactly = self._exactly.get(units.tobytes())
+        if exactly is not None:
+            return exactly
+        first = int(self._first[units].min())
+        return self._slots[first] if first < len(self._slots) else ("", 0)
 
 
 def axes(flow: Flow) -> tuple[Want, ...]:

@@ -72,19 +72,25 @@ def unread(
     # Slots that hold the same units are one array, looked at once.
     arrays = {id(units): units for units in trace.slots.values()}
     loses = {key for key, units in arrays.items() if free[units].any()}
-    cut = {slot: labels for slot, labels in slots.items() if id(trace.slots.get(slot)) in loses}
+    # The slots of each module, and of all that it lies in.
+    inside: dict[str, list[tuple[Slot, Labels]]] = {}
+    for slot, labels in slots.items():
+        if id(trace.slots.get(slot)) in loses:
+            path = slot[0]
+            while path:
+                path = path.rpartition(".")[0]
+                inside.setdefault(path, []).append((slot, labels))
+    rows = _Rows(grouping.unit_of)
     for path, module in distinct(modules):
         if type(module).__module__.startswith("torch.nn"):
             continue
-        inside = f"{path}." if path else ""
         numbers = [
             (name, value)
             for name, value in kept_numbers(module)
             if (path, name) not in known and _WIDTHS.search(name.rpartition(".")[2] if "." not in name else name)
         ]
-        own = [(slot, labels) for slot, labels in cut.items() if slot[0].startswith(inside)] if numbers else []
         for name, value in numbers:
-            choices = list(_choices(modules, name, value, own, grouping.unit_of))
+            choices = list(_choices(modules, name, value, inside.get(path, []), rows))
             if len(choices) == 1:
                 sure.append(Patch(path, name, value, choices[0][:, None]))
             elif choices:
@@ -92,28 +98,47 @@ def unread(
     return sure, rest
 
 
+class _Rows:
+    """What a number may follow of labels, and the units in it; asked again and again for the same."""
+
+    def __init__(self, unit_of: npt.NDArray[np.int64]) -> None:
+        self._unit_of = unit_of
+        self._known: dict[tuple[int, int], tuple[bytes, Labels] | None] = {}
+
+    def of(self, labels: Labels, value: int) -> tuple[bytes, Labels] | None:
+        """The units, in order of their ids, and ``value`` labels that have them; None where there are not as many."""
+        key = id(labels), value
+        if key not in self._known:
+            self._known[key] = self._found(labels, value)
+        return self._known[key]
+
+    def _found(self, labels: Labels, value: int) -> tuple[bytes, Labels] | None:
+        if len(labels) < value:
+            return None
+        row = labels
+        if len(labels) > value:
+            first = np.unique(self._unit_of[labels], return_index=True)[1]
+            if len(first) != value:
+                return None
+            row = labels[np.sort(first)]
+        return np.sort(self._unit_of[row]).tobytes(), row
+
+
 def _choices(
-    modules: Mapping[str, nn.Module],
-    name: str,
-    value: int,
-    own: list[tuple[Slot, Labels]],
-    unit_of: npt.NDArray[np.int64],
+    modules: Mapping[str, nn.Module], name: str, value: int, own: list[tuple[Slot, Labels]], rows: _Rows
 ) -> Iterator[Labels]:
     """What a number may follow, each once; what layers of torch's keep under the same name comes alone."""
     alike: dict[bytes, Labels] = {}
     same: dict[bytes, Labels] = {}
     for (parameter, d), labels in own:
-        if len(labels) < value:
+        found = rows.of(labels, value)
+        if found is None:
             continue
-        row = labels
-        if len(labels) > value:
-            first = np.unique(unit_of[labels], return_index=True)[1]
-            if len(first) != value:
-                continue
-            row = labels[np.sort(first)]
-        alike.setdefault(np.sort(unit_of[row]).tobytes(), row)
-        layer = modules.get(parameter.rpartition(".")[0])
+        units, row = found
+        alike.setdefault(units, row)
         side = ("in_channels", "in_features") if d == 1 else ("out_channels", "out_features")
-        if name in side and getattr(layer, name, None) == value and len(labels) == value:
-            same.setdefault(np.sort(unit_of[row]).tobytes(), row)
+        if name in side and len(labels) == value:
+            layer = modules.get(parameter.rpartition(".")[0])
+            if getattr(layer, name, None) == value:
+                same.setdefault(units, row)
     yield from (same or alike).values()
