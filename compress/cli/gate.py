@@ -179,7 +179,7 @@ def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
 
 
 def _show(result: GateResult) -> None:
-    from deploy.bench.formats import figure
+    from deploy.bench.formats import figure, remarks
 
     columns = ("engine", "what", "now", "baseline", "limit", "")
     shown = Table(*columns, title="Gate", title_justify="left")
@@ -189,9 +189,9 @@ def _show(result: GateResult) -> None:
         shown.add_row(escape(line.name), line.what, *map(escape, values), _verdict(line))
     console = Terminal()
     console.print(shown)
-    for line in result.lines:
-        if line.note:
-            console.print(f"{line.name}, {line.what}: {line.note}.", markup=False, style="" if line.ok else "red")
+    for ok, style in ((True, ""), (False, "red")):
+        for remark in remarks(line for line in result.lines if line.ok is ok):
+            console.print(f"{remark}.", markup=False, style=style)
     if result.repeats:
         console.print(f"Timed again {result.repeats} time{'s' if result.repeats > 1 else ''} before this verdict.")
     elif result.doubtful():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from xml.etree import ElementTree
 
 from deploy.bench.findings import GateFinding, GateResult
@@ -26,7 +27,7 @@ def markdown(result: GateResult, title: str = "niwaki gate") -> str:
     if failed:
         parts.append(_table(failed))
     if told:
-        parts.append("\n".join(f"- {_cell(f'{line.name}, {line.what}: {line.note}')}" for line in told) + "\n")
+        parts.append("\n".join(f"- {_cell(one)}" for one in remarks(told)) + "\n")
     if rest:
         parts.append(f"<details><summary>{len(rest)} checks that pass</summary>\n\n{_table(rest)}\n</details>\n")
     return "\n".join(parts)
@@ -69,6 +70,21 @@ def sentence(line: GateFinding) -> str:
     if line.limit is not None:
         said += f", limit {figure(line.limit)}"
     return f"{said}; {line.note}" if line.note else said
+
+
+def remarks(lines: Iterable[GateFinding]) -> list[str]:
+    """Return what findings have to say, each remark once, with what it is about and the records it holds for."""
+    about: dict[str, dict[str, list[str]]] = {}
+    for line in lines:
+        if line.note:
+            about.setdefault(line.note, {}).setdefault(line.name, []).append(line.what)
+    said = []
+    for note, names in about.items():
+        alike: dict[str, list[str]] = {}
+        for name, whats in names.items():
+            alike.setdefault(" and ".join(whats), []).append(name)
+        said += [f"{', '.join(of)}, {whats}: {note}" for whats, of in alike.items()]
+    return said
 
 
 def figure(value: float | str | None) -> str:

@@ -62,11 +62,11 @@ class Match:
         was, now = self._version(self.past), self._version(self.now)
         if was != now:
             yield self.line("machine", now, was, None, True, note="another version of the runtime")
-        for bench, record in ((self.past, self.old), (self.now, self.new)):
-            noise = record.conditions.noise() if record and record.conditions else None
-            if noise:
-                which = "the baseline's machine" if bench is self.past else "the machine"
-                yield self.line("machine", noise, None, None, True, note=f"{which} was noisy")
+        before, here = (one.conditions.noise() if one and one.conditions else None for one in (self.old, self.new))
+        if before or here:
+            note = "the machine was noisy" if here else "the baseline's machine was noisy"
+            also = ", and so was the baseline's" if before and here else ""
+            yield self.line("machine", here, before, None, True, note=note + also)
 
     def same_processor(self) -> bool:
         """Tell whether the two ran on as many cores of the same processor."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from test_gate_sees import bench
+from test_gate_sees import NOISY, bench
 from typer.testing import CliRunner
 
 from compress.cli.app import app
@@ -34,6 +34,20 @@ def test_markdown_says_first_what_fails(failed):
     assert page.startswith(f"## niwaki gate: failed: 1 of {len(failed.lines)} checks\n")
     assert page.index("| int8 | latency, best | 0.6 | 0.4 | 0.42 |") < page.index("<details>")
     assert formats.markdown(gate(bench(), bench())).startswith("## niwaki gate: passed\n")
+
+
+def test_a_remark_that_holds_for_several_engines_is_said_once():
+    noisy = {"conditions": NOISY}
+    (load,) = (line for line in gate(bench(noisy), bench(noisy)).lines if (line.name, line.what) == ("int8", "machine"))
+    assert load.value == load.baseline == "a load of 7.0 on 2 cores"
+    said = formats.remarks(gate(bench(noisy, noisy), bench(noisy, noisy)).lines)
+    assert said == [
+        "dense, int8, machine: the machine was noisy, and so was the baseline's",
+        "dense, int8, latency: shown only: on a noisy machine best times are compared",
+        "dense, int8, absolute and tail: shown only: a noisy machine tells nothing about it",
+    ]
+    only_now = formats.remarks(gate(bench(noisy), bench()).lines)
+    assert only_now[0] == "int8, machine: the machine was noisy"
 
 
 def test_junit_has_a_case_for_each_check_and_a_failure_for_each_that_fails(failed):
