@@ -35,7 +35,6 @@ from compress.run.additive import AdditiveModel
 from compress.run.filling import Shipping, filled
 from compress.run.fitting import LatencyFit, Target
 from compress.run.probes import placed_layers
-from compress.train.norms import freeze_statistics
 from deploy.latency.profile import How, Job, time_files
 
 METHODS = ("uniform", "l1 by MACs", "latency by l1", "latency")
@@ -133,18 +132,13 @@ def planned(own, share, cache, done, save, folder):
         save()
 
 
-def trained(network, own, steps, rate, frozen):
-    """Train with the subject's own images: every method sees the same batches in the same order.
-
-    ``frozen`` keeps the norms' statistics as the repair took them.
-    """
+def trained(network, own, steps, rate):
+    """Train with the subject's own images: every method sees the same batches in the same order."""
     torch.manual_seed(0)
     batches = [batch for batch in own.calibration(4096, 0) if len(batch[0]) > 1]
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     network.train()
-    if frozen:
-        freeze_statistics(network)
     for images, labels in itertools.islice(itertools.cycle(batches), steps):
         optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()
@@ -166,8 +160,7 @@ def main():
     options.add_argument("subject")
     options.add_argument("--share", type=float, default=0.5)
     options.add_argument("--steps", type=int, default=100)
-    options.add_argument("--rate", type=float, default=0.02)
-    options.add_argument("--frozen", action="store_true", help="train with the norms' statistics as they are")
+    options.add_argument("--rate", type=float, default=0.002)
     asked = options.parse_args()
     own = subject(asked.subject)
     asked.folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +175,6 @@ def main():
             planned(own, asked.share, asked.folder / "latency-table.json", done, save, Path(folder))
         return
     steps, rate = done.setdefault("steps", asked.steps), done.setdefault("rate", asked.rate)
-    frozen = done.setdefault("frozen", asked.frozen)
     if "dense" not in done:
         done["dense"] = accuracy(own.network, own)
         save()
@@ -194,7 +186,7 @@ def main():
             cut = prune.apply(own.network, plan)
             solved, _ = prune.reconstruct(own.network, cut, plan, images, seed=0)
             line |= {"cut": accuracy(cut, own), "solved": accuracy(solved, own)}
-            line["trained"] = accuracy(trained(solved, own, steps, rate, frozen), own)
+            line["trained"] = accuracy(trained(solved, own, steps, rate), own)
             save()
         print(name, *(line[key] for key in ("share", "macs_share", "cut", "solved", "trained")), flush=True)
 

@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from deploy.errors import DeployError, MissingDependency
 from deploy.report import markup, render, units, write_report
@@ -232,8 +234,16 @@ def renamed(value, path, new):
 
 @pytest.fixture
 def no_plot(monkeypatch):
-    """The plot has its own tests and takes most of the time."""
+    """Plots have their own tests and take most of the time: here they are drawn and not laid out."""
+
+    def sketched(draw, **_):
+        figure = Figure()
+        draw(figure, FigureCanvasAgg(figure))
+        return "<svg></svg>"
+
     monkeypatch.setattr("deploy.report.outcome.accuracy_latency", lambda points, **_: "")
+    for module in ("calibration", "sensitivity"):
+        monkeypatch.setattr(f"deploy.report.{module}.drawn", sketched)
 
 
 @pytest.mark.heavy
