@@ -144,6 +144,8 @@ class LabelDispatch(TorchDispatchMode):
         self.sources: dict[int, Source] = dict(self.names)
         self.calls: list[OpCall] = []
         self.blank = False
+        # Torch-function modes around a pass; further ones are the network's own.
+        self.functions = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
