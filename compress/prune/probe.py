@@ -101,6 +101,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value)) or isinstance(value, _ATOMS):
         return value
+    if kind is list and _PLAIN.issuperset(map(type, value)):
+        memo[id(value)] = new = value.copy()
+        return new
     if kind is dict or kind is OrderedDict:
         return kind([(key, _copied(item, memo)) for key, item in value.items()])
     if isinstance(value, torch.Tensor) and not value.is_leaf:
