@@ -169,6 +169,10 @@ def _like(holder: Any, entries: Iterator[Any]) -> Any:
     return type(holder)(*entries) if hasattr(holder, "_fields") else type(holder)(entries)
 
 
+LONGEST = 1000
+"""Entries of a list of sizes; a longer one holds positions."""
+
+
 def kept_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Plain integers above 1 that a module holds, in tuples, lists and plain objects too, each with its name."""
     for name, value in vars(module).items():
@@ -182,7 +186,7 @@ def _numbers(name: str, value: Any, depth: int) -> Iterator[tuple[str, int]]:
         if value > 1:
             yield name, value
     elif isinstance(value, tuple | list):
-        for k, entry in enumerate(value):
+        for k, entry in enumerate(value if len(value) <= LONGEST else ()):
             if type(entry) is int:
                 yield from _numbers(f"{name}.{k}", entry, depth)
     elif depth == 0 and _is_plain(value):

@@ -144,6 +144,11 @@ class LabelDispatch(TorchDispatchMode):
         self.sources: dict[int, Source] = dict(self.names)
         self.calls: list[OpCall] = []
         self.blank = False
+        # By storage, as far as they were looked at.
+        self.places: dict[int, list[torch.Tensor]] = {}
+        self.placed = 0
+        # Torch-function modes around a pass; further ones are the network's own.
+        self.functions = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -250,26 +255,27 @@ class LabelDispatch(TorchDispatchMode):
             self.names.pop(id(tensor), None)
 
     def _written(self, tensor: torch.Tensor) -> None:
-        """Mark what shares storage with a tensor written in place: it may no longer be zero."""
+        """Mark what shares storage with a tensor written in place: it may no longer be zero, as a channel or whole."""
         own = self.flows[id(tensor)]
-        if self.blank:
-            self._spoil(tensor)
-        if all(layer.zero for layer in own.layers) and not own.origin:
+        zero = all(layer.zero for layer in own.layers) and not own.origin
+        if zero and not self.blank:
             return
-        storage = tensor.untyped_storage()._cdata
-        for other in self.alive:
-            if other is tensor or id(other) not in self.flows or other.untyped_storage()._cdata != storage:
-                continue
-            if not disjoint(tensor, other):
-                self.flows[id(other)] = self.flows[id(other)].with_zero(False)
-
-    def _spoil(self, tensor: torch.Tensor) -> None:
-        """What shares storage with a tensor written in place is no longer known to be zero all over."""
-        storage = tensor.untyped_storage()._cdata
-        for other in self.alive:
+        for other in self._sharing(tensor):
             flow = self.flows.get(id(other))
-            if flow is not None and flow.blank and other.untyped_storage()._cdata == storage:
-                self.flows[id(other)] = Flow(flow.layers, flow.origin, flow.uniform)
+            if flow is None:
+                continue
+            if flow.blank:
+                flow = self.flows[id(other)] = Flow(flow.layers, flow.origin, flow.uniform)
+            if not (zero or other is tensor or disjoint(tensor, other)):
+                self.flows[id(other)] = flow.with_zero(False)
+
+    def _sharing(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of the pass in one storage."""
+        for other in self.alive[self.placed :]:
+            if other.layout is torch.strided:
+                self.places.setdefault(other.untyped_storage()._cdata, []).append(other)
+        self.placed = len(self.alive)
+        return self.places.get(tensor.untyped_storage()._cdata, [])
 
     def _on_meta(self, value: Any) -> Any:
         """Move constants that the code made on another device to the meta device, and remember their values."""

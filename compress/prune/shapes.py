@@ -39,7 +39,7 @@ def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor
         or x.dim() != w.dim()
         or x.shape[1] != inner
         or w.shape[0] % groups
-        or min(len(stride), len(padding)) < n
+        or min(len(stride), len(padding), len(dilation)) < n
     ):
         return None
     if bias is not None and bias.shape[0] != w.shape[0]:
@@ -189,6 +189,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
             "hardtanh_",
             "hardsigmoid_",
             "sigmoid_",
+            "tanh_",
             "leaky_relu_",
             "add_",
             "mul_",

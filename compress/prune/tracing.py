@@ -19,6 +19,7 @@ from compress.prune.attributes import distinct, set_size
 from compress.prune.determinism import Repeatable
 from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
+from compress.prune.leaves import tell
 from compress.prune.modes import Listener
 from compress.prune.probe import Forward, WholeRMSNorm, clone, input_stand_in, stand_ins, uncollected
 from compress.prune.recurrent import tie_hidden_units
@@ -196,6 +197,8 @@ class _Tracing:
                 net.get_submodule(path).__class__ = WholeRMSNorm
         if self.trains:
             net.eval()
+        if not self.real:
+            tell(net)
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
     def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
@@ -210,6 +213,7 @@ class _Tracing:
                 dispatch.enter(inputs, "graph input")
                 # What training draws at random makes no difference here.
                 with Repeatable(batch_statistics=False) if training else nullcontext(), dispatch:
+                    dispatch.functions = torch._C._len_torch_function_stack()
                     return net(*inputs) if self.forward is None else self.forward(net, *inputs)
         finally:
             for module in swapped:
@@ -281,12 +285,8 @@ class _Tracing:
         """Trace what training does differently, such as auxiliary heads."""
         observed = dispatch.observed
         lists: tuple[list[Any], ...] = (
-            observed.equalities,
-            observed.protections,
-            observed.altered,
-            observed.rectangles,
-            observed.costs,
-        )
+            observed.equalities, observed.protections, observed.altered, observed.rectangles, observed.costs,
+        )  # fmt: skip
         before = [len(entries) for entries in lists]
         names = {self.tied.get(name, name) for name, _ in self.model.named_parameters()}
         try:

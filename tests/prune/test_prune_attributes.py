@@ -1,6 +1,7 @@
 """What a plan changes besides tensors: modules, the sizes they hold, names that share a tensor."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from compress.errors import PlanError
 from compress.prune.architecture import architecture_hash
+from compress.prune.attributes import kept_numbers
+from compress.prune.probe import clone
 from compress.prune.proof import check
 from compress.prune.surgery import apply, validate
 
@@ -130,3 +133,22 @@ def test_a_network_without_storage_is_cut_to_the_same_shapes(net, plan):
     assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in expected.parameters()]
     assert small.tied.weight is small.again.weight
     assert small.h.weight.dtype == torch.float64
+
+
+def test_a_list_of_thousands_holds_no_sizes() -> None:
+    module: Any = nn.Identity()
+    module.sizes, module.positions = [8, 16], list(range(2000))
+    assert list(kept_numbers(module)) == [("sizes.0", 8), ("sizes.1", 16)]
+
+
+def test_a_copy_keeps_shared_lists_and_numbers_shared() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(2), nn.Identity())
+    model[0].sizes = model[1].sizes = [8, 16]
+    model[1].register_buffer("same", model[0].num_batches_tracked)
+    model[1].register_buffer("view", model[0].num_batches_tracked.view(()))
+    copied: Any = clone(model, {})
+    copied[0].sizes[0] = 4
+    copied[0].num_batches_tracked += 3
+    assert copied[1].sizes == [4, 16]
+    assert (int(copied[1].same), int(copied[1].view)) == (3, 3)
+    assert (model[0].sizes, int(model[0].num_batches_tracked)) == ([8, 16], 0)
