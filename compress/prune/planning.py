@@ -122,14 +122,14 @@ class Plan(BaseModel):
         # What was done inside a block that goes is done no more.
         stays = {key: slot for key, slot in slots.items() if not later.removed_with(key.rpartition(":")[0])}
         substitutions = {**self.substitutions, **later.substitutions}
-        before = {path: block for path, block in self.blocks.items() if not later.removed_with(path)}
+        earlier = {path: block for path, block in self.blocks.items() if not later.removed_with(path)}
         return later.model_copy(
             update={
                 "architecture": self.architecture,
                 "slots": stays,
                 "attributes": {path: own for path, own in attributes.items() if not later.removed_with(path)},
                 "substitutions": {path: own for path, own in substitutions.items() if not later.removed_with(path)},
-                "blocks": {**before, **later.blocks},
+                "blocks": {**earlier, **later.blocks},
                 "groups": tuple(
                     group.model_copy(update={"before": sizes[group.name].before}) if group.name in sizes else group
                     for group in (later.groups if later.groups or not later.blocks else self.groups)

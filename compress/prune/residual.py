@@ -25,9 +25,7 @@ from compress.prune.probe import Forward, clone, input_stand_in, stand_ins, unco
 from compress.prune.rules import tensors
 
 _ACTIVATIONS = {"aten.relu": "ReLU", "aten.silu": "SiLU", "aten.hardswish": "Hardswish"}
-_STANDS_IN: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Hardswish)
-}
+_STANDS_IN: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (nn.Identity, nn.ReLU, nn.SiLU, nn.Hardswish)}
 """What a plan may name in a block's place."""
 
 _ENDS = (
@@ -36,13 +34,11 @@ _ENDS = (
 )  # fmt: skip
 """Layers whose output is multiplied by s where their weight and bias are; so is that of an attention's last layer."""
 
-_SCALED_ALONG = frozenset(
-    f"aten.{name}"
-    for name in (
-        "add cat mul relu leaky_relu view permute transpose t squeeze unsqueeze expand slice roll mean "
-        "avg_pool2d _adaptive_avg_pool2d native_dropout"
-    ).split()
-)
+_SCALED_ALONG = frozenset((
+    "aten.add", "aten.cat", "aten.mul", "aten.relu", "aten.leaky_relu", "aten.mean", "aten.avg_pool2d",
+    "aten._adaptive_avg_pool2d", "aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.squeeze",
+    "aten.unsqueeze", "aten.expand", "aten.slice", "aten.roll", "aten.native_dropout",
+))  # fmt: skip
 """Operators whose output is multiplied by s >= 0 where one input is, or of a sum and a concatenation every input."""
 
 
@@ -263,9 +259,7 @@ class _Watch:
         given = tensors((args, kwargs))
         source = self.dispatch.source(given[0]) if given else None
         shapes = [tuple(t.shape) for t in given]
-        visit = _Visit(
-            path, module, given, source, shapes, len(self.dispatch.calls), len(self.dispatch.observed.costs)
-        )
+        visit = _Visit(path, module, given, source, shapes, len(self.dispatch.calls), len(self.dispatch.observed.costs))
         self.visits.append(visit)
         self.open.append(visit)
 
