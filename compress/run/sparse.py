@@ -14,7 +14,7 @@ from compress.prune import Blocks, Plan, plan_of_blocks, score
 from compress.prune.sparsify import Sparsifier, gone_units
 from compress.prune.structures import StructureScales
 from compress.prune.units import Trace
-from compress.recipe.schema import SparsifyRecipe, TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.run.cutting import plan_for
 from compress.run.progress import Advance
 from compress.run.tracing import removable, traced
@@ -118,7 +118,8 @@ def _by_scales(
     if not isinstance(structures, Blocks):
         return Sparsified(network, found, f"{of} channels have a scale of exactly zero.")
     gone = [block.name for block, scale in zip(structures.blocks, scales.scales, strict=True) if scale == 0]
-    said = f"{of} residual blocks have a scale of exactly zero{f' and go whole: {", ".join(gone)}' if gone else ''}."
+    went = f" and go whole: {', '.join(gone)}" if gone else ""
+    said = f"{of} residual blocks have a scale of exactly zero{went}."
     return Sparsified(network, found, said, plan_of_blocks(structures, gone))
 
 
