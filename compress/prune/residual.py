@@ -222,8 +222,9 @@ def _found(model: nn.Module, inputs: tuple[Any, ...], forward: Forward | None, r
 
 @dataclass
 class _Visit:
-    """One call of a module: what it was given and gave, and the operators that ran meanwhile."""
+    """One call of a module: what it was given and gave, and the calls of modules and operators meanwhile."""
 
+    at: int
     path: str
     module: nn.Module
     given: list[Tensor]
@@ -231,6 +232,7 @@ class _Visit:
     shapes: list[tuple[int, ...]]
     first: int
     spent: int
+    until: int = 0
     last: int = 0
     spent_after: int = 0
     made: Source = None
@@ -259,13 +261,15 @@ class _Watch:
         given = tensors((args, kwargs))
         source = self.dispatch.source(given[0]) if given else None
         shapes = [tuple(t.shape) for t in given]
-        visit = _Visit(path, module, given, source, shapes, len(self.dispatch.calls), len(self.dispatch.observed.costs))
+        calls, costs = self.dispatch.calls, self.dispatch.observed.costs
+        visit = _Visit(len(self.visits), path, module, given, source, shapes, len(calls), len(costs))
         self.visits.append(visit)
         self.open.append(visit)
 
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         visit = self.open.pop()
-        visit.last, visit.spent_after = len(self.dispatch.calls), len(self.dispatch.observed.costs)
+        visit.until, visit.last = len(self.visits), len(self.dispatch.calls)
+        visit.spent_after = len(self.dispatch.observed.costs)
         visit.left = self.dispatch.source(visit.given[0]) if visit.given else None
         output = output[0] if isinstance(module, nn.MultiheadAttention) else output
         if isinstance(output, Tensor):
@@ -310,17 +314,14 @@ class _Watch:
 
     def _sum(self, visit: _Visit) -> tuple[str, int | None]:
         """The activation behind the sum that a module gives, and the sum's call; None where it gives none."""
-        becomes, source = "Identity", visit.made
-        name = _name(self._call(source, visit))
-        if name in _ACTIVATIONS and isinstance(source, tuple):
-            becomes, source = _ACTIVATIONS[name], self.calls[source[0]].sources[0]
-        call = self._call(source, visit)
-        return becomes, source[0] if call and isinstance(source, tuple) and _plain_sum(call) else None
+        becomes, last = "Identity", self._place(visit.made, visit)
+        if last is not None and _name(self.calls[last]) in _ACTIVATIONS:
+            becomes, last = _ACTIVATIONS[_name(self.calls[last])], self._place(self.calls[last].sources[0], visit)
+        return becomes, last if last is not None and _is_sum(self.calls[last]) else None
 
-    def _call(self, source: Source, visit: _Visit) -> OpCall | None:
-        """The call within a module that made a value; None where that is none."""
-        inside = isinstance(source, tuple) and visit.first <= source[0] < visit.last
-        return self.calls[source[0]] if inside and isinstance(source, tuple) else None
+    def _place(self, source: Source, visit: _Visit) -> int | None:
+        """The call within a module that made a value; None where none there did."""
+        return source[0] if isinstance(source, tuple) and visit.first <= source[0] < visit.last else None
 
     def _block(self, visit: _Visit, becomes: str, total: int) -> Block | str:
         """The block that a module is, or why it has to stay."""
@@ -328,6 +329,8 @@ class _Watch:
             return f"is called {self.times[visit.path]} times"
         if len(visit.shapes) != 1:
             return f"is called with {len(visit.shapes)} tensors, not one"
+        if not isinstance(visit.source, tuple) and not str(visit.source).startswith("graph input"):
+            return "is called with a constant"
         if visit.shapes[0] != visit.gave:
             return f"turns {list(visit.shapes[0])} into {list(visit.gave or ())}, a shape that its input does not have"
         branches = self._branches(total, visit, set())
@@ -344,8 +347,7 @@ class _Watch:
             if found is None:
                 return "has a branch that does not end in a layer whose weights could make it zero"
             ends += found
-        before = self.calls[visit.source[0]] if isinstance(visit.source, tuple) else None
-        if becomes == "ReLU" and before and _name(before) == "aten.relu":
+        if becomes == "ReLU" and isinstance(visit.source, tuple) and _name(self.calls[visit.source[0]]) == "aten.relu":
             becomes = "Identity"
         ends = list(dict.fromkeys(ends))
         layers = {v.path: v.module for v in self.layers.values()}
@@ -359,12 +361,12 @@ class _Watch:
             return None
         seen.add(total)
         pair = self.calls[total].sources
-        for shortcut, branch in (pair, pair[::-1]):
+        for shortcut, branch in (pair,) if self.calls[total].numbers else (pair, pair[::-1]):
             if shortcut == visit.source:
                 return [branch]
-            call = self._call(shortcut, visit)
-            if call is not None and isinstance(shortcut, tuple) and _plain_sum(call):
-                found = self._branches(shortcut[0], visit, seen)
+            before = self._place(shortcut, visit)
+            if before is not None and _is_sum(self.calls[before]):
+                found = self._branches(before, visit, seen)
                 if found is not None:
                     return [*found, branch]
         return None
@@ -376,9 +378,10 @@ class _Watch:
         layer = self.layers.get(source)
         if layer is not None and layer.path.startswith(f"{visit.path}."):
             return [layer.path]
-        call = self._call(source, visit)
-        if call is None or _name(call) not in _SCALED_ALONG:
+        place = self._place(source, visit)
+        if place is None or _name(self.calls[place]) not in _SCALED_ALONG:
             return None
+        call = self.calls[place]
         found = [self._ends(given, visit) for given in call.sources]
         if _name(call) in ("aten.add", "aten.cat"):
             return None if None in found or len(found) < 2 else [end for ends in found for end in ends or ()]
@@ -386,6 +389,12 @@ class _Watch:
 
     def _read_elsewhere(self, visit: _Visit) -> str | None:
         """Say whether something outside reads what a module computes or holds."""
+        for other in self.visits:
+            if other.path.startswith(f"{visit.path}.") and not visit.at < other.at < visit.until:
+                return f"holds '{other.path}', which is called elsewhere"
+        for names in self.shared:
+            if len({name.startswith(f"{visit.path}.") for name in names}) > 1:
+                return f"shares '{names[0]}' with another module"
         inside = range(visit.first, visit.last)
         for source, readers in self.readers.items():
             own = isinstance(source, tuple) and source[0] in inside and source != visit.made
@@ -394,23 +403,17 @@ class _Watch:
                 return "computes or holds what is read elsewhere"
             if own and source in self.outputs:
                 return "computes what the network returns"
-        for other in self.visits:
-            if other.path.startswith(f"{visit.path}.") and other.first not in range(visit.first, visit.last + 1):
-                return f"holds '{other.path}', which is called elsewhere"
-        for names in self.shared:
-            if len({name.startswith(f"{visit.path}.") for name in names}) > 1:
-                return f"shares '{names[0]}' with another module"
         return None
 
 
-def _name(call: OpCall | None) -> str:
+def _name(call: OpCall) -> str:
     """The operator of a call, whether it works in place or not."""
-    return "" if call is None else call.name.rstrip("_")
+    return call.name.rstrip("_")
 
 
-def _plain_sum(call: OpCall) -> bool:
-    """Whether a call adds two tensors, none of them multiplied."""
-    return _name(call) == "aten.add" and len(call.sources) == 2 and not call.numbers
+def _is_sum(call: OpCall) -> bool:
+    """Whether a call adds two tensors, of which it may multiply the second."""
+    return _name(call) == "aten.add" and len(call.sources) == 2
 
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:

@@ -202,3 +202,21 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(tmp_path, change, sa
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(RecipeError, match=said):
         load_recipe(tmp_path / "r.yaml", trusted=["test_failures"])
+
+
+@pytest.mark.parametrize(("strength", "gone"), [(20.0, {"layer1.0": "Identity"}), (1e-3, None)])
+def test_blocks_whose_scale_ends_at_zero_go_whole_before_channels_do(ran, strength, gone):
+    cut = RECIPE["prune"] | {
+        "criterion": "l1",
+        "sparsify": {"kind": "structures", "blocks": True, "epochs": 2, "strength": strength},
+    }
+    folder, ledger = ran(f"blocks-{strength:g}", prune=cut)
+    assert ledger.plan["macs_after"] <= 0.6 * ledger.plan["macs_before"]
+    assert ledger.plan.get("blocks") == gone
+    said = next(stage.notes[0] for stage in ledger.stages if stage.name == "prune")
+    count = "1 of 1 residual blocks have a scale of exactly zero and go whole: layer1.0." if gone else "0 of 1 residual"
+    assert count in said
+    student = artifact.load(folder / "student")
+    assert [name for name, _ in student.layer1.named_parameters()] == [] or not gone
+    page = (folder / "report.html").read_text()
+    assert ("Residual blocks that went whole: layer1.0." in page) == bool(gone)
