@@ -207,7 +207,7 @@ def _found(model: nn.Module, inputs: tuple[Any, ...], forward: Forward | None, r
         return "" if same else "is one without which the outputs have other shapes"
 
     net, memo = probe(())
-    dispatch = LabelDispatch({name: memo[id(tensor)] for name, tensor in own.items()}, Observations(), "whole")
+    dispatch = _Dispatch({name: memo[id(tensor)] for name, tensor in own.items()}, Observations(), "whole")
     watch = _Watch(net, dispatch, own)
     given = [input_stand_in(value, real) for value in inputs]
     dispatch.enter(given, "graph input")
@@ -218,6 +218,17 @@ def _found(model: nn.Module, inputs: tuple[Any, ...], forward: Forward | None, r
         reasons = {block.name: reason for block in free if (reason := runs_without([block]))}
         free, stays = [block for block in free if block.name not in reasons], {**stays, **reasons}
     return Blocks(shapes_hash(own), tuple(free), stays, watch.macs(0, None))
+
+
+class _Dispatch(LabelDispatch):
+    """As in a trace; beside a tensor that is written in place, what shares its memory is another value too."""
+
+    def _written(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()._cdata
+        for other in self.alive:
+            if isinstance(other, Tensor) and other is not tensor and other.untyped_storage()._cdata == storage:
+                self.sources[id(other)] = f"written by call {len(self.calls)}"
+        super()._written(tensor)
 
 
 @dataclass

@@ -265,6 +265,7 @@ class Twice(nn.Module):
         (trunk(Net(lambda m, x: F.avg_pool2d(x, 2) + m.a(x), a=conv(6, 6, stride=2))), "turns [2, 6, 8, 8] into"),
         (trunk(Net(lambda m, x: x.mean((2, 3), True) + m.a(x), a=conv(6, 6))), "a shortcut that is not its input"),
         (trunk(Net(lambda m, x: x.relu_() + m.a(x), a=conv(6, 6))), "a shortcut that is not its input"),
+        (trunk(Net(lambda m, x: x + m.a(x + x.view(-1).relu_().sum()), a=conv(6, 6))), "not its input"),
         (trunk(Net(lambda m, x: x + m.a(x).sigmoid(), a=conv(6, 6))), "does not end in a layer whose weights"),
         (trunk(Net(lambda m, x: (x.add_(m.a(x))).relu_(), a=conv(6, 6))), "writes into its input"),
     ],
