@@ -125,7 +125,7 @@ def check_blocks(model: nn.Module, plan: Plan) -> None:
 
 
 def plan_of_blocks(found: Blocks, gone: Iterable[str]) -> Plan:
-    """The plan that removes exactly these blocks and leaves all channels.
+    """The plan that removes exactly these blocks, one inside another with that, and leaves all channels.
 
     Args:
         found: the network's.
@@ -142,8 +142,9 @@ def plan_of_blocks(found: Blocks, gone: Iterable[str]) -> Plan:
         if name not in free:
             there = ", ".join(list(free)[:5]) or "none"
             raise PlanError(f"There is no residual block '{name}'; those that can go are: {there}.")
-    # In the order of the pass.
-    going = [block for block in found.blocks if block.name in names]
+    # In the order of the pass; what lies in a block goes with it.
+    within = tuple(f"{name}." for name in names)
+    going = [block for block in found.blocks if block.name in names and not block.name.startswith(within)]
     return Plan(
         architecture=found.architecture,
         slots={},

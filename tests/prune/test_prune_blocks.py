@@ -185,6 +185,17 @@ def test_whatever_goes_of_a_random_network_removed_equals_masked(kinds, data):
     assert torch.equal(prune.apply(net, whole)(image()), prune.apply(small, later)(image()))
 
 
+def test_a_block_in_a_block_goes_with_it():
+    net = trunk(Residual(plain(), conv(6, 6))).eval()
+    found = prune.blocks(net, image(2))
+    assert all_of(found) == ["1", "1.branch.0"]
+    both, inner = (prune.plan_of_blocks(found, gone) for gone in (all_of(found), ["1.branch.0"]))
+    assert list(both.blocks) == ["1"]
+    for plan in (both, inner, inner.then(both)):
+        prune.check(net, plan, image())
+    assert list(inner.then(both).blocks) == ["1"]
+
+
 def test_blocks_go_out_of_a_network_whose_channels_are_cut():
     net = trunk(plain(), plain(), plain()).eval()
     trace = prune.trace(net, image(2))
