@@ -267,8 +267,11 @@ def channels(job: Job) -> Outcome:
         job.desk.train(network, job.whole)
     details: dict[str, Any] = {"whole": job.desk.accuracy(network)}
     if "sparsify" in options:
-        _pressed(job, network)
+        gone = _pressed(job, network)
         details["pressed"] = job.desk.accuracy(network)
+        if gone is not None:
+            network = prune.apply(network, gone)
+            details["blocks"] = list(gone.blocks)
     plan = _plan(job, network)
     small = prune.apply(network.eval(), plan)
     details["widths"] = [group.after for group in plan.groups]
@@ -319,7 +322,9 @@ def _plan(job: Job, network: nn.Module) -> prune.Plan:
         return prune.plan_of_widths(trace, scores, carried(small, trace))
     if "widths" in options:
         return prune.plan_of_widths(trace, scores, RETHINKING[options["widths"]].widths())
-    budget = prune.Budget(macs=float(options["macs"]))
+    # Blocks may have gone before.
+    example = job.desk.data.train_images[:1]
+    budget = prune.Budget(macs=min(1.0, float(options["macs"]) * macs(job.base, example) / macs(network, example)))
     if options.get("search"):
         images = [x for x, _ in _scoring(job)]
 
@@ -339,25 +344,33 @@ def _plan(job: Job, network: nn.Module) -> prune.Plan:
     return prune.plan(trace, scores, budget=budget, scope=options.get("scope", "global"))
 
 
-def _pressed(job: Job, network: nn.Module) -> None:
-    """Train the whole network while what is to go is driven towards zero, as a recipe's ``sparsify`` does."""
+def _pressed(job: Job, network: nn.Module) -> prune.Plan | None:
+    """Train the whole network while what is to go is driven towards zero, as a recipe's ``sparsify`` does.
+
+    Returns:
+        The plan of the blocks that go, where the row asks for them.
+    """
     asked = job.options["sparsify"]
     schedule = _with(job.whole, tuple((rate, max(1, round(n * job.factor))) for rate, n in asked["steps"]))
     steps = -(-len(job.desk.data.train_labels) // schedule.batch_size)
     trace = prune.trace(network.eval(), job.desk.data.train_images[:2])
     budget, strength = prune.Budget(macs=float(job.options["macs"])), float(asked["strength"])
     if asked["kind"] == "structures":
-        scales = StructureScales(trace, strength=strength, rate=lambda step: schedule.rate(step // steps))
+        found = prune.blocks(network, job.desk.data.train_images[:2]) if asked.get("blocks") else None
+        scales = StructureScales(found or trace, strength=strength, rate=lambda step: schedule.rate(step // steps))
         scales.attach(network)
         job.desk.train(network, schedule, follower=scales)
         scales.fold(network)
-        return
+        if found is None:
+            return None
+        zero = (scales.scales == 0).tolist()
+        return prune.plan_of_blocks(found, [block.name for block, gone in zip(found.blocks, zero, strict=True) if gone])
     if asked["kind"] == "unit_gsm":
         plan = prune.plan(trace, prune.score(trace, network, "l2"), budget=budget)
         keep = sum(len(group.units) for group in trace.groups) - int(gone_units(trace, plan).sum())
         optimizer = UnitGSM(network, trace, schedule.steps[0][0], keep, float(asked["momentum"]), strength)
         job.desk.train(network, schedule, optimizer=optimizer)
-        return
+        return None
     penalty = Sparsifier(
         trace,
         asked["kind"],
@@ -367,6 +380,7 @@ def _pressed(job: Job, network: nn.Module) -> None:
         epoch=steps,
     )
     job.desk.train(network, schedule, follower=penalty)
+    return None
 
 
 def _retrained(job: Job, model: nn.Module, masks: Masks) -> Outcome:

@@ -15,6 +15,7 @@ from compress.prune.evolution import Evolution, evolve, recalibrated
 from compress.prune.planning import Plan, plan
 from compress.prune.proof import Proof, check
 from compress.prune.reconstruction import Reconstruction, reconstruct
+from compress.prune.residual import Block, Blocks, blocks, plan_of_blocks
 from compress.prune.sensitivity import correlations, measure_sensitivity, rank_correlation
 from compress.prune.shrinking import shrink
 from compress.prune.surgery import apply, mask, validate
@@ -24,6 +25,8 @@ from compress.prune.widths import carried, plan_of_widths, uniform
 
 __all__ = [
     "CRITERIA",
+    "Block",
+    "Blocks",
     "Budget",
     "Evolution",
     "Group",
@@ -33,6 +36,7 @@ __all__ = [
     "Sensitivity",
     "Trace",
     "apply",
+    "blocks",
     "carried",
     "check",
     "correlations",
@@ -41,6 +45,7 @@ __all__ = [
     "measure_sensitivity",
     "normalized",
     "plan",
+    "plan_of_blocks",
     "plan_of_widths",
     "protect",
     "rank_correlation",

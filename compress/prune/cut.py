@@ -16,6 +16,7 @@ from compress.prune.attention import SUBSTITUTES, substitute, substitute_for
 from compress.prune.attributes import set_size, size_at
 from compress.prune.planning import Plan
 from compress.prune.probe import clone
+from compress.prune.residual import check_blocks, stand_in
 
 
 class Indices:
@@ -65,6 +66,10 @@ class Cut:
         dense = {id(tensors[name]): (tensors[name], kept) for name, kept in self.kept.items() if name in tensors}
         new = {key: pair for key, pair in dense.items() if key not in memo}
         memo.update(zip(new, sliced(list(new.values())), strict=True))
+        # What stands in a block's place is its copy, so that nothing inside is copied.
+        for path, block in self.plan.blocks.items():
+            whole = root.get_submodule(path)
+            memo[id(whole)] = stand_in(block.becomes, whole)
         # Deep-copying with the cut tensors already in the memo keeps ties and never copies a dense weight.
         small = clone(root, memo)
         modules = dict(small.named_modules(remove_duplicate=False))
@@ -78,7 +83,8 @@ class Cut:
         return small
 
     def check_modules(self, root: nn.Module) -> None:
-        """Raise PlanError unless ``root`` has the modules that the plan substitutes and patches, as it expects them."""
+        """Raise PlanError unless ``root`` has what the plan removes, substitutes and patches, as it expects it."""
+        check_blocks(root, self.plan)
         modules = dict(root.named_modules(remove_duplicate=False))
         for path, name in self.plan.substitutions.items():
             if name not in SUBSTITUTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,16 +49,21 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, cut: Cut, memo: Mapping[int,
                 )
     if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
         raise PlanError(f"LBFGS keeps one vector for all parameters, {_UNCUT}")
+    gone = {key for key, name in names.items() if cut.plan.removed_with(name)}
+    if gone:
+        groups = [{**g, "params": [p for p in g["params"] if id(p) not in gone]} for g in own["param_groups"]]
+        kept_state = {p: state for p, state in optimizer.state.items() if id(p) not in gone}
+        own |= {"param_groups": groups, "state": defaultdict(dict, kept_state)}
     copies = dict(memo)
     whole: dict[int, tuple[Tensor, Mapping[int, Indices]]] = {}
-    for parameter, state in optimizer.state.items():
+    for parameter, state in own["state"].items():
         name = names.get(id(parameter), "")
         kept = cut.kept.get(name, {})
         for key, tensor in _tensors(state, "state", kind):
             if id(tensor) not in copies:
                 whole[id(tensor)] = tensor, _kept_of_state(tensor, parameter, kept, f"{kind}'s {key} of '{name}'")
     copies |= zip(whole, map(Tensor.detach, sliced(list(whole.values()))), strict=True)
-    for parameter, state in optimizer.state.items():
+    for parameter, state in own["state"].items():
         if isinstance(optimizer, torch.optim.Adafactor) and "row_var" in state:
             _rescale(state["row_var"], state["col_var"], cut.kept.get(names.get(id(parameter), ""), {}), copies)
     for key, tensor in _tensors({name: value for name, value in own.items() if name != "state"}, ""):
@@ -90,13 +95,15 @@ def cut_average(average: nn.Module | dict[str, Tensor], cut: Cut) -> nn.Module |
         raise PlanError(f"Averaged weights are a module or a dictionary of tensors, not a {type(average).__name__}.")
     prefix = _prefix({k: v for k, v in average.items() if isinstance(v, Tensor)}, cut)
     small = copy.copy(average)
+    for key in [key for key in average if cut.plan.removed_with(str(key).removeprefix(prefix))]:
+        del small[key]
     whole: dict[int, tuple[Tensor, Mapping[int, Indices]]] = {}
     for key, value in average.items():
         if isinstance(value, Tensor):
             whole.setdefault(id(value), (value, cut.kept.get(key.removeprefix(prefix), {})))
     memo = dict(zip(whole, sliced(list(whole.values())), strict=True))
-    for key, value in average.items():
-        small[key] = copy.deepcopy(value, memo)
+    for key in small:
+        small[key] = copy.deepcopy(average[key], memo)
     return small
 
 

@@ -48,6 +48,14 @@ class GroupSize(BaseModel):
     slots: int
 
 
+class RemovedBlock(BaseModel):
+    """What takes a residual block's place, and the weights that make its branches zero where they are zero."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    becomes: str
+    weights: tuple[str, ...]
+
+
 class Plan(BaseModel):
     """What stays.
 
@@ -56,6 +64,7 @@ class Plan(BaseModel):
         slots: `parameter:dimension` -> kept indices; only dimensions that lose channels.
         attributes: module -> attribute -> (value before, value after).
         substitutions: module -> the class of `compress.prune.attention` that takes its place, its weights unchanged.
+        blocks: residual block -> what takes its place (`compress.prune.residual`).
         groups: every free group with its size before and after.
         protected: `parameter:dimension` -> why it stays whole.
         costs: MACs and parameters before and after.
@@ -68,6 +77,7 @@ class Plan(BaseModel):
     slots: dict[str, KeptSlot]
     attributes: dict[str, dict[str, tuple[int, int]]]
     substitutions: dict[str, str] = {}
+    blocks: dict[str, RemovedBlock] = {}
     groups: tuple[GroupSize, ...] = ()
     protected: dict[str, str] = {}
     costs: dict[str, float] = {}
@@ -109,19 +119,33 @@ class Plan(BaseModel):
                 known[name] = (known.get(name, (before, before))[0], after)
         sizes = {group.name: group for group in self.groups}
         first_costs = {name: value for name, value in self.costs.items() if name.endswith("_before")}
+        # What was done inside a block that goes is done no more.
+        stays = {key: slot for key, slot in slots.items() if not later.removed_with(key.rpartition(":")[0])}
+        substitutions = {**self.substitutions, **later.substitutions}
+        earlier = {path: block for path, block in self.blocks.items() if not later.removed_with(path)}
         return later.model_copy(
             update={
                 "architecture": self.architecture,
-                "slots": slots,
-                "attributes": attributes,
-                "substitutions": {**self.substitutions, **later.substitutions},
+                "slots": stays,
+                "attributes": {path: own for path, own in attributes.items() if not later.removed_with(path)},
+                "substitutions": {path: own for path, own in substitutions.items() if not later.removed_with(path)},
+                "blocks": {**earlier, **later.blocks},
                 "groups": tuple(
                     group.model_copy(update={"before": sizes[group.name].before}) if group.name in sizes else group
-                    for group in later.groups
+                    for group in (later.groups if later.groups or not later.blocks else self.groups)
                 ),
-                "costs": {**later.costs, **first_costs},
+                "costs": {**later.costs, **first_costs, **self._not_preserving(later)},
             }
         )
+
+    def removed_with(self, path: str) -> str:
+        """The block that is removed and holds a module or parameter, or is it; "" where none is."""
+        return next((block for block in self.blocks if path == block or path.startswith(f"{block}.")), "")
+
+    def _not_preserving(self, later: Plan) -> dict[str, float]:
+        """Of both plans together, where both say."""
+        key = "units_not_preserving"
+        return {key: self.costs[key] + later.costs[key]} if key in self.costs and key in later.costs else {}
 
     def kept_indices(self, slot: Slot, size: int) -> npt.NDArray[np.int64]:
         """Kept indices of one dimension; all of them when the plan does not touch it."""

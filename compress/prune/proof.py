@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,9 @@ def _expected(run: _Run, masked: nn.Module, plan: Plan) -> _Expected:
         return KeptStatistics(masked, plan, found)
 
     def trained(train_mode: bool) -> _Trained:
-        return run.trained(masked, kept, reference(train_mode, True), batch_statistics=train_mode)
+        found = run.trained(masked, kept, reference(train_mode, True), batch_statistics=train_mode)
+        left = {name: gradient for name, gradient in found.gradients.items() if not plan.removed_with(name)}
+        return replace(found, gradients=left)
 
     try:
         evaluated = run.evaluated(masked, reference(True, False), batch_statistics=True)

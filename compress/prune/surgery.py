@@ -48,7 +48,7 @@ def apply(
     optimizer: torch.optim.Optimizer | None = None,
     ema: nn.Module | dict[str, Tensor] | None = None,
 ) -> object:
-    """Make a new network without the channels that the plan drops; the originals are not changed.
+    """Make a new network without the channels and blocks that the plan drops; the originals are not changed.
 
     Args:
         model: the network that the plan was made for, on any device, meta too.
@@ -76,7 +76,7 @@ def apply(
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
-    """Make a copy of full shape in which everything that produces a dropped channel is zero.
+    """Make a copy of full shape in which all that produces a dropped channel or ends a dropped branch is zero.
 
     Raises:
         PlanError: the plan is not legal for this network.
@@ -116,6 +116,9 @@ def mask_(model: nn.Module, plan: Plan, readers: bool = False) -> nn.Module:
     with torch.no_grad():
         for tensors, dims, gones in lists.values():
             cpp_ext.masked_fill_channels(tensors, dims, gones)
+        for block in plan.blocks.values():
+            for name in block.weights:
+                cut.tensors[name].zero_()
     return model
 
 

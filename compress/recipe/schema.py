@@ -76,13 +76,21 @@ class SparsifyRecipe(Part):
 
     ``kind`` is a penalty of ``compress.prune.sparsify``, ``structures`` (scales driven to exactly zero,
     ``compress.prune.structures``) or ``unit_gsm`` (``compress.sparse.unit_gsm``); a strength of None is the kind's
-    own, of ``unit_gsm`` its weight decay, an lr of None transfer's.
+    own, of ``unit_gsm`` its weight decay, an lr of None transfer's. With ``blocks`` the scales of ``structures`` stand
+    behind the branches of residual blocks, not behind channels; blocks whose scale ends at zero go whole.
     """
 
     kind: Kind | Literal["structures", "unit_gsm"]
     epochs: Epochs
     strength: Annotated[float, Field(gt=0, le=1e4)] | None = None
     lr: Rate | None = None
+    blocks: bool = False
+
+    @model_validator(mode="after")
+    def _blocks_have_scales(self) -> SparsifyRecipe:
+        if self.blocks and self.kind != "structures":
+            raise ValueError(f"blocks belongs to structures; {self.kind} has none, leave it out")
+        return self
 
 
 class SearchRecipe(Part):
@@ -152,7 +160,11 @@ class PruneRecipe(Part):
             raise ValueError("rounds above 1 need a budget of macs alone, not a ratio")
         if self.sparsify is not None and ((not self.budget.bounds and self.ratio is None) or self.rounds > 1):
             raise ValueError("sparsify drives one cut: give it a budget that can be computed, or a ratio, and 1 round")
-        if self.sparsify is not None and self.sparsify.kind == "structures" and self.criterion in _OF_FILTERS:
+        of_blocks = self.sparsify is not None and self.sparsify.blocks
+        if of_blocks and self.ratio is None and (set(self.budget.bounds) != {"macs"} or self.search is not None):
+            raise ValueError("blocks that go count towards a budget of macs alone; give that or a ratio, and no search")
+        of_norms = self.sparsify is not None and self.sparsify.kind == "structures" and not of_blocks
+        if of_norms and self.criterion in _OF_FILTERS:
             raise ValueError(
                 f"structures drives the scales of norms to zero, which {self.criterion} does not see; "
                 "give criterion: bn_scale"

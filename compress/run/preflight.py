@@ -27,7 +27,7 @@ from compress.run.lineage import changed
 from compress.run.scoring import scored
 from compress.run.stages import STAGES
 from compress.run.standing import first_touched
-from compress.run.tracing import traced
+from compress.run.tracing import removable, traced
 from compress.run.transfer import fresh, teacher_of
 from compress.train import TASKS
 
@@ -133,6 +133,8 @@ def check_model(recipe: Recipe, target: data.ImageData) -> None:
     if not trace.groups:
         raise PlanError(f"No channel of {recipe.model.factory} is free to go: {why_nothing_is_free(trace)}.")
     _check_prune(recipe, trace)
+    if recipe.prune.sparsify is not None and recipe.prune.sparsify.blocks:
+        removable(recipe, model, example)
     if CRITERIA[recipe.prune.criterion].needs == "gradients":
         # Not every loss has the derivatives that a criterion asks for.
         two = target.splits["train"].batch(torch.arange(min(2, len(target.splits["train"]))))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from compress import cost
 from compress.data.images import Batch
-from compress.prune import score
+from compress.prune import Blocks, Plan, plan_of_blocks, score
 from compress.prune.sparsify import Sparsifier, gone_units
 from compress.prune.structures import StructureScales
 from compress.prune.units import Trace
-from compress.recipe.schema import SparsifyRecipe, TrainRecipe
+from compress.recipe.schema import TrainRecipe
 from compress.run.cutting import plan_for
 from compress.run.progress import Advance
-from compress.run.tracing import traced
+from compress.run.tracing import removable, traced
 from compress.run.training import train
 from compress.run.workspace import Workspace
 from compress.sparse.unit_gsm import UnitGSM
@@ -31,11 +32,24 @@ MOMENTUM = 0.98
 """Of ``unit_gsm``: what the paper on single weights takes for networks with norms."""
 
 
-def sparsified(work: Workspace, teacher: nn.Module, advance: Advance) -> tuple[nn.Module, Fit, str]:
-    """Train a copy of the teacher on labels while units are driven towards zero.
+class Sparsified(NamedTuple):
+    """A whole network after such a training, what that cost, and what was found beside it.
 
-    Returns:
-        the network, what it cost, and what there is to say beside it, or nothing.
+    Args:
+        network: not cut yet.
+        fit: its training.
+        said: what there is to say beside it, or nothing.
+        gone: the plan of the blocks that go; None where blocks were not asked for.
+    """
+
+    network: nn.Module
+    fit: Fit
+    said: str = ""
+    gone: Plan | None = None
+
+
+def sparsified(work: Workspace, teacher: nn.Module, advance: Advance) -> Sparsified:
+    """Train a copy of the teacher on labels while units, or residual branches, are driven towards zero.
 
     The weights at the end are taken, not those that were best on validation: these would be from before the penalty.
     """
@@ -56,39 +70,57 @@ def sparsified(work: Workspace, teacher: nn.Module, advance: Advance) -> tuple[n
         task = Trainable(
             network, work.target, flops, recipe.seed + 6, optimizer=_by_units(work, trace, network, strength)
         )
-        return network, train(work, advance, "sparsify", task, how), ""
-    helper = _helper(work, trace, (how, steps), asked, strength)
-    if isinstance(helper, StructureScales):
-        helper.attach(network)
-    task = Trainable(network, work.target, flops, recipe.seed + 6, _loss(work, helper, how.label_smoothing), helper)
-    found = train(work, advance, "sparsify", task, how)
-    if not isinstance(helper, StructureScales):
-        return network, found, ""
-    helper.cpu().fold(network)
-    return network, found, f"{helper.zeros} of {int(helper.free.sum())} channels have a scale of exactly zero."
-
-
-def _helper(
-    work: Workspace, trace: Trace, length: tuple[TrainRecipe, int], asked: SparsifyRecipe, strength: float
-) -> Sparsifier | StructureScales:
-    """What drives units towards zero; ``length`` is how the training goes and its optimizer steps."""
-    how, steps = length
+        return Sparsified(network, train(work, advance, "sparsify", task, how))
+    blocks = removable(recipe, network, work.example) if asked.blocks else None
     if asked.kind == "structures":
-        return StructureScales(
-            trace,
-            strength=strength,
-            rate=lambda step: how.lr * cosine(step, steps, how.warmup),
-            parts=how.accumulate,
-        )
-    assert asked.kind != "unit_gsm"
-    return Sparsifier(
+        return _by_scales(work, advance, (network, blocks or trace), (how, steps, flops), strength)
+    penalty = Sparsifier(
         trace,
         asked.kind,
-        lambda scores: plan_for(trace, scores, work.recipe.prune),
+        lambda scores: plan_for(trace, scores, recipe.prune),
         strength=strength,
         calls=steps * how.accumulate,
         epoch=steps * how.accumulate // asked.epochs,
     )
+    task = Trainable(network, work.target, flops, recipe.seed + 6, _loss(work, penalty, how.label_smoothing), penalty)
+    return Sparsified(network, train(work, advance, "sparsify", task, how))
+
+
+def _by_scales(
+    work: Workspace,
+    advance: Advance,
+    scaled: tuple[nn.Module, Trace | Blocks],
+    length: tuple[TrainRecipe, int, int],
+    strength: float,
+) -> Sparsified:
+    """Train with scales on structures and fold them into the weights.
+
+    Args:
+        work: the run.
+        advance: told of the progress.
+        scaled: the network and its structures.
+        length: how the training goes, its optimizer steps, and the FLOPs of an image.
+        strength: of the scales' penalty.
+    """
+    (network, structures), (how, steps, flops) = scaled, length
+    scales = StructureScales(
+        structures,
+        strength=strength,
+        rate=lambda step: how.lr * cosine(step, steps, how.warmup),
+        parts=how.accumulate,
+    )
+    scales.attach(network)
+    loss = _loss(work, scales, how.label_smoothing)
+    task = Trainable(network, work.target, flops, work.recipe.seed + 6, loss, scales)
+    found = train(work, advance, "sparsify", task, how)
+    scales.cpu().fold(network)
+    of = f"{scales.zeros} of {int(scales.free.sum())}"
+    if not isinstance(structures, Blocks):
+        return Sparsified(network, found, f"{of} channels have a scale of exactly zero.")
+    gone = [block.name for block, scale in zip(structures.blocks, scales.scales, strict=True) if scale == 0]
+    went = f" and go whole: {', '.join(gone)}" if gone else ""
+    said = f"{of} residual blocks have a scale of exactly zero{went}."
+    return Sparsified(network, found, said, plan_of_blocks(structures, gone))
 
 
 def _by_units(work: Workspace, trace: Trace, network: nn.Module, decay: float) -> OptimizerOf:

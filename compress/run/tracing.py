@@ -1,13 +1,15 @@
-"""The trace of a run's network, with what its recipe keeps out of the cut."""
+"""The trace and the residual blocks of a run's network, with what its recipe keeps out of the cut."""
 
 from __future__ import annotations
+
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from compress import distill, prune
 from compress.models.detection import raw_heads
 from compress.models.weights import classifier_name
-from compress.prune import Trace
+from compress.prune import Blocks, Trace
 from compress.recipe.schema import Recipe
 
 
@@ -26,3 +28,28 @@ def traced(recipe: Recipe, model: nn.Module, example: Tensor, task: str) -> Trac
         head = f"{classifier_name(model)}.weight"
         trace = prune.protect(trace, [head], "the teacher's classifier is reused")
     return trace
+
+
+def removable(recipe: Recipe, model: nn.Module, example: Tensor) -> Blocks:
+    """Find the residual blocks that may go: those without a protected parameter and without a layer of hints inside.
+
+    Args:
+        recipe: what is asked for.
+        model: the network.
+        example: prepared images, shape (N, C, H, W).
+
+    Raises:
+        PlanError: there are none.
+    """
+    found = prune.blocks(model, example[:2], forward=raw_heads(model))
+    names = [name for name, _ in model.named_parameters()]
+    held = [name for name in names if any(fnmatchcase(name, pattern) for pattern in recipe.prune.protect)]
+    taught = [*recipe.distill.hint_layers, *recipe.distill.attention_layers]
+    reasons = {}
+    for block in found.blocks:
+        inside = f"{block.name}."
+        if any(name.startswith(inside) for name in held):
+            reasons[block.name] = "is protected by the recipe"
+        elif any(layer.startswith(inside) for layer in taught):
+            reasons[block.name] = "holds a layer that the student is taught by"
+    return found.kept_back(reasons).required()

@@ -58,8 +58,10 @@ def widths(plan: Facts) -> Markup:
     kept = mapping(plan.get("protected"))
     count = f"{len(kept)} dimension{'' if len(kept) == 1 else 's'} of weights left whole, and why"
     whole = details(count, facts(_by_reason(kept))) if kept else ""
+    blocks = ", ".join(map(str, mapping(plan.get("blocks"))))
+    gone = f" Residual blocks that went whole: {blocks}." if blocks else ""
     in_all = f" In all: {'; '.join(costs)}." if costs else ""
-    return section("Widths before and after", lead + in_all, card(join(shown)), whole)
+    return section("Widths before and after", lead + gone + in_all, card(join(shown)), whole)
 
 
 def _by_reason(kept: Facts) -> list[tuple[Any, Any]]:

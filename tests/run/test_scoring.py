@@ -207,6 +207,11 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
             {"criterion": "l1", "sparsify": {"kind": "structures", "epochs": 1}},
             "which l1 does not see; give criterion: bn_scale",
         ),
+        ({"sparsify": {"kind": "soft", "blocks": True, "epochs": 1}}, "blocks belongs to structures; soft has none"),
+        (
+            {"budget": {"params": 0.5}, "sparsify": {"kind": "structures", "blocks": True, "epochs": 1}},
+            "blocks that go count towards a budget of macs alone",
+        ),
         ({"search": {}, "rounds": 2}, "search finds one cut within a budget that can be computed"),
         ({"search": {}, "budget": {"max_drop": 1.0}}, "search finds one cut within a budget that can be computed"),
         ({"search": {}, "ratio": 0.5}, "search finds one cut within a budget that can be computed"),
@@ -235,3 +240,10 @@ def test_the_command_lists_every_criterion():
     rows = json.loads(shown.stdout)
     assert [row["name"] for row in rows] == list(prune.CRITERIA)
     assert all(row["needs"] in ("weights", "gradients", "activations") and row["paper"] for row in rows)
+
+
+def test_a_network_without_residual_blocks_is_told_before_anything_is_trained(tmp_path):
+    blocks = {"kind": "structures", "blocks": True, "epochs": 1}
+    with pytest.raises(PlanError, match="No residual block of this network can go whole"):
+        prepare(loaded(tmp_path, criterion="l1", sparsify=blocks), tmp_path / "out", False)
+    assert not (tmp_path / "out").exists()

@@ -202,3 +202,22 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(tmp_path, change, sa
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(RecipeError, match=said):
         load_recipe(tmp_path / "r.yaml", trusted=["test_failures"])
+
+
+@pytest.mark.parametrize(
+    ("strength", "bound", "share", "gone"),
+    [(20.0, {"budget": {"macs": 0.6}}, 0.6, {"layer1.0": "Identity"}), (1e-3, {"ratio": 0.0}, 1.0, None)],
+)
+def test_blocks_whose_scale_ends_at_zero_go_whole_before_channels_do(ran, strength, bound, share, gone):
+    sparsify = {"kind": "structures", "blocks": True, "epochs": 2, "strength": strength}
+    cut = {"round_to": 4, "min_kept": 4, "criterion": "l1", "sparsify": sparsify, **bound}
+    folder, ledger = ran(f"blocks-{strength:g}", prune=cut)
+    assert share - 0.15 < ledger.plan["macs_after"] / ledger.plan["macs_before"] <= share
+    assert ledger.plan.get("blocks") == gone
+    said = next(stage.notes[0] for stage in ledger.stages if stage.name == "prune")
+    count = "1 of 1 residual blocks have a scale of exactly zero and go whole: layer1.0." if gone else "0 of 1 residual"
+    assert count in said
+    student = artifact.load(folder / "student")
+    assert [name for name, _ in student.layer1.named_parameters()] == [] or not gone
+    page = (folder / "report.html").read_text()
+    assert ("Residual blocks that went whole: layer1.0." in page) == bool(gone)

@@ -179,6 +179,7 @@ def test_rows_of_channels_are_at_the_same_macs_and_scratch_pays_what_it_says(cif
     ]
     assert pressed[0] == pytest.approx(pressed[1], rel=0.02)
     assert pressed[0] > 0.9 * cifar["bn_scale"]["training_flops"]
+    assert set(cifar["structures-blocks"]["details"]["blocks"]) <= {"layer1.0"}
     assert cifar["unit-gsm"]["training_flops"] > 1.5 * cifar["l1"]["training_flops"]
     assert cifar["pattern-scratch"]["details"]["epochs"] == cifar["uniform-scratch"]["details"]["epochs"]
     text = report.markdown("resnet20", [line | {"size": "small"} for line in cifar.values()])

@@ -1,4 +1,4 @@
-"""The stage that cuts: whole channels go until the budget is met, and the cut is proved."""
+"""The stage that cuts: whole channels, and blocks, go until the budget is met, and the cut is proved."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from compress.train.ranks import once
 def cut(work: Workspace, view: StageView) -> Outcome:
     """Remove whole channels down to the budget, prove the cut and save the network as it then is.
 
+    Residual blocks that a training before the cut emptied go first; channels then go as far as the budget still asks.
+
     Over several rounds a part of the way is cut each time, and the network learns from the teacher in between.
 
     Raises:
@@ -45,10 +47,13 @@ def cut(work: Workspace, view: StageView) -> Outcome:
     plan: Plan | None = None
     notes: list[str] = []
     if asked.sparsify is not None:
-        network, result, more = sparsified(work, teacher, view.advance)
-        flops += result.training_flops
-        said = f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, result)}."
-        notes.append(f"{said} {more}".rstrip())
+        pressed = sparsified(work, teacher, view.advance)
+        network, plan = pressed.network, pressed.gone
+        flops += pressed.fit.training_flops
+        said = f"After training with {asked.sparsify.kind}, before the cut: {on_validation(work, pressed.fit)}."
+        notes.append(f"{said} {pressed.said}".rstrip())
+        if plan is not None:
+            network = prune.apply(network, plan)
     for turn in range(1, asked.rounds + 1):
 
         def found(network: nn.Module = network, turn: int = turn) -> tuple[str, tuple[str, ...]]:
@@ -127,6 +132,7 @@ def _figures(work: Workspace, plan: Plan, proof: prune.Proof, dense: ModelEntry,
         "params_before": dense.params,
         "params_after": pruned.params,
         "proof": proof.model_dump(),
+        **({} if not plan.blocks else {"blocks": {name: block.becomes for name, block in plan.blocks.items()}}),
         "groups": [g.model_dump() for g in plan.groups],
         "protected": plan.protected,
         **({} if curves is None else {"sensitivity": curves}),
@@ -150,7 +156,8 @@ def _step(
         return _within_latency(work, networks, trace, values, turn, view)
     if asked.budget.max_drop is not None:
         return _within_drop(work, planned, (trace, network), view)
-    if asked.rounds == 1:
+    of_blocks = asked.sparsify is not None and asked.sparsify.blocks
+    if asked.rounds == 1 and (asked.ratio is not None or not of_blocks):
         return plan_for(trace, values, asked), ()
     assert asked.budget.macs is not None
     left = left_after(turn, asked.rounds, asked.budget.macs, asked.schedule)
