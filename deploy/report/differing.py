@@ -110,10 +110,11 @@ def _image(image: Facts, uri: str | None) -> Markup:
     )
     lines = [
         fill(
-            "<span>{who}: <b>{answer}</b> {mark} {share}</span>",
+            "<span>{who}: <b>{answer}</b> {mark}{space}{share}</span>",
             who=who,
             answer=answer,
             mark="✓" if answer == label else "✗",
+            space=units.SPACE,
             share=share,
         )
         for who, answer, share in answers

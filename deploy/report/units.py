@@ -57,6 +57,8 @@ def milliseconds(value: Any) -> str:
     amount = number(value)
     if amount is None:
         return NONE
+    # What two decimals round up to 1 is written 1.00 ms, as its neighbours above 1 are.
+    amount = round(amount, 2) if 0.995 <= abs(amount) < 1 else amount
     return f"{significant(amount, 2 if abs(amount) < 1 else 3)}{SPACE}ms"
 
 
@@ -91,11 +93,11 @@ def points(value: Any) -> str:
 
 
 def times(value: Any) -> str:
-    """Format a factor: 2.412 -> 2.4×, and 1.04 -> 1.04×: near 1 the second decimal matters."""
+    """Format a factor: 2.412 -> 2.41×, with as many digits as the table in the terminal."""
     ratio = number(value)
     if ratio is None:
         return NONE
-    return f"{significant(ratio, 3 if 1 <= ratio < 2 else 2)}×" if ratio < 100 else f"{ratio:,.0f}×"
+    return f"{significant(ratio, 3 if ratio >= 1 else 2)}×" if ratio < 100 else f"{ratio:,.0f}×"
 
 
 def scientific(value: Any) -> str:

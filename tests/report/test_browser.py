@@ -43,6 +43,9 @@ FADES = """[...document.querySelectorAll('main *')].filter(e => e.offsetParent &
   !e.closest('svg') && e.clientWidth && getComputedStyle(e).printColorAdjust != 'exact' &&
   getComputedStyle(e).backgroundColor != 'rgba(0, 0, 0, 0)' && getComputedStyle(e).borderTopWidth == '0px')
   .map(e => e.parentElement.className + ' ' + e.tagName)"""
+# How wide a bar can become that shows a group's channels, and what crosses the words of a plot.
+ROOM = "Math.min(...[...document.querySelectorAll('.group .bar')].map(e => e.clientWidth))"
+HALO = "getComputedStyle(document.querySelector('.plot svg text')).paintOrder"
 PAPER = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
 
 
@@ -78,6 +81,8 @@ def test_nothing_overflows_and_nothing_is_logged(page, window):
             assert window.ask(OUTSIDE) == []
             assert window.ask(CUT_OFF) == [], "the answer, in the last column, is cut off"
             assert window.ask(OVERLAPS) == []
+            assert window.ask(ROOM) > (0.7 * width if width < 500 else 100), "the bars of the widths are too short"
+            assert window.ask(HALO).startswith("stroke"), "a line runs through the words of a plot"
             assert set(window.ask(SPOKEN)) == {"img true null"}, "each plot that is seen is told in words too"
             paper = window.ask(PAPER)
             assert (max(paper) < 60) if dark else (min(paper) > 200)

@@ -78,7 +78,7 @@ def page(html) -> Page:
 def test_the_verdict_says_the_run_in_one_sentence():
     assert Results(sample.ledger(), sample.bench(), {}).verdict().replace(units.SPACE, " ") == (
         "The distilled int8 network gets 96.8 % of the 1,397 test images right (0.6 points below its dense "
-        "teacher), needs 50 % of the MACs and 16 % of the file size (171 kB), and runs 2.4× as fast "
+        "teacher), needs 50 % of the MACs and 16 % of the file size (171 kB), and runs 2.41× as fast "
         "(0.33 ms against 0.79 ms at best, 0.34 ms against 0.83 ms by medians, 1 thread, batch 1)."
     )
 
@@ -102,7 +102,7 @@ def test_a_slower_network_is_not_praised():
 
 FIGURES = """
 97.4 % | 35.9 % | −61.5 points | 40.8 M | 20.3 M | 272 k | 131 k | 1.1 MB | 539 kB | 0.83 ms | 1.16 ms
-0.48 ms | 2.4× | 2.3× to 2.5× | +8.9 points | +10.8 points | within chance (±1.4) | layer3.0.conv1 | 64 → 24
+0.48 ms | 2.41× | 2.34× to 2.46× | +8.9 points | +10.8 points | within chance (±1.4) | layer3.0.conv1 | 64 → 24
 42.3 s | 5.90 T | 1 min 34 s | 3.7e−14 | ≤ 1.0e−08 | ✓ holds | 120.4 dB | distilled-fp16-rtx-sm89
 no NVIDIA GPU of sm86 here | Intel Xeon 2.6 GHz | 2.15.0 | per_class: 20 | budget macs ≤ 50 %
 """
@@ -385,8 +385,9 @@ def test_a_folder_that_is_not_a_run(tmp_path, name, text, said):
         (units.milliseconds(0.8312), "0.83 ms"),
         (units.milliseconds(0.0834), "0.083 ms"),
         (units.milliseconds(12.34), "12.3 ms"),
-        (units.milliseconds(0.999), "1.0 ms"),
-        (units.times(2.412), "2.4×"),
+        (units.milliseconds(0.999), "1.00 ms"),
+        (units.times(2.412), "2.41×"),
+        (units.times(12.34), "12.3×"),
         (units.times(0.49), "0.49×"),
         (units.times(1.04), "1.04×"),
         (units.percent(0.9731), "97.3 %"),

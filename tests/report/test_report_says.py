@@ -44,7 +44,7 @@ def page(ledger=None, bench=None, recipe=sample.RECIPE):
         ("engines", 4.0, "4"),
         ("int8_time_of_fp32", 0.99, "99 %"),
         ("openvino_time_of_onnxruntime", 0.707, "71 %"),
-        ("speedup_int8", 2.02, "2.0×"),
+        ("speedup_int8", 2.02, "2.02×"),
         ("snr_db_int8", 11.69, "11.7 dB"),
         ("val_accuracy_int8", 0.945, "94.5 %"),
         ("loss", 0.0831, "0.0831"),
@@ -154,7 +154,7 @@ def test_all_times_are_of_the_runtime_that_the_bundle_runs_first():
     shown = text(page(ledger, told))
     assert "0.17 ms against 0.42 ms by medians, OpenVINO, 1 thread, batch 1)" in shown
     assert "gets 96.8 % of the 1,397 test images right" in shown, "accuracy is what was measured, on ONNX Runtime"
-    assert "3.2× the speed: 0.16 ms at best, 0.17 ms median on OpenVINO" in shown
+    assert "3.21× the speed: 0.16 ms at best, 0.17 ms median on OpenVINO" in shown
     assert "Times are those of OpenVINO, which the bundle runs first, for all networks." in shown
     assert "dense the teacher, fp32 0.40 ms" in shown, "the steps from dense on"
     assert "int8-openvino openvino int8" in shown and "int8 onnxruntime int8" in shown, "every engine that was timed"
@@ -180,7 +180,7 @@ def test_a_noisy_machine_is_said_to_be_noisy_and_the_interval_is_of_the_headline
         "The machine was noisy (a load of 13.0 on 2 cores and the process had the processor for 50 % of the time)"
         in shown
     )
-    assert "2.0× 1.92× to 2.0×" in shown, "by best times, which are the smaller speed-up"
+    assert "2.00× 1.92× to 2.04×" in shown, "by best times, which are the smaller speed-up"
     told["records"][0]["conditions"] = {"load": "much"}
     assert "a load of 13.0" in text(page(bench=told))
 
