@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a release has to stand: sdist and wheel, each Python in a clean environment, an example bundle predicted in a minute.
-# Needs uv, a package index and setuptools for `python`. `release_check.sh 3.11 3.12` takes these Pythons; without arguments 3.11 to 3.13.
+# Needs uv, a package index, setuptools for `python`, and each Python on PATH where uv cannot download it.
+# `release_check.sh 3.11 3.12` takes these Pythons; without arguments 3.11 to 3.13.
 # KERNELS=1 also builds the abi3 wheel with the CPU kernels (by the torch of `python`) and runs them beside a torch in each.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
