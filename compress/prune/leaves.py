@@ -1,4 +1,4 @@
-"""Torch's own layers of one operator: a pass hears of it at once, without torch's way from the layer to the operator.
+"""Torch's own layers: a pass hears of their operators at once, without torch's way from a layer to an operator.
 
 That way is a third of what a pass over a small network takes.
 """
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.prune.dispatch import LabelDispatch, operator
+from compress.prune.meta import META
 
-Asked = tuple[Any, tuple[Any, ...]]
-"""An operator and its arguments, the input first."""
+Tell = Callable[[LabelDispatch, Any, Tensor], Tensor | None]
+"""Tells a pass what a layer does with its input and gives the output; None where only torch knows, or refuses."""
 
 _ATEN = torch.ops.aten
 
@@ -29,30 +30,28 @@ def tell(net: nn.Module) -> None:
             vars(module)["forward"] = MethodType(leaf, module)
 
 
-def _leaf(ask: Callable[[Any, Any], Asked | None]) -> Callable[..., Any]:
-    """The forward of a layer that does what ``ask`` says; torch's own where that is None."""
+def _leaf(tell_of: Tell) -> Callable[..., Any]:
+    """The forward of a layer that tells the pass that runs; torch's own where there is none, or nothing to tell."""
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
         alone = torch._C._len_torch_dispatch_stack() == 1
         mode = torch._C._get_dispatch_stack_at(0) if alone else None
-        # Tensors that the pass has not seen may be of another kind, such as those of a vmap.
-        if isinstance(mode, LabelDispatch) and len(inputs) == 1 and not named and id(inputs[0]) in mode.sources:
-            asked = ask(self, inputs[0])
-            out = None if asked is None else _told(mode, *asked)
-            if out is not None:
-                return out
-        return type(self).forward(self, *inputs, **named)
+        if not isinstance(mode, LabelDispatch) or named or torch._C._len_torch_function_stack() != mode.functions:
+            out = None
+        else:
+            # Tensors that the pass has not seen may be of another kind, such as those of a vmap.
+            known = len(inputs) == 1 and id(inputs[0]) in mode.sources
+            out = tell_of(mode, self, inputs[0]) if known else None
+        return type(self).forward(self, *inputs, **named) if out is None else out
 
     return forward
 
 
-def _told(mode: LabelDispatch, func: Any, args: tuple[Any, ...]) -> Tensor | None:
-    """The operator's first output, once the pass has labelled it; None where only torch knows, or refuses."""
+def _told(mode: LabelDispatch, func: Any, *args: Any) -> Tensor | None:
+    """The first output of an operator whose shape is known, once the pass has labelled it."""
     op = operator(func)
     inputs = [value for value in args if isinstance(value, Tensor)]
     if op.shape is None or not all(t.is_meta for t in inputs):
-        return None
-    if torch._C._len_torch_function_stack() != mode.functions:
         return None
     with torch._C._DisableTorchDispatch():
         out = op.shape(*args)
@@ -63,45 +62,77 @@ def _told(mode: LabelDispatch, func: Any, args: tuple[Any, ...]) -> Tensor | Non
     return outs[0]
 
 
-def _convolution(layer: Any, x: Tensor) -> Asked | None:
+def _convolution(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     if layer.padding_mode != "zeros" or not type(stride) is type(padding) is type(dilation) is tuple:
         return None
     sizes = stride, padding, dilation, False, (0,) * len(stride)
-    return _ATEN.convolution.default, (x, layer.weight, layer.bias, *sizes, layer.groups)
+    return _told(mode, _ATEN.convolution.default, x, layer.weight, layer.bias, *sizes, layer.groups)
 
 
-def _batch_norm(*dims: int) -> Callable[[Any, Any], Asked | None]:
-    def ask(layer: Any, x: Tensor) -> Asked | None:
+def _batch_norm(*dims: int) -> Tell:
+    def tell_of(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
         if layer.training or layer.momentum is None or layer.running_mean is None or x.dim() not in dims:
             return None
-        numbers = False, layer.momentum, layer.eps
-        return _ATEN.native_batch_norm.default, (
-            x, layer.weight, layer.bias, layer.running_mean, layer.running_var, *numbers,
-        )  # fmt: skip
+        tensors = x, layer.weight, layer.bias, layer.running_mean, layer.running_var
+        return _told(mode, _ATEN.native_batch_norm.default, *tensors, False, layer.momentum, layer.eps)
 
-    return ask
+    return tell_of
 
 
-def _pointwise(func: Any, in_place: Any, *numbers: float) -> Callable[[Any, Any], Asked | None]:
-    def ask(layer: Any, x: Tensor) -> Asked | None:
-        return in_place if layer.inplace else func, (x, *numbers)
-
-    return ask
+def _layer_norm(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
+    shape = list(layer.normalized_shape)
+    return _told(mode, _ATEN.native_layer_norm.default, x, shape, layer.weight, layer.bias, layer.eps)
 
 
-_ASKED: dict[type[nn.Module], Callable[[Any, Any], Asked | None]] = {
+def _linear(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
+    """Four operators where there are further dimensions; torch does otherwise without a bias or on strided inputs."""
+    weight, bias = layer.weight, layer.bias
+    if bias is None or x.dim() < 3 or not (x.is_meta and weight.is_meta and bias.is_meta and x.is_contiguous()):
+        return None
+    outputs, inputs = weight.shape
+    fits = x.shape[-1] == inputs and bias.shape == (outputs,) and 0 not in x.shape
+    if not fits or not x.dtype == weight.dtype == bias.dtype:
+        return None
+    # What shares storage with x or the weight is never seen by anybody else.
+    shape, rows = x.shape, x.numel() // inputs
+    x = _made(mode, _ATEN.view.default, (rows, inputs), x, [rows, inputs])
+    weight = _made(mode, _ATEN.t.default, (inputs, outputs), weight)
+    y = _made(mode, _ATEN.addmm.default, (rows, outputs), bias, x, weight)
+    size = [*shape[:-1], outputs]
+    return _made(mode, _ATEN._unsafe_view.default, size, y, size)
+
+
+def _made(mode: LabelDispatch, func: Any, size: Any, *args: Any) -> Tensor:
+    """An operator's output of that size, once the pass has labelled it."""
+    inputs = [value for value in args if isinstance(value, Tensor)]
+    with torch._C._DisableTorchDispatch():
+        out = torch.empty(size, dtype=inputs[0].dtype, device=META)
+        mode.after(operator(func), args, {}, out, [out], tuple([mode.source(t) for t in inputs]))
+    return out
+
+
+def _pointwise(func: Any, in_place: Any, *numbers: float) -> Tell:
+    def tell_of(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
+        return _told(mode, in_place if layer.inplace else func, x, *numbers)
+
+    return tell_of
+
+
+_TOLD: dict[type[nn.Module], Tell] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
     nn.BatchNorm1d: _batch_norm(2, 3),
     nn.BatchNorm2d: _batch_norm(4),
     nn.BatchNorm3d: _batch_norm(5),
+    nn.LayerNorm: _layer_norm,
+    nn.Linear: _linear,
     nn.ReLU: _pointwise(_ATEN.relu.default, _ATEN.relu_.default),
     nn.ReLU6: _pointwise(_ATEN.hardtanh.default, _ATEN.hardtanh_.default, 0.0, 6.0),
     nn.SiLU: _pointwise(_ATEN.silu.default, _ATEN.silu_.default),
     nn.Hardswish: _pointwise(_ATEN.hardswish.default, _ATEN.hardswish_.default),
     nn.Hardsigmoid: _pointwise(_ATEN.hardsigmoid.default, _ATEN.hardsigmoid_.default),
 }
-LEAVES = {kind: _leaf(ask) for kind, ask in _ASKED.items()}
+LEAVES = {kind: _leaf(tell_of) for kind, tell_of in _TOLD.items()}
 """Kind of layer -> its forward while a pass is told of it."""

@@ -28,6 +28,7 @@ class Every(nn.Module):
         self.plain = nn.BatchNorm2d(8, momentum=None)
         self.gate, self.row = nn.Hardsigmoid(inplace=True), nn.Conv1d(8, 8, 3, padding=1)
         self.rows = nn.BatchNorm1d(8)
+        self.norm, self.wide, self.bare_wide = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(input=x)
@@ -35,7 +36,10 @@ class Every(nn.Module):
             x = x + block(x)
         x = self.plain(self.bare(self.mirrored(self.depthwise(x))))
         x = x * self.gate(x.mean((2, 3), keepdim=True))
-        return self.head(self.rows(self.row(x.flatten(2))).mean(2))
+        x = self.rows(self.row(x.flatten(2)))
+        tokens = self.norm(x.mT.contiguous())
+        tokens = self.bare_wide(tokens) + self.wide(tokens) + self.wide(x.mT) + self.wide(tokens[:, None])[:, 0]
+        return self.head(tokens.mean(1))
 
 
 class Negated(TorchFunctionMode):
@@ -89,9 +93,9 @@ def test_a_pass_is_told_what_torch_would_have_told_it(monkeypatch: pytest.Monkey
 def test_layers_tell_a_pass_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def told(mode: Any, func: Any, args: Any, old: Any = leaves._told) -> Any:
+    def told(mode: Any, func: Any, *args: Any, old: Any = leaves._told) -> Any:
         asked.append(str(func))
-        return old(mode, func, args)
+        return old(mode, func, *args)
 
     monkeypatch.setattr(leaves, "_told", told)
     prune.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval(),
