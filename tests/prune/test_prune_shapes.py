@@ -204,7 +204,7 @@ def test_a_function_of_one_tensor(name, size, dtype):
     agrees(getattr(A, name).default, tensor(size, dtype))
 
 
-IN_PLACE = ["relu_", "silu_", "hardswish_", "hardtanh_", "hardsigmoid_", "sigmoid_", "leaky_relu_"]
+IN_PLACE = ["relu_", "silu_", "hardswish_", "hardtanh_", "hardsigmoid_", "sigmoid_", "tanh_", "leaky_relu_"]
 
 
 @of(*(f"aten.{name}" for name in IN_PLACE))
