@@ -363,8 +363,7 @@ def _pressed(job: Job, network: nn.Module) -> prune.Plan | None:
         scales.fold(network)
         if found is None:
             return None
-        zero = (scales.scales == 0).tolist()
-        return prune.plan_of_blocks(found, [block.name for block, gone in zip(found.blocks, zero, strict=True) if gone])
+        return prune.plan_of_blocks(found, scales.at_zero(found))
     if asked["kind"] == "unit_gsm":
         plan = prune.plan(trace, prune.score(trace, network, "l2"), budget=budget)
         keep = sum(len(group.units) for group in trace.groups) - int(gone_units(trace, plan).sum())

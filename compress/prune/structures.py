@@ -85,6 +85,10 @@ class StructureScales(nn.Module):
         """How many free structures have a scale of zero."""
         return int((self.scales[self.free] == 0).sum())
 
+    def at_zero(self, found: Blocks) -> list[str]:
+        """The names of the blocks, those that the scales stand for, whose scale is zero."""
+        return [block.name for block, scale in zip(found.blocks, self.scales.tolist(), strict=True) if scale == 0]
+
     def attach(self, network: nn.Module) -> None:
         """Let what the norms of ``network``, or the last layers of its branches, give be multiplied by the scales."""
         for name, places in self._layers.items():

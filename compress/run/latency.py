@@ -51,13 +51,14 @@ def timed_by_runtime(
 ) -> tuple[list[Timed], tuple[str, ...]]:
     """Time each file on each runtime that is installed and takes them all, in turns against fp32 on ONNX Runtime.
 
-    The second value has a sentence for each runtime that refuses a file.
-
     Args:
         files: precision -> its ONNX file and its accuracy on validation data; ``fp32`` is among them.
         image: their input, shape (1, C, H, W).
         threads: of one run.
         rounds: how often each is timed.
+
+    Returns:
+        the times, and a sentence for each runtime that refuses a file.
 
     Raises:
         DeployError: ONNX Runtime refuses one.

@@ -117,7 +117,7 @@ def _by_scales(
     of = f"{scales.zeros} of {int(scales.free.sum())}"
     if not isinstance(structures, Blocks):
         return Sparsified(network, found, f"{of} channels have a scale of exactly zero.")
-    gone = [block.name for block, scale in zip(structures.blocks, scales.scales, strict=True) if scale == 0]
+    gone = scales.at_zero(structures)
     went = f" and go whole: {', '.join(gone)}" if gone else ""
     said = f"{of} residual blocks have a scale of exactly zero{went}."
     return Sparsified(network, found, said, plan_of_blocks(structures, gone))
