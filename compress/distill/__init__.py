@@ -26,7 +26,7 @@ from compress.distill.losses import (
 from compress.distill.pair import kept_features
 from compress.distill.registry import LOSSES, check, reuse, weights
 from compress.distill.setup import Distillation, set_up
-from compress.distill.teacher import forward_flops
+from compress.distill.teacher import answers, forward_flops
 from compress.distill.unlabelled import UNLABELLED, with_answers
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Projection",
     "anchor_box_loss",
     "anchor_class_loss",
+    "answers",
     "attention_loss",
     "attention_map",
     "channel_loss",

@@ -11,14 +11,21 @@ from compress.distill.feature_hooks import FEATURES, FeatureHooks
 from compress.models.weights import classifier_name
 
 
-def reuse_classifier(student: nn.Module, teacher: nn.Module, *, freeze: bool = True) -> None:
+def reuse_classifier(student: nn.Module, teacher: nn.Module, *, freeze: bool = True, keep: bool = False) -> None:
     """Give the student the teacher's classifier; both read features of the same width.
 
     After SimKD (Chen et al., Knowledge Distillation with the Reused Teacher Classifier, 2022); Model Pruning
     with Model Transfer (2023) also reuses it. Freezing it is our choice.
+
+    Args:
+        student: changed in place.
+        teacher: the full-size network.
+        freeze: whether it stays fixed.
+        keep: leave the student's own, which came from the teacher and may have been solved again since.
     """
     own = student.get_submodule(classifier_name(student))
-    own.load_state_dict(teacher.get_submodule(classifier_name(teacher)).state_dict())
+    if not keep:
+        own.load_state_dict(teacher.get_submodule(classifier_name(teacher)).state_dict())
     own.requires_grad_(not freeze)
 
 
@@ -29,12 +36,13 @@ class Projected(nn.Module):
         weight: W, shape (classes, D) or, for a 1x1 convolution, (classes, D, 1, 1).
         kept: which of the D features the student has, int64 (D_student,).
         freeze: whether W stays fixed.
+        keep: whether the student's weight at the start stays what it is, where W's rank allows it.
     """
 
-    def __init__(self, weight: Tensor, kept: Tensor, *, freeze: bool) -> None:
+    def __init__(self, weight: Tensor, kept: Tensor, *, freeze: bool, keep: bool = False) -> None:
         super().__init__()
         self.teacher = nn.Parameter(weight.detach().clone(), requires_grad=not freeze)
-        self.kept = kept
+        self.kept, self.keep = kept, keep
 
     def forward(self, projection: Tensor) -> Tensor:
         """Map P, shape (D, D_student), to W P in the shape of the student's weight."""
@@ -42,13 +50,18 @@ class Projected(nn.Module):
         return product.reshape(*product.shape, *self.teacher.shape[2:])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The initial P: it selects the features that are left, so that the student starts as it was cut."""
+        """The initial P: it selects what is left, and adds the least that gives ``weight`` if asked to."""
         start = weight.new_zeros(self.teacher.shape[1], len(self.kept))
         start[self.kept, torch.arange(len(self.kept))] = 1
-        return start
+        if not self.keep:
+            return start
+        whole = self.teacher.detach().flatten(1)
+        return start + torch.linalg.pinv(whole) @ (weight.flatten(1) - whole @ start)
 
 
-def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, freeze: bool = True) -> None:
+def project_classifier(
+    student: nn.Module, teacher: nn.Module, kept: Tensor, *, freeze: bool = True, keep: bool = False
+) -> None:
     """Make the student's classifier compute with W P and the teacher's bias, where P is learned.
 
     After SimKD (Chen et al., 2022), whose projector is convolutional and stays in the network; ours is one
@@ -59,15 +72,17 @@ def project_classifier(student: nn.Module, teacher: nn.Module, kept: Tensor, *, 
         teacher: its classifier reads D.
         kept: which of the D the student has, int64 (D_student,).
         freeze: keep W and b fixed and learn P alone.
+        keep: begin with the student's own weight and bias, which came from the teacher and may have been solved again.
     """
     own = student.get_submodule(classifier_name(student))
     theirs = teacher.get_submodule(classifier_name(teacher))
     weight, bias = theirs.get_parameter("weight"), theirs.bias
     if isinstance(bias, Tensor):
         assert isinstance(own.bias, Tensor)
-        own.bias.data.copy_(bias.detach())
+        if not keep:
+            own.bias.data.copy_(bias.detach())
         own.bias.requires_grad_(not freeze)
-    parametrize.register_parametrization(own, "weight", Projected(weight, kept, freeze=freeze))
+    parametrize.register_parametrization(own, "weight", Projected(weight, kept, freeze=freeze, keep=keep))
 
 
 def projection(model: nn.Module) -> nn.Parameter | None:

@@ -25,6 +25,8 @@ class Pair:
         teacher: the full-size network.
         plan: teacher to student.
         seed: of the student's training, which decides its augmentation.
+        from_teacher: whether the student was cut from this very teacher: its classifier is then the teacher's already,
+            as the repair after the cut left it.
     """
 
     recipe: DistillRecipe
@@ -33,6 +35,7 @@ class Pair:
     teacher: nn.Module
     plan: Plan
     seed: int
+    from_teacher: bool = False
 
     @property
     def task(self) -> str:

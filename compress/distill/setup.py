@@ -58,6 +58,7 @@ def set_up(
     *,
     seed: int,
     fabric: Fabric,
+    from_teacher: bool = False,
     folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Distillation:
@@ -71,6 +72,8 @@ def set_up(
         plan: teacher to student.
         seed: of the student's training, which decides its augmentation.
         fabric: the device and the processes.
+        from_teacher: whether the student was cut from this very teacher; a reused classifier then stays as the repair
+            after the cut left it.
         folder: where the teacher's features may be stored; None for nowhere.
         progress: told variants stored and in all.
 
@@ -79,7 +82,7 @@ def set_up(
     """
     registry.check(recipe, data.task, teacher)
     teacher.requires_grad_(False).eval()
-    pair = Pair(recipe, data, student, teacher, plan, seed)
+    pair = Pair(recipe, data, student, teacher, plan, seed, from_teacher)
     per_image = _inherit_classifier(pair)
     if not pair.losses:
         return Distillation(_labels_alone(pair), None, per_image, 0.0)
@@ -121,12 +124,12 @@ def _inherit_classifier(pair: Pair) -> float:
     """Put the teacher's classifier into the student as the recipe asks; return the student's FLOPs for one image."""
     recipe, reuse = pair.recipe, registry.reuse(pair.recipe, pair.task)
     if reuse is True:
-        reuse_classifier(pair.student, pair.teacher, freeze=recipe.freeze_classifier)
+        reuse_classifier(pair.student, pair.teacher, freeze=recipe.freeze_classifier, keep=pair.from_teacher)
     per_image = float(cost.training_flops(pair.student, pair.data.example(2)))
     if reuse == "projected":
         kept = pair.kept
         assert kept is not None
-        project_classifier(pair.student, pair.teacher, kept, freeze=recipe.freeze_classifier)
+        project_classifier(pair.student, pair.teacher, kept, freeze=recipe.freeze_classifier, keep=pair.from_teacher)
         # W P is made once a step, forward and backward, not once an image.
         weight = pair.teacher.get_submodule(classifier_name(pair.teacher)).get_parameter("weight")
         per_image += 6.0 * weight.numel() * len(kept) / min(recipe.batch_size, len(pair.data.splits["train"]))

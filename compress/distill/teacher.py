@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.data.images import Split
 from compress.distill import cache
 from compress.distill.feature_hooks import forward_for
 from compress.distill.features import FeatureExtractor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 BATCH = 64
-"""Images of one pass of the teacher while its features are stored."""
+"""Images of one pass of the teacher while its features or answers are stored."""
 _HEADER = 1 << 20
 """Bytes that a stored file may have beside its tensors."""
 
@@ -47,6 +48,19 @@ def forward_flops(model: nn.Module, task: str, image: Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward_for(model, task)(image)
     return float(counter.get_total_flops())
+
+
+def answers(teacher: nn.Module, split: Split, device: torch.device) -> Tensor:
+    """Return a classifier's logits for every image of a split, (N, classes), in order, on the CPU.
+
+    Args:
+        teacher: it is put into eval mode, frozen and moved to the device.
+        split: the images.
+        device: where it runs.
+    """
+    teacher.requires_grad_(False).eval().to(device)
+    with torch.no_grad():
+        return torch.cat([teacher(batch.images.to(device)).float().cpu() for batch in split.batches(BATCH)])
 
 
 def teacher_features(pair: Pair, extractor: FeatureExtractor) -> Callable[[Tensor], Features]:

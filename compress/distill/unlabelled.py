@@ -10,12 +10,10 @@ from PIL import Image
 from torch import nn
 
 from compress.data.images import ImageData, Images, Split
-from compress.distill.teacher import forward_flops
+from compress.distill.teacher import answers, forward_flops
 
 UNLABELLED = "unlabelled"
 """The split that holds them; what its targets say is not looked at."""
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ def with_answers(data: ImageData, teacher: nn.Module, device: torch.device) -> t
     train, more = data.splits["train"], data.splits.get(UNLABELLED)
     if more is None or data.task != "classification":
         return data, 0.0
-    teacher.requires_grad_(False).eval().to(device)
-    with torch.no_grad():
-        said = [teacher(batch.images.to(device)).argmax(1).cpu() for batch in more.batches(BATCH)]
-    joined = Split(_Joined(train.images, more.images), torch.cat([train.labels, *said]), train.reader)
+    said = answers(teacher, more, device).argmax(1)
+    joined = Split(_Joined(train.images, more.images), torch.cat([train.labels, said]), train.reader)
     splits: Mapping[str, Split] = {**data.splits, "train": joined}
     return replace(data, splits=splits), forward_flops(teacher, data.task, more.inputs(0, 1).to(device)) * len(more)

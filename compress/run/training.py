@@ -8,7 +8,7 @@ from torch import nn
 
 from compress import distill
 from compress.prune import Plan
-from compress.recipe.schema import DistillRecipe, TrainRecipe
+from compress.recipe.schema import AFTER_TRANSFER, DistillRecipe, TrainRecipe
 from compress.run.progress import Advance
 from compress.run.workspace import Workspace
 from compress.train import TASKS, Fit, Trainable, fit
@@ -83,7 +83,11 @@ def train(
 
 
 def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distilled:
-    """Train a student under the losses of the job's recipe; both networks come back on the CPU."""
+    """Train a student under the losses of the job's recipe; both networks come back on the CPU.
+
+    The weights that it begins with are what it ends with where no later ones are better on validation: more accurate,
+    or, where a classifier learns from its teacher alone, nearer to the teacher's answers.
+    """
     recipe, student = job.recipe, job.student
     data, answered = distill.with_answers(work.target, job.teacher, work.fabric.device)
     setup = distill.set_up(
@@ -94,23 +98,36 @@ def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distil
         job.plan,
         seed=job.seed,
         fabric=work.fabric,
+        from_teacher=work.recipe.order in AFTER_TRANSFER,
         folder=work.out / TEACHER_OUTPUTS,
         progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
     )
     before = setup.flops_once + answered
-    task = Trainable(student, data, setup.flops_per_image, job.seed, setup.loss, setup.helpers)
+    said = None
+    if data.task == "classification" and not recipe.labels:
+        said = distill.answers(job.teacher, data.splits["val"], work.fabric.device)
+    task = Trainable(
+        student,
+        data,
+        setup.flops_per_image,
+        job.seed,
+        setup.loss,
+        setup.helpers,
+        from_start=True,
+        answers=said,
+    )
     budget = None if recipe.training_flops is None else recipe.training_flops - before
     result = train(work, advance, job.name, task, recipe, budget)
     distill.fold_classifier(student)
     # What follows traces and proves on the CPU.
     job.teacher.cpu()
     more = len(data.splits["train"]) - len(work.target.splits["train"])
-    said = (
+    learned = (
         (f"{more} images without labels were learned from too, with the classes that the teacher gave them.",)
         if more
         else ()
     )
-    return Distilled(result, result.training_flops + before, (*said, *setup.notes, *result.notes))
+    return Distilled(result, result.training_flops + before, (*learned, *setup.notes, *result.notes))
 
 
 def on_validation(work: Workspace, result: Fit) -> str:

@@ -22,7 +22,7 @@ from compress.files import replacing
 from compress.train.fabric import is_first
 from compress.train.state import TrainingState
 
-FORMAT = "niwaki-checkpoint-1"
+FORMAT = "niwaki-checkpoint-2"
 # What a state of other numbers, names or shapes may raise on its way into a training.
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -135,6 +135,7 @@ def _packed(state: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "rank": state.best.rank if state.best.metrics else None,
         "since": state.best.since,
         "kept": state.best.metrics,
+        "kept_at": state.best.step,
         "metrics": state.metrics,
         "ema_steps": state.average.steps if state.average is not None else 0,
         "python": random.getstate(),
@@ -164,7 +165,7 @@ def _restore(state: TrainingState, tensors: dict[str, Tensor], about: dict[str, 
     state.optimizer.load_state_dict({**held, "state": states})
     if about["rank"] is not None:
         state.best.rank = (about["rank"][0], about["rank"][1])
-    state.best.since, state.best.metrics = about["since"], about["kept"]
+    state.best.since, state.best.metrics, state.best.step = about["since"], about["kept"], about["kept_at"]
     state.metrics, state.done = about["metrics"], about["step"]
     if not is_first():
         # Only rank 0's generators were saved; the others start from seeds of their own.

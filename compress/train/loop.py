@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torchmetrics import KLDivergence
 
 from compress.data.images import Batch, ImageData, Split
 from compress.data.loader import Feed
@@ -25,7 +26,7 @@ from compress.train.log import Log
 from compress.train.norms import adapt_statistics, freeze_statistics
 from compress.train.ranks import all_finite, measured_alone
 from compress.train.schedule import cosine, is_head, make_optimizer
-from compress.train.state import BestWeights, MovingAverage, TrainingState, weights_of
+from compress.train.state import DIVERGENCE, BestWeights, MovingAverage, TrainingState, weights_of
 from compress.train.tasks import TASKS, Task
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -55,6 +56,9 @@ class Trainable:
         loss: what is minimised; None for the task's own, with the recipe's label smoothing.
         helpers: what learns beside the network and is not part of it, such as the projection of a distillation loss.
         optimizer: makes the optimizer, and hooks to it what the network is to keep; None for the recipe's own.
+        from_start: whether the weights that it begins with are measured too, and kept where nothing later is better.
+        answers: a teacher's logits for the images of ``val``, (N, classes), in their order; where they are given, the
+            weights nearest to them are the best: the task's metric on few images is mostly chance.
     """
 
     model: nn.Module
@@ -64,6 +68,8 @@ class Trainable:
     loss: Loss | None = None
     helpers: nn.Module | None = None
     optimizer: OptimizerOf | None = None
+    from_start: bool = False
+    answers: Tensor | None = None
 
     @property
     def task(self) -> Task:
@@ -72,11 +78,15 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Fit:
-    """The result: the selecting metric and all others of the best weights on ``val``, steps and FLOPs spent."""
+    """The result: the selecting metric and all others of the best weights on ``val``, steps and FLOPs spent.
+
+    ``best_step`` says after how many steps these weights were measured; 0 for those that training began with.
+    """
 
     val_accuracy: float
     steps: int
     training_flops: float
+    best_step: int
     metrics: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -218,7 +228,7 @@ class _Training:
             network=self.network,
             helpers=task.helpers,
             optimizer=optimizer,
-            best=BestWeights(self.network),
+            best=BestWeights(self.network, task.task.selects),
             average=MovingAverage(self.network, recipe.ema) if recipe.ema else None,
             total=total,
             seed=task.seed,
@@ -239,13 +249,15 @@ class _Training:
         self.network.load_state_dict(state.best.weights)
         self.network.cpu().eval()
         flops = state.done * self.feed.size * self.task.flops_per_image
-        return Fit(state.best.value, state.done, flops, state.best.metrics, notes)
+        return Fit(state.best.value, state.done, flops, state.best.step, state.best.metrics, notes)
 
     def _train(self) -> None:
         """Step until it is over; report and log each step, and leave a checkpoint now and then."""
         state, checkpoints, clock = self.state, self.observers.checkpoints, _Clock()
         if self._head_alone() and self._reads_once():
             self.frozen = frozen_trunk(self.network, self.feed.split, self.fabric.device)
+        if self.task.from_start and not state.done:
+            self._evaluate()
         self._set_modes()
         batches = self.feed.batches(state.done, state.total) if not self._over() else iter(())
         for batch in batches:
@@ -350,10 +362,25 @@ class _Training:
             agree(self.network)
         val = self.task.data.splits["val"]
         own = torch.arange(fabric.global_rank, len(val), fabric.world_size)
-        state.metrics = _measured(self.network, self.task.data, val, fabric.device, own, fabric.world_size == 1)
-        state.best.offer(self.network, self.task.task.selects, state.metrics)
+        state.metrics = self._measure(val, own)
+        state.best.offer(self.network, state.metrics, state.done)
         if trained is not None:
             self.network.load_state_dict(trained)
+
+    def _measure(self, val: Split, own: Tensor) -> dict[str, float]:
+        """Measure the images ``own`` with the other ranks: the task's metrics, and how near to the answers given."""
+        device, alone, answers = self.fabric.device, self.fabric.world_size == 1, self.task.answers
+        if answers is None:
+            return _measured(self.network, self.task.data, val, device, own, alone)
+        expected, divergence = answers.to(device).log_softmax(1), KLDivergence(log_prob=True).to(device)
+        if alone:
+            measured_alone(divergence)
+
+        def compare(predictions: Tensor, batch: Batch) -> None:
+            divergence.update(expected[batch.index], predictions.float().log_softmax(1))
+
+        found = _measured(self.network, self.task.data, val, device, own, alone, compare)
+        return {**found, DIVERGENCE: float(divergence.compute())}
 
 
 def _feed(task: Trainable, recipe: TrainRecipe, fabric: Fabric) -> Feed:

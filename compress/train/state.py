@@ -40,28 +40,37 @@ class TrainingState:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+DIVERGENCE = "divergence"
+"""The mean KL divergence from the teacher's answers, in nats, among the metrics of a training that has them."""
+
+
 class BestWeights:
     """The best weights so far, and what they measured on ``val``.
 
     Args:
         network: its weights are the best until others are offered.
+        selects: the task's metric that selects; higher is better.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.weights, self.metrics, self.since = weights_of(network), dict[str, float](), 0
-        self.rank = (-1.0, -math.inf)
+    def __init__(self, network: nn.Module, selects: str) -> None:
+        self.weights, self.metrics, self.since, self.step = weights_of(network), dict[str, float](), 0, 0
+        self.rank, self.selects = (-math.inf, -math.inf), selects
 
     @property
     def value(self) -> float:
-        """The metric that selects."""
-        return self.rank[0]
+        """The task's metric; -1 where nothing was measured."""
+        return self.metrics.get(self.selects, -1.0)
 
-    def offer(self, network: nn.Module, selects: str, metrics: dict[str, float]) -> None:
-        """Take the network's weights if they are no worse: by the metric, then by the loss where there is one."""
-        rank = (metrics[selects], -metrics.get("loss", 0.0))
+    def offer(self, network: nn.Module, metrics: dict[str, float], step: int) -> None:
+        """Take the weights after ``step`` steps if they are no worse.
+
+        By the divergence from the teacher, then the task's metric; without one by that metric, then by the loss.
+        """
+        value, divergence = metrics[self.selects], metrics.get(DIVERGENCE)
+        rank = (value, -metrics.get("loss", 0.0)) if divergence is None else (-divergence, value)
         self.since = 0 if rank > self.rank else self.since + 1
         if rank >= self.rank:
-            self.rank, self.weights, self.metrics = rank, weights_of(network), metrics
+            self.rank, self.weights, self.metrics, self.step = rank, weights_of(network), metrics, step
 
 
 class MovingAverage:

@@ -1,12 +1,15 @@
 """A network that is trained already: ``transfer: null`` takes its weights as they are for the teacher."""
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from test_failures import RECIPE
 
 from compress.errors import RecipeError
 from compress.recipe.loading import load_recipe
 from compress.run.ledger import Ledger
+from compress.run.stages.distill import AS_CUT
 from deploy.files import sha256
 
 pytestmark = pytest.mark.heavy
@@ -82,3 +85,16 @@ def test_what_does_not_go_with_it_is_refused(tmp_path, change, said):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(RecipeError, match=said):
         load_recipe(tmp_path / "r.yaml", trusted=["test_failures"])
+
+
+def test_where_distilling_spoils_the_cut_network_the_student_is_that_network(home, ran):
+    """A rate that is far too high, and a teacher whose answers alone are learned from."""
+    spoiling = {**SHORT, "compare": [], "labels": 0.0, "lr": 3.0, "momentum": 0.0, "warmup": 0.0, "weight_decay": 0.0}
+    code, shown, error = ran("spoilt", distill=spoiling)
+    assert (code, error) == (0, "")
+    ledger = Ledger.read(home / "spoilt/ledger.json")
+    assert AS_CUT in next(entry.notes for entry in ledger.stages if entry.name == "distill")
+    pruned, student = (load_file(home / "spoilt" / name / "model.safetensors") for name in ("pruned", "student"))
+    assert all(torch.equal(tensor, student[name]) for name, tensor in pruned.items())
+    assert ledger.model("student").test_accuracy == ledger.model("pruned").test_accuracy
+    assert ledger.model("student").training_flops > 0

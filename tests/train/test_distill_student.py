@@ -148,6 +148,23 @@ def test_a_projected_classifier_starts_as_the_cut_network_and_folds_into_the_pla
     distill.fold_classifier(student)
 
 
+@pytest.mark.parametrize("how", [True, "projected"])
+@pytest.mark.parametrize("from_teacher", [True, False])
+def test_a_classifier_that_the_repair_solved_again_stays_where_the_student_is_the_teachers_own(case, how, from_teacher):
+    if how is True:
+        case.student = copy.deepcopy(case.teacher)
+    with torch.no_grad():
+        case.student.fc.weight.mul_(1.5).add_(0.1)
+        case.student.fc.bias.sub_(0.7)
+    solved, bias = case.student.fc.weight.detach().clone(), case.student.fc.bias.detach().clone()
+    case.set_up(asked(reuse_classifier=how), from_teacher=from_teacher)
+    kept = torch.from_numpy(case.plan.kept_indices(("fc.weight", 1), 32)) if how == "projected" else torch.arange(32)
+    of_teacher = (case.teacher.fc.weight[:, kept], case.teacher.fc.bias)
+    weight, offset = (solved, bias) if from_teacher else of_teacher
+    torch.testing.assert_close(case.student.fc.weight, weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(case.student.fc.bias, offset, rtol=0, atol=0)
+
+
 def test_the_projection_learns_and_the_teachers_weight_does_not(case):
     recipe = asked(reuse_classifier="projected", logits=1.0, class_means=1.0, epochs=2)
     found = case.set_up(recipe)

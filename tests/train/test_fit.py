@@ -212,3 +212,43 @@ def test_a_device_that_is_not_there_is_one_sentence():
         pytest.skip("this machine has a GPU")
     with pytest.raises(MissingError, match="device: cuda, but torch sees no GPU here"):
         make_fabric("cuda")
+
+
+@pytest.mark.parametrize("start", [0.9, 0.5])
+def test_where_nothing_later_is_better_the_start_is_kept(data, fabric, monkeypatch, start):
+    """Validation is scripted: after the start comes 0.75, then less."""
+    scripted = iter([start, 0.75] + [0.25] * 20)
+    monkeypatch.setattr(loop, "_measured", lambda *given: {"top1": next(scripted), "loss": 1.0})
+    model, begun = net(), net().state_dict()
+    result = fit(Trainable(model, data, 1000.0, 5, from_start=True), RECIPE, fabric, quiet)
+    kept = all(torch.equal(t, begun[n]) for n, t in model.state_dict().items())
+    assert (result.best_step, result.val_accuracy, kept) == ((0, 0.9, True) if start == 0.9 else (1, 0.75, False))
+    assert result.steps == 12
+
+
+def test_with_a_teachers_answers_the_weights_nearest_to_them_are_kept(data, fabric):
+    """Against a slow reference: the divergence of every evaluation, image by image; accuracy would choose otherwise."""
+    expected = 3 * torch.randn(len(data.splits["val"]), 4, generator=torch.Generator().manual_seed(3))
+    answers, seen, real = expected.log_softmax(1), [], loop.BestWeights.offer
+
+    def offer(best, network, metrics, step):
+        network.eval()
+        rows = []
+        with torch.no_grad():
+            for i in range(len(answers)):
+                said = network(data.splits["val"].inputs(i, i + 1)).log_softmax(1)[0]
+                rows.append(float((answers[i].exp() * (answers[i] - said)).sum()))
+        seen.append((sum(rows) / len(rows), step, metrics))
+        network.train()
+        real(best, network, metrics, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.BestWeights, "offer", offer)
+        model = net()
+        result = fit(Trainable(model, data, 1000.0, 5, from_start=True, answers=expected), RECIPE, fabric, quiet)
+    assert [step for _, step, _ in seen] == list(range(13))
+    for divergence, _, metrics in seen:
+        assert metrics["divergence"] == pytest.approx(divergence, rel=1e-4)
+    best = min(seen)
+    assert (result.best_step, result.metrics) == (best[1], best[2])
+    assert result.val_accuracy == best[2]["top1"] < max(metrics["top1"] for _, _, metrics in seen)

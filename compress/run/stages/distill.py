@@ -12,6 +12,8 @@ from compress.run.transfer import fresh
 from compress.run.workspace import MadeNetwork, Workspace
 from compress.train import Fit, Trainable
 
+AS_CUT = "On validation nothing that distilling came to was better than the network as it was cut: that is the student."
+
 
 def distil(work: Workspace, view: StageView) -> Outcome:
     """Train the pruned network under its teacher: the student."""
@@ -35,7 +37,7 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     return Outcome(
         metrics={"val_accuracy": result.fit.val_accuracy},
         training_flops=result.training_flops,
-        notes=result.notes,
+        notes=(*((AS_CUT,) if not result.fit.best_step else ()), *result.notes),
         models=(work.save(student, made),),
     )
 
@@ -102,7 +104,8 @@ def _without_teacher(
     """Train on labels alone until the network has cost what the student has; ``before`` FLOPs are spent already."""
     budget = work.ledger.model("student").training_flops - before
     recipe = work.recipe.distill.model_copy(update={"backbone_lr": 1.0} if name == "scratch" else {})
-    task = Trainable(model, work.target, cost.training_flops(model, work.example), work.recipe.seed + 4)
+    flops, pretrained = cost.training_flops(model, work.example), name != "scratch"
+    task = Trainable(model, work.target, flops, work.recipe.seed + 4, from_start=pretrained)
     result = train(work, view.advance, name, task, recipe, budget)
     return _compared(work, view, model, (name, title), result, before)
 
