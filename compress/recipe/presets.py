@@ -110,7 +110,8 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "resize": "shorter_side_center_crop",
             "augment": "crop_flip",
             # Labels of few images are learnt by heart; the teacher's answers to the same images are not.
-            "distill": "labels: 0.0\nlogits: 1.0 # the teacher alone\nclass_means: 1.0\nreuse_classifier: true",
+            "distill": "labels: 0.0\nlogits: 1.0 # the teacher alone\nclass_means: 1.0\nreuse_classifier: true\n"
+            "freeze_classifier: false # it begins as the repair solved it, and learns",
             # What benchmarks/criteria found best; the repair after it leaves little to train.
             "criterion": "kfac",
         },
