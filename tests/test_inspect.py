@@ -121,6 +121,28 @@ def test_a_pattern_protects_and_one_that_matches_nothing_is_refused(seen):
         inspect_model(Small(), torch.rand(2, 3, 4, 4), protect=["head*"])
 
 
+def test_blocks_that_may_go_whole_are_listed_where_they_are_asked_for(seen):
+    class Twice(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(6, 6, 1), last
+
+        def forward(self, x):
+            return x + self.last(self.conv(x))
+
+    assert seen.blocks is None
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Twice(nn.Identity()), Twice(nn.Sigmoid()))
+    found = inspect_model(net, torch.rand(2, 3, 4, 4), blocks=True)
+    (block,) = found.blocks
+    macs = 16 * (3 * 6 + 2 * 6 * 6)
+    assert (block.name, block.becomes, found.macs) == ("1", "Identity", macs)
+    assert block.macs_share == pytest.approx(16 * 6 * 6 / macs)
+    text = shown(found)
+    assert "residual blocks that may go whole\n  1  40.0 % of the MACs · leaves Identity\n" in text
+    assert "residual blocks that stay\n  2  has a branch that does not end in a layer" in text
+    assert "residual blocks" not in shown(seen)
+
+
 def test_an_operator_without_a_rule_is_named():
     class Sorts(nn.Module):
         def __init__(self):
@@ -215,7 +237,7 @@ def test_json_is_the_whole_inspection(seen):
     assert list(value) == [
         "model", "type", "input", "forward", "parameters", "macs", "units", "free_units", "parameters_free",
         "macs_free", "seconds", "groups", "protected", "substitutions", "attributes", "unknown_ops",
-        "unfollowed",
+        "unfollowed", "blocks", "blocks_that_stay",,
     ]  # fmt: skip
     assert list(value["groups"][0]) == [
         "name", "units", "width", "preserving", "note", "macs_share", "parameters_share", "members",

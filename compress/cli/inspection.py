@@ -61,6 +61,7 @@ def outline(inspection: Inspection, *, everything: bool = False) -> list[TextTre
                 for p in inspection.protected
             ],
         ),
+        *_blocks(inspection, few),
         *_section(
             "replaced before a cut",
             [TextTree(Text.assemble((m, "bold"), f" by {c}")) for m, c in inspection.substitutions.items()][:few],
@@ -98,6 +99,22 @@ def _free(inspection: Inspection, few: int | None) -> TextTree:
             place = place.inside.setdefault(part, _Place())
         place.groups.append(group)
     return TextTree(Text("free groups", "bold"), list(_nodes(root, few)))
+
+
+def _blocks(inspection: Inspection, few: int | None) -> Iterator[TextTree]:
+    """Yield the residual blocks that may go whole, and those that stay, where they were looked for."""
+    if inspection.blocks is None:
+        return
+    free = [
+        TextTree(Text.assemble((b.name, "bold green"), f"  {_share(b.macs_share)} of the MACs · leaves {b.becomes}"))
+        for b in inspection.blocks
+    ]
+    yield from _section("residual blocks that may go whole", free or [TextTree(Text("none", "bold red"))])
+    stay = [
+        TextTree(Text.assemble((name, "bold"), f"  {why}", style="yellow"))
+        for name, why in inspection.blocks_that_stay.items()
+    ]
+    yield from _section("residual blocks that stay", stay[:few], len(stay))
 
 
 def _nodes(place: _Place, few: int | None) -> Iterator[TextTree]:

@@ -24,6 +24,7 @@ def inspect(
     trust: Annotated[
         list[str] | None, typer.Option(metavar="MODULE", help="Your own code that may be imported; repeatable.")
     ] = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="List residual blocks that may go whole, too.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="List every slot, name and attribute.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
@@ -40,7 +41,12 @@ def inspect(
         with Terminal(stderr=True, quiet=quiet).status(f"Tracing {escape(model)}"):
             found = named_network(model, size=size, trusted=trusted_modules(trust or ()))
             seen = inspect_model(
-                found.model, found.example, name=model, forward=found.forward, protect=tuple(protect or ())
+                found.model,
+                found.example,
+                name=model,
+                forward=found.forward,
+                protect=tuple(protect or ()),
+                blocks=blocks,
             )
     if as_json:
         print(seen.model_dump_json(indent=1))

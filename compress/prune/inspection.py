@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.prune import tracing, units
+from compress.prune import residual, tracing, units
 from compress.prune.probe import Forward
+from compress.prune.residual import Block
 from compress.prune.units import Group, Trace
 
 
@@ -61,6 +62,14 @@ class Protection(Frozen):
     channels: int
 
 
+class BlockView(Frozen):
+    """A residual block that may go whole; its share of the network's MACs, and the class that takes its place."""
+
+    name: str
+    macs_share: float
+    becomes: str
+
+
 class PatchedSize(Frozen):
     """A size that a module keeps as a number, which a cut of ``slot`` changes."""
 
@@ -91,6 +100,8 @@ class Inspection(Frozen):
         attributes: sizes that a cut patches.
         unknown_ops: operators without a rule; what reaches them stays.
         unfollowed: numbers of modules that may be sizes and that a cut leaves as they are; the pass does not read them.
+        blocks: residual blocks that may go whole; None where they were not asked for.
+        blocks_that_stay: every other module whose output is a sum with its own input -> why it stays.
     """
 
     model: str
@@ -110,6 +121,8 @@ class Inspection(Frozen):
     attributes: tuple[PatchedSize, ...]
     unknown_ops: tuple[str, ...]
     unfollowed: tuple[str, ...] = ()
+    blocks: tuple[BlockView, ...] | None = None
+    blocks_that_stay: dict[str, str] = {}
 
 
 def inspect_model(
@@ -119,6 +132,7 @@ def inspect_model(
     name: str = "",
     forward: Forward | None = None,
     protect: Sequence[str] = (),
+    blocks: bool = False,
 ) -> Inspection:
     """Trace ``model`` and say what is free, what stays and why.
 
@@ -128,6 +142,7 @@ def inspect_model(
         name: what to call it.
         forward: what to run on the network and the images in place of its own forward pass.
         protect: patterns of parameter names whose groups have to stay.
+        blocks: look for residual blocks that may go whole too.
 
     Raises:
         ModelError: the forward pass fails, or a pattern matches no parameter.
@@ -148,6 +163,7 @@ def inspect_model(
     least = np.concatenate([g.units[1:] for g in trace.groups]) if trace.groups else free
     macs, parameters = costs.shares(least)
     modules = dict(model.named_modules())
+    whole = residual.blocks(model, example, forward=forward) if blocks else None
     return Inspection(
         model=name or type(model).__name__,
         type=type(model).__name__,
@@ -170,7 +186,13 @@ def inspect_model(
         ),
         unknown_ops=trace.unknown_ops,
         unfollowed=tuple(f"{module}.{name} = {value}".lstrip(".") for module, name, value in trace.unfollowed),
+        blocks=None if whole is None else tuple(_block(block, whole.macs) for block in whole.blocks),
+        blocks_that_stay={} if whole is None else dict(whole.stays),
     )
+
+
+def _block(block: Block, macs: float) -> BlockView:
+    return BlockView(name=block.name, macs_share=block.macs / macs if macs else 0.0, becomes=block.becomes)
 
 
 class _Costs:
