@@ -237,7 +237,7 @@ def test_json_is_the_whole_inspection(seen):
     assert list(value) == [
         "model", "type", "input", "forward", "parameters", "macs", "units", "free_units", "parameters_free",
         "macs_free", "seconds", "groups", "protected", "substitutions", "attributes", "unknown_ops",
-        "unfollowed", "blocks", "blocks_that_stay",,
+        "unfollowed", "blocks", "blocks_that_stay",
     ]  # fmt: skip
     assert list(value["groups"][0]) == [
         "name", "units", "width", "preserving", "note", "macs_share", "parameters_share", "members",
