@@ -48,7 +48,11 @@ class Log:
         if self.events is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self.events, purge_step=done + 1)
+            self._writer = SummaryWriter(self.events, purge_step=done + 1 if done else 0)
+
+    def start(self, metrics: dict[str, float]) -> None:
+        """Add the metrics on ``val`` of the weights that training begins with, as step 0."""
+        self._add(0, {f"val_{name}": value for name, value in metrics.items()})
 
     def step(
         self, step: int, loss: float, lr: float, images_per_second: float, metrics: dict[str, float], evaluated: bool
@@ -57,14 +61,7 @@ class Log:
         rows: dict[str, float] = {"loss": loss, "lr": lr, "images_per_second": images_per_second}
         if evaluated:
             rows |= {f"val_{name}": value for name, value in metrics.items()}
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerows((step, name, f"{value:.8g}") for name, value in rows.items())
-        if self._writer is not None:
-            for name, value in rows.items():
-                self._writer.add_scalar(name, value, step)
+        self._add(step, rows)
 
     def flush(self) -> None:
         """Write to disk what a checkpoint is about to rely on."""
@@ -75,12 +72,24 @@ class Log:
         if self._writer is not None:
             self._writer.close()
 
+    def _add(self, step: int, rows: dict[str, float]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(COLUMNS)
+            writer.writerows((step, name, f"{value:.8g}") for name, value in rows.items())
+        if self._writer is not None:
+            for name, value in rows.items():
+                self._writer.add_scalar(name, value, step)
+
     def _drop_rows_after(self, done: int) -> None:
         try:
             with io.StringIO(read_bytes(self.path, LIST_BYTES).decode(), newline="") as file:
                 held = list(csv.reader(file))
             # The last row of a killed process may be half a row.
-            kept = [row for row in held[1:] if len(row) == len(COLUMNS) and int(row[0]) <= done]
+            read = [(int(row[0]), row) for row in held[1:] if len(row) == len(COLUMNS)]
+            # A training that starts again begins with step 0, whose rows are then written anew.
+            kept = [row for step, row in read if done and step <= done]
         except (OSError, ValueError, csv.Error):
             raise ArtifactError(f"{self.path} is not a log of this version; remove it and start again.") from None
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -258,6 +258,8 @@ class _Training:
             self.frozen = frozen_trunk(self.network, self.feed.split, self.fabric.device)
         if self.task.from_start and not state.done:
             self._evaluate()
+            if self.log is not None:
+                self.log.start(state.metrics)
         self._set_modes()
         batches = self.feed.batches(state.done, state.total) if not self._over() else iter(())
         for batch in batches:

@@ -109,3 +109,20 @@ def test_tensorboard_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch
     with pytest.raises(MissingError, match=r"pip install 'niwaki-vision\[tensorboard\]'") as refused:
         Log(tmp_path, "short", tensorboard=True)
     assert refused.value.exit_code == 3
+
+
+def test_the_start_is_in_it_once_where_it_is_measured_though_the_training_begins_twice(data, tmp_path):
+    def kill(done, total, text):
+        if done == 2:
+            raise Killed
+
+    def begun():
+        return Trainable(net(), data, 1.0, 5, from_start=True)
+
+    with pytest.raises(Killed):
+        fit(begun(), RECIPE, make_fabric("cpu"), kill, log=Log(tmp_path / "logs", "short"))
+    fit(begun(), RECIPE, make_fabric("cpu"), lambda *_: None, log=Log(tmp_path / "logs", "short"))
+    found = rows(tmp_path)
+    assert [int(row["step"]) for row in found if row["name"] == "loss"] == STEPS
+    assert [int(row["step"]) for row in found if row["name"] == "val_top1"] == [0, *STEPS]
+    assert {row["name"] for row in found if row["step"] == "0"} >= {"val_top1", "val_loss"}
