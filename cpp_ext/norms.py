@@ -114,14 +114,9 @@ class Slots:
                 f"Slots got {len(self.tensors)} tensors, {len(self.dims)} dims and {len(self.index)} indices: "
                 "pass one of each for a slot."
             )
-        for s, units in enumerate(self.index):
-            wild = np.flatnonzero((units < 0) | (units >= self.units))
-            if len(wild):
-                raise IndexError(
-                    f"Slots got index[{s}][{wild[0]}] = {units[wild[0]]} for {self.units} units: "
-                    f"pass indices between 0 and {self.units - 1}."
-                )
         units = np.concatenate([np.zeros(0, np.int64), *self.index])
+        if len(units) and (units.min() < 0 or units.max() >= self.units):
+            self._refuse()
         order = np.argsort(units, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(units, minlength=self.units))]).astype(np.int64)
         lengths = [len(units) for units in self.index]
@@ -131,6 +126,16 @@ class Slots:
             torch.from_numpy(order),
             torch.from_numpy(offsets),
         )
+
+    def _refuse(self) -> None:
+        """Say which index is out of bounds."""
+        for s, units in enumerate(self.index):
+            wild = np.flatnonzero((units < 0) | (units >= self.units))
+            if len(wild):
+                raise IndexError(
+                    f"Slots got index[{s}][{wild[0]}] = {units[wild[0]]} for {self.units} units: "
+                    f"pass indices between 0 and {self.units - 1}."
+                )
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """What the kernel takes, all int64.

@@ -81,7 +81,6 @@ def removal_order(
     if scope == "per_mac":
         values = scores / np.maximum(trace.unit_macs(), 1e-12)
     rises = None if curves is None else curves.rises(trace)
-    kinds = [_kind(trace, group) for group in trace.groups]
     keys, ranks, owner, unit = [], [], [], []
     for g, group in enumerate(trace.groups):
         own = values[group.units]
@@ -95,6 +94,7 @@ def removal_order(
         unit.append(group.units[ranked])
     whole = [np.concatenate(parts) for parts in (unit, owner, ranks, keys)]
     if scope == "isomorphic" and curves is None:
+        kinds = [_kind(trace, group) for group in trace.groups]
         whole[3] = _shares(whole, np.array([sorted(set(kinds)).index(kind) for kind in kinds]))
     # Equal ones lie in the order of groups and units already, if those of each group rise.
     rising = all(bool((group.units[1:] > group.units[:-1]).all()) for group in trace.groups)

@@ -260,8 +260,13 @@ SUBSTITUTES: dict[str, type[Substitute]] = {
 """Name -> class: what a plan may name."""
 
 
+_REPLACED = frozenset(own.replaces[1] for own in SUBSTITUTES.values())
+
+
 def substitute_for(module: nn.Module) -> str | None:
     """The name of the substitute for ``module``; None where there is none, or it is one already."""
+    if type(module).__name__ not in _REPLACED:
+        return None
     return next((name for name, own in SUBSTITUTES.items() if _replaces(own, module)), None)
 
 

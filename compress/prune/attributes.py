@@ -46,7 +46,16 @@ def attributes(
                 yield Attribute(path, name, int(entry), slot, factor, divisor)
 
 
+_SIZED = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.Embedding, nn.PReLU, nn.RNNBase, nn.RNNCellBase, MultiheadAttention, WindowAttention, RelativeAttention,
+)  # fmt: skip
+"""Layers that keep sizes; most modules are none of them."""
+
+
 def _follows(module: nn.Module, heads: str) -> list[Follows]:
+    if not isinstance(module, _SIZED):
+        return []
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution(module)
     if isinstance(module, nn.Linear):
@@ -133,6 +142,9 @@ def set_size(module: Any, name: str, before: int, after: int) -> None:
 
     What it lies in is replaced if it cannot be written, as a tuple cannot.
     """
+    if _plainly_kept(module, name) and type(vars(module)[name]) is int:
+        vars(module)[name] = after
+        return
     path, _, last = name.rpartition(".")
     value = size_at(module, name)
     if isinstance(value, tuple | list):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import cpp_ext
 from compress.errors import PlanError
+from compress.prune.architecture import walk
 from compress.prune.attention import SUBSTITUTES, substitute, substitute_for
 from compress.prune.attributes import set_size, size_at
 from compress.prune.planning import Plan
@@ -72,7 +73,7 @@ class Cut:
             memo[id(whole)] = stand_in(block.becomes, whole)
         # Deep-copying with the cut tensors already in the memo keeps ties and never copies a dense weight.
         small = clone(root, memo)
-        modules = dict(small.named_modules(remove_duplicate=False))
+        modules = dict(walk(small))
         for path, name in self.plan.substitutions.items():
             # One module may be reached by several paths.
             if not isinstance(modules[path], SUBSTITUTES[name]):
@@ -85,7 +86,7 @@ class Cut:
     def check_modules(self, root: nn.Module) -> None:
         """Raise PlanError unless ``root`` has what the plan removes, substitutes and patches, as it expects it."""
         check_blocks(root, self.plan)
-        modules = dict(root.named_modules(remove_duplicate=False))
+        modules = dict(walk(root))
         for path, name in self.plan.substitutions.items():
             if name not in SUBSTITUTES:
                 raise PlanError(
@@ -97,6 +98,9 @@ class Cut:
         for path, changes in self.plan.attributes.items():
             for attribute, (before, _) in changes.items():
                 module = modules.get(path)
+                # Most are one number that a layer of torch's keeps, where nothing else needs to be asked.
+                if type(value := getattr(module, attribute, None)) is int and value == before:
+                    continue
                 # What a substitute adds is there only after the substitution.
                 if path in self.plan.substitutions and not hasattr(module, attribute):
                     continue
@@ -130,10 +134,11 @@ def sliced(tensors: Sequence[tuple[Tensor, Mapping[int, Indices]]]) -> list[Tens
                 lists.setdefault(tensor.device, []).append(k)
         results.append(out)
     for device, places in lists.items():
-        pairs = [
-            [kept[d].on(device) if d in kept else None for d in (0, 1)] for _, kept in (tensors[k] for k in places)
-        ]
-        sliced = cpp_ext.multi_channel_slice([results[k] for k in places], [(rows, columns) for rows, columns in pairs])
+        # Groups share their indices: each is asked for once.
+        indices = {id(own): own for k in places for own in tensors[k][1].values()}
+        on = {key: own.on(device) for key, own in indices.items()}
+        pairs = [(on.get(id(kept.get(0))), on.get(id(kept.get(1)))) for _, kept in (tensors[k] for k in places)]
+        sliced = cpp_ext.multi_channel_slice([results[k] for k in places], pairs)
         for k, out in zip(places, sliced, strict=True):
             results[k] = out
     return [

@@ -249,10 +249,12 @@ class LabelDispatch(TorchDispatchMode):
 
     def _keep(self, tensor: Any, flow: Flow) -> None:
         if isinstance(tensor, torch.Tensor):
+            key = id(tensor)
             self.alive.append(tensor)
             self.blank = self.blank or flow.blank
-            self.flows[id(tensor)] = flow
-            self.names.pop(id(tensor), None)
+            self.flows[key] = flow
+            if key in self.names:
+                del self.names[key]
 
     def _written(self, tensor: torch.Tensor) -> None:
         """Mark what shares storage with a tensor written in place: it may no longer be zero, as a channel or whole."""
@@ -428,7 +430,8 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     are included, since they have to stay.
     """
     every = [*args, *kwargs.values()] if kwargs else args
-    found = [a for a in every if type(a) is float or (op.whole and type(a) is int)]
+    kinds = (float, int) if op.whole else (float,)
+    found = [a for a in every if type(a) in kinds]
     if op.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)

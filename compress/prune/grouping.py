@@ -120,6 +120,7 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
     count = int(unit_of.max()) + 1 if len(unit_of) else 0
     # Slots that share their labels share their units.
     distinct = {id(labels): labels for labels in observed.slots.values()}
+    distinct |= {id(labels): labels for _, factors in observed.costs for labels in factors}
     units_of = {key: unit_of[labels] for key, labels in distinct.items()}
     slots = {slot: units_of[id(labels)] for slot, labels in observed.slots.items() if slot in observed.roles}
     produced, preserving = np.zeros(count, dtype=bool), np.ones(count, dtype=bool)
@@ -139,7 +140,7 @@ def group_units(network: TracedNetwork, observed: Observations, choices: Choices
         protected_units=stay | ~produced,
         preserving=preserving,
         unknown_ops=tuple(observed.unknown),
-        costs=tuple(Cost(macs, tuple(unit_of[labels] for labels in factors)) for macs, factors in observed.costs),
+        costs=tuple(Cost(macs, tuple(units_of[id(labels)] for labels in factors)) for macs, factors in observed.costs),
         attributes=tuple(attributes(network.modules, slots, network.tied, network.heads)),
         parameters={name: tuple(tensor.shape) for name, tensor in network.tensors.items()},
         tied=network.tied,
@@ -194,10 +195,14 @@ def _protected(
         stay[group.units] = True
     reasons.append("its channels only go all together")
     protected = {}
+    # Slots that hold the same units are one array, looked at once.
+    why: dict[int, str] = {}
     for slot, units in slots.items():
-        if stay[units].any():
-            held = np.unique(reason_of[units])
-            protected[f"{slot[0]}:{slot[1]}"] = "; ".join(sorted(reasons[k] for k in held if k >= 0))
+        if id(units) not in why:
+            held = np.unique(reason_of[units]) if stay[units].any() else ()
+            why[id(units)] = "; ".join(sorted(reasons[k] for k in held if k >= 0))
+        if why[id(units)]:
+            protected[f"{slot[0]}:{slot[1]}"] = why[id(units)]
     return tuple(groups), protected, stay
 
 

@@ -5,7 +5,7 @@ That way is a third of what a pass over a small network takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -19,11 +19,13 @@ Tell = Callable[[LabelDispatch, Any, Tensor], Tensor | None]
 """Tells a pass what a layer does with its input and gives the output; None where only torch knows, or refuses."""
 
 _ATEN = torch.ops.aten
+_modes, _mode_at = torch._C._len_torch_dispatch_stack, torch._C._get_dispatch_stack_at
+_functions = torch._C._len_torch_function_stack
 
 
-def tell(net: nn.Module) -> None:
-    """Let the layers of ``net``, a copy on the meta device that nobody else uses, tell a pass what they do."""
-    for module in net.modules():
+def tell(modules: Iterable[nn.Module]) -> None:
+    """Let those that are layers of torch's, of a copy on the meta device, tell a pass what they do."""
+    for module in modules:
         leaf = LEAVES.get(type(module))
         if leaf is not None and "forward" not in vars(module):
             # Bound to the layer, so that a copy which the network makes of it is bound to itself.
@@ -34,9 +36,8 @@ def _leaf(tell_of: Tell) -> Callable[..., Any]:
     """The forward of a layer that tells the pass that runs; torch's own where there is none, or nothing to tell."""
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
-        alone = torch._C._len_torch_dispatch_stack() == 1
-        mode = torch._C._get_dispatch_stack_at(0) if alone else None
-        if not isinstance(mode, LabelDispatch) or named or torch._C._len_torch_function_stack() != mode.functions:
+        mode = _mode_at(0) if _modes() == 1 else None
+        if not isinstance(mode, LabelDispatch) or named or _functions() != mode.functions:
             out = None
         else:
             # Tensors that the pass has not seen may be of another kind, such as those of a vmap.
@@ -49,16 +50,18 @@ def _leaf(tell_of: Tell) -> Callable[..., Any]:
 
 def _told(mode: LabelDispatch, func: Any, *args: Any) -> Tensor | None:
     """The first output of an operator whose shape is known, once the pass has labelled it."""
-    op = operator(func)
-    inputs = [value for value in args if isinstance(value, Tensor)]
-    if op.shape is None or not all(t.is_meta for t in inputs):
-        return None
+    op, sources = operator(func), []
     with torch._C._DisableTorchDispatch():
-        out = op.shape(*args)
+        for value in args:
+            if isinstance(value, Tensor):
+                if not value.is_meta:
+                    return None
+                sources.append(mode.source(value))
+        out = None if op.shape is None else op.shape(*args)
         if out is None:
             return None
         outs = [out] if isinstance(out, Tensor) else list(out)
-        mode.after(op, args, {}, out, outs, tuple([mode.source(t) for t in inputs]))
+        mode.after(op, args, {}, out, outs, tuple(sources))
     return outs[0]
 
 
@@ -80,15 +83,22 @@ def _batch_norm(*dims: int) -> Tell:
     return tell_of
 
 
+def _adaptive_mean(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
+    """A mean over all pixels where one is left, as torch takes it; it restrides what is not in the plain layout."""
+    if x.dim() != 4 or layer.output_size not in (1, (1, 1)) or not x.is_contiguous():
+        return None
+    return _told(mode, _ATEN.mean.dim, x, [-1, -2], True)
+
+
 def _layer_norm(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
     shape = list(layer.normalized_shape)
     return _told(mode, _ATEN.native_layer_norm.default, x, shape, layer.weight, layer.bias, layer.eps)
 
 
 def _linear(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
-    """Four operators where there are further dimensions; torch does otherwise without a bias or on strided inputs."""
+    """Two operators more where there are further dimensions; torch does otherwise without a bias or if x is strided."""
     weight, bias = layer.weight, layer.bias
-    if bias is None or x.dim() < 3 or not (x.is_meta and weight.is_meta and bias.is_meta and x.is_contiguous()):
+    if bias is None or x.dim() < 2 or not (x.is_meta and weight.is_meta and bias.is_meta and x.is_contiguous()):
         return None
     outputs, inputs = weight.shape
     fits = x.shape[-1] == inputs and bias.shape == (outputs,) and 0 not in x.shape
@@ -96,9 +106,12 @@ def _linear(mode: LabelDispatch, layer: Any, x: Tensor) -> Tensor | None:
         return None
     # What shares storage with x or the weight is never seen by anybody else.
     shape, rows = x.shape, x.numel() // inputs
-    x = _made(mode, _ATEN.view.default, (rows, inputs), x, [rows, inputs])
+    if len(shape) > 2:
+        x = _made(mode, _ATEN.view.default, (rows, inputs), x, [rows, inputs])
     weight = _made(mode, _ATEN.t.default, (inputs, outputs), weight)
     y = _made(mode, _ATEN.addmm.default, (rows, outputs), bias, x, weight)
+    if len(shape) == 2:
+        return y
     size = [*shape[:-1], outputs]
     return _made(mode, _ATEN._unsafe_view.default, size, y, size)
 
@@ -128,6 +141,8 @@ _TOLD: dict[type[nn.Module], Tell] = {
     nn.BatchNorm3d: _batch_norm(5),
     nn.LayerNorm: _layer_norm,
     nn.Linear: _linear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: _linear,
+    nn.AdaptiveAvgPool2d: _adaptive_mean,
     nn.ReLU: _pointwise(_ATEN.relu.default, _ATEN.relu_.default),
     nn.ReLU6: _pointwise(_ATEN.hardtanh.default, _ATEN.hardtanh_.default, 0.0, 6.0),
     nn.SiLU: _pointwise(_ATEN.silu.default, _ATEN.silu_.default),

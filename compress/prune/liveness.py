@@ -27,11 +27,15 @@ def activations(calls: Sequence[OpCall], unit_of: npt.NDArray[np.int64], images:
         unit_of: unit of each label.
         images: how many of them the pass was for.
     """
+    # Flows of one channel layout share its labels, looked up once.
+    units_of: dict[int, npt.NDArray[np.int64]] = {}
+    used: set[int] = set()
     home: dict[tuple[int, int], int] = {}
     made: list[tuple[float, tuple[npt.NDArray[np.int64], ...], int]] = []
     last: list[int] = []
     for at, call in enumerate(calls):
         read = [home[source] for source in call.sources if isinstance(source, tuple) and source in home]
+        used.update(read)
         for storage in read:
             last[storage] = at
         shared = call.name in ALIASES or call.name.endswith("_")
@@ -43,12 +47,15 @@ def activations(calls: Sequence[OpCall], unit_of: npt.NDArray[np.int64], images:
             if shared:
                 # Of an input or a parameter, which are no activations.
                 continue
-            factors = [unit_of[layer.labels].reshape(-1) for layer in flow.layers]
+            factors = []
+            for layer in flow.layers:
+                if id(layer.labels) not in units_of:
+                    units_of[id(layer.labels)] = unit_of[layer.labels].reshape(-1)
+                factors.append(units_of[id(layer.labels)])
             rest = prod(shape) / prod(len(units) for units in factors)
             home[at, k] = len(made)
             made.append((rest / images, tuple(factors), at))
             last.append(at)
-    used = {home[source] for call in calls for source in call.sources if isinstance(source, tuple) and source in home}
     end = len(calls)
     return tuple(
         Activation(elements, factors, born, last[k] if k in used else end)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from compress.prune.architecture import walk
 from compress.prune.attention import SUBSTITUTES
 
 _DRAWING = frozenset((
@@ -27,7 +28,7 @@ class Listener:
         self.heard = False
         """Whether any module read its mode, or might have in a way that cannot be detected."""
         kinds: dict[type, type | None] = {}
-        for module in net.modules():
+        for module in {id(m): m for _, m in walk(net)}.values():
             kind = type(module)
             if kind not in kinds:
                 silent = kind in _DRAWING or _is_stochastic_depth(kind)

@@ -277,7 +277,7 @@ def plan_from_kept(trace: Trace, kept: Kept, *, asked: Mapping[str, Any] | None 
             path: name for path, name in trace.substitutions.items() if any(key.startswith(f"{path}.") for key in cut)
         },
         groups=tuple(
-            GroupSize(name=g.name, before=len(g.units), after=int(kept[g.units].sum()), slots=len(g.slots))
+            GroupSize(name=g.name, before=len(g.units), after=int(np.count_nonzero(kept[g.units])), slots=len(g.slots))
             for g in trace.groups
         ),
         protected=dict(trace.protected),

@@ -6,7 +6,7 @@ import copy
 import gc
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,41 +50,66 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     Modules are copied by their dictionaries; whatever is not a plain value in these is left to ``deepcopy``, which
     finds the modules and tensors that it refers to in the memo. A module that defines how it is copied is copied so.
     """
-    shells: list[tuple[nn.Module, nn.Module]] = []
-    own_way: dict[type, bool] = {}
+    return Copier(model, memo).copy(memo)
 
-    def shell(module: nn.Module) -> None:
-        if id(module) in memo:
-            return
-        kind = type(module)
-        if kind not in own_way:
-            own_way[kind] = _own_way(kind)
-        if own_way[kind]:
-            return
-        memo[id(module)] = new = object.__new__(kind)
-        shells.append((module, new))
-        for child in module._modules.values():
-            if child is not None:
-                shell(child)
 
-    shell(model)
-    for old, new in shells:
-        own = new.__dict__
-        for key, value in old.__dict__.items():
-            kind = type(value)
-            # Most entries of a module's dictionary are plain values and empty dictionaries of hooks.
-            if kind in _PLAIN:
-                own[key] = value
-            elif key == "_compiled_call_impl":
-                # Compiled code would still compute with the module that it was made from.
-                own[key] = None
-            elif kind in _HOLDERS and not value:
-                own[key] = kind()
-            elif kind is dict and key in _MEMBERS:
-                own[key] = {name: memo[id(v)] if id(v) in memo else _copied(v, memo) for name, v in value.items()}
-            else:
-                own[key] = _copied(value, memo)
-    return memo.get(id(model)) or copy.deepcopy(model, memo)
+class Copier:
+    """Copies one network again and again, which does not change meanwhile: it is looked through once.
+
+    Args:
+        model: the network.
+        known: ids of the modules that every memo will have a copy of already.
+    """
+
+    def __init__(self, model: nn.Module, known: Container[int] = ()) -> None:
+        self._model = model
+        self._shells: list[tuple[nn.Module, list[tuple[str, Any, type]]]] = []
+        seen: set[int] = set()
+        own_way: dict[type, bool] = {}
+
+        def shell(module: nn.Module) -> None:
+            kind = type(module)
+            if kind not in own_way:
+                own_way[kind] = _own_way(kind)
+            if own_way[kind]:
+                return
+            seen.add(id(module))
+            # Most entries of a module's dictionary are plain values.
+            rest = [
+                (key, value, held)
+                for key, value in vars(module).items()
+                if (held := type(value)) not in _PLAIN
+                and not (held is tuple and _PLAIN.issuperset(map(type, value)))
+            ]
+            self._shells.append((module, rest))
+            for child in module._modules.values():
+                if child is not None and id(child) not in seen and id(child) not in known:
+                    shell(child)
+
+        if id(model) not in known:
+            shell(model)
+
+    def copy(self, memo: dict[int, Any]) -> nn.Module:
+        """A copy; ``memo`` as for ``copy.deepcopy``."""
+        for old, _ in self._shells:
+            memo[id(old)] = object.__new__(type(old))
+        for old, rest in self._shells:
+            own = vars(memo[id(old)])
+            own.update(vars(old))
+            for key, value, kind in rest:
+                if kind in _HOLDERS and not value:
+                    own[key] = kind()
+                elif kind is dict and key in _MEMBERS:
+                    own[key] = {
+                        name: None if v is None else memo[id(v)] if id(v) in memo else _copied(v, memo)
+                        for name, v in value.items()
+                    }
+                elif key == "_compiled_call_impl":
+                    # Compiled code would still compute with the module that it was made from.
+                    own[key] = None
+                else:
+                    own[key] = _copied(value, memo)
+        return memo.get(id(self._model)) or copy.deepcopy(self._model, memo)
 
 
 def _own_way(kind: type) -> bool:
@@ -145,7 +170,9 @@ def stand_ins(
         if id(tensor) in memo:
             continue
         cut = kept.get(name, {})
-        if real or not tensor.dtype.is_floating_point:
+        if not real and not cut and tensor.dtype.is_floating_point:
+            memo[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+        elif real or not tensor.dtype.is_floating_point:
             value = tensor.detach()
             for d, index in cut.items():
                 value = value.index_select(d, torch.from_numpy(index).to(value.device))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError, PlanError, said_by
-from compress.prune.architecture import named_tensors, shapes_hash
+from compress.prune.architecture import named_tensors, shapes_hash, walk
 from compress.prune.dispatch import LabelDispatch, Observations, OpCall, Source
 from compress.prune.planning import Plan, RemovedBlock
 from compress.prune.probe import Forward, clone, input_stand_in, stand_ins, uncollected
@@ -108,7 +108,9 @@ def stand_in(becomes: str, like: nn.Module) -> nn.Module:
 
 def check_blocks(model: nn.Module, plan: Plan) -> None:
     """Raise PlanError unless ``model`` has the blocks that a plan removes, with nothing else of the plan inside."""
-    modules, names = dict(model.named_modules(remove_duplicate=False)), set(named_tensors(model))
+    if not plan.blocks:
+        return
+    modules, names = dict(walk(model)), set(named_tensors(model))
     for path, block in plan.blocks.items():
         if not path or path not in modules:
             raise PlanError(f"The plan removes the block '{path}', which the network does not have; make it again.")

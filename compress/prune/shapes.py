@@ -32,36 +32,38 @@ def _nothing(dtype: torch.dtype) -> Tensor:
 
 def convolution(x: Tensor, w: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
     stride, padding, dilation, transposed, _, groups = rest
-    n = w.dim() - 2
-    inner = w.shape[0] if transposed else w.shape[1] * groups
-    if (
-        transposed
-        or x.dim() != w.dim()
-        or x.shape[1] != inner
-        or w.shape[0] % groups
-        or min(len(stride), len(padding), len(dilation)) < n
-    ):
+    shape, kernel, dtype = x.shape, w.shape, x.dtype
+    n = len(kernel) - 2
+    if transposed or len(shape) != n + 2 or not len(stride) == len(padding) == len(dilation) == n:
         return None
-    if bias is not None and bias.shape[0] != w.shape[0]:
+    if shape[1] != kernel[1] * groups or kernel[0] % groups or 0 in kernel or w.dtype != dtype:
         return None
-    if w.dtype != x.dtype or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or min(w.shape) < 1:
+    if bias is not None and bias.shape[0] != kernel[0]:
         return None
-    size = [
-        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (w.shape[i + 2] - 1) - 1) // stride[i] + 1 for i in range(n)
-    ]
-    return _empty([x.shape[0], w.shape[0], *size], x) if min(size) > 0 else None
+    size = [shape[0], kernel[0]]
+    for i in range(n):
+        step, pad, apart = stride[i], padding[i], dilation[i]
+        if step < 1 or apart < 1 or pad < 0:
+            return None
+        made = (shape[i + 2] + 2 * pad - apart * (kernel[i + 2] - 1) - 1) // step + 1
+        if made < 1:
+            return None
+        size.append(made)
+    return torch.empty(size, dtype=dtype, device=META)
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, *rest: Any) -> Any:
-    trains = rest[0] is True
-    if x.dim() < 2 or (not trains and (mean is None or var is None)):
+    trains, shape, dtype = rest[0] is True, x.shape, x.dtype
+    if len(shape) < 2 or (not trains and (mean is None or var is None)):
         return None
-    c = x.shape[1]
-    if any(t is not None and (t.shape != (c,) or t.dtype != x.dtype) for t in (weight, bias, mean, var)):
-        return None
+    c = shape[1]
+    for t in (weight, bias, mean, var):
+        if t is not None and (t.shape != (c,) or t.dtype != dtype):
+            return None
+    out = torch.empty(shape, dtype=dtype, device=META)
     if trains:
-        return _empty(x.shape, x), _empty([c], x), _empty([c], x)
-    return _empty(x.shape, x), _nothing(x.dtype), _nothing(x.dtype)
+        return out, _empty([c], x), _empty([c], x)
+    return out, _nothing(dtype), _nothing(dtype)
 
 
 def layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -85,7 +87,7 @@ def unary(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
 
 
 def in_place(x: Tensor, *rest: Any, **named: Any) -> Tensor | None:
-    return x if not any(isinstance(a, Tensor) and a.shape != x.shape for a in rest) else None
+    return x if not rest or not any(isinstance(a, Tensor) and a.shape != x.shape for a in rest) else None
 
 
 def binary(x: Tensor, y: Any, *rest: Any, **named: Any) -> Tensor | None:

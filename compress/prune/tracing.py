@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError, said_by
-from compress.prune.architecture import named_tensors
+from compress.prune.architecture import named_tensors, walk
 from compress.prune.attention import substitute, substitute_for
 from compress.prune.attributes import distinct, set_size
 from compress.prune.determinism import Repeatable
@@ -21,7 +21,7 @@ from compress.prune.dispatch import LabelDispatch, Observations
 from compress.prune.grouping import Choices, Grouping, TracedNetwork, group_units
 from compress.prune.leaves import tell
 from compress.prune.modes import Listener
-from compress.prune.probe import Forward, WholeRMSNorm, clone, input_stand_in, stand_ins, uncollected
+from compress.prune.probe import Copier, Forward, WholeRMSNorm, input_stand_in, stand_ins, uncollected
 from compress.prune.recurrent import tie_hidden_units
 from compress.prune.remedies import Mender
 from compress.prune.rules import tensors
@@ -92,7 +92,8 @@ class _Tracing:
         first: dict[int, str] = {}
         owners = {name: first.setdefault(id(tensor), name) for name, tensor in self.tensors.items()}
         self.tied = {name: owner for name, owner in owners.items() if owner != name}
-        self.by_path = dict(self.model.named_modules(remove_duplicate=False))
+        self.copier = Copier(self.model)
+        self.by_path = dict(walk(self.model))
         self.modules = list(distinct(self.by_path))
         self.trains = any(module.training for _, module in self.modules)
         self.substitutions = {path: name for path, module in self.modules if (name := substitute_for(module))}
@@ -102,7 +103,7 @@ class _Tracing:
             )
         modules = self.by_path
         if self.substitutions:
-            modules = dict(self._probe({})[0].named_modules(remove_duplicate=False))
+            modules = dict(walk(self._probe({})[0]))
         self.network = TracedNetwork(modules, self.tensors, self.tied, self.substitutions, self.heads)
         self.observed = self._observed()
         grouping = self._grouping()
@@ -184,7 +185,7 @@ class _Tracing:
         copies = {} if copies is None else copies
         copies.update(memo)
         try:
-            net = clone(self.model, copies)
+            net = self.copier.copy(copies)
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
                 f"{type(self.model).__name__} cannot be copied ({said_by(error, 160)}); "
@@ -198,7 +199,7 @@ class _Tracing:
         if self.trains:
             net.eval()
         if not self.real:
-            tell(net)
+            tell(copies[id(module)] for _, module in self.modules if id(module) in copies)
         return net, {name: memo[id(tensor)] for name, tensor in self.tensors.items()}
 
     def _run(self, net: nn.Module, dispatch: LabelDispatch, training: bool, variant: Variant | None = None) -> Any:
@@ -257,7 +258,7 @@ class _Tracing:
         for path, module in self.modules:
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
                 tie_hidden_units(dispatch, path, module)
-        paths = {id(module): path for path, module in net.named_modules()}
+        paths = {id(module): path for path, module in reversed(walk(net))}
         for reason, (where, line) in dispatch.observed.where.items():
             self.where[reason] = ", ".join(part for part in (paths.get(id(where), ""), line) if part)
         return dispatch.observed
@@ -378,7 +379,7 @@ class _Tracing:
                 cut.setdefault(name, {})[dim] = stays[id(units)]
         copies: dict[int, Any] = {}
         net, state = self._probe(cut, copies)
-        sizes = found.kept_sizes(kept)
+        sizes = {slot: len(stays[id(units)]) for slot, units in found.slots.items()}
         for a in found.attributes:
             after = a.after(kept, sizes)
             if after != a.value:

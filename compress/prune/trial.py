@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from compress.errors import said_by
+from compress.prune.architecture import walk
 from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
@@ -108,7 +109,7 @@ class TrialDispatch(LabelDispatch):
         self.foreign: npt.NDArray[np.bool_] | None = None
         self.expected: list[OpCall] = []
         self.at = 0
-        self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, list[int]] | None] = {}
+        self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, tuple[int, ...]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
         self.along: dict[int, int] = {}
         self.told = False
@@ -183,7 +184,7 @@ class TrialDispatch(LabelDispatch):
         # With the expected inputs, only an operator that moves by positions which the code names can go wrong.
         moved = self.label(op, args, kwargs, out, outs) if op.name in MOVES else None
         for k, (tensor, flow) in enumerate(zip(outs, call.flows, strict=True)):
-            if flow.origin.startswith("output of"):
+            if flow.origin and flow.origin.startswith("output of"):
                 # Nothing is known of it, before the cut or after it.
                 self._keep(tensor, flow)
                 continue
@@ -208,29 +209,36 @@ class TrialDispatch(LabelDispatch):
         if self.at < len(self.expected):
             self._blame((), reason, self.expected[self.at], (), module)
 
-    def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: list[int]) -> bool:
+    def _agrees(self, tensor: torch.Tensor, moved: Flow | None, whole: Flow, left: Flow, size: tuple[int, ...]) -> bool:
         """Whether a tensor has the sizes of the whole network's after the cut, and, if it was moved, the channels."""
         if whole.uniform and not whole.layers:
             return True
-        if list(tensor.shape) != size:
+        if tensor.shape != size:
             # One value that was expanded takes any size; what it meets is judged separately.
             real = zip(tensor.shape, tensor.stride(), strict=True)
             if tensor.dim() != len(size) or any(n != m and step for (n, step), m in zip(real, size, strict=True)):
                 return False
         if moved is None:
             return True
+        if len(moved.layers) == len(left.layers) == 1 and moved.layers[0].dims == left.layers[0].dims:
+            return self._equal(moved.layers[0].labels, left.layers[0].labels)
         own, expected = _by_dims(moved.layers), _by_dims(left.layers)
         if own.keys() != expected.keys():
             # If one channel is left, one side may know already that its labels no longer change.
             own, expected = self._as_units(own.values()), self._as_units(expected.values())
         if own.keys() != expected.keys():
             return False
-        return all(own[dims] is labels or self._equal(own[dims], labels) for dims, labels in expected.items())
+        return all(self._equal(own[dims], labels) for dims, labels in expected.items())
 
     def _equal(self, own: Labels, expected: Labels) -> bool:
+        if own is expected:
+            return True
         if own.shape != expected.shape:
             return False
-        other = (own != expected) & (own != LAST)
+        other = own != expected
+        if not other.any():
+            return True
+        other &= own != LAST
         if not other.any():
             return True
         if self.foreign is None:
@@ -239,7 +247,7 @@ class TrialDispatch(LabelDispatch):
                 self.foreign[labels] = True
         return bool((own[other] < 0).all() and self.foreign[expected[other]].all())
 
-    def _left(self, call: OpCall, k: int) -> tuple[Flow, list[int]] | None:
+    def _left(self, call: OpCall, k: int) -> tuple[Flow, tuple[int, ...]] | None:
         """What is left of a call's k-th output, flow and size; None if it is no longer a rectangle."""
         # An activation or a norm passes its flow on.
         key = (id(call.flows[k]), call.shapes[k])
@@ -247,15 +255,14 @@ class TrialDispatch(LabelDispatch):
             self.lefts[key] = self._flow_left(call.flows[k], list(call.shapes[k]))
         return self.lefts[key]
 
-    def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, list[int]] | None:
+    def _flow_left(self, flow: Flow, size: list[int]) -> tuple[Flow, tuple[int, ...]] | None:
         layers = []
-        several = len({layer.dims for layer in flow.layers}) < len(flow.layers)
+        several = len(flow.layers) > 1 and len({layer.dims for layer in flow.layers}) < len(flow.layers)
         together: dict[tuple[int, ...], npt.NDArray[np.bool_]] = {}
-        for layer in flow.layers:
-            if several:
-                # An element stays where all the channels stay that lie along the same dimensions.
-                kept = self.stays[layer.labels]
-                together[layer.dims] = together[layer.dims] & kept if layer.dims in together else kept
+        for layer in flow.layers if several else ():
+            # An element stays where all the channels stay that lie along the same dimensions.
+            kept = self.stays[layer.labels]
+            together[layer.dims] = together[layer.dims] & kept if layer.dims in together else kept
         for layer in flow.layers:
             labels, cut = _rectangle(layer.labels, together[layer.dims]) if several else self._cut_labels(layer.labels)
             if labels is None:
@@ -264,7 +271,7 @@ class TrialDispatch(LabelDispatch):
                 size[d] = cut[d]
             if labels.size > 1:
                 layers.append(Layer(labels, layer.zero))
-        return Flow(tuple(layers), flow.origin, flow.uniform), size
+        return Flow(tuple(layers), flow.origin, flow.uniform), tuple(size)
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
         layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
@@ -366,7 +373,7 @@ class TrialDispatch(LabelDispatch):
 
     def _path(self, module: torch.nn.Module | None) -> str:
         if self.paths is None:
-            self.paths = {id(module): path for path, module in self.model.named_modules()}
+            self.paths = {id(module): path for path, module in reversed(walk(self.model))}
         return self.paths.get(id(module), "")
 
     # Outputs are compared call by call; what the rules say of the whole network still holds ----------------

@@ -166,10 +166,14 @@ class Trace:
     def macs(self, kept: npt.NDArray[np.bool_]) -> float:
         """Multiply-accumulates of one forward pass when only the units in ``kept`` stay."""
         total = 0.0
+        # What one operator makes the next one reads: one array, counted once.
+        stays: dict[int, int] = {}
         for cost in self.costs:
             macs = cost.coefficient
             for units in cost.factors:
-                macs *= np.count_nonzero(kept[units] if units.ndim == 1 else kept[units].all(axis=0))
+                if id(units) not in stays:
+                    stays[id(units)] = int(np.count_nonzero(kept[units] if units.ndim == 1 else kept[units].all(axis=0)))
+                macs *= stays[id(units)]
             total += macs
         return total
 

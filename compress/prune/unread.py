@@ -40,8 +40,9 @@ def variants(modules: Sequence[nn.Module]) -> list[Variant]:
         own = getattr(kind, "forward", None)
         if kind.__module__.startswith("torch.") or own is None or not inspect.isfunction(own):
             continue
-        for name in dir(kind):
-            method = getattr(kind, name) if name.startswith("forward_") else None
+        names = {name for base in kind.__mro__ for name in vars(base) if name.startswith("forward_")}
+        for name in sorted(names):
+            method = getattr(kind, name)
             if not inspect.isfunction(method) or _arguments(method) != _arguments(own):
                 continue
             numbers = {n.partition(".")[0] for m in modules if type(m) is kind for n, _ in kept_numbers(m)}
@@ -72,30 +73,39 @@ def unread(
     # Slots that hold the same units are one array, looked at once.
     arrays = {id(units): units for units in trace.slots.values()}
     loses = {key for key, units in arrays.items() if free[units].any()}
-    # The slots of each module, and of all that it lies in.
-    inside: dict[str, list[tuple[Slot, Labels]]] = {}
+    numbers = {
+        path: own
+        for path, module in distinct(modules)
+        if not type(module).__module__.startswith("torch.nn")
+        and (own := [n for n in kept_numbers(module) if (path, n[0]) not in known and _WIDTHS.search(n[0])])
+    }
+    # The slots within each module that keeps such numbers.
+    inside: dict[str, list[tuple[Slot, Labels]]] = {path: [] for path in numbers}
+    holders: dict[str, list[str]] = {}
     for slot, labels in slots.items():
         if id(trace.slots.get(slot)) in loses:
-            path = slot[0]
-            while path:
-                path = path.rpartition(".")[0]
-                inside.setdefault(path, []).append((slot, labels))
+            layer = slot[0].rpartition(".")[0]
+            if layer not in holders:
+                holders[layer] = [path for path in _above(layer) if path in inside]
+            for path in holders[layer]:
+                inside[path].append((slot, labels))
     rows = _Rows(grouping.unit_of)
-    for path, module in distinct(modules):
-        if type(module).__module__.startswith("torch.nn"):
-            continue
-        numbers = [
-            (name, value)
-            for name, value in kept_numbers(module)
-            if (path, name) not in known and _WIDTHS.search(name.rpartition(".")[2] if "." not in name else name)
-        ]
-        for name, value in numbers:
-            choices = list(_choices(modules, name, value, inside.get(path, []), rows))
+    for path, own in numbers.items():
+        for name, value in own:
+            choices = list(_choices(modules, name, value, inside[path], rows))
             if len(choices) == 1:
                 sure.append(Patch(path, name, value, choices[0][:, None]))
             elif choices:
                 rest.append((path, name, value))
     return sure, rest
+
+
+def _above(path: str) -> Iterator[str]:
+    """A module's path and those of all that it lies in, up to the network's own."""
+    yield path
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 class _Rows:

@@ -28,6 +28,8 @@ class Every(nn.Module):
         self.plain = nn.BatchNorm2d(8, momentum=None)
         self.gate, self.row = nn.Hardsigmoid(inplace=True), nn.Conv1d(8, 8, 3, padding=1)
         self.rows = nn.BatchNorm1d(8)
+        self.pool, self.pools = nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((2, 2))
+        self.out = nn.modules.linear.NonDynamicallyQuantizableLinear(8, 8)
         self.norm, self.wide, self.bare_wide = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,11 +37,11 @@ class Every(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         x = self.plain(self.bare(self.mirrored(self.depthwise(x))))
-        x = x * self.gate(x.mean((2, 3), keepdim=True))
+        x = x * self.gate(x.mean((2, 3), keepdim=True)) + self.pool(x) + self.pool(x.mT) + self.pools(x).mean()
         x = self.rows(self.row(x.flatten(2)))
         tokens = self.norm(x.mT.contiguous())
         tokens = self.bare_wide(tokens) + self.wide(tokens) + self.wide(x.mT) + self.wide(tokens[:, None])[:, 0]
-        return self.head(tokens.mean(1))
+        return self.head(self.out(tokens).mean(1))
 
 
 class Negated(TorchFunctionMode):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.prune.architecture import named_parameters
 from compress.prune.calibration import CalibrationBatch, Copy, Forward, Loss, batches, default_loss, finite, run
 from compress.prune.units import Trace
 
@@ -41,7 +42,7 @@ class Given:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        return dict(self.model.named_parameters(remove_duplicate=False))
+        return named_parameters(self.model)
 
     def copy(self) -> Copy:
         return Copy.of(self.trace, self.model)
