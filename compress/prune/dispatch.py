@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.prune.attributes import kept_numbers
+from compress.prune.frames import running
 from compress.prune.labels import Flow, Labels, Layer, Slot
 from compress.prune.meta import Made, disjoint, makes_fresh, remembered
 from compress.prune.rules import POINTWISE, READERS, RULES, Call, Role, Rule, tensors
@@ -37,8 +34,6 @@ PAD = "aten.constant_pad_nd"
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
-
-_OURS = str(Path(__file__).parent)
 
 VIEWS = {"aten._unsafe_view": "aten.view", "aten.reshape": "aten.view", "aten._reshape_alias": "aten.view"}
 """The names of one reshape, which depend on the memory layout."""
@@ -435,17 +430,3 @@ def numbers(op: Operator, args: Any, kwargs: Any) -> tuple[float, ...]:
     if op.name == "aten.native_group_norm" and args[6] > 1:
         found.append(args[4] // args[6])
     return tuple(found)
-
-
-def running() -> tuple[nn.Module | None, str]:
-    """The innermost module whose method is running, and the innermost line outside of torch, as ``file.py:12``."""
-    frame: FrameType | None = sys._getframe(1)
-    found, line = None, ""
-    while frame is not None and (found is None or not line):
-        own, file = frame.f_locals.get("self"), frame.f_code.co_filename
-        if found is None and isinstance(own, nn.Module):
-            found = own
-        if not line and f"{os.sep}torch{os.sep}" not in file and not file.startswith(_OURS):
-            line = f"{Path(file).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return found, line

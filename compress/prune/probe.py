@@ -78,8 +78,7 @@ class Copier:
             rest = [
                 (key, value, held)
                 for key, value in vars(module).items()
-                if (held := type(value)) not in _PLAIN
-                and not (held is tuple and _PLAIN.issuperset(map(type, value)))
+                if (held := type(value)) not in _PLAIN and not (held is tuple and _PLAIN.issuperset(map(type, value)))
             ]
             self._shells.append((module, rest))
             for child in module._modules.values():

@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from compress.errors import said_by
 from compress.prune.architecture import walk
-from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers, running
+from compress.prune.dispatch import COPIES, LabelDispatch, Observations, OpCall, Operator, Source, numbers
+from compress.prune.frames import running
 from compress.prune.grouping import Grouping
 from compress.prune.labels import Flow, Labels, Layer, Slot, shrink
 from compress.prune.rules import MOVES, Call, Role, tensors
 from compress.prune.sizes import Want, axes, wanted, whole_numbers
-from compress.prune.units import Group, Trace
 
 REACH = 100
 """Calls before one that fails among which the size that it follows is looked for."""
@@ -399,41 +399,6 @@ class TrialDispatch(LabelDispatch):
     def unknown(self, call: Call, reason: str = "") -> Flow:
         reason = f"{reason} in {call.name}" if reason else f"unknown operator {call.name}"
         return Flow((), reason)
-
-
-LARGE = 5
-"""The smallest group about which one trial cut tells everything."""
-
-
-def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[np.bool_]]:
-    """What stays in each trial: two trials, or more if the code picks channels by position.
-
-    The first two channels go, the last one, and a share of the first half: halves, thirds and quarters lose different
-    numbers, what is counted from the front, from the back or in strides becomes another channel, and groups that follow
-    each other lose other shares. A small group loses its last channel. In the second trial each group loses a number
-    from the front that those before it and those of its size do not. Trials for picks remove the first or last channel
-    alone.
-    """
-    rng = np.random.default_rng(len(groups))
-    kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
-    alike: dict[int, int] = {}
-    for k, group in enumerate(groups):
-        n = len(group.units)
-        turn = alike[n] = alike.get(n, -1) + 1
-        front[group.units[0]] = False
-        back[group.units[-1]] = False
-        mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
-        if n >= LARGE:
-            more = rng.permutation(np.arange(2, n // 2))
-            kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False
-            kept[group.units[[0, 1, -1]]] = False
-        else:
-            kept[group.units[-1]] = False
-    return [kept, mixed, *([front, back] if picks else [])]
-
-
-_SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)
-"""Of the channels of the first half, what one group after another loses in a trial."""
 
 
 def _rectangle(labels: Labels, kept: npt.NDArray[np.bool_]) -> tuple[Labels | None, tuple[int, ...]]:

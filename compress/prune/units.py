@@ -172,7 +172,8 @@ class Trace:
             macs = cost.coefficient
             for units in cost.factors:
                 if id(units) not in stays:
-                    stays[id(units)] = int(np.count_nonzero(kept[units] if units.ndim == 1 else kept[units].all(axis=0)))
+                    own = kept[units] if units.ndim == 1 else kept[units].all(axis=0)
+                    stays[id(units)] = int(np.count_nonzero(own))
                 macs *= stays[id(units)]
             total += macs
         return total

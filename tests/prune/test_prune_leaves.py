@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress import prune
-from compress.prune import leaves, tracing
+from compress.prune import leaves, passes
 
 
 class Every(nn.Module):
@@ -73,13 +73,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, model: nn.Module, told: bool) -> list
     """What the passes of a trace record of each call."""
     found: list[Any] = []
 
-    def observed(tracer: Any, old: Any = tracing._Tracing._observed) -> Any:
+    def observed(tracer: Any, old: Any = passes.Passes.observe) -> Any:
         seen = old(tracer)
         found.extend((c.name, c.sources, c.shapes, c.numbers, c.bounds) for calls in seen.passes for c in calls)
         return seen
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracing._Tracing, "_observed", observed)
+        patch.setattr(passes.Passes, "observe", observed)
         if not told:
             patch.setattr(leaves, "LEAVES", {})
         prune.trace(model.eval(), torch.randn(2, 3, 8, 8))
@@ -105,3 +105,20 @@ def test_layers_tell_a_pass_without_torch(monkeypatch: pytest.MonkeyPatch) -> No
     # One pass and two trials.
     assert asked.count("aten.convolution.default") == 6
     assert asked.count("aten.native_batch_norm.default") == asked.count("aten.relu.default") == 3
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear])
+def test_pooling_to_a_pixel_and_linear_layers_need_no_torch(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Linear]
+) -> None:
+    seen: list[str] = []
+
+    def dispatched(mode: Any, func: Any, *args: Any, old: Any = passes.LabelDispatch.__torch_dispatch__) -> Any:
+        seen.append(str(func))
+        return old(mode, func, *args)
+
+    monkeypatch.setattr(passes.LabelDispatch, "__torch_dispatch__", dispatched)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), kind(8, 6), nn.ReLU(), kind(6, 2))
+    trace = prune.trace(net.eval(), torch.randn(1, 3, 8, 8))
+    assert sum(len(group.units) for group in trace.groups) == 14
+    assert set(seen) == {"aten.view.default"}

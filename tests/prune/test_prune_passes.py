@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import prune
-from compress.prune import tracing
+from compress.prune import blaming
 
 
 class Talking(nn.Module):
@@ -60,13 +60,13 @@ class Noted(nn.Module):
 @pytest.fixture
 def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
-    plain = tracing._Tracing._tried
+    plain = blaming.Trials.tried
 
-    def counted(self: tracing._Tracing, grouping: tracing.Grouping, kept: object, hasty: bool = False) -> object:
+    def counted(self: blaming.Trials, grouping: blaming.Grouping, kept: object, hasty: bool = False) -> object:
         made.append(len(grouping.trace.groups))
         return plain(self, grouping, kept, hasty)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tracing._Tracing, "_tried", counted)
+    monkeypatch.setattr(blaming.Trials, "tried", counted)
     return made
 
 
