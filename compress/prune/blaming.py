@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,13 @@ import numpy.typing as npt
 
 from compress.errors import said_by
 from compress.prune.attributes import set_size
+from compress.prune.culprits import Culprits
 from compress.prune.dispatch import Observations
 from compress.prune.frames import failing
 from compress.prune.grouping import Grouping
 from compress.prune.passes import Passes
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
-from compress.prune.units import Group, Trace
+from compress.prune.units import Attribute, Group, Trace
 
 TRIALS = 120
 """The number of cuts that a trace may try to find what a size follows."""
@@ -55,6 +57,10 @@ class Trials:
     left: int = TRIALS
     _verdicts: dict[int, tuple[Grouping, Verdict]] = field(default_factory=dict)
     _stops: bool = True
+    _passed: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._culprits = Culprits(self._blamed, lambda: self.left <= 0)
 
     def forget(self, grouping: Grouping) -> None:
         """Drop what was found of a grouping."""
@@ -77,7 +83,7 @@ class Trials:
             return [Blame(units, "fixed size: too many fixed sizes to tell them apart", -1, "")]
         self.left -= 1
         blames = self._failure(grouping, groups)
-        return [] if blames is None else self._free(grouping, groups, blames)
+        return [] if blames is None else self._culprits.of(grouping, groups, blames)
 
     def passes(self, grouping: Grouping) -> bool:
         """Whether all groups can be cut; nobody is sought where they cannot."""
@@ -111,17 +117,19 @@ class Trials:
         cut: dict[str, dict[int, Any]] = {}
         # Slots that hold the same units are one array, looked at once.
         stays = {key: np.flatnonzero(kept[units]) for key, units in {id(u): u for u in found.slots.values()}.items()}
+        sizes = {slot: len(stays[id(units)]) for slot, units in found.slots.items()}
+        patched = [(a, after) for a in found.attributes if (after := a.after(kept, sizes)) != a.value]
+        same = _digest(grouping, kept, patched)
+        if same in self._passed:
+            return True, []
         for (name, dim), units in found.slots.items():
             if len(stays[id(units)]) < len(units):
                 cut.setdefault(name, {})[dim] = stays[id(units)]
         copies: dict[int, Any] = {}
         net, state = self.network.probe(cut, copies)
-        sizes = {slot: len(stays[id(units)]) for slot, units in found.slots.items()}
-        for a in found.attributes:
-            after = a.after(kept, sizes)
-            if after != a.value:
-                module = copies.get(id(self.network.by_path[a.module]))
-                set_size(net.get_submodule(a.module) if module is None else module, a.name, a.value, after)
+        for a, after in patched:
+            module = copies.get(id(self.network.by_path[a.module]))
+            set_size(net.get_submodule(a.module) if module is None else module, a.name, a.value, after)
         trial = TrialDispatch(state, self.observed, grouping, kept, self.network.heads, net, hasty=hasty)
         free = ~found.protected_units
         try:
@@ -146,34 +154,18 @@ class Trials:
             if not any(free[b.units].any() for b in trial.blames):
                 trial.missing(reason, failing(net, error))
         else:
+            if not trial.blames:
+                self._passed.add(same)
             return not trial.blames, trial.blames
         return False, trial.blames or [Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")]
 
-    def _free(self, grouping: Grouping, groups: list[Group], blames: list[Blame]) -> list[Blame]:
-        """Those blames that hold something free; where none does, what is found to fail alone."""
-        free = ~grouping.trace.protected_units
-        found = [b for b in blames if free[b.units].any()]
-        return found or self._suspected(grouping, groups, blames) or self._culprits(grouping, groups, blames[-1])
 
-    def _suspected(self, grouping: Grouping, groups: list[Group], blames: list[Blame]) -> list[Blame]:
-        """What goes wrong when only those groups are cut whose sizes the failing calls were given."""
-        units = [np.empty(0, np.int64), *(units for blame in blames for units in blame.suspects)]
-        suspected = grouping.touching(np.concatenate(units))
-        suspects = [g for g in groups if suspected[g.units].any()]
-        return self._blamed(grouping, suspects) if 0 < len(suspects) < len(groups) and self.left > 0 else []
-
-    def _culprits(self, grouping: Grouping, groups: list[Group], blame: Blame) -> list[Blame]:
-        """The groups that make a cut fail, found by bisection where no operator tells."""
-        if self.left <= 0 and blame.module:
-            # No cuts are left to tell by: what lies in the module stays.
-            inside = [g for g in groups if any(name.startswith(f"{blame.module}.") for name, _ in g.slots)]
-            groups = inside or groups
-        if len(groups) == 1 or self.left <= 0:
-            return [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
-        half = len(groups) // 2
-        found = self._blamed(grouping, groups[:half]) + self._blamed(grouping, groups[half:])
-        # Halves that pass alone and fail together depend on each other: all groups stay.
-        return found or [Blame(g.units, blame.reason, blame.call, blame.module) for g in groups]
+def _digest(grouping: Grouping, kept: npt.NDArray[np.bool_], patched: list[tuple[Attribute, int]]) -> bytes:
+    """The same for cuts of the same channels into the same units, with the same sizes patched."""
+    digest = hashlib.blake2b(grouping.unit_of.tobytes(), digest_size=16)
+    digest.update(kept.tobytes())
+    digest.update(repr([(a.module, a.name, after) for a, after in patched]).encode())
+    return digest.digest()
 
 
 LARGE = 5

@@ -88,6 +88,9 @@ def shared_out(open_: list[tuple[int, list[Remedy]]]) -> list[Patch]:
     return found
 
 
+VAIN = 3
+"""Rounds after which remedies are no longer piled up if the first call that fails says the same after each."""
+
 ROUNDS = 6
 """Rounds in which remedies are piled up, in the hope that all of them together help."""
 
@@ -164,6 +167,7 @@ class Mender:
         remedies: list[Remedy] = []
         keys = {patch.key for patch in known[0]}
         rounds, reached = ROUNDS, min(b.call for b in blames)
+        said: list[tuple[int, str]] = []
         while rounds > 0:
             rounds -= 1
             helped = [(b, found) for b in blames if (found := turns(self.modules, grouping, b, set()))]
@@ -185,6 +189,10 @@ class Mender:
             # Where a pass ends at the first thing that fails, one is found in each round.
             rounds += min(b.call for b in blames) > reached
             reached = max(reached, min(b.call for b in blames))
+            said.append(min((b.call, b.reason) for b in blames))
+            if said[-VAIN:] == said[-1:] * VAIN:
+                # What is piled up for later calls does not reach the first one, and so not all can pass.
+                break
         self._take(known, [])
         return None
 

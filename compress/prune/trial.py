@@ -1,9 +1,9 @@
-"""Trial cuts: cut the network in a few uneven ways and follow it again, to find the sizes that its code fixes."""
+"""Trial cuts: follow a cut network, to find the sizes that its code fixes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -47,6 +47,7 @@ class Blame:
         ties: sizes that it was given, each with what that follows instead.
         line: the line of code, as ``file.py:12``.
         suspects: units of other channels whose size it may have been given, where no blame before has free ones.
+        close: where it has no free units itself, those free ones of the call before it that were cut last.
     """
 
     units: npt.NDArray[np.int64]
@@ -57,6 +58,7 @@ class Blame:
     ties: tuple[tuple[Labels, Labels], ...] = ()
     line: str = ""
     suspects: tuple[npt.NDArray[np.int64], ...] = ()
+    close: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Reshapes(TorchFunctionMode):
@@ -112,6 +114,7 @@ class TrialDispatch(LabelDispatch):
         self.lefts: dict[tuple[int, tuple[int, ...]], tuple[Flow, tuple[int, ...]] | None] = {}
         self.cuts: dict[int, tuple[Labels | None, tuple[int, ...]]] = {}
         self.along: dict[int, int] = {}
+        self.closest: dict[int, npt.NDArray[np.int64]] = {}
         self.told = False
 
     def begin(self, calls: list[OpCall]) -> None:
@@ -195,6 +198,9 @@ class TrialDispatch(LabelDispatch):
             self._keep(tensor, flow if left is None else left[0])
         if wrong:
             self._blame((args, outs), wrong, call, args)
+        if self.blank and moved is None and op.name.endswith("_"):
+            # What shares the memory is no longer zero all over.
+            self._written(outs[0])
         self.set_sources(outs, self.at)
         self.at += 1
 
@@ -271,7 +277,7 @@ class TrialDispatch(LabelDispatch):
                 size[d] = cut[d]
             if labels.size > 1:
                 layers.append(Layer(labels, layer.zero))
-        return Flow(tuple(layers), flow.origin, flow.uniform), tuple(size)
+        return Flow(tuple(layers), flow.origin, flow.uniform, flow.blank), tuple(size)
 
     def _as_units(self, every: Iterable[Labels]) -> dict[tuple[tuple[int, ...], int], Labels]:
         layers = [Layer(shrink(np.where(labels < 0, labels, self.grouping.unit_of[labels]))) for labels in every]
@@ -313,7 +319,22 @@ class TrialDispatch(LabelDispatch):
         # Others are suspected only where nothing free is blamed.
         asked = call.name in SIZED and not self.told
         suspects = tuple(self._suspects(call, whole_numbers(args))) if asked else ()
-        self.blames.append(Blame(np.flatnonzero(mine), reason, self.at, path, wants, ties, line, suspects))
+        close = np.empty(0, np.int64) if self.told else self._close()
+        self.blames.append(Blame(np.flatnonzero(mine), reason, self.at, path, wants, ties, line, suspects, close))
+
+    def _close(self) -> npt.NDArray[np.int64]:
+        """Free units, some of them cut, of the closest call before the present one that has any."""
+        free = ~self.grouping.trace.protected_units
+        for before in reversed(self.expected[max(self.at - REACH, 0) : self.at]):
+            for flow in before.flows:
+                for layer in flow.layers:
+                    if id(layer.labels) not in self.closest:
+                        units = np.unique(self.grouping.unit_of[layer.labels])
+                        cut = not self.stays[layer.labels].all()
+                        self.closest[id(layer.labels)] = units[free[units]] if cut else units[:0]
+                    if len(self.closest[id(layer.labels)]):
+                        return self.closest[id(layer.labels)]
+        return np.empty(0, np.int64)
 
     def _suspects(self, call: OpCall, given: set[int]) -> Iterator[npt.NDArray[np.int64]]:
         """Free units along an axis met before, of a size of what the call should have made, and of one it was given."""
