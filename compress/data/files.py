@@ -143,7 +143,8 @@ class Unreadable:
         self.names.append(self._shown(name))
         if len(self.names) > self.limit:
             raise DataError(
-                f"{len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; the last one: {error}"
+                f"At least {len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; "
+                f"the last one: {error}"
             ) from None
 
     def check_frames(self, path: Path, image: Image.Image) -> None:

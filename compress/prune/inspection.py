@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 from compress.prune import residual, tracing, units
 from compress.prune.probe import Forward
-from compress.prune.residual import Block
+from compress.prune.residual import Blocks
 from compress.prune.units import Group, Trace
 
 
@@ -147,10 +148,7 @@ def inspect_model(
     Raises:
         ModelError: the forward pass fails, or a pattern matches no parameter.
     """
-    names = [n for n, _ in model.named_parameters()]
-    for pattern in protect:
-        if not any(fnmatchcase(n, pattern) for n in names):
-            raise ModelError(f"--protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
+    names = _matched([n for n, _ in model.named_parameters()], protect)
     start = time.perf_counter()
     try:
         trace = tracing.trace(model, example, forward=forward)
@@ -163,7 +161,6 @@ def inspect_model(
     least = np.concatenate([g.units[1:] for g in trace.groups]) if trace.groups else free
     macs, parameters = costs.shares(least)
     modules = dict(model.named_modules())
-    whole = residual.blocks(model, example, forward=forward) if blocks else None
     return Inspection(
         model=name or type(model).__name__,
         type=type(model).__name__,
@@ -186,13 +183,23 @@ def inspect_model(
         ),
         unknown_ops=trace.unknown_ops,
         unfollowed=tuple(f"{module}.{name} = {value}".lstrip(".") for module, name, value in trace.unfollowed),
-        blocks=None if whole is None else tuple(_block(block, whole.macs) for block in whole.blocks),
-        blocks_that_stay={} if whole is None else dict(whole.stays),
+        **(_blocks(residual.blocks(model, example, forward=forward)) if blocks else {}),
     )
 
 
-def _block(block: Block, macs: float) -> BlockView:
-    return BlockView(name=block.name, macs_share=block.macs / macs if macs else 0.0, becomes=block.becomes)
+def _matched(names: list[str], protect: Sequence[str]) -> list[str]:
+    """The names of all parameters; raises ModelError where a pattern matches none."""
+    for pattern in protect:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise ModelError(f"--protect: '{pattern}' matches no parameter (the first one is '{names[0]}').")
+    return names
+
+
+def _blocks(found: Blocks) -> dict[str, Any]:
+    """What an inspection says of residual blocks."""
+    macs = found.macs or 1.0
+    shown = tuple(BlockView(name=b.name, macs_share=b.macs / macs, becomes=b.becomes) for b in found.blocks)
+    return {"blocks": shown, "blocks_that_stay": dict(found.stays)}
 
 
 class _Costs:

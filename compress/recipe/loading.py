@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     try:
         recipe = Recipe.model_validate(_expanded(raw, path))
     except ValidationError as error:
-        raise RecipeError(_sentence(path, error)) from None
+        raise RecipeError(_sentence(path, overrides, error)) from None
     for key, function in recipe.functions().items():
         check_trusted(function, trusted, f"in {path}, {key}", RecipeError)
     return recipe
@@ -109,16 +110,19 @@ def _expanded(value: Any, path: Path) -> Any:
     return re.sub(r"\$\{(\w+)\}", look_up, value)
 
 
-def _sentence(path: Path, error: ValidationError) -> str:
-    """Say the first fault in one sentence: file, key, value, way out."""
+def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> str:
+    """Say the first fault in one sentence: file or override, key, value, way out."""
     fault = error.errors()[0]
     unknown = fault["type"] == "extra_forbidden"
     keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
     where = _short(".".join(keys)) or "the recipe"
+    source = next((f"--set {one}" for one in overrides if _made_by(where, one.partition("=")[0], unknown)), str(path))
     if unknown:
-        return f"{path}: the key '{where}' is unknown; remove it or see docs/recipes.md for the keys there are."
+        near = get_close_matches(keys[-1], _names(), 1)
+        way_out = f"did you mean '{near[0]}'? See" if near else "remove it or see"
+        return f"{source}: the key '{where}' is unknown; {way_out} docs/recipes.md for the keys there are."
     if fault["type"] == "missing":
-        return f"{path}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
+        return f"{source}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
     said = message(fault)
     said = said[0].lower() + said[1:]
     given = fault.get("input")
@@ -126,7 +130,18 @@ def _sentence(path: Path, error: ValidationError) -> str:
         shown = "" if isinstance(given, dict) else f" (given: {_short(repr(given))})"
     except ValueError:  # Python writes no number of thousands of digits
         shown = ""
-    return f"{path}: {where}: {said}{shown}; change it (docs/recipes.md says what it may hold)."
+    return f"{source}: {where}: {said}{shown}; change it (docs/recipes.md says what it may hold)."
+
+
+def _made_by(where: str, key: str, unknown: bool) -> bool:
+    """Tell whether a faulty key is an override's or lies in its value; an unknown one also if made on the way."""
+    return f"{where}.".startswith(f"{key}.") or (unknown and key.startswith(f"{where}."))
+
+
+def _names() -> list[str]:
+    """Return the names of all keys that a recipe may have, at any depth."""
+    schema = Recipe.model_json_schema()
+    return sorted({name for part in (schema, *schema["$defs"].values()) for name in part.get("properties", {})})
 
 
 def _short(text: str) -> str:

@@ -59,7 +59,7 @@ def going_on(recipe: Recipe, out: Path, resume: bool) -> bool:
     if keys and (first_touched(was, recipe) == 0 or (recipe.deploy is None and was.deploy is not None)):
         raise RecipeError(
             f"The folder {out} holds a run of another recipe, from which nothing could be kept ({_few(keys)} differs); "
-            "choose another --out, or undo the change."
+            "choose another --out, undo the change, or remove the folder to start again."
         )
     return True
 

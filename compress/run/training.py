@@ -31,6 +31,7 @@ class DistillJob:
         student: the cut network, trained in place.
         plan: teacher to student.
         seed: of everything drawn.
+        from_start: whether the student may end with the weights that it begins with.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DistillJob:
     student: nn.Module
     plan: Plan
     seed: int
+    from_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distil
         job.seed,
         setup.loss,
         setup.helpers,
-        from_start=True,
+        from_start=job.from_start,
         answers=said,
     )
     budget = None if recipe.training_flops is None else recipe.training_flops - before

@@ -254,6 +254,28 @@ def test_set_makes_the_groups_it_needs(tmp_path):
         ("a..b=3", "a"),
     ],
 )
+def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
+    for override, said in (
+        ("transfer.epoch=3", "--set transfer.epoch=3: the key 'transfer.epoch' is unknown; did you mean 'epochs'?"),
+        (
+            "prune.bugdet.macs=0.4",
+            "--set prune.bugdet.macs=0.4: the key 'prune.bugdet' is unknown; did you mean 'budget'?",
+        ),
+        (
+            "prune.budget.macs=2",
+            "--set prune.budget.macs=2: prune.budget.macs: input should be less than or equal to 1",
+        ),
+        ("zzz=1", "--set zzz=1: the key 'zzz' is unknown; remove it or see docs/recipes.md"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(DIGITS, [override])
+        assert str(caught.value).startswith(said)
+        # Of a fault in the file another override is not accused.
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(DIGITS, ["seed=3", override])
+        assert str(caught.value).startswith(said)
+
+
 def test_a_wrong_set_is_one_sentence(monkeypatch, capsys, tmp_path, override, words):
     code, _, error = run_cli(monkeypatch, capsys, "run", DIGITS, "--out", tmp_path / "out", "--set", override)
     assert code == 2
