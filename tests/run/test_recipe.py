@@ -241,19 +241,6 @@ def test_set_makes_the_groups_it_needs(tmp_path):
     assert load_recipe(path, ["deploy.threads=2"]).deploy.threads == 2
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("seed", "--set seed is not KEY=VALUE"),
-        ("=3", "--set =3 is not KEY=VALUE"),
-        ("seed.more=3", "'seed' is a value, not a group of keys"),
-        ("seed=[1", "'[1' is not a YAML value"),
-        ("seeed=3", "'seeed' is unknown"),
-        ("prune.budget.macs=", "prune.budget"),
-        ("transfer.epochs=0", "transfer.epochs"),
-        ("a..b=3", "a"),
-    ],
-)
 def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
     for override, said in (
         ("transfer.epoch=3", "--set transfer.epoch=3: the key 'transfer.epoch' is unknown; did you mean 'epochs'?"),
@@ -270,12 +257,25 @@ def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
         with pytest.raises(RecipeError) as caught:
             load_recipe(DIGITS, [override])
         assert str(caught.value).startswith(said)
-        # Of a fault in the file another override is not accused.
+        # Another override is not accused.
         with pytest.raises(RecipeError) as caught:
             load_recipe(DIGITS, ["seed=3", override])
         assert str(caught.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", "--set seed is not KEY=VALUE"),
+        ("=3", "--set =3 is not KEY=VALUE"),
+        ("seed.more=3", "'seed' is a value, not a group of keys"),
+        ("seed=[1", "'[1' is not a YAML value"),
+        ("seeed=3", "'seeed' is unknown"),
+        ("prune.budget.macs=", "prune.budget"),
+        ("transfer.epochs=0", "transfer.epochs"),
+        ("a..b=3", "a"),
+    ],
+)
 def test_a_wrong_set_is_one_sentence(monkeypatch, capsys, tmp_path, override, words):
     code, _, error = run_cli(monkeypatch, capsys, "run", DIGITS, "--out", tmp_path / "out", "--set", override)
     assert code == 2
