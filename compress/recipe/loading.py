@@ -116,7 +116,8 @@ def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> s
     unknown = fault["type"] == "extra_forbidden"
     keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
     where = _short(".".join(keys)) or "the recipe"
-    source = next((f"--set {_short(one)}" for one in overrides if _made_by(where, one.partition("=")[0], unknown)), str(path))
+    made = (one for one in overrides if _made_by(where, one.partition("=")[0], unknown))
+    source = next((f"--set {_short(one)}" for one in made), str(path))
     if unknown:
         near = get_close_matches(keys[-1], _names(), 1)
         way_out = f"did you mean '{near[0]}'? See" if near else "remove it or see"
