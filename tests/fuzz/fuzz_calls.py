@@ -74,7 +74,7 @@ def training_state() -> TrainingState:
     """The state that a training of ``NETWORK`` saves and restores."""
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    return TrainingState(network, None, optimizer, BestWeights(network), None, 8, 0, torch.device("cpu"), 0)
+    return TrainingState(network, None, optimizer, BestWeights(network, "accuracy"), None, 8, 0, torch.device("cpu"), 0)
 
 
 def restored(folder: Path) -> None:
