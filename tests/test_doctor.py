@@ -52,6 +52,14 @@ def test_each_thing_that_is_missing_has_a_way_out(checks):
         assert "\n" not in check.fix + check.found
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_kernels_for_cuda_are_asked_for_only_where_a_gpu_could_run_them(monkeypatch, there):
+    monkeypatch.setattr(doctor, "_gpu", lambda: doctor.Check("NVIDIA GPU", there, False, ""))
+    cpu, cuda = doctor._kernels()
+    assert cuda.fix.startswith("of use only where there is an NVIDIA GPU") is not there
+    assert "GPU" not in cpu.fix
+
+
 def test_json_holds_every_check(checks):
     value = json.loads(json.dumps([check.to_dict() for check in checks]))
     assert [doctor.Check(**check) for check in value] == checks

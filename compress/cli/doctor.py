@@ -247,12 +247,13 @@ def _kernels() -> Iterable[Check]:
     build = info.get("build") or {}
     why = str(build.get("why") or "never built here")
     rebuild = "in a checkout run: pip install --no-build-isolation --no-deps -e . (it needs torch and "
+    unused = "" if _gpu().ok else "of use only where there is an NVIDIA GPU; "
     torch = _version("torch")
     for part, title, needs in (
         ("cpu", "Kernels for the CPU", "a C++ compiler"),
         ("cuda", "Kernels for CUDA", "nvcc of the CUDA version that torch has"),
     ):
-        there = bool(info.get(part))
+        there, fix = bool(info.get(part)), f"{unused if part == 'cuda' else ''}{rebuild}{needs})"
         if there and torch is None:
             yield Check(
                 title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"'
@@ -261,11 +262,11 @@ def _kernels() -> Iterable[Check]:
         if there:
             works, says = _loads(part)
             if not works:
-                yield Check(title, False, False, says, f"{rebuild}{needs})")
+                yield Check(title, False, False, says, fix)
                 continue
         compiler = build.get("compiler" if part == "cpu" else "cuda_compiler")
         found = ("built" + (f" with {compiler}" if compiler else "") + says) if there else why
-        yield Check(title, there, False, found, f"{rebuild}{needs})")
+        yield Check(title, there, False, found, fix)
 
 
 @functools.cache

@@ -318,7 +318,8 @@ def _show(found: Comparison) -> None:
     )
     if not found.parted:
         return
-    shown = Table("image", "first says", "by", "second says", "by", title="Where they differ", title_justify="left")
+    title = "Where they differ (lead: how far a class's output is above the next one's)"
+    shown = Table("image", "first says", "lead", "second says", "lead", title=title, title_justify="left")
     for one in found.parted[:20]:
         cells = (one.file, one.first, f"{one.first_lead:.3g}", one.second, f"{one.second_lead:.3g}")
         shown.add_row(*map(escape, cells))

@@ -398,7 +398,7 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
     shown = Table("network", "MACs", "parameters", title=f"cut = masked within {max(f.proof for f in found):.0e}")
     measured = all(one.accuracy is not None for one in found)
     if measured:
-        shown.add_column(f"{found[0].metric}, whole → cut")
+        shown.add_column(f"{found[0].metric}, before → after the cut")
     if all(one.reconstruction is not None for one in found):
         shown.add_column("divergence, cut → repaired")
     for one in found:

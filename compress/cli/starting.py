@@ -36,7 +36,8 @@ def init(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", photos.resolve().name).strip("-._") or "photos"
     path = out or Path(f"{name}.yaml")
     if path.exists() and not force:
-        raise RecipeError(f"{path} already exists; give --force to replace it, or another --out.")
+        kept = f", or keep it and run it with --set model.weights={shlex.quote(weights)}" if weights else ""
+        raise RecipeError(f"{path} already exists; give --force to replace it, or another --out{kept}.")
     # Torchvision has weights for its classifiers; ours start from a classifier's by a local file.
     fitting = "DEFAULT" if found.task == "classification" else "none"
     chosen = weights or fitting

@@ -23,6 +23,8 @@ from compress.terminal import Terminal
 
 Advance = Callable[[int, int, str], None]
 """Called with steps done, steps in all and what to show beside them."""
+PAUSE = 60.0
+"""Seconds for which a log says nothing about a stage that goes on."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Ui:
         head = f"[{number:>2}/{count}] {title}"
         if self.style != "bars":
             self.line(head)
-            view = StageView(lambda done, total, text: None)
+            view = StageView(_Reminder(self.line))
             yield view
         else:
             columns = (
@@ -98,3 +100,27 @@ class Ui:
                 yield view
         notes = "; ".join(view.notes)
         self.line(f"        {time.perf_counter() - start:6.1f} s  {notes}".rstrip())
+
+
+class _Reminder:
+    """Says in a log how far a stage has come and when it will be over, at most once in ``PAUSE`` seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.said = say, time.monotonic()
+        self.began, self.first, self.last, self.total = self.said, 0, 0, 0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if total != self.total or done < self.last:
+            # Another piece of work, which may have been resumed in its middle.
+            self.began, self.first, self.total = now, done, total
+        self.last = done
+        if now - self.said < PAUSE:
+            return
+        self.said, parts = now, [text]
+        if total > 1:
+            parts.insert(0, f"{done} of {total}")
+        if done > self.first:
+            left = (now - self.began) / (done - self.first) * (total - done)
+            parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")
+        self.say("          " + "  ".join(part for part in parts if part))

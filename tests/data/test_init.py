@@ -93,6 +93,9 @@ def test_a_recipe_that_is_there_stays(tmp_path, command):
     assert load_recipe("p.yaml").model.weights is None
     code, _, said = command("init", tmp_path / "p")
     assert (code, "give --force" in said) == (2, True)
+    assert "model.weights" not in said
+    code, _, said = command("init", tmp_path / "p", "--weights", "my weights.pth")
+    assert (code, "keep it and run it with --set model.weights='my weights.pth'" in said) == (2, True)
     assert (tmp_path / "here/p.yaml").read_text() == before
     assert command("init", tmp_path / "p", "--force")[0] == 0
     assert load_recipe("p.yaml").model.weights == "DEFAULT"

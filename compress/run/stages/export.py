@@ -86,9 +86,9 @@ def export(work: Workspace, view: StageView) -> Outcome:
     write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
-        said = f"int8 at {snr['int8']:.1f} dB, {grade(snr['int8'])}"
+        said = f"int8 at {snr['int8']:.1f} dB, {grade(snr['int8'])}{_beside_fp32(metrics)}"
         view.notes.append(said)
-        notes.append(f"{said}{_beside_fp32(metrics)}")
+        notes.append(said)
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
     return Outcome(metrics=metrics, notes=tuple(notes))
 
