@@ -119,7 +119,9 @@ def _noise(records: Sequence[dict[str, Any]]) -> str | None:
 def table(figures: dict[str, Any]) -> Table:
     """Lay the figures out: dense, pruned, distilled and int8 side by side, one row for each figure."""
     engines = figures["engines"]
-    shown = Table("", *engines, title=f"{figures['name']}: {figures['seconds']:.0f} s over all stages", title_justify="left")
+    shown = Table(
+        "", *engines, title=f"{figures['name']}: {figures['seconds']:.0f} s over all stages", title_justify="left"
+    )
     for column in shown.columns[1:]:
         column.justify = "right"
     rows = {
