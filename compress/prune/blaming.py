@@ -17,6 +17,7 @@ from compress.prune.dispatch import Observations
 from compress.prune.frames import failing
 from compress.prune.grouping import Grouping
 from compress.prune.passes import Passes
+from compress.prune.telling import one_tells
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
 
@@ -89,7 +90,7 @@ class Trials:
         """Whether all groups can be cut; nobody is sought where they cannot."""
         verdict = self._verdict(grouping)
         if verdict.passed is None:
-            every = uneven(grouping.trace, list(grouping.trace.groups), self.observed.picks)
+            every = self._cuts(grouping, list(grouping.trace.groups))
             verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in every)
         return verdict.passed
 
@@ -99,7 +100,7 @@ class Trials:
         if everything and (verdict.passed or verdict.failure is not None):
             return verdict.failure
         found = None
-        for kept in uneven(grouping.trace, groups, self.observed.picks):
+        for kept in self._cuts(grouping, groups):
             passed, blames = self.tried(grouping, kept)
             if not passed:
                 found = blames
@@ -107,6 +108,13 @@ class Trials:
         if everything:
             verdict.passed, verdict.failure = found is None, found
         return found
+
+    def _cuts(self, grouping: Grouping, groups: list[Group]) -> list[npt.NDArray[np.bool_]]:
+        """What stays in each trial that is still to be made: none where one has told that all would pass."""
+        every = uneven(grouping.trace, groups, self.observed.picks)
+        telling = next((kept for kept in every if one_tells(self.observed, grouping, groups, kept)), None)
+        # Of what fails, the cuts tell who is to blame in their own order.
+        return [] if telling is not None and self.tried(grouping, telling, hasty=True)[0] else every
 
     def tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], hasty: bool = False) -> tuple[bool, list[Blame]]:
         """Whether a cut network does what the whole one does, and what goes wrong where it does not.
@@ -178,25 +186,29 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
     The first two channels go, the last one, and a share of the first half: halves, thirds and quarters lose different
     numbers, what is counted from the front, from the back or in strides becomes another channel, and groups that follow
     each other lose other shares. A small group loses its last channel. In the second trial each group loses a number
-    from the front that those before it and those of its size do not. Trials for picks remove the first or last channel
-    alone.
+    from the front that those before it and most of its size do not; where two of a size lose as many in both, they do
+    not in a third. Trials for picks remove the first or last channel alone.
     """
     rng = np.random.default_rng(len(groups))
-    kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
+    kept, front, back, mixed, apart = np.ones((5, trace.units), dtype=bool)
     alike: dict[int, int] = {}
+    lengths = []
     for k, group in enumerate(groups):
         n = len(group.units)
         turn = alike[n] = alike.get(n, -1) + 1
         front[group.units[0]] = False
         back[group.units[-1]] = False
         mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
+        apart[group.units[: 1 + turn % (n - 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
             kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False
-    return [kept, mixed, *([front, back] if picks else [])]
+        lengths.append((n, *(int(np.count_nonzero(cut[group.units])) for cut in (kept, mixed, apart))))
+    third = [apart] if len({length[:3] for length in lengths}) < len(set(lengths)) else []
+    return [kept, mixed, *third, *([front, back] if picks else [])]
 
 
 _SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)

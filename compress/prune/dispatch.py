@@ -30,7 +30,11 @@ FACTORIES = frozenset(_FACTORY_NAMES.split(" "))
 """Operators that make a tensor of one value, or of draws that are alike, in a size that the code gives."""
 
 
-PAD = "aten.constant_pad_nd"
+PAD, VIEW, CONVOLUTION = "aten.constant_pad_nd", "aten.view", "aten.convolution"
+
+_PLAIN = ("convolution", "native_batch_norm", "mean", "t", "addmm", "cat", "max_pool2d_with_indices", "avg_pool2d")
+SIZELESS = POINTWISE | frozenset(f"aten.{name}" for name in _PLAIN)
+"""Operators whose arguments count no channels, beside a convolution's groups."""
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
@@ -82,6 +86,8 @@ class Observations:
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     picks: bool = False
+    counted: bool = False
+    """Whether the network's own code gives an operator a number, other than a view's size, that may count channels."""
     images: int = 1
     passes: list[list[OpCall]] = field(default_factory=list)
 
@@ -95,6 +101,7 @@ class Operator:
         rule: what happens to the labels; None where that is unknown.
         shape: its output's shape on the meta device, None where only torch knows.
         factory: whether it makes a tensor of one value.
+        sizeless: whether it is given no number that may count channels, or only a view's size.
         whole: whether integers among its arguments are values, not sizes, positions or counts.
         made: what it has made on the meta device so far; None where its outputs may share an input's memory.
     """
@@ -103,6 +110,7 @@ class Operator:
     rule: Rule | None
     shape: Callable[..., Any] | None
     factory: bool
+    sizeless: bool
     whole: bool
     made: Made | None
 
@@ -116,7 +124,8 @@ def operator(func: Any) -> Operator:
     shape = SHAPES.get(str(func)) or SHAPES.get(name)
     # Torch makes an empty tensor as fast as it is remembered.
     made: Made | None = {} if makes_fresh(func) and name not in ("aten.empty", "aten.new_empty") else None
-    return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE, made)
+    sizeless = name == VIEW or name in SIZELESS
+    return Operator(name, RULES.get(name), shape, factory, sizeless, factory or name in POINTWISE, made)
 
 
 class LabelDispatch(TorchDispatchMode):
@@ -164,6 +173,9 @@ class LabelDispatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = operator(func)
+        # Torch's own layers, of whose sizes more is known, are told elsewhere.
+        if not op.sizeless or (op.name == CONVOLUTION and args[-1] != 1):
+            self.observed.counted = True
         inputs = argument_tensors(args, kwargs)
         known = meta = mixed = False
         for t in inputs:
@@ -173,6 +185,7 @@ class LabelDispatch(TorchDispatchMode):
             elif t.dim():
                 mixed = True
         if not known:
+            self.observed.counted = True
             if meta and mixed:
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
             out = func(*args, **kwargs) if op.made is None else remembered(func, op.made, args, kwargs)
