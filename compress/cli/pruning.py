@@ -65,7 +65,7 @@ Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images per
 TimesOf = Annotated[Path | None, typer.Option(metavar="FILE", help="Layer times of a device, from niwaki profile.")]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="What chooses the channels that go; by default kfac for a classifier with --data, else l1."),
+    typer.Option(help="What chooses the channels that go; by default kfac with --data, else l1."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
@@ -298,11 +298,11 @@ def _given(name: str, size: int | None, weights: str | None, trust: Sequence[str
 
 
 def _criterion_for(network: GivenNetwork, images: GivenImages | None) -> str:
-    """Return what a recipe takes by default: the study's best for a classifier, where there are images."""
-    from compress.recipe.schema import CLASSIFIER, PruneRecipe
+    """Return what a recipe takes by default where there are images, for boxes and masks with their targets."""
+    from compress.recipe.schema import STUDIED, PruneRecipe
 
-    studied = images is not None and network.about.task == "classification"
-    return str(CLASSIFIER["criterion"]) if studied else PruneRecipe().criterion
+    studied = images is not None and (network.about.task == "classification" or images.task is not None)
+    return str(STUDIED["criterion"]) if studied else PruneRecipe().criterion
 
 
 def _images(source: Path, network: GivenNetwork, count: int, seed: int, trust: Sequence[str]) -> GivenImages:

@@ -90,8 +90,9 @@ class Trials:
         """Whether all groups can be cut; nobody is sought where they cannot."""
         verdict = self._verdict(grouping)
         if verdict.passed is None:
-            every = self._cuts(grouping, list(grouping.trace.groups))
-            verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in every)
+            every, telling = self._cuts(grouping, list(grouping.trace.groups))
+            few = every if telling is None else [every[telling]]
+            verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in few)
         return verdict.passed
 
     def _failure(self, grouping: Grouping, groups: list[Group]) -> list[Blame] | None:
@@ -100,21 +101,24 @@ class Trials:
         if everything and (verdict.passed or verdict.failure is not None):
             return verdict.failure
         found = None
-        for kept in self._cuts(grouping, groups):
-            passed, blames = self.tried(grouping, kept)
-            if not passed:
-                found = blames
-                break
+        every, telling = self._cuts(grouping, groups)
+        # Of what fails, the cuts tell who is to blame in their own order.
+        if not (telling and self.tried(grouping, every[telling], hasty=True)[0]):
+            for k, kept in enumerate(every):
+                passed, blames = self.tried(grouping, kept)
+                if not passed:
+                    found = blames
+                if not passed or k == telling:
+                    break
         if everything:
             verdict.passed, verdict.failure = found is None, found
         return found
 
-    def _cuts(self, grouping: Grouping, groups: list[Group]) -> list[npt.NDArray[np.bool_]]:
-        """What stays in each trial that is still to be made: none where one has told that all would pass."""
+    def _cuts(self, grouping: Grouping, groups: list[Group]) -> tuple[list[npt.NDArray[np.bool_]], int | None]:
+        """What stays in each trial, and the number of one that would tell that all pass."""
         every = uneven(grouping.trace, groups, self.observed.picks)
-        telling = next((kept for kept in every if one_tells(self.observed, grouping, groups, kept)), None)
-        # Of what fails, the cuts tell who is to blame in their own order.
-        return [] if telling is not None and self.tried(grouping, telling, hasty=True)[0] else every
+        tell = (k for k, kept in enumerate(every) if one_tells(self.observed, grouping, groups, kept))
+        return every, next(tell, None)
 
     def tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], hasty: bool = False) -> tuple[bool, list[Blame]]:
         """Whether a cut network does what the whole one does, and what goes wrong where it does not.

@@ -91,7 +91,6 @@ def recipe_for(folder: Path, found: Found, name: str, weights: str | None = "DEF
         distil=40 if found.task == "classification" and found.images < 1000 else 2 * epochs,
         augment=part["augment"],
         distilling="".join(f"  {line}\n" for line in part["distill"].splitlines()),
-        criterion=part["criterion"],
     )
     return text if weights is not None else text.replace("backbone_lr: 0.1", "backbone_lr: 1.0")
 
@@ -112,8 +111,6 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             # Labels of few images are learnt by heart; the teacher's answers to the same images are not.
             "distill": "labels: 0.0\nlogits: 1.0 # the teacher alone\nclass_means: 1.0\nreuse_classifier: true\n"
             "freeze_classifier: false # it begins as the repair solved it, and learns",
-            # What benchmarks/criteria found best; the repair after it leaves little to train.
-            "criterion": "kfac",
         },
         "detection": {
             "factory": "niwaki:mobilenet_v2_ssdlite",
@@ -121,7 +118,6 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "resize": "stretch",
             "augment": "iou_crop_flip",
             "distill": "head_classes: 1.0 # the teacher's raw outputs\nhead_boxes: 1.0",
-            "criterion": "signal",
         },
         "segmentation": {
             "factory": "niwaki:mobilenet_v2_lraspp",
@@ -129,7 +125,6 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "resize": "stretch",
             "augment": "scale_crop_flip",
             "distill": "pixels: 1.0 # the teacher's answer for each pixel",
-            "criterion": "signal",
         },
     }
 )
@@ -158,7 +153,8 @@ transfer: # the teacher; null if model.weights are already trained for these cla
   augment: {augment}
 twin: false # true also trains the same network without the weights, for comparison
 prune:
-  criterion: {criterion} # niwaki criteria lists them
+  criterion: kfac # niwaki criteria lists them
+  reconstruct: true # what is left is solved again on a few images, which leaves little to train
   budget: {{macs: 0.5}} # the share of multiply-accumulates that may stay
   scope: global
   round_to: 16 # widths that suit int8 kernels

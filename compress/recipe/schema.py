@@ -57,11 +57,8 @@ class SourceRecipe(Part):
     train: TrainRecipe
 
 
-LABELLED = ("rendered_digits", "handwritten_digits", "folder", "csv")
-"""Kinds of data whose images have a class each."""
-
-CLASSIFIER = {"criterion": "kfac", "reconstruct": True}
-"""How a classifier is cut unless its recipe says otherwise: what benchmarks/criteria found best."""
+STUDIED = {"criterion": "kfac", "reconstruct": True}
+"""How a network is cut unless its recipe says otherwise: what benchmarks/criteria and the examples found best."""
 
 
 _OF_FILTERS = ("l1", "l2", "fpgm", "random")
@@ -329,16 +326,15 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _cuts_classifiers_as_studied(cls, given: Any) -> Any:
-        """Fill in what a recipe leaves open of a classifier's cut; of other tasks the study says nothing yet."""
+    def _cuts_as_studied(cls, given: Any) -> Any:
+        """Fill in what a recipe leaves open of the cut."""
         if not isinstance(given, dict):
             return given
-        target, cut = given.get("target"), given.get("prune", {})
-        if not isinstance(target, dict) or target.get("kind") not in LABELLED or not isinstance(cut, dict):
+        cut = given.get("prune", {})
+        # Where the cut comes before the target's head has learned, gradients of its loss say nothing.
+        if not isinstance(cut, dict) or given.get("order", "S-T-P-T") not in AFTER_TRANSFER:
             return given
-        # Where the cut comes before the target's classifier has learned, gradients of its loss say nothing.
-        usual = CLASSIFIER if given.get("order", "S-T-P-T") in AFTER_TRANSFER else {}
-        return {**given, "prune": {**usual, **cut}}
+        return {**given, "prune": {**STUDIED, **cut}}
 
     @model_validator(mode="before")
     @classmethod
