@@ -131,8 +131,12 @@ def prune(
     min_kept: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 8,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = 8,
     reconstruct: Annotated[
-        bool, typer.Option("--reconstruct", help="Adjust what is left on the images by least squares.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--reconstruct/--no-reconstruct",
+            help="Adjust what is left on the images by least squares; by default with --data.",
+        ),
+    ] = None,
     runtime: TimedOn = "onnxruntime",
     precision: TimedIn = "fp32",
     threads: Threads = 1,
@@ -160,7 +164,8 @@ def prune(
             raise RecipeError(f"--out {out} already exists; name a new folder.")
         rest = {
             "criterion": criterion or "l1", "scope": scope, "max_ratio": max_ratio, "min_kept": min_kept,
-            "round_to": round_to, "reconstruct": reconstruct, "protect": tuple(protect or ()),
+            "round_to": round_to, "reconstruct": data is not None if reconstruct is None else reconstruct,
+            "protect": tuple(protect or ()),
         }  # fmt: skip
         asked, curves = _asked(budget or (), ratios, rest)
         network = _given(model, size, weights, trust or ())

@@ -203,7 +203,7 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
         front[group.units[0]] = False
         back[group.units[-1]] = False
         mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
-        apart[group.units[: 1 + turn % (n - 1)]] = False
+        apart[group.units[: 1 + turn % max(n - 2, 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
             kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False

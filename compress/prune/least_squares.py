@@ -13,6 +13,9 @@ from compress.prune.moments import Moments
 RIDGES = tuple(10.0**k for k in (-6, -5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 """Penalties that are tried, as shares of the inputs' mean square; without end, the weight stays as it was."""
 
+MAGNIFIES = 10.0
+"""How many times as much a solved layer may magnify its inputs' rounding as it did, or as its outputs are spread."""
+
 LARGE = 1500
 """Columns above which each penalty is solved for itself: their eigenvectors would take longer."""
 
@@ -35,6 +38,9 @@ class RidgeFit:
 def solve(fit: Moments, judge: Moments, now: RidgeFit, *, offsets: bool) -> RidgeFit:
     """The W near the present one, and the b, that fit `fit`, by the penalty on |W - W now|^2 that `judge` likes best.
 
+    Inputs that all but say the same are told apart by large weights of both signs, which nothing but exact arithmetic
+    can bear: a W that magnifies the inputs' rounding is none of the choice.
+
     Args:
         fit: sums to fit to.
         judge: sums to choose the penalty by.
@@ -45,8 +51,13 @@ def solve(fit: Moments, judge: Moments, now: RidgeFit, *, offsets: bool) -> Ridg
     missing = about.xy.mT - now.matrix @ about.xx  # [groups, m, n]
     scale = about.xx.diagonal(dim1=1, dim2=2).mean(1)  # [groups]
     best, least = now, judge.error(now.matrix, now.offset)
+    squares = judge.xx.diagonal(dim1=1, dim2=2).unsqueeze(1)  # [groups, 1, n]
+    spread = float(judge.centred().yy.sum())
+    bound = MAGNIFIES**2 * max(float((now.matrix.square() * squares).sum()), spread)
     for ridge, step in _steps(about.xx, missing, scale):
         matrix = now.matrix + step
+        if float((matrix.square() * squares).sum()) > bound:
+            continue
         offset = now.offset
         if offsets:
             offset = (fit.y - (matrix * fit.x.unsqueeze(1)).sum(2)) / fit.count

@@ -172,7 +172,7 @@ def stand_ins(
         if not real and not cut and tensor.dtype.is_floating_point:
             memo[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
         elif real or not tensor.dtype.is_floating_point:
-            value = tensor.detach()
+            value = tensor.detach() if tensor.requires_grad else tensor
             for d, index in cut.items():
                 value = value.index_select(d, torch.from_numpy(index).to(value.device))
             memo[id(tensor)] = value.clone()

@@ -308,3 +308,13 @@ def test_least_squares_from_moments_are_those_of_the_rows(seed, offsets):
     torch.testing.assert_close(found.matrix, best[:, :4].mT, rtol=1e-3, atol=1e-4)
     error = float((y - full @ best).square().sum())
     assert moments.error(found.matrix, found.offset) == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-5])
+def test_inputs_that_all_but_say_the_same_are_not_told_apart_by_large_weights(apart):
+    """Large weights of both signs would fit best, and in float16, or layer upon layer, compute nothing but rounding."""
+    generator = torch.Generator().manual_seed(0)
+    common, own = torch.randn(2, 1, 400, 1, generator=generator, dtype=torch.float64)
+    moments = Moments.of(torch.cat([common, common + apart * own], 2), own)
+    found = solve(moments, moments, RidgeFit(torch.ones(1, 1, 2, dtype=torch.float64), None, 0.0), offsets=False)
+    assert float(found.matrix.abs().max()) < 20

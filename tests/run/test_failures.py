@@ -32,7 +32,7 @@ RECIPE = {
     "preprocessing": {"size": [8, 8], "resize": "stretch"},
     "transfer": TRAIN,
     "twin": False,
-    "prune": {"budget": {"macs": 0.6}, "round_to": 4, "min_kept": 4},
+    "prune": {"criterion": "l1", "reconstruct": False, "budget": {"macs": 0.6}, "round_to": 4, "min_kept": 4},
     "distill": {**TRAIN, "compare": []},
     "deploy": None,
 }

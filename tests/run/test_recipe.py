@@ -397,7 +397,7 @@ def test_values_out_of_bounds_are_named(override, key):
     assert key in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_a_classifier_is_cut_as_studied_unless_its_recipe_says_otherwise(tmp_path):
+def test_a_network_is_cut_as_studied_unless_its_recipe_says_otherwise(tmp_path):
     def cut(change):
         asked = load_recipe(altered(tmp_path / "recipe.yaml", change)).prune
         return asked.criterion, asked.reconstruct
@@ -407,4 +407,5 @@ def test_a_classifier_is_cut_as_studied_unless_its_recipe_says_otherwise(tmp_pat
     assert cut(lambda raw: None) == ("l1", False)
     masks = {"kind": "masks", "path": ".", "train": {"images": "a", "masks": "b"}, "classes": ["c"]}
     masks["val"] = masks["test"] = masks["train"]
-    assert cut(lambda raw: raw.update(prune={}, target=masks)) == ("l1", False)
+    assert cut(lambda raw: raw.update(prune={}, target=masks)) == ("kfac", True)
+    assert cut(lambda raw: raw.update(prune={}, order="S-P-T")) == ("l1", False)
