@@ -14,14 +14,14 @@ from compress.prune.sizes import axes
 from compress.prune.units import Group
 
 SIMPLE = 12
-"""Up to which the smaller one goes of two whole numbers by whose ratio code makes one width of another, such as 8 / 3."""
+"""The smaller of two whole numbers by whose ratio code makes one width of another, such as 8 / 3, is at most this."""
 
 
 def one_tells(observed: Observations, grouping: Grouping, groups: Sequence[Group], kept: npt.NDArray[np.bool_]) -> bool:
     """Whether a size that fits the cut of ``groups`` to ``kept`` would fit any.
 
     A size that the code fixes shows in any cut. One that follows other channels in proportion, or rounded, shows where
-    those lose another share: this is asked of every view and layer norm. Other operators must not be given sizes at all.
+    those lose another share: this is asked of every view and layer norm. No other operator may be given a size.
     """
     if observed.counted or observed.picks:
         return False
