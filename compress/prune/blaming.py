@@ -17,7 +17,6 @@ from compress.prune.dispatch import Observations
 from compress.prune.frames import failing
 from compress.prune.grouping import Grouping
 from compress.prune.passes import Passes
-from compress.prune.telling import one_tells
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
 from compress.prune.units import Attribute, Group, Trace
 
@@ -90,9 +89,8 @@ class Trials:
         """Whether all groups can be cut; nobody is sought where they cannot."""
         verdict = self._verdict(grouping)
         if verdict.passed is None:
-            every, telling = self._cuts(grouping, list(grouping.trace.groups))
-            few = every if telling is None else [every[telling]]
-            verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in few)
+            every = uneven(grouping.trace, list(grouping.trace.groups), self.observed.picks)
+            verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in every)
         return verdict.passed
 
     def _failure(self, grouping: Grouping, groups: list[Group]) -> list[Blame] | None:
@@ -101,24 +99,14 @@ class Trials:
         if everything and (verdict.passed or verdict.failure is not None):
             return verdict.failure
         found = None
-        every, telling = self._cuts(grouping, groups)
-        # Of what fails, the cuts tell who is to blame in their own order.
-        if not (telling and self.tried(grouping, every[telling], hasty=True)[0]):
-            for k, kept in enumerate(every):
-                passed, blames = self.tried(grouping, kept)
-                if not passed:
-                    found = blames
-                if not passed or k == telling:
-                    break
+        for kept in uneven(grouping.trace, groups, self.observed.picks):
+            passed, blames = self.tried(grouping, kept)
+            if not passed:
+                found = blames
+                break
         if everything:
             verdict.passed, verdict.failure = found is None, found
         return found
-
-    def _cuts(self, grouping: Grouping, groups: list[Group]) -> tuple[list[npt.NDArray[np.bool_]], int | None]:
-        """What stays in each trial, and the number of one that would tell that all pass."""
-        every = uneven(grouping.trace, groups, self.observed.picks)
-        tell = (k for k, kept in enumerate(every) if one_tells(self.observed, grouping, groups, kept))
-        return every, next(tell, None)
 
     def tried(self, grouping: Grouping, kept: npt.NDArray[np.bool_], hasty: bool = False) -> tuple[bool, list[Blame]]:
         """Whether a cut network does what the whole one does, and what goes wrong where it does not.
@@ -190,29 +178,30 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
     The first two channels go, the last one, and a share of the first half: halves, thirds and quarters lose different
     numbers, what is counted from the front, from the back or in strides becomes another channel, and groups that follow
     each other lose other shares. A small group loses its last channel. In the second trial each group loses a number
-    from the front that those before it and most of its size do not; where two of a size lose as many in both, they do
-    not in a third. Trials for picks remove the first or last channel alone.
+    from the front that those before it do not, nor, while there are others, those of its size that lost as many in the
+    first. Trials for picks remove the first or last channel alone.
     """
     rng = np.random.default_rng(len(groups))
-    kept, front, back, mixed, apart = np.ones((5, trace.units), dtype=bool)
+    kept, front, back, mixed = np.ones((4, trace.units), dtype=bool)
     alike: dict[int, int] = {}
-    lengths = []
+    taken: set[tuple[int, int, int]] = set()
     for k, group in enumerate(groups):
         n = len(group.units)
         turn = alike[n] = alike.get(n, -1) + 1
         front[group.units[0]] = False
         back[group.units[-1]] = False
-        mixed[group.units[: 1 + (turn + 3 * k) % (n - 1)]] = False
-        apart[group.units[: 1 + turn % max(n - 2, 1)]] = False
         if n >= LARGE:
             more = rng.permutation(np.arange(2, n // 2))
             kept[group.units[more[: round(_SHARES[k % len(_SHARES)] * len(more))]]] = False
             kept[group.units[[0, 1, -1]]] = False
         else:
             kept[group.units[-1]] = False
-        lengths.append((n, *(int(np.count_nonzero(cut[group.units])) for cut in (kept, mixed, apart))))
-    third = [apart] if len({length[:3] for length in lengths}) < len(set(lengths)) else []
-    return [kept, mixed, *third, *([front, back] if picks else [])]
+        left = int(np.count_nonzero(kept[group.units]))
+        others = (1 + (turn + 3 * k + step) % (n - 1) for step in range(n - 1))
+        gone = next((gone for gone in others if (n, left, gone) not in taken), 1 + (turn + 3 * k) % (n - 1))
+        taken.add((n, left, gone))
+        mixed[group.units[:gone]] = False
+    return [kept, mixed, *([front, back] if picks else [])]
 
 
 _SHARES = (1.0, 0.0, 0.5, 0.8, 0.25)

@@ -30,16 +30,7 @@ FACTORIES = frozenset(_FACTORY_NAMES.split(" "))
 """Operators that make a tensor of one value, or of draws that are alike, in a size that the code gives."""
 
 
-PAD, VIEW, NORM, CONVOLUTION = "aten.constant_pad_nd", "aten.view", "aten.native_layer_norm", "aten.convolution"
-
-SHAPED = frozenset((VIEW, NORM))
-"""Operators whose output has the sizes that they are given: a trial can tell whether these are its own."""
-
-_PLAIN = (
-    "convolution native_batch_norm mean t permute addmm cat max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d"
-)
-SIZELESS = POINTWISE | frozenset(f"aten.{name}" for name in _PLAIN.split(" "))
-"""Operators whose arguments count no channels, beside a convolution's groups."""
+PAD = "aten.constant_pad_nd"
 
 COPIES = {"aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh", "aten._to_copy"}
 """Operators that may or may not run, depending on the memory layout: two passes need not agree on them."""
@@ -91,10 +82,6 @@ class Observations:
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     picks: bool = False
-    counted: bool = False
-    """Whether the network's own code gives an operator that is not of ``SHAPED`` a number that may count channels."""
-    shaped: list[Flow] = field(default_factory=list)
-    """What it gives those of ``SHAPED`` a size of."""
     images: int = 1
     passes: list[list[OpCall]] = field(default_factory=list)
 
@@ -108,7 +95,6 @@ class Operator:
         rule: what happens to the labels; None where that is unknown.
         shape: its output's shape on the meta device, None where only torch knows.
         factory: whether it makes a tensor of one value.
-        sizeless: whether it is given no number that may count channels, or is one of ``SHAPED``.
         whole: whether integers among its arguments are values, not sizes, positions or counts.
         made: what it has made on the meta device so far; None where its outputs may share an input's memory.
     """
@@ -117,7 +103,6 @@ class Operator:
     rule: Rule | None
     shape: Callable[..., Any] | None
     factory: bool
-    sizeless: bool
     whole: bool
     made: Made | None
 
@@ -131,8 +116,7 @@ def operator(func: Any) -> Operator:
     shape = SHAPES.get(str(func)) or SHAPES.get(name)
     # Torch makes an empty tensor as fast as it is remembered.
     made: Made | None = {} if makes_fresh(func) and name not in ("aten.empty", "aten.new_empty") else None
-    sizeless = name in SHAPED or name in SIZELESS
-    return Operator(name, RULES.get(name), shape, factory, sizeless, factory or name in POINTWISE, made)
+    return Operator(name, RULES.get(name), shape, factory, factory or name in POINTWISE, made)
 
 
 class LabelDispatch(TorchDispatchMode):
@@ -188,8 +172,6 @@ class LabelDispatch(TorchDispatchMode):
                 meta = True
             elif t.dim():
                 mixed = True
-        # Torch's own layers, of whose sizes more is known, do not come here.
-        self.observed.counted = self.observed.counted or _counts(op, args, inputs, known)
         if not known:
             if meta and mixed:
                 args, kwargs = self._on_meta(args), self._on_meta(kwargs)
@@ -207,8 +189,6 @@ class LabelDispatch(TorchDispatchMode):
         outs = [out] if isinstance(out, torch.Tensor) else several
         if outs:
             self.after(op, args, kwargs, out, outs, tuple([self.source(t) for t in inputs]))
-            if op.name in SHAPED:
-                self.observed.shaped.append(self.flows[id(outs[0])])
         return out
 
     def run(self, func: Any, op: Operator, args: Any, kwargs: Any, quick: bool) -> Any:
@@ -428,14 +408,6 @@ def argument_tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
         elif isinstance(value, list | tuple):
             found += [item for item in value if isinstance(item, torch.Tensor)]
     return found + argument_tensors(kwargs.values(), None) if kwargs else found
-
-
-def _counts(op: Operator, args: Any, inputs: list[torch.Tensor], known: bool) -> bool:
-    """Whether a call is given a number that may count channels, or works on what the code made by such a number."""
-    if not known and not inputs:
-        return list(args[:1]) != [[0]]  # what a norm returns in place of what it does not need
-    made = not known and any(t.dim() for t in inputs)
-    return made or not op.sizeless or (op.name == CONVOLUTION and args[-1] != 1)
 
 
 def _uniform(name: str, args: Any) -> Flow:

@@ -13,8 +13,8 @@ from compress.prune.moments import Moments
 RIDGES = tuple(10.0**k for k in (-6, -5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 """Penalties that are tried, as shares of the inputs' mean square; without end, the weight stays as it was."""
 
-MAGNIFIES = 10.0
-"""How many times as much a solved layer may magnify its inputs' rounding as it did, or as its outputs are spread."""
+MAGNIFIES = 30.0
+"""How many times as large its outputs' rounding may be as what the layer had or as the outputs themselves let expect."""
 
 LARGE = 1500
 """Columns above which each penalty is solved for itself: their eigenvectors would take longer."""
@@ -51,12 +51,11 @@ def solve(fit: Moments, judge: Moments, now: RidgeFit, *, offsets: bool) -> Ridg
     missing = about.xy.mT - now.matrix @ about.xx  # [groups, m, n]
     scale = about.xx.diagonal(dim1=1, dim2=2).mean(1)  # [groups]
     best, least = now, judge.error(now.matrix, now.offset)
-    squares = judge.xx.diagonal(dim1=1, dim2=2).unsqueeze(1)  # [groups, 1, n]
-    spread = float(judge.centred().yy.sum())
-    bound = MAGNIFIES**2 * max(float((now.matrix.square() * squares).sum()), spread)
+    squares = judge.xx.diagonal(dim1=1, dim2=2).unsqueeze(2)  # [groups, n, 1]
+    usual = torch.maximum((now.matrix.square() @ squares).squeeze(2), judge.yy).clamp_min(1e-300)  # [groups, m]
     for ridge, step in _steps(about.xx, missing, scale):
         matrix = now.matrix + step
-        if float((matrix.square() * squares).sum()) > bound:
+        if float(((matrix.square() @ squares).squeeze(2) / usual).mean()) > MAGNIFIES**2:
             continue
         offset = now.offset
         if offsets:

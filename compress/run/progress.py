@@ -120,7 +120,7 @@ class _Reminder:
         self.said, parts = now, [text]
         if total > 1:
             parts.insert(0, f"{done} of {total}")
-        if done > self.first:
+        if self.first < done < total:
             left = (now - self.began) / (done - self.first) * (total - done)
             parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left")
         self.say("          " + "  ".join(part for part in parts if part))

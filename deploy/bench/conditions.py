@@ -56,7 +56,7 @@ class Conditions(BaseModel):
         """Say in words why the machine counts as noisy, or None where it does not."""
         said = []
         if self.load is not None and self.cores and self.load > _NOISY_LOAD * self.cores:
-            said.append(f"a load of {self.load:.1f} on {self.cores} cores")
+            said.append(f"a load of {self.load:.1f} on {self.cores} core{'s' if self.cores > 1 else ''}")
         if self.processor_share is not None and self.processor_share < _NOISY_SHARE:
             said.append(f"the process had the processor for {100 * self.processor_share:.0f} % of the time")
         return " and ".join(said) or None

@@ -318,3 +318,21 @@ def test_inputs_that_all_but_say_the_same_are_not_told_apart_by_large_weights(ap
     moments = Moments.of(torch.cat([common, common + apart * own], 2), own)
     found = solve(moments, moments, RidgeFit(torch.ones(1, 1, 2, dtype=torch.float64), None, 0.0), offsets=False)
     assert float(found.matrix.abs().max()) < 20
+
+
+def test_what_is_mostly_mean_is_repaired_though_its_spread_is_small():
+    """Weights of common size give outputs that hardly vary, as those of gates: nothing is magnified."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 0.01 * torch.randn(1, 400, 4, generator=generator, dtype=torch.float64)
+    moments = Moments.of(x, x.mean(2, keepdim=True))
+    found = solve(moments, moments, RidgeFit(torch.zeros(1, 1, 4, dtype=torch.float64), None, 0.0), offsets=False)
+    assert moments.error(found.matrix, None) < 1e-6 * float(moments.yy.sum())
+
+
+def test_a_large_output_does_not_let_a_small_one_be_magnified():
+    generator = torch.Generator().manual_seed(0)
+    common, own, other = torch.randn(3, 1, 400, 1, generator=generator, dtype=torch.float64)
+    x, y = torch.cat([common, common + 1e-3 * own, other], 2), torch.cat([own, 1e4 * other], 2)
+    moments = Moments.of(x, y)
+    now = RidgeFit(torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1e4]]], dtype=torch.float64), None, 0.0)
+    assert float(solve(moments, moments, now, offsets=False).matrix[0, 0].abs().max()) < 100
