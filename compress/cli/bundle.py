@@ -219,7 +219,7 @@ def sign(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign a bundle; ``--trusted-key`` of predict and build then refuses anything else."""
+    """Sign a bundle, so that predict and build with --trusted-key take no other."""
     import deploy
 
     path = deploy.sign(bundle, key, version=version, expires=expires)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,8 @@ def docs(
             print("\n".join(f"{name:{width}}  {said}" for name, said in listed.items()))
         return
     path = page(topic, found)
-    text = path.read_text("utf-8")
+    # What is there for the tests of the pages is not for readers.
+    text = re.sub(r"<!--.*?-->\n?", "", path.read_text("utf-8"), flags=re.DOTALL)
     if as_json:
         print(json.dumps({"topic": path.relative_to(folder).with_suffix("").as_posix(), "text": text}))
     elif sys.stdout.isatty():

@@ -13,8 +13,8 @@ from compress.prune.moments import Moments
 RIDGES = tuple(10.0**k for k in (-6, -5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
 """Penalties that are tried, as shares of the inputs' mean square; without end, the weight stays as it was."""
 
-MAGNIFIES = 30.0
-"""How many times as large its outputs' rounding may be as what the layer had or as the outputs themselves let expect."""
+MAGNIFIES = 4.0
+"""How many times as large as before, or as the outputs themselves let expect, a repair may make their rounding."""
 
 LARGE = 1500
 """Columns above which each penalty is solved for itself: their eigenvectors would take longer."""

@@ -109,7 +109,7 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "resize": "shorter_side_center_crop",
             "augment": "crop_flip",
             # Labels of few images are learnt by heart; the teacher's answers to the same images are not.
-            "distill": "labels: 0.0\nlogits: 1.0 # the teacher alone\nclass_means: 1.0\nreuse_classifier: true\n"
+            "distill": "labels: 0.0 # from the teacher alone\nlogits: 1.0\nclass_means: 1.0\nreuse_classifier: true\n"
             "freeze_classifier: false # it begins as the repair solved it, and learns",
         },
         "detection": {
@@ -154,7 +154,7 @@ transfer: # the teacher; null if model.weights are already trained for these cla
 twin: false # true also trains the same network without the weights, for comparison
 prune:
   criterion: kfac # niwaki criteria lists them
-  reconstruct: true # what is left is solved again on a few images, which leaves little to train
+  reconstruct: true # what is left is solved again on a few images
   budget: {{macs: 0.5}} # the share of multiply-accumulates that may stay
   scope: global
   round_to: 16 # widths that suit int8 kernels
