@@ -409,8 +409,8 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
     for one in found:
         row = [
             escape(one.out),
-            f"{one.macs[1] / 1e6:.1f} M ({one.share:.1%})",
-            f"{one.params[1] / 1e3:.0f} k ({one.params[1] / one.params[0]:.1%})",
+            f"{one.macs[1] / 1e6:.1f} M ({100 * one.share:.1f} %)",
+            f"{one.params[1] / 1e3:.0f} k ({100 * one.params[1] / one.params[0]:.1f} %)",
         ]
         if measured and one.accuracy is not None:
             row.append(f"{100 * one.accuracy[0]:.1f} % → {100 * one.accuracy[1]:.1f} %")

@@ -88,13 +88,16 @@ def choose(
     wrong = [one for one in others if one not in slow and _drop(one, fp32) > max_drop + 1e-12]
     rest = [fp32, *(one for one in others if one not in (*slow, *wrong))]
     chosen = min(rest, key=lambda one: one.share) if asked == "auto" else best[asked]
-    said = [_said(one, fp32) for one in others] or ["no other precision was asked for"]
-    reason = f"{'; '.join(said)}"
+    # What it was chosen for comes first.
+    said = [_said(one, fp32) for one in sorted(others, key=lambda one: one is not chosen)]
+    reason = "; ".join(said or ["no other precision was asked for"])
     if asked != "auto":
         against = "" if chosen in rest else ", though fp32 would be the better choice"
         reason = f"the recipe asks for {asked}{against}; {reason}"
     elif chosen is fp32 and others:
-        reason = f"nothing else is faster by {100 * (1 - MARGIN):.0f} % at equal accuracy; {reason}"
+        points = f"{100 * max_drop:g} point{'' if max_drop == EQUAL else 's'}"
+        allowed = f"no more than {points} less accurate on validation data"
+        reason = f"nothing that is {allowed} takes less than {MARGIN:g} of its time; {reason}"
     return ShipDecision(
         precision=chosen.precision, runtime=chosen.runtime, asked=asked, reason=reason, timed=tuple(timed)
     )
