@@ -68,6 +68,13 @@ Criterion = Annotated[
     typer.Option(help="What chooses the channels that go; by default kfac with --data, else l1."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Repair = Annotated[
+    bool | None,
+    typer.Option(
+        "--reconstruct/--no-reconstruct",
+        help="Adjust what is left on the images by least squares; by default with --data.",
+    ),
+]
 
 
 class _Asked(NamedTuple):
@@ -130,13 +137,7 @@ def prune(
     max_ratio: Annotated[float, typer.Option(help="The largest share of a group that goes.")] = 1.0,
     min_kept: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 8,
     round_to: Annotated[int, typer.Option(help="Widths are multiples of this.")] = 8,
-    reconstruct: Annotated[
-        bool | None,
-        typer.Option(
-            "--reconstruct/--no-reconstruct",
-            help="Adjust what is left on the images by least squares; by default with --data.",
-        ),
-    ] = None,
+    reconstruct: Repair = None,
     runtime: TimedOn = "onnxruntime",
     precision: TimedIn = "fp32",
     threads: Threads = 1,
