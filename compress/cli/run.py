@@ -129,7 +129,8 @@ def _show(recipe: Recipe, folder: Path, report: Path, *, quiet: bool, as_json: b
         prefix = f"niwaki predict {bundle} {samples}/*.png"
         console.print(f"Predict  {prefix}", soft_wrap=True, markup=False)
         gate = f"niwaki gate NEWER/bench.json --baseline {shlex.quote(str(folder / 'bench.json'))}"
-        console.print(f"Gate     {gate}  (NEWER: the folder of a later run)", soft_wrap=True, markup=False)
+        console.print(f"Gate     {gate}", soft_wrap=True, markup=False)
+        console.print("         where NEWER is the folder of a later run", soft_wrap=True, markup=False)
 
 
 def _in_several_processes(devices: int, arguments: list[str]) -> NoReturn:
