@@ -197,10 +197,9 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
         else:
             kept[group.units[-1]] = False
         left = int(np.count_nonzero(kept[group.units]))
-        others = (1 + (turn + 3 * k + step) % (n - 1) for step in range(n - 1))
-        # Small groups have few numbers to choose from: all are kept as they come.
-        free = (gone for gone in others if n < LARGE or (n, left, gone) not in taken)
-        gone = next(free, 1 + (turn + 3 * k) % (n - 1))
+        numbers = [1 + (turn + 3 * k + step) % (n - 1) for step in range(n - 1)]
+        # Small groups have few numbers to choose from: the first is kept as it comes.
+        gone = next((m for m in numbers if n < LARGE or (n, left, m) not in taken), numbers[0])
         taken.add((n, left, gone))
         mixed[group.units[:gone]] = False
     return [kept, mixed, *([front, back] if picks else [])]

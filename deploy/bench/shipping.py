@@ -95,7 +95,7 @@ def choose(
         against = "" if chosen in rest else ", though fp32 would be the better choice"
         reason = f"the recipe asks for {asked}{against}; {reason}"
     elif chosen is fp32 and others:
-        points = f"{100 * max_drop:g} point{'' if max_drop == EQUAL else 's'}"
+        points = f"{100 * max_drop:g} point{'' if 100 * max_drop == 1 else 's'}"
         allowed = f"no more than {points} less accurate on validation data"
         reason = f"nothing that is {allowed} takes less than {MARGIN:g} of its time; {reason}"
     return ShipDecision(
