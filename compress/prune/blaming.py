@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,9 @@ from compress.prune.dispatch import Observations
 from compress.prune.frames import failing
 from compress.prune.grouping import Grouping
 from compress.prune.passes import Passes
+from compress.prune.picks import shifts
 from compress.prune.trial import ANOTHER_WAY, Blame, Reshapes, StoppedError, TrialDispatch
-from compress.prune.units import Attribute, Group, Trace
+from compress.prune.units import Group, Trace
 
 TRIALS = 120
 """The number of cuts that a trace may try to find what a size follows."""
@@ -27,16 +27,22 @@ CLOSING = 40
 """Further cuts, by which it protects what still fails; whatever fails after them is protected as a whole."""
 
 
+Sizes = tuple[tuple[str, str, int], ...]
+"""Modules, the sizes that they keep by name, and what these become."""
+
+
 @dataclass
 class Verdict:
     """What was found of a grouping, which stays true of it.
 
     Args:
+        shifts: whether its cuts may move what the code picks by position; None until that is asked.
         passed: whether all of its groups can be cut; None until that is asked.
         failure: what goes wrong in the first cut that fails, once somebody to blame is sought.
         blames: what of that holds something free, or is found to fail alone; None until that is asked.
     """
 
+    shifts: bool | None = None
     passed: bool | None = None
     failure: list[Blame] | None = None
     blames: list[Blame] | None = None
@@ -57,7 +63,7 @@ class Trials:
     left: int = TRIALS
     _verdicts: dict[int, tuple[Grouping, Verdict]] = field(default_factory=dict)
     _stops: bool = True
-    _passed: set[bytes] = field(default_factory=set)
+    _passed: dict[tuple[bytes, Sizes], list[npt.NDArray[np.int64]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._culprits = Culprits(self._blamed, lambda: self.left <= 0)
@@ -85,11 +91,18 @@ class Trials:
         blames = self._failure(grouping, groups)
         return [] if blames is None else self._culprits.of(grouping, groups, blames)
 
+    def _shifts(self, grouping: Grouping) -> bool:
+        """Whether the code picks by position what a cut may move."""
+        verdict = self._verdict(grouping)
+        if verdict.shifts is None:
+            verdict.shifts = shifts(self.observed.picks, grouping.unit_of, ~grouping.trace.protected_units)
+        return verdict.shifts
+
     def passes(self, grouping: Grouping) -> bool:
         """Whether all groups can be cut; nobody is sought where they cannot."""
         verdict = self._verdict(grouping)
         if verdict.passed is None:
-            every = uneven(grouping.trace, list(grouping.trace.groups), self.observed.picks)
+            every = uneven(grouping.trace, list(grouping.trace.groups), self._shifts(grouping))
             verdict.passed = all(self.tried(grouping, kept, hasty=True)[0] for kept in every)
         return verdict.passed
 
@@ -99,7 +112,7 @@ class Trials:
         if everything and (verdict.passed or verdict.failure is not None):
             return verdict.failure
         found = None
-        for kept in uneven(grouping.trace, groups, self.observed.picks):
+        for kept in uneven(grouping.trace, groups, self._shifts(grouping)):
             passed, blames = self.tried(grouping, kept)
             if not passed:
                 found = blames
@@ -119,8 +132,8 @@ class Trials:
         stays = {key: np.flatnonzero(kept[units]) for key, units in {id(u): u for u in found.slots.values()}.items()}
         sizes = {slot: len(stays[id(units)]) for slot, units in found.slots.items()}
         patched = [(a, after) for a in found.attributes if (after := a.after(kept, sizes)) != a.value]
-        same = _digest(grouping, kept, patched)
-        if same in self._passed:
+        alike = self._passed.setdefault((kept.tobytes(), tuple((a.module, a.name, after) for a, after in patched)), [])
+        if any(np.array_equal(units, grouping.unit_of) for units in alike):
             return True, []
         for (name, dim), units in found.slots.items():
             if len(stays[id(units)]) < len(units):
@@ -155,17 +168,9 @@ class Trials:
                 trial.missing(reason, failing(net, error))
         else:
             if not trial.blames:
-                self._passed.add(same)
+                alike.append(grouping.unit_of)
             return not trial.blames, trial.blames
         return False, trial.blames or [Blame(np.empty(0, np.int64), ANOTHER_WAY, trial.at, "")]
-
-
-def _digest(grouping: Grouping, kept: npt.NDArray[np.bool_], patched: list[tuple[Attribute, int]]) -> bytes:
-    """The same for cuts of the same channels into the same units, with the same sizes patched."""
-    digest = hashlib.blake2b(grouping.unit_of.tobytes(), digest_size=16)
-    digest.update(kept.tobytes())
-    digest.update(repr([(a.module, a.name, after) for a, after in patched]).encode())
-    return digest.digest()
 
 
 LARGE = 5
@@ -197,9 +202,10 @@ def uneven(trace: Trace, groups: list[Group], picks: bool) -> list[npt.NDArray[n
         else:
             kept[group.units[-1]] = False
         left = int(np.count_nonzero(kept[group.units]))
-        numbers = [1 + (turn + 3 * k + step) % (n - 1) for step in range(n - 1)]
+        first = 1 + (turn + 3 * k) % (n - 1)
         # Small groups have few numbers to choose from: the first is kept as it comes.
-        gone = next((m for m in numbers if n < LARGE or (n, left, m) not in taken), numbers[0])
+        numbers = (1 + (turn + 3 * k + step) % (n - 1) for step in range(n - 1 if n >= LARGE else 0))
+        gone = next((m for m in numbers if (n, left, m) not in taken), first)
         taken.add((n, left, gone))
         mixed[group.units[:gone]] = False
     return [kept, mixed, *([front, back] if picks else [])]

@@ -16,14 +16,9 @@ from compress.prune.attributes import kept_numbers
 from compress.prune.frames import running
 from compress.prune.labels import Flow, Labels, Layer, Slot
 from compress.prune.meta import Made, disjoint, makes_fresh, remembered
+from compress.prune.picks import PICKS, Pick, picked
 from compress.prune.rules import POINTWISE, READERS, RULES, Call, Role, Rule, tensors
 from compress.prune.shapes import SHAPES
-
-PICKS = frozenset(
-    f"aten.{name}"
-    for name in ("slice", "select", "index", "index_select", "unbind", "gather", "split", "split_with_sizes", "roll")
-)
-"""Operators by which code selects channels by position."""
 
 _FACTORY_NAMES = "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor rand randn"
 FACTORIES = frozenset(_FACTORY_NAMES.split(" "))
@@ -81,7 +76,7 @@ class Observations:
     costs: list[tuple[float, tuple[Labels, ...]]] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    picks: bool = False
+    picks: list[Pick] = field(default_factory=list)
     images: int = 1
     passes: list[list[OpCall]] = field(default_factory=list)
 
@@ -207,7 +202,8 @@ class LabelDispatch(TorchDispatchMode):
             self.sources[id(outs[0])] = sources[0]
             return
         self.set_sources(outs, len(self.calls))
-        self.observed.picks = self.observed.picks or (op.name in PICKS and any(flow.layers for flow in flows))
+        if op.name in PICKS:
+            self.observed.picks += picked(op.name, args, self.flow(args[0]))
         shapes = tuple([tuple(t.shape) for t in outs])
         bounds = tuple(args[1:4]) if op.name == "aten.slice" else tuple(args[1]) if op.name == PAD else ()
         self.calls.append(OpCall(op.name, sources, shapes, flows, numbers(op, args, kwargs), bounds))

@@ -8,6 +8,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,32 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return Copier(model, memo).copy(memo)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shell:
+    """A module and what of its dictionary a copy does not share, which is little: most entries are plain values."""
+
+    module: nn.Module
+    empty: list[tuple[str, type]]
+    members: list[tuple[str, dict[str, Any]]]
+    rest: list[tuple[str, Any]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Shell:
+        shell = cls(module, [], [], [])
+        for key, value in vars(module).items():
+            kind = type(value)
+            if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
+                continue
+            if kind in _HOLDERS and not value:
+                shell.empty.append((key, kind))
+            elif kind is dict and key in _MEMBERS:
+                shell.members.append((key, value))
+            else:
+                # Compiled code would still compute with the module that it was made from.
+                shell.rest.append((key, None if key == "_compiled_call_impl" else value))
+        return shell
+
+
 class Copier:
     """Copies one network again and again, which does not change meanwhile: it is looked through once.
 
@@ -63,7 +90,7 @@ class Copier:
 
     def __init__(self, model: nn.Module, known: Container[int] = ()) -> None:
         self._model = model
-        self._shells: list[tuple[nn.Module, list[tuple[str, Any, type]]]] = []
+        self._shells: list[_Shell] = []
         seen: set[int] = set()
         own_way: dict[type, bool] = {}
 
@@ -74,13 +101,7 @@ class Copier:
             if own_way[kind]:
                 return
             seen.add(id(module))
-            # Most entries of a module's dictionary are plain values.
-            rest = [
-                (key, value, held)
-                for key, value in vars(module).items()
-                if (held := type(value)) not in _PLAIN and not (held is tuple and _PLAIN.issuperset(map(type, value)))
-            ]
-            self._shells.append((module, rest))
+            self._shells.append(_Shell.of(module))
             for child in module._modules.values():
                 if child is not None and id(child) not in seen and id(child) not in known:
                     shell(child)
@@ -90,24 +111,20 @@ class Copier:
 
     def copy(self, memo: dict[int, Any]) -> nn.Module:
         """A copy; ``memo`` as for ``copy.deepcopy``."""
-        for old, _ in self._shells:
-            memo[id(old)] = object.__new__(type(old))
-        for old, rest in self._shells:
-            own = vars(memo[id(old)])
-            own.update(vars(old))
-            for key, value, kind in rest:
-                if kind in _HOLDERS and not value:
-                    own[key] = kind()
-                elif kind is dict and key in _MEMBERS:
-                    own[key] = {
-                        name: None if v is None else memo[id(v)] if id(v) in memo else _copied(v, memo)
-                        for name, v in value.items()
-                    }
-                elif key == "_compiled_call_impl":
-                    # Compiled code would still compute with the module that it was made from.
-                    own[key] = None
-                else:
-                    own[key] = _copied(value, memo)
+        for shell in self._shells:
+            memo[id(shell.module)] = object.__new__(type(shell.module))
+        for shell in self._shells:
+            own = vars(memo[id(shell.module)])
+            own.update(vars(shell.module))
+            for key, kind in shell.empty:
+                own[key] = kind()
+            for key, members in shell.members:
+                own[key] = {
+                    name: None if v is None else memo[id(v)] if id(v) in memo else _copied(v, memo)
+                    for name, v in members.items()
+                }
+            for key, value in shell.rest:
+                own[key] = _copied(value, memo)
         return memo.get(id(self._model)) or copy.deepcopy(self._model, memo)
 
 
