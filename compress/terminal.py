@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -19,11 +20,17 @@ def plain(text: object) -> str:
     return _OBEYED.sub(lambda found: ascii(found.group())[1:-1], str(text))
 
 
+LOG = 120
+"""Columns of what is no terminal and so has none of its own: a log would fold or lose the last ones of a table."""
+
+
 class Terminal(Console):
     """Rich's console, which shows no control character but its own: text keeps its line breaks and nothing else."""
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, emoji=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = LOG
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(_lines(text), **options)  # before it is measured: a cell has room for the escapes

@@ -93,7 +93,9 @@ def main() -> NoReturn:
         if not isinstance(error, OSError | MemoryError) and not hasattr(error, "exit_code"):
             raise
         if _first_to_fail():
-            say(_message(error), more="" if hasattr(error, "format_message") else page_for(sys.argv[1:]))
+            sentence, more = _message(error), page_for(sys.argv[1:])
+            # What names a page says where to read on.
+            say(sentence, more="" if "niwaki docs " in sentence else more)
         code = exit_code_of(error)
     if code == INTERRUPTED and launched("RANK", 0) == 0:
         say("stopped; the same command with --resume continues from there.")

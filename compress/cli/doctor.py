@@ -265,6 +265,7 @@ def _kernels() -> Iterable[Check]:
                 yield Check(title, False, False, says, fix)
                 continue
         compiler = build.get("compiler" if part == "cpu" else "cuda_compiler")
+        why = why.rpartition("no CUDA kernels: ")[2] if part == "cuda" else why
         found = ("built" + (f" with {compiler}" if compiler else "") + says) if there else why
         yield Check(title, there, False, found, fix)
 

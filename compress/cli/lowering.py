@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deploy.bench.comparing import Comparison
     from deploy.engines.base import Engine
     from deploy.processing.preprocess import Preprocessing
+    from deploy.quantization.agreement import Agreement
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Images, or folders of them.")]
 SizeOption = Annotated[
@@ -145,9 +146,15 @@ def quantize(
         print(json.dumps(about, indent=1))
     elif not quiet:
         share = f"{about['bytes'] / 1e6:.2f} MB of {about['fp32_bytes'] / 1e6:.2f}"
-        agrees = f", agrees with fp32 on {100 * found.agreement:.1f} % at {found.snr_db:.1f} dB" if found else ""
+        agrees = "" if found is None else f", {_agreeing(found, bool(held_out))}"
         kept = f"; {said['kept']}" if said else ""
         print(plain(f"{target}: {share}{agrees}{kept}"))
+
+
+def _agreeing(found: Agreement, held_out: bool) -> str:
+    """Say how near int8 is to fp32, and on which images."""
+    images = "held-out or calibration images, whichever are worse," if held_out else "the calibration's images"
+    return f"agrees with fp32 on {100 * found.agreement:.1f} % of {images} at {found.snr_db:.1f} dB"
 
 
 def _quantized(
@@ -174,7 +181,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="The one to compare with it.")],
     images: ImagesArgument,
     runtime: Annotated[
-        list[str] | None, typer.Option(help="Runtime of both; given twice, of the first and the second.")
+        list[str] | None, typer.Option(metavar="NAME", help="Runtime of both; twice, of the first and second.")
     ] = None,
     count: Annotated[int, typer.Option("--images", min=1, max=1_000_000, help="How many images are used.")] = 1000,
     least: Annotated[

@@ -392,7 +392,8 @@ def _ratios_of(measured: Sensitivity) -> list[str]:
 def _title(measured: Sensitivity, key: str) -> str:
     whole = f"{measured.loss:.4g}" if key == "loss" else f"{100 * (measured.accuracy or 0):.1f} %"
     name = "loss" if key == "loss" else measured.metric
-    return f"{name} on {measured.images} images, whole network {whole}: with one group cut, by {measured.criterion}"
+    how = f"{'change' if key == 'loss' else 'change in points'} with one group cut, by {measured.criterion}"
+    return f"{name} on {measured.images} images, whole network {whole}: {how}"
 
 
 def _shown(value: float, whole: float, key: str) -> str:
@@ -404,7 +405,7 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
     shown = Table("network", "MACs", "parameters", title=f"cut = masked within {max(f.proof for f in found):.0e}")
     measured = all(one.accuracy is not None for one in found)
     if measured:
-        shown.add_column(f"{found[0].metric}, before → after the cut")
+        shown.add_column(f"{found[0].metric} on {found[0].images} images, before → after")
     if all(one.reconstruction is not None for one in found):
         shown.add_column("divergence, cut → repaired")
     for one in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -16,16 +15,11 @@ if TYPE_CHECKING:
 
     from deploy.bench.records import Bench, Record
 
-LOG = 120
-"""Columns of a table where the output is no terminal."""
-
 
 def show(result: Bench, data: Path | None) -> None:
     """Print the table, what else was measured, and what to doubt; ``data`` is that of the images, if there is one."""
     console = Terminal()
-    # A log has no width of its own, and would lose the last columns.
-    width = console.width if console.is_terminal or "COLUMNS" in os.environ else LOG
-    console.print(_bench_table(result, width), width=width, crop=False)
+    console.print(_bench_table(result, console.width))
     if len({record.batch for record in result.records}) > 1:
         console.print(_throughputs(result))
     for engine, taken in result.settings.get("inputs", {}).items():

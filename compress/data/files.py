@@ -125,7 +125,7 @@ class FileImages(Decoded[Image.Image]):
 
 
 class Unreadable:
-    """The files of a data set that cannot be read: they are left out and counted, up to a limit.
+    """The files of a data set that cannot be read: they are left out, counted and named, up to a limit.
 
     Args:
         limit: how many may be left out.
@@ -135,17 +135,14 @@ class Unreadable:
     def __init__(self, limit: int, root: Path | None = None) -> None:
         self.limit, self.root = limit, root
         self.names: list[str] = []
+        self.first: ImageError | None = None
         self.several: list[str] = []
         self.endings: Counter[str] = Counter()
 
     def add(self, name: Path | str, error: ImageError) -> None:
-        """Count one file; raise DataError when it is one too many."""
+        """Count one file."""
         self.names.append(self._shown(name))
-        if len(self.names) > self.limit:
-            raise DataError(
-                f"At least {len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; "
-                f"the last one: {error}"
-            ) from None
+        self.first = self.first or error
 
     def check_frames(self, path: Path, image: Image.Image) -> None:
         """Count an image that is the first of several frames or pages of its file."""
@@ -162,9 +159,17 @@ class Unreadable:
         inside = isinstance(name, Path) and self.root is not None and name.is_relative_to(self.root)
         return str(name.relative_to(self.root)) if inside else str(name)  # type: ignore[union-attr, arg-type]
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Say what was left out and what was read in part."""
+    def checked(self) -> tuple[str, ...]:
+        """Say, once all is read, what was left out and what was read in part.
+
+        Raises:
+            DataError: more is left out than may be.
+        """
+        if len(self.names) > self.limit:
+            which = f"{first(self.names)}; the first: " if len(self.names) > 1 else ""
+            raise DataError(
+                f"{len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; {which}{self.first}"
+            )
         endings = [f"{ending} ({count})" for ending, count in self.endings.most_common()]
         said = {
             f"{len(self.names)} unreadable image(s) were left out: {first(self.names)}.": self.names,
@@ -200,6 +205,7 @@ def read_all(
         else:
             kept.append(own)
     if not kept:
+        unreadable.checked()
         raise DataError(f"{where} gives no image that can be read; add some.")
     return images, kept
 

@@ -121,9 +121,9 @@ def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> s
     if unknown:
         near = get_close_matches(keys[-1], _names(), 1)
         way_out = f"did you mean '{near[0]}'? See" if near else "remove it or see"
-        return f"{source}: the key '{where}' is unknown; {way_out} docs/recipes.md for the keys there are."
+        return f"{source}: the key '{where}' is unknown; {way_out} niwaki docs recipes for the keys there are."
     if fault["type"] == "missing":
-        return f"{source}: the key '{where}' is missing; add it (docs/recipes.md says what it may hold)."
+        return f"{source}: the key '{where}' is missing; add it (niwaki docs recipes says what it may hold)."
     said = message(fault)
     said = said[0].lower() + said[1:]
     given = fault.get("input")
@@ -131,7 +131,7 @@ def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> s
         shown = "" if isinstance(given, dict) else f" (given: {_short(repr(given))})"
     except ValueError:  # Python writes no number of thousands of digits
         shown = ""
-    return f"{source}: {where}: {said}{shown}; change it (docs/recipes.md says what it may hold)."
+    return f"{source}: {where}: {said}{shown}; change it (niwaki docs recipes says what it may hold)."
 
 
 def _made_by(where: str, key: str, unknown: bool) -> bool:

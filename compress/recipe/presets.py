@@ -131,7 +131,7 @@ _PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 _TEMPLATE = """\
 # {said}
-# Check it and run it: niwaki run THIS_FILE. Every key is in docs/recipes.md.
+# Check it and run it: niwaki run THIS_FILE. All keys: niwaki docs recipes.
 name: {name}
 seed: 0
 model:

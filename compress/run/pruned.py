@@ -32,6 +32,7 @@ class PrunedFigures(BaseModel):
         proof: the largest relative error of cut against masked.
         metric: what accuracy is.
         accuracy: before and after on images that nothing was chosen by; None without labels.
+        images: how many these were.
         reconstruction: what repairing was worth; None where it was not asked for.
         latency: what was measured of a latency that was asked for, in words.
     """
@@ -44,6 +45,7 @@ class PrunedFigures(BaseModel):
     proof: float
     metric: str = "accuracy"
     accuracy: tuple[float, float] | None = None
+    images: int | None = None
     reconstruction: dict[str, Any] | None = None
     latency: str | None = None
 
@@ -86,7 +88,7 @@ class CutJob:
         self.advance(0, 1, "saving")
         artifact.save(small, out, about.model_copy(update={"plan": whole, "seed": self.seed}))
         measure = self.images.measure() if self.images is not None else None
-        accuracy = None if measure is None else (measure(model)[1] or 0.0, measure(small)[1] or 0.0)
+        dense, cut = (None, None) if measure is None else (measure(model), measure(small))
         return PrunedFigures(
             out=str(out),
             macs=(cost.macs(model, self.network.example), cost.macs(small, self.network.example)),
@@ -94,7 +96,8 @@ class CutJob:
             groups={group.name: (group.before, group.after) for group in plan.groups},
             proof=proof.worst,
             metric=self.network.task.title,
-            accuracy=accuracy,
+            accuracy=None if dense is None or cut is None else (dense[1] or 0.0, cut[1] or 0.0),
+            images=None if dense is None else dense[2],
             reconstruction=None if report is None else report.model_dump(exclude={"layers"}),
             latency=latency,
         )

@@ -36,7 +36,12 @@ def speed(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
             )
             yield found.model_copy(update={"doubtful": record is new and _few(new)})
     if past is not None and now is not None:
-        yield _held(pair, "latency, best", now, past, tolerances)
+        held = _held(pair, "latency, best", now, past, tolerances)
+        then = old.conditions and old.conditions.noise()
+        if then and not held.ok:
+            note = f"the baseline was timed on a noisy machine ({then}); make it anew on a quiet one"
+            held = held.model_copy(update={"note": note})
+        yield held
     if old.ratio_to_dense is not None:
         held = _held(pair, "latency", new.ratio_to_dense, old.ratio_to_dense, tolerances)
         if not quiet and past is not None and now is not None:

@@ -166,7 +166,7 @@ def _surgery(errors: Facts) -> Markup:
     if not errors:
         return Markup()
     lead = (
-        "The sliced network against the same network with the dropped channels set to zero, "
+        "The cut network against the same network with the dropped channels set to zero, "
         "in double precision, before any further training: largest relative error."
     )
     if errors.get("train_mode") is False:

@@ -213,7 +213,7 @@ def _losses(results: Results) -> Markup:
     known.sort(key=lambda row: row[2] - row[1])
     lines = [
         tr(
-            th(name.replace("_", " ")),
+            th(name.replace("accuracy_", "accuracy of ", 1).replace("_", " ")),
             *(td(units.percent(v)) for v in (before, after)),
             td(units.points(after - before)),
         )
@@ -227,7 +227,7 @@ def _engines(results: Results) -> Markup:
     records = results.records("measured")
     if not records:
         return Markup()
-    head = ("<Engine", results.metric(), "median", "p90", "p99", "least", "time, dense = 1", "batch", "repeats")
+    head = ("<Engine", results.metric(), "best", "median", "p90", "p99", "time, dense = 1", "batch", "repeats")
     return part("Every engine that was timed", "", table(head, map(_engine, records)))
 
 
@@ -237,7 +237,7 @@ def _engine(record: Facts) -> Markup:
     return tr(
         th(record.get("name"), runtime),
         td(units.percent(record.get("accuracy"))),
-        *(td(units.milliseconds(record.get(key))) for key in ("median_ms", "p90_ms", "p99_ms", "min_ms")),
+        *(td(units.milliseconds(record.get(key))) for key in ("min_ms", "median_ms", "p90_ms", "p99_ms")),
         td(
             units.NONE if share is None else f"{share:.3f}",
             beside=f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "",

@@ -103,6 +103,15 @@ def test_on_a_noisy_machine_best_times_judge_and_it_is_said():
     assert failures(gate(bench(slower), bench())) == [("int8", "latency, best")]
 
 
+def test_what_a_noisy_baseline_fails_says_so():
+    slower = {"ratio_of_best": 0.44, "best_interval": (0.43, 0.45)}
+    (fails,) = gate(bench(slower), bench({"conditions": NOISY})).failed()
+    assert "the baseline was timed on a noisy machine (" in fails.note
+    assert "make it anew on a quiet one" in fails.note
+    (fails, _) = gate(bench(slower | {"ratio_to_dense": 0.44}), bench()).failed()
+    assert fails.note is None
+
+
 def test_a_bench_from_another_folder_is_matched_by_content():
     elsewhere = bench({"reference": "teacher.fp32"}, {"reference": "teacher.fp32"}, names=("teacher.fp32", "student"))
     found = gate(elsewhere, bench())

@@ -195,6 +195,12 @@ def test_the_classes_that_lost_most_come_first_and_gains_are_left_out():
     assert "iou sky" not in part[:400]
 
 
+def test_a_class_of_a_classifier_is_named_as_one():
+    ledger = sample.ledger()
+    ledger["models"][0]["test_metrics"], ledger["models"][3]["test_metrics"] = {"accuracy_7": 0.9}, {"accuracy_7": 0.8}
+    assert "accuracy of 7 90.0 % 80.0 % −10.0 points" in text(page(ledger))
+
+
 def test_the_recipe_the_engines_and_the_data_are_named_by_hash():
     bench, ledger = sample.bench(), sample.ledger()
     bench["records"][0]["sha256"] = "a1" * 32

@@ -147,5 +147,5 @@ def test_too_many_unreadable_images_stop_a_run_before_its_folder_is_made(tmp_pat
     with pytest.raises(SystemExit) as ended:
         app.main()
     assert ended.value.code == 2
-    assert "4 image(s) cannot be read and 'unreadable' allows 3" in capsys.readouterr().err
+    assert "32 image(s) cannot be read and 'unreadable' allows 3" in capsys.readouterr().err
     assert not Path("fresh").exists()

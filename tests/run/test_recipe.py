@@ -252,7 +252,7 @@ def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
             "prune.budget.macs=2",
             "--set prune.budget.macs=2: prune.budget.macs: input should be less than or equal to 1",
         ),
-        ("zzz=1", "--set zzz=1: the key 'zzz' is unknown; remove it or see docs/recipes.md"),
+        ("zzz=1", "--set zzz=1: the key 'zzz' is unknown; remove it or see niwaki docs recipes"),
     ):
         with pytest.raises(RecipeError) as caught:
             load_recipe(DIGITS, [override])

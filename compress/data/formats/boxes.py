@@ -83,7 +83,7 @@ def with_boxes(
         if name == "train" and not any(len(target.labels) for target in targets):
             raise DataError("No training image has a box that can be used; there is nothing to learn.")
         splits[name] = Split(images, targets, reader)
-    return ImageData(classes, splits, "detection", (*left_out.notes, *unreadable.notes))
+    return ImageData(classes, splits, "detection", (*left_out.notes, *unreadable.checked()))
 
 
 def fitting(scene: Scene, size: tuple[int, int], left_out: LeftOut) -> Boxes:

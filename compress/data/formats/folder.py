@@ -46,7 +46,7 @@ def image_folder(recipe: FolderData, reader: ImageReader, seed: int) -> ImageDat
         found = [(path, -1) for path in files if is_image(path)]
         images, labels = read_all(found, reader, unreadable, folder)
         splits["unlabelled"] = Split(images, torch.tensor(labels), reader)
-    return ImageData(classes, splits, notes=(*where.notes, *unreadable.notes))
+    return ImageData(classes, splits, notes=(*where.notes, *unreadable.checked()))
 
 
 def _listed(folder: Path, unreadable: Unreadable) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:

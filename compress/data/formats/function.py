@@ -112,7 +112,7 @@ def from_function(recipe: FunctionData, reader: ImageReader, seed: int) -> Image
             if bad := next((t for t in targets if not 0 <= t < len(classes)), None):
                 raise DataError(f"{where} has the class {bad}, there are {len(classes)}; correct it.")
         splits[name] = Split(images, own, reader)
-    return ImageData(classes, splits, task, (*notes, *left_out.notes, *unreadable.notes))
+    return ImageData(classes, splits, task, (*notes, *left_out.notes, *unreadable.checked()))
 
 
 def pair(
@@ -215,6 +215,7 @@ def _read(
             places.append(place)
             targets.append(target[:0] if isinstance(target, np.ndarray) else target)
     if not places:
+        unreadable.checked()
         raise DataError(f"{name} gives no image that can be read; add some.")
     return places, targets
 

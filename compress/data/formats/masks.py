@@ -126,7 +126,7 @@ def image_masks(recipe: MasksData, reader: ImageReader, seed: int) -> ImageData:
         if name == "train":
             notes += unseen(counts, codes.classes)
         splits[name] = Split(images, masks, reader)
-    return ImageData(codes.classes, splits, "segmentation", (*notes, *unreadable.notes))
+    return ImageData(codes.classes, splits, "segmentation", (*notes, *unreadable.checked()))
 
 
 def load_mask(path: Path) -> np.ndarray:

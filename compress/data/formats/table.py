@@ -47,7 +47,7 @@ def csv_table(recipe: CsvData, reader: ImageReader, seed: int) -> ImageData:
     for split in ("train", "val", "test"):
         images, kept = read_all(items[split], reader, unreadable, f"{root}, split {split},")
         splits[split] = Split(images, torch.tensor(kept), reader)
-    return ImageData(classes, splits, notes=unreadable.notes)
+    return ImageData(classes, splits, notes=unreadable.checked())
 
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:

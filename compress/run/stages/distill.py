@@ -33,7 +33,9 @@ def distil(work: Workspace, view: StageView) -> Outcome:
         work.ledger.model("pruned").training_flops + result.training_flops,
         plan,
     )
-    view.notes.append(f"student: {on_validation(work, result.fit)}")
+    beside = work.ledger.model("teacher").val_accuracy
+    more = "" if beside is None else f"; the teacher {100 * beside:.1f} %"
+    view.notes.append(f"student: {on_validation(work, result.fit)}{more}")
     return Outcome(
         metrics={"val_accuracy": result.fit.val_accuracy},
         training_flops=result.training_flops,

@@ -86,7 +86,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
     write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
-        said = f"int8 at {snr['int8']:.1f} dB, {grade(snr['int8'])}{_beside_fp32(metrics)}"
+        said = f"int8 at {snr['int8']:.1f} dB on validation images, {grade(snr['int8'])}{_beside_fp32(metrics)}"
         view.notes.append(said)
         notes.append(said)
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
@@ -134,11 +134,11 @@ def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, no
 
 
 def _beside_fp32(metrics: Mapping[str, float]) -> str:
-    """Say what int8 costs on validation data, where it was measured."""
+    """Say the accuracy of int8 beside that of fp32, both on validation data, where it was measured."""
     int8, fp32 = (metrics.get(f"val_accuracy_{name}") for name in ("int8", "distilled"))
     if int8 is None or fp32 is None:
         return ""
-    return f": {100 * int8:.1f} % on validation data, {100 * fp32:.1f} % in fp32"
+    return f": {100 * int8:.1f} %, {100 * fp32:.1f} % in fp32"
 
 
 def _about(work: Workspace, model: str) -> Metadata:
