@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -61,6 +63,11 @@ def turns(
     return remedies[:MOST_TURNS]
 
 
+def _kind(blame: Blame, remedies: list[Remedy]) -> tuple[Any, ...]:
+    """The same for what fails at one line in blocks of one kind, and may be helped by the same sizes."""
+    return (blame.line, *sorted({(patch.name, patch.value) for patch in remedies[0][0]}))
+
+
 def _first_tie(remedies: list[Remedy]) -> list[Tie]:
     return next((ties for _, ties in remedies if ties), [])
 
@@ -91,6 +98,9 @@ def shared_out(open_: list[tuple[int, list[Remedy]]]) -> list[Patch]:
 VAIN = 3
 """Rounds after which remedies are no longer piled up if the first call that fails says the same after each."""
 
+ALIKE = 2
+"""Failures of one line after which its remedies are no longer tried one by one."""
+
 ROUNDS = 6
 """Rounds in which remedies are piled up, in the hope that all of them together help."""
 
@@ -120,6 +130,7 @@ class Mender:
     where: dict[str, str]
     tried: set[tuple[int, str, str]] = field(default_factory=set)
     cleared: Grouping | None = None
+    vain: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
     def mend(self, grouping: Grouping, blames: list[Blame]) -> Grouping:
         """Patch a size that a module keeps, else tie a split in another way, else protect what was blamed."""
@@ -171,6 +182,8 @@ class Mender:
         while rounds > 0:
             rounds -= 1
             helped = [(b, found) for b in blames if (found := turns(self.modules, grouping, b, set()))]
+            if not remedies and helped and all(self.vain[_kind(b, found)] >= ALIKE for b, found in helped):
+                break
             open_ = [(b.call, found) for b, found in helped]
             patches = shared_out(open_) or [patch for _, found in open_ for patch in found[0][0]]
             patches = [patch for patch in patches if patch.key not in keys]
@@ -201,7 +214,10 @@ class Mender:
 
         Each blame's remedies are tried in turns, all blames at once: what passes is taken.
         """
-        open_ = [(b.call, found) for b in blames if (found := turns(self.modules, grouping, b, self.tried))]
+        asked = [(b, found) for b in blames if (found := turns(self.modules, grouping, b, self.tried))]
+        # What did not help two blocks of a kind helps none of the others.
+        kinds = {b.call: _kind(b, found) for b, found in asked}
+        open_ = [(b.call, found) for b, found in asked if self.vain[kinds[b.call]] < ALIKE]
         before = {b.call for b in blames}
         accepted: list[Remedy] = []
         known = self.choices.patches, self.choices.ties
@@ -220,6 +236,10 @@ class Mender:
             passed = [c for c, _ in trying if c not in calls and all(c < new for new in calls - before)]
             accepted += [remedy for call, remedy in trying if call in passed]
             open_ = [(call, found) for call, found in open_ if call not in passed]
+        outer = min((b.module for b, _ in asked), key=len, default="")
+        if all(f"{b.module}.".startswith(f"{outer}.") for b, _ in asked):
+            # Of several modules at once one may have failed by another's fault.
+            self.vain.update({kinds[call] for call, _ in open_})
         self._take(known, accepted)
         return self.group() if accepted else None
 
