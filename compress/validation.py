@@ -23,4 +23,11 @@ def explain(error: ValidationError, *, under: str = "", whole: str = "the text")
 
 def message(fault: Mapping[str, Any]) -> str:
     """Return what one fault says, without the words that pydantic puts before a sentence of ours."""
+    kind = fault.get("type")
+    if kind == "union_tag_not_found":
+        return f"the key {fault['ctx']['discriminator']} is missing"
+    if kind == "extra_forbidden":
+        return "there is no such key"
+    if kind == "tuple_type":
+        return "this is a list, such as [96, 96]"
     return fault["msg"].removeprefix("Value error, ")

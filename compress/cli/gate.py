@@ -185,7 +185,7 @@ def _show(result: GateResult) -> None:
     shown = Table(*columns, title="Gate", title_justify="left")
     shown.columns[0].overflow = "fold"
     for line in result.lines:
-        values = [figure(v) for v in (line.value, line.baseline, line.limit)]
+        values = [figure(v, line.what) for v in (line.value, line.baseline, line.limit)]
         shown.add_row(escape(line.name), line.what, *map(escape, values), _verdict(line))
     console = Terminal()
     console.print(shown)

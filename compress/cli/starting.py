@@ -33,7 +33,8 @@ def init(
     from compress.recipe.presets import look, recipe_for
 
     found = look(photos)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", photos.resolve().name).strip("-._") or "photos"
+    called = photos.resolve().name if out is None else out.stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", called).strip("-._") or "photos"
     path = out or Path(f"{name}.yaml")
     if path.exists() and not force:
         kept = f", or keep it and run it with --set model.weights={shlex.quote(weights)}" if weights else ""

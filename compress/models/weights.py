@@ -36,7 +36,7 @@ def _default_weights(factory: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise ModelError(
             f"The weights of {name} cannot be downloaded ({error}); connect this machine, or name a local "
-            ".safetensors or .pth file: --set model.weights=FILE."
+            ".safetensors or .pth file: --weights FILE, in a run --set model.weights=FILE."
         ) from None
 
 

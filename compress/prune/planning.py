@@ -83,6 +83,17 @@ class Plan(BaseModel):
     costs: dict[str, float] = {}
     asked: dict[str, Any] = {}
 
+    def __str__(self) -> str:
+        """How many channels stay of each group, and of the MACs; all that the plan holds is in ``to_json``."""
+        before, after = (self.costs.get(f"macs_{when}") for when in ("before", "after"))
+        cost = f", {after / 1e6:,.1f} of {before / 1e6:,.1f} M MACs" if before and after else ""
+        width = max((len(group.name) for group in self.groups), default=0)
+        lines = [f"A cut of {len(self.slots)} parameter dimensions in {len(self.groups)} groups{cost}:"]
+        return "\n".join([*lines, *(f"  {g.name:<{width}}  {g.after:>5} of {g.before}" for g in self.groups)])
+
+    def __repr__(self) -> str:
+        return f"<Plan: {str(self).partition(':')[0].removeprefix('A ')}>"
+
     def to_json(self) -> str:
         return self.model_dump_json()
 

@@ -136,6 +136,10 @@ class Trace:
     where: Mapping[str, str] = field(default_factory=dict)
     unfollowed: tuple[tuple[str, str, int], ...] = ()
 
+    def __repr__(self) -> str:
+        free = sum(len(group.units) for group in self.groups)
+        return f"<Trace: {free} of {self.units} channels may go, in {len(self.groups)} groups>"
+
     def __str__(self) -> str:
         """The groups in the order of the forward pass, then what stays and why, most first."""
         free = sum(len(group.units) for group in self.groups)

@@ -16,7 +16,7 @@ from compress.errors import RecipeError
 from compress.files import read_bytes
 from compress.recipe.data import KINDS
 from compress.recipe.schema import Recipe
-from compress.recipe.yaml_text import parsed
+from compress.recipe.yaml_text import parsed, told
 from compress.trust import check_trusted
 from compress.validation import message
 
@@ -43,7 +43,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, trusted: Seq
     try:
         raw = parsed(read_bytes(path, _LARGEST).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise RecipeError(f"{path} is not YAML ({' '.join(str(error).split())[:160]}); correct that line.") from None
+        raise RecipeError(f"{path} is not YAML ({told(error)}); correct that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds {type(raw).__name__}, not a mapping of keys; see recipes/digits.yaml.")
     _make_way(raw, overrides)

@@ -148,7 +148,7 @@ transfer: # the teacher; null if model.weights are already trained for these cla
   batch_size: {batch}
   optimizer: adamw
   lr: 0.001
-  backbone_lr: 0.1 # pretrained layers learn more slowly
+  backbone_lr: 0.1 # of lr: pretrained layers learn more slowly
   weight_decay: 0.01
   augment: {augment}
 twin: false # true also trains the same network without the weights, for comparison
@@ -178,6 +178,8 @@ def _classes(folder: Path) -> Found | None:
     train = named(folder, "train")
     root = train or folder
     classes = [one for one in _folders(root) if any(is_image(path) for path in islice(one.rglob("*"), _LOOKED_AT))]
+    if len(classes) == 1 and any(is_image(path) for path in classes[0].iterdir()):
+        raise DataError(f"{root} has one class alone, {classes[0].name}; a classifier tells at least two apart.")
     if len(classes) < 2:
         return None
     places = {split: named(folder, split) if train else None for split in ("val", "test")}

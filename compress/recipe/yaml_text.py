@@ -26,6 +26,15 @@ def parsed(text: str) -> Any:
         loader.dispose()
 
 
+def told(error: Exception) -> str:
+    """Say what is wrong with a YAML text, and at which line; the line comes first, since the rest may be long."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())[:160]
+    problem = getattr(error, "problem", None) or getattr(error, "context", None) or "it cannot be read"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(problem.split())[:120]}"
+
+
 def _weight(node: yaml.Node, known: dict[int, int | None]) -> int:
     """Count the values that a node stands for, its aliases written out; refuse a key that stands twice on the way."""
     if id(node) in known:

@@ -196,6 +196,8 @@ def _labels(folder: Path, names: Sequence[str], classes: Sequence[str]) -> dict[
     if len(names) == len(classes) and tuple(classes) == tuple(map(str, range(len(classes)))):
         return {name: label for label, name in enumerate(names)}
     other = next(name for name in names if name not in known)
+    if "train" in names:
+        raise DataError(f"{folder} holds splits, not classes; name one of them, such as {folder / 'train'}.")
     raise DataError(
         f"{folder} has a folder '{other}', which is not a class of the network ({', '.join(list(classes)[:5])}, ...); "
         "name the folders after the classes, or give images without class folders, which need no labels."

@@ -19,6 +19,7 @@ from compress.run.progress import StageView, Ui
 from compress.run.stages import STAGES, Stage
 from compress.run.standing import made, standing
 from compress.run.workspace import Workspace
+from compress.terminal import plain
 from compress.train import make_fabric
 from compress.train.fabric import deterministic, is_first
 from compress.train.ranks import leave, once
@@ -44,11 +45,14 @@ def run(recipe: Recipe, out: Path, ui: Ui, *, resume: bool = False) -> Path:
     """
     make_fabric(recipe.device, recipe.precision)
     prepared: list[Workspace] = []
+    afresh = resume and not (out / "ledger.json").exists()
     try:
         # Every image is decoded and the network traced: many seconds in which nothing else is said.
         with ui.waiting("Checking the recipe, the data and the network"):
             once(lambda: prepared.append(prepare(recipe, out, resume)))
         work = prepared[0] if prepared else join(recipe, out)
+        if afresh and is_first():
+            ui.line(f"{plain(out)} holds no run yet, so one begins; --out names the folder of another.")
         with alone(out) if is_first() else nullcontext(), deterministic(recipe.deterministic):
             report = _carry_out(work, ui)
     except RuntimeError as error:

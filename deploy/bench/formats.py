@@ -66,9 +66,9 @@ def github_lines(result: GateResult, file: str) -> str:
 
 def sentence(line: GateFinding) -> str:
     """Return a finding in words."""
-    said = f"{line.name}, {line.what}: {figure(line.value)} against {figure(line.baseline)}"
+    said = f"{line.name}, {line.what}: {figure(line.value, line.what)} against {figure(line.baseline, line.what)}"
     if line.limit is not None:
-        said += f", limit {figure(line.limit)}"
+        said += f", limit {figure(line.limit, line.what)}"
     return f"{said}; {line.note}" if line.note else said
 
 
@@ -87,17 +87,31 @@ def remarks(lines: Iterable[GateFinding]) -> list[str]:
     return said
 
 
-def figure(value: float | str | None) -> str:
-    """Return a value as a table shows it."""
-    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+_UNITS = {
+    "absolute": (1.0, "ms"),
+    "accuracy": (100.0, "%"),
+    "size": (1e-3, "kB"),
+    "memory": (1e-6, "MB"),
+    "parity": (1.0, "dB"),
+}
+"""What is held -> by what its value is multiplied to be shown, and the unit; the others are ratios."""
+
+
+def figure(value: float | str | None, what: str) -> str:
+    """Return a value of what is held, such as ``size``, as a table shows it."""
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    factor, unit = _UNITS.get(what, (1.0, ""))
+    return f"{factor * value:.4g} {unit}".rstrip()
+
+
+def _figures(line: GateFinding) -> list[str]:
+    return [figure(value, line.what) for value in (line.value, line.baseline, line.limit)]
 
 
 def _table(lines: list[GateFinding] | tuple[GateFinding, ...]) -> str:
     head = "| engine | what | now | baseline | limit |\n| --- | --- | ---: | ---: | ---: |\n"
-    rows = (
-        f"| {' | '.join(map(_cell, (line.name, line.what, *map(figure, (line.value, line.baseline, line.limit)))))} |"
-        for line in lines[:_PASSED_LINES]
-    )
+    rows = (f"| {' | '.join(map(_cell, (line.name, line.what, *_figures(line))))} |" for line in lines[:_PASSED_LINES])
     more = f"\n\nand {len(lines) - _PASSED_LINES} more\n" if len(lines) > _PASSED_LINES else "\n"
     return head + "\n".join(rows) + more
 

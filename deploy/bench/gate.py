@@ -66,7 +66,7 @@ def _compare(pair: Match, tolerances: Tolerances) -> Iterator[GateFinding]:
         # Times that are shown alone, on a runtime that the next run does not prefer, need not be there.
         elsewhere = old.held is False and old.runtime not in {one.runtime for one in pair.now.records}
         missing = _finding(old, "presence", None, "present", elsewhere)
-        way_out = f"{old.name} is in the baseline alone; make and time it too, or name the others with --only."
+        way_out = f"{old.name} is in the baseline alone; make and time it too, or name the others with --only"
         yield missing if elsewhere else missing.model_copy(update={"note": way_out})
         return
     yield _finding(old, "presence", "present", "present", True)

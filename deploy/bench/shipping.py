@@ -95,9 +95,7 @@ def choose(
         against = "" if chosen in rest else ", though fp32 would be the better choice"
         reason = f"the recipe asks for {asked}{against}; {reason}"
     elif chosen is fp32 and others:
-        points = f"{100 * max_drop:g} point{'' if 100 * max_drop == 1 else 's'}"
-        allowed = f"no more than {points} less accurate on validation data"
-        reason = f"nothing that is {allowed} takes less than {MARGIN:g} of its time; {reason}"
+        reason = "; ".join(_passed_over(one, fp32, max_drop, slow=one in slow) for one in others)
     return ShipDecision(
         precision=chosen.precision, runtime=chosen.runtime, asked=asked, reason=reason, timed=tuple(timed)
     )
@@ -117,6 +115,15 @@ def _fastest(timed: Sequence[Timed], precision: str, runtime: Runtime | None) ->
 
 def _drop(one: Timed, fp32: Timed) -> float:
     return 0.0 if one.accuracy is None or fp32.accuracy is None else fp32.accuracy - one.accuracy
+
+
+def _passed_over(one: Timed, fp32: Timed, max_drop: float, *, slow: bool) -> str:
+    """Say why a precision does not ship although it was timed."""
+    share = f"{one.precision} on {_NAMES[one.runtime]} takes {one.share / fp32.share:.2f} of its time"
+    if slow:
+        return f"{share}, where less than {MARGIN:g} would be a gain"
+    lost = 100 * _drop(one, fp32)
+    return f"{share}, but is {lost:.1f} points less accurate on validation data, where {100 * max_drop:g} may be lost"
 
 
 def _said(one: Timed, fp32: Timed) -> str:

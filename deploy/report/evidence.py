@@ -175,7 +175,7 @@ def _surgery(errors: Facts) -> Markup:
         lead += f" Not compared: {unproved}."
     lines = (_surgery_error(name, errors[name]) for name in PROOFS if errors.get(name) is not None)
     head = ("<Compared", "error", "allowed", "verdict")
-    return part("Slicing changed nothing but the size", lead, table(head, lines, "parity"))
+    return part("The cut changed nothing but the size", lead, table(head, lines, "parity"))
 
 
 def _surgery_error(name: str, value: Any) -> Markup:

@@ -228,7 +228,8 @@ def _engines(results: Results) -> Markup:
     if not records:
         return Markup()
     head = ("<Engine", results.metric(), "best", "median", "p90", "p99", "time, dense = 1", "batch", "repeats")
-    return part("Every engine that was timed", "", table(head, map(_engine, records)))
+    lead = "In turns, by medians against the dense network; what the bundle runs was chosen by timings of its own."
+    return part("Every engine that was timed", lead, table(head, map(_engine, records)))
 
 
 def _engine(record: Facts) -> Markup:

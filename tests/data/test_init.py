@@ -101,6 +101,18 @@ def test_a_recipe_that_is_there_stays(tmp_path, command):
     assert load_recipe("p.yaml").model.weights == "DEFAULT"
 
 
+def test_a_run_is_called_as_its_recipe(tmp_path, command):
+    tree(tmp_path / "p", "train", "test")
+    assert command("init", tmp_path / "p", "--out", "mine.yaml")[0] == 0
+    assert load_recipe("mine.yaml").name == "mine"
+
+
+def test_one_class_is_said_to_be_one(tmp_path, command):
+    picture(tmp_path / "one/train/cat/0.png", seed=0)
+    code, _, error = command("init", tmp_path / "one")
+    assert (code, "has one class alone, cat;" in error) == (2, True)
+
+
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, command):
     (tmp_path / "empty").mkdir()
     for name, said in (("empty", "holds no data set that is known"), ("none", "There is no folder")):

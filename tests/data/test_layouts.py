@@ -134,7 +134,7 @@ def test_a_line_that_is_no_box_is_refused(tmp_path, line, said):
     [
         ("train: images/train\n", "does not name the classes"),
         ("names: [a, a]\n", "names a class twice"),
-        ("names: [a, b\n", "is not YAML"),
+        ("names: [a, b\n", "is not YAML (line 2, column 1: expected"),
         ("- a\n", "holds list"),
         ("names: [a, b]\ntrain: images/none\n", "which the split train names"),
         ("names: [a, b]\ntrain: 3\n", "name a folder of images"),

@@ -180,3 +180,12 @@ def test_what_is_no_plan_is_refused_in_a_sentence(text):
     with pytest.raises(PlanError, match="Not a pruning plan") as caught:
         prune.Plan.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_and_a_trace_are_short_in_a_notebook():
+    network, images = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval(), torch.randn(1, 3, 4, 4)
+    trace = prune.trace(network, images)
+    plan = prune.plan(trace, prune.score(trace, network, "l1"), ratio=0.5, scope="group")
+    assert repr(trace) == "<Trace: 8 of 16 channels may go, in 1 groups>"
+    assert repr(plan) == "<Plan: cut of 3 parameter dimensions in 1 groups, 0.0 of 0.0 M MACs>"
+    assert str(plan).splitlines()[1:] == ["  0      4 of 8"]

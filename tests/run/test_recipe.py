@@ -241,6 +241,13 @@ def test_set_makes_the_groups_it_needs(tmp_path):
     assert load_recipe(path, ["deploy.threads=2"]).deploy.threads == 2
 
 
+def test_a_wrong_indentation_is_found_at_its_line(tmp_path):
+    path = tmp_path / "bent.yaml"
+    path.write_text("name: bent\nseed: 0\n  model: {}\n")
+    with pytest.raises(RecipeError, match=r"is not YAML \(line 3, column 8: mapping values are not allowed"):
+        load_recipe(path)
+
+
 def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
     for override, said in (
         ("transfer.epoch=3", "--set transfer.epoch=3: the key 'transfer.epoch' is unknown; did you mean 'epochs'?"),
@@ -270,6 +277,8 @@ def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
         ("=3", "--set =3 is not KEY=VALUE"),
         ("seed.more=3", "'seed' is a value, not a group of keys"),
         ("seed=[1", "'[1' is not a YAML value"),
+        ("target={path: x}", "target: the key 'kind' is missing"),
+        ("preprocessing.size=96", "this is a list, such as [96, 96] (given: 96)"),
         ("seeed=3", "'seeed' is unknown"),
         ("prune.budget.macs=", "prune.budget"),
         ("transfer.epochs=0", "transfer.epochs"),

@@ -1,5 +1,8 @@
 """The tuple of stages: what still stands of a resumed run, and a stage and a command that somebody adds."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -7,6 +10,7 @@ from compress.cli import app
 from compress.recipe.loading import load_recipe
 from compress.run import runner
 from compress.run.ledger import Ledger, Outcome
+from compress.run.progress import Ui
 from compress.run.stages import STAGES
 from compress.run.stages.base import Stage
 from compress.run.standing import standing
@@ -25,6 +29,16 @@ def wanted(recipe):
 
 def test_every_stage_has_a_name_and_a_title_of_its_own():
     assert len({stage.name for stage in STAGES}) == len({stage.title for stage in STAGES}) == len(STAGES) == 17
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_resuming_where_nothing_began_says_that_a_run_begins(tmp_path, monkeypatch, capsys, resume):
+    monkeypatch.setattr(runner, "prepare", lambda recipe, out, resume: "prepared")
+    monkeypatch.setattr(runner, "alone", lambda out: nullcontext())
+    monkeypatch.setattr(runner, "_carry_out", lambda work, ui: Path(work))
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/digits.yaml")
+    assert runner.run(recipe, tmp_path / "none", Ui.choose(), resume=resume) == Path("prepared")
+    assert ("none holds no run yet, so one begins" in capsys.readouterr().out) == resume
 
 
 def test_a_stage_whose_file_is_gone_and_all_after_it_stand_no_longer(old_run):

@@ -17,7 +17,7 @@ from compress.data.layout import NAMES, SHARE
 from compress.errors import DataError, ImageError
 from compress.files import LIST_BYTES, read_bytes
 from compress.recipe.data import YoloData
-from compress.recipe.yaml_text import parsed
+from compress.recipe.yaml_text import parsed, told
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml")
 
@@ -78,7 +78,7 @@ def _about(file: Path) -> Mapping[str, Any]:
     try:
         found = parsed(read_bytes(file).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())[:160]}); correct it.") from None
+        raise DataError(f"{file} is not YAML ({told(error)}); correct it.") from None
     if not isinstance(found, dict):
         raise DataError(f"{file} holds {type(found).__name__}, not a mapping with train, val and names.")
     return found

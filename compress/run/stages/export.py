@@ -179,7 +179,7 @@ def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
     else:
         signed_from_unsigned(path, signed)
     odd = Counter((finding.what, finding.why) for finding in lint_qdq(path))
-    notes.extend(f"int8: {count} x {what} ({why})" for (what, why), count in odd.items())
+    notes.extend(f"int8: {f'{count} times ' if count > 1 else ''}{what} ({why})" for (what, why), count in odd.items())
     return choice.ratio
 
 
