@@ -10,11 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from finished import unpack
 
 pytestmark = pytest.mark.docs
 
@@ -59,10 +59,8 @@ def project(tmp_path_factory):
     from PIL import Image
 
     home = tmp_path_factory.mktemp("project")
-    with tarfile.open(ROOT / "tests/fixtures/before_the_move.tar.gz") as archive:
-        archive.extractall(home, filter="data")
     (home / "runs").mkdir()
-    (home / "run").rename(home / "runs/digits")
+    unpack(home).rename(home / "runs/digits")
     shutil.copytree(ROOT / "recipes", home / "recipes")
     draw = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 2)):

@@ -3,24 +3,19 @@
 import json
 import shutil
 import sys
-import tarfile
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+from finished import unpack
 
 from compress.cli.app import main
 from deploy.bundle.manifest import read_manifest
 from deploy.bundle.sbom import licence_of, sbom
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def bundle(tmp_path):
-    with tarfile.open(ROOT / "tests/fixtures/before_the_move.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "run/bundle"
+    return unpack(tmp_path) / "bundle"
 
 
 def stated(bundle, **fields):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-import tarfile
 from pathlib import Path
 
 import pytest
+from finished import unpack
 from fuzz_entries import ENTRIES, SEALS, Entry, make_home
 from fuzz_mutations import damaged
 from fuzz_smallest import smallest
@@ -24,7 +24,6 @@ pytestmark = [
 ]
 
 FEW, MANY, PARTS = 1000, 20_000, 10
-FINISHED_RUN = Path(__file__).resolve().parents[1] / "fixtures/before_the_move.tar.gz"
 SHOWN = 400
 
 
@@ -32,9 +31,7 @@ SHOWN = 400
 def home(tmp_path_factory):
     """The folder of every entry point."""
     home = tmp_path_factory.mktemp("fuzz")
-    with tarfile.open(FINISHED_RUN) as archive:
-        archive.extractall(home / ".archive", filter="data")
-    make_home(home, home / ".archive/run")
+    make_home(home, unpack(home / ".archive"))
     return home
 
 

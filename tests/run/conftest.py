@@ -2,23 +2,17 @@
 
 import shutil
 import sys
-import tarfile
-from pathlib import Path
 
 import pytest
+from finished import unpack
 
 from compress.cli import app
-
-ARCHIVE = Path(__file__).resolve().parents[1] / "fixtures/before_the_move.tar.gz"
 
 
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory):
     """The folder as it was; nothing writes to it."""
-    home = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(home, filter="data")
-    return home / "run"
+    return unpack(tmp_path_factory.mktemp("before"))
 
 
 @pytest.fixture
