@@ -207,8 +207,10 @@ def test_predict_and_the_page_speak_of_the_task(done):
 def test_the_bench_record_has_the_accuracy_of_each_engine(done):
     task, home = done
     records = {r["name"]: r for r in json.loads((home / "out/bench.json").read_text())["records"]}
-    assert set(records) == {"dense", "pruned", "distilled", *PRECISIONS[task][1:]}
-    assert all(0 <= record["accuracy"] <= 1 for record in records.values())
+    ours = {"dense", "pruned", "distilled", *PRECISIONS[task][1:]}
+    # Where OpenVINO is what the bundle prefers, which the processor decides, the same files are timed on it too.
+    assert set(records) in (ours, ours | {f"{name}-openvino" for name in ours})
+    assert all(0 <= records[name]["accuracy"] <= 1 for name in ours)
 
 
 def test_a_classifier_on_boxes_is_one_sentence(done, tmp_path):
