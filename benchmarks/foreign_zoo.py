@@ -90,30 +90,13 @@ class First(nn.Module):
         return tensors(self.model(images))[0]
 
 
-def lively(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give batch norms the statistics of what they see, so that the answers of random weights hang on the image.
-
-    Otherwise a deep network's answers are nearly alike everywhere, and what takes the best of them, as an RT-DETR its
-    queries, chooses by rounding.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    with torch.no_grad():
-        model.train()(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
-
-
 def whole_way(name: str) -> dict[str, Any]:
     """Cut a network by its factory, save it, load it, export what was loaded and compare that with torch."""
     factory, arguments, side = WHOLE_WAY[name]
     torch.manual_seed(0)
     x = torch.rand(2, 3, side, side)
-    model = lively(factories.build(factory, arguments, 10), x)
+    # With the norms' statistics of an image: else what takes the best answers, as an RT-DETR, chooses by rounding.
+    model = prune.recalibrated(factories.build(factory, arguments, 10), [x])
     small, plan = prune.shrink(model, x, ratio=RATIO, scope="group", min_kept=1, round_to=1)
     with tempfile.TemporaryDirectory() as folder:
         compress.save(small, Path(folder) / "small", example=x)

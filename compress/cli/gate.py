@@ -179,14 +179,13 @@ def _sitting(record: Bench, folders: list[Path]) -> Callable[[], Bench] | None:
 
 
 def _show(result: GateResult) -> None:
-    from deploy.bench.formats import figure, remarks
+    from deploy.bench.formats import figures, remarks
 
     columns = ("engine", "what", "now", "baseline", "limit", "")
     shown = Table(*columns, title="Gate", title_justify="left")
     shown.columns[0].overflow = "fold"
     for line in result.lines:
-        values = [figure(v, line.what) for v in (line.value, line.baseline, line.limit)]
-        shown.add_row(escape(line.name), line.what, *map(escape, values), _verdict(line))
+        shown.add_row(escape(line.name), line.what, *map(escape, figures(line)), _verdict(line))
     console = Terminal()
     console.print(shown)
     for ok, style in ((True, ""), (False, "red")):

@@ -105,13 +105,14 @@ def figure(value: float | str | None, what: str) -> str:
     return f"{factor * value:.4g} {unit}".rstrip()
 
 
-def _figures(line: GateFinding) -> list[str]:
+def figures(line: GateFinding) -> list[str]:
+    """Return a finding's value, baseline and limit as a table shows them."""
     return [figure(value, line.what) for value in (line.value, line.baseline, line.limit)]
 
 
 def _table(lines: list[GateFinding] | tuple[GateFinding, ...]) -> str:
     head = "| engine | what | now | baseline | limit |\n| --- | --- | ---: | ---: | ---: |\n"
-    rows = (f"| {' | '.join(map(_cell, (line.name, line.what, *_figures(line))))} |" for line in lines[:_PASSED_LINES])
+    rows = (f"| {' | '.join(map(_cell, (line.name, line.what, *figures(line))))} |" for line in lines[:_PASSED_LINES])
     more = f"\n\nand {len(lines) - _PASSED_LINES} more\n" if len(lines) > _PASSED_LINES else "\n"
     return head + "\n".join(rows) + more
 

@@ -56,7 +56,7 @@ def lint_qdq(path: Path) -> list[LintFinding]:
     stated = Agreement.read(path)
     if stated is not None and stated.snr_db < GOOD_SNR_DB:
         alike = f"{100 * stated.agreement:.0f} % of the answers alike"
-        what = f"{stated.snr_db:.1f} dB against fp32 on its calibration, {alike}"
+        what = f"{stated.snr_db:.1f} dB against fp32 when it was made, {alike}"
         found.append(LintFinding(what, path.name, f"under {GOOD_SNR_DB:g} dB: measure its accuracy before it ships"))
     found += _find_islands(graph)
     return found + _find_unfused(path, graph)
