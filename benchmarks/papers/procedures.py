@@ -89,8 +89,8 @@ class Job:
 def gsm(job: Job) -> Outcome:
     """Global sparse momentum from the trained network; the cut is the end, nothing is trained after it."""
     model, keep, back = copy.deepcopy(job.base), job.keep(), Reactivation()
-    schedule = job.schedule
-    optimizer = GSM(model.named_parameters(), schedule.steps[0][0], keep, schedule.momentum, schedule.weight_decay)
+    schedule, weight_decay = job.schedule, _weight_decay(job)
+    optimizer = GSM(model.named_parameters(), schedule.steps[0][0], keep, schedule.momentum, weight_decay)
 
     def look(_: int) -> None:
         back.look(active(optimizer))
@@ -101,7 +101,8 @@ def gsm(job: Job) -> Outcome:
     masks = largest(model, keep)
     costs = approximation(model, masks, lambda network: _train_loss(job, network))
     masks.apply_(model)
-    details = {
+    details: dict[str, Any] = {
+        "weight_decay": weight_decay,
         "survivors": ready.survivors,
         "gap": ready.gap,
         "energy": ready.energy,
@@ -111,6 +112,18 @@ def gsm(job: Job) -> Outcome:
     if job.options.get("sensitivity"):
         details["sensitivity"] = _sensitivity(job, masks)
     return Outcome(model, masks, before, details)
+
+
+def _weight_decay(job: Job) -> float:
+    """The schedule's, or what shrinks a passive weight by e to the ``decay`` over the schedule, however short it is.
+
+    A step of rate r with momentum m and weight decay w shrinks it, in the long run, by r w / (1 - m) of itself.
+    """
+    if "decay" not in job.options:
+        return job.schedule.weight_decay
+    steps = -(-len(job.desk.data.train_labels) // job.schedule.batch_size)
+    travelled = steps * sum(rate * epochs for rate, epochs in job.schedule.steps)
+    return float(job.options["decay"]) * (1 - job.schedule.momentum) / travelled
 
 
 def _sensitivity(job: Job, masks: Masks) -> dict[str, Any]:
