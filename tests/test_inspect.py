@@ -200,6 +200,11 @@ def test_lines_are_a_tree_by_indentation(seen):
     assert "  graph input — 1 slot, 3 channels — stem.weight:1" in lines
 
 
+def test_shares_that_overlap_are_said_to(seen):
+    assert sum(group.macs_share for group in seen.groups) > 1
+    assert "(a layer between two groups counts for both: their shares can sum to over 100 %)" in shown(seen)
+
+
 def test_everything_spells_the_names_out(seen):
     text = shown(seen, everything=True)
     assert " more" not in text

@@ -43,6 +43,18 @@ def launched(name: str, otherwise: int) -> int:
     return int(said) if said.isdecimal() else otherwise
 
 
+def unused(path: Path) -> Path:
+    """Return the file that a command writes to by default; raise DeployError where it is there already.
+
+    It may be a run's, whose hash is on record; a name that the user gave is replaced.
+    """
+    from deploy.errors import DeployError
+
+    if path.exists():
+        raise DeployError(f"{path} is there already; name another file by --out, or this one to replace it.")
+    return path
+
+
 def say(sentence: str, more: str = "") -> None:
     """Print one sentence to standard error, with what a terminal would obey spelt out, and ``more`` behind it.
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress import artifact
+from compress.cli.common import unused
 from compress.errors import ModelError
 from compress.models import torchvision
 from compress.models.detection import take_prepared
@@ -72,7 +73,7 @@ def exported(
         take_prepared(network.model, tuple(network.example.shape[-2:]))
     lowered = lower(network.model, kind, network.example, in_graph=in_graph)
     short = folder.resolve().name if about else name.rpartition(":")[2]
-    path = out or Path(f"{short}.fp32.onnx")
+    path = out or unused(Path(f"{short}.fp32.onnx"))
     stated = {} if about is None else _stated(folder, about, size)
     metadata = Metadata(model=short, **stated).properties()
     export_onnx(lowered.module, network.example, path, output_name=lowered.output_name, metadata=metadata, **settings)

@@ -15,6 +15,8 @@ from compress.prune.inspection import GroupView, Inspection
 SHOWN = 3
 """Names of a list before it becomes "+ 5 more"."""
 
+_OVERLAP = "(a layer between two groups counts for both: their shares can sum to over 100 %)"
+
 
 @dataclass
 class TextTree:
@@ -98,7 +100,8 @@ def _free(inspection: Inspection, few: int | None) -> TextTree:
         for part in group.name.split("."):
             place = place.inside.setdefault(part, _Place())
         place.groups.append(group)
-    return TextTree(Text("free groups", "bold"), list(_nodes(root, few)))
+    several = [TextTree(Text(_OVERLAP, "dim"))] if len(inspection.groups) > 1 else []
+    return TextTree(Text("free groups", "bold"), [*_nodes(root, few), *several])
 
 
 def _blocks(inspection: Inspection, few: int | None) -> Iterator[TextTree]:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.common import JsonFlag, QuietFlag, need, search_here
+from compress.cli.common import JsonFlag, QuietFlag, need, search_here, unused
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def quantize(
 
     if fastest and (precision != "int8" or keep):
         raise DeployError("--fastest decides itself what stays in fp32; leave out --keep and --precision fp16.")
-    target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
+    target = out or unused(file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx"))
     console = Terminal(stderr=True, quiet=quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -146,15 +146,20 @@ def quantize(
         print(json.dumps(about, indent=1))
     elif not quiet:
         share = f"{about['bytes'] / 1e6:.2f} MB of {about['fp32_bytes'] / 1e6:.2f}"
-        agrees = "" if found is None else f", {_agreeing(found, bool(held_out))}"
+        agrees = "" if found is None else f", {_agreeing(found, len(arrays), len(held_out))}"
         kept = f"; {said['kept']}" if said else ""
         print(plain(f"{target}: {share}{agrees}{kept}"))
 
 
-def _agreeing(found: Agreement, held_out: bool) -> str:
+def _agreeing(found: Agreement, calibrated: int, held_out: int) -> str:
     """Say how near int8 is to fp32, and on which images."""
-    images = "held-out or calibration images, whichever are worse," if held_out else "the calibration's images"
-    return f"agrees with fp32 on {100 * found.agreement:.1f} % of {images} at {found.snr_db:.1f} dB"
+    from deploy.quantization.agreement import grade
+
+    images = f"the {calibrated} images of the calibration"
+    if held_out:
+        images = f"{held_out} held-out images or of the {calibrated} of the calibration, whichever are worse,"
+    agrees = f"agrees with fp32 on {100 * found.agreement:.1f} % of {images} at {found.snr_db:.1f} dB"
+    return f"{agrees}, {grade(found.snr_db)}"
 
 
 def _quantized(
@@ -207,22 +212,24 @@ def compare(
     runtimes = [*(runtime or []), *[None] * 2][:2] if len(runtime or []) != 1 else [runtime[0]] * 2  # type: ignore[index]
     with ExitStack() as stack:
         engines: list[Engine] = []
-        classes: tuple[str, ...] = ()
+        named: list[tuple[Path, tuple[str, ...]]] = []
         for path, which in zip((first, second), runtimes, strict=True):
             if path.is_dir():
                 import deploy
 
                 engine: Engine = deploy.load(path, runtime=which)
-                classes = classes or engine.classes  # type: ignore[attr-defined]
+                classes: tuple[str, ...] = engine.classes  # type: ignore[attr-defined]
             else:
                 engine = load_engine(path, runtime=which)
-                if path.suffix == ".onnx":
-                    classes = classes or Metadata.from_file(path).classes or ()
+                classes = (Metadata.from_file(path).classes or ()) if path.suffix == ".onnx" else ()
+            if classes:
+                named.append((path, classes))
             stack.enter_context(engine)
             engine.name = str(path)
             if len(engine.inputs) != 1:
                 raise DeployError(f"{path} has {len(engine.inputs)} inputs; only engines on images can be compared.")
             engines.append(engine)
+        classes = _same_classes(named)
         files = drawn(image_files(images), count, 0)
         prepare = _both((first, second), size, mean, std)
         console = Terminal(stderr=True, quiet=quiet)
@@ -236,6 +243,21 @@ def compare(
         least_snr is not None and min(found.snr_db.values()) < least_snr
     ):
         raise typer.Exit(1)
+
+
+def _same_classes(named: list[tuple[Path, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Return the classes' names; raise DeployError where the two call their outputs differently."""
+    from deploy.errors import DeployError
+
+    if len(named) == 2:
+        (first, ours), (second, theirs) = named
+        for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+            if one != other:
+                raise DeployError(
+                    f"Class {place} is {one!r} in {first} and {other!r} in {second}; compare networks of the same "
+                    "classes in the same order."
+                )
+    return named[0][1] if named else ()
 
 
 def _fed(

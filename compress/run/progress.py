@@ -103,11 +103,15 @@ class Ui:
 
 
 class _Reminder:
-    """Says in a log how far a stage has come and when it will be over, at most once in ``PAUSE`` seconds."""
+    """Says in a log how far a stage has come and when it will be over, at most once in ``PAUSE`` seconds.
+
+    What is one piece of work, such as scoring, is named when it begins.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.said = say, time.monotonic()
         self.began, self.first, self.last, self.total = self.said, 0, 0, 0
+        self.named = ""
 
     def __call__(self, done: int, total: int, text: str) -> None:
         now = time.monotonic()
@@ -115,8 +119,10 @@ class _Reminder:
             # Another piece of work, which may have been resumed in its middle.
             self.began, self.first, self.total = now, done, total
         self.last = done
-        if now - self.said < PAUSE:
+        begins = total == 1 and done == 0 and text != self.named
+        if now - self.said < PAUSE and not begins:
             return
+        self.named = text
         self.said, parts = now, [text]
         if total > 1:
             parts.insert(0, f"{done} of {total}")

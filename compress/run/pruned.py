@@ -120,6 +120,7 @@ class CutJob:
     def _cut(self, model: nn.Module) -> tuple[Plan, nn.Module, Reconstruction | None, str | None]:
         """Return the plan, the network that it leaves, the report of its reconstruction, and of its latency."""
         asked, images = self.asked, self.images
+        self.advance(0, 1, "finding which channels go together")
         trace = trace_of(self.network, asked.protect)
         self.advance(0, 1, f"scoring by {asked.criterion}")
         if images is None:

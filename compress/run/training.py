@@ -102,7 +102,7 @@ def distil_student(work: Workspace, job: DistillJob, advance: Advance) -> Distil
         fabric=work.fabric,
         from_teacher=work.recipe.order in AFTER_TRANSFER,
         folder=work.out / TEACHER_OUTPUTS,
-        progress=lambda done, total: advance(0, 1, f"teacher's answers {done} of {total}"),
+        progress=lambda done, total: advance(done, total, "teacher's answers"),
     )
     before = setup.flops_once + answered
     said = None

@@ -133,10 +133,10 @@ def _energies(
         DeployError: the shapes differ, or one is not finite where the other is.
     """
     if a.shape != b.shape:
-        raise DeployError(
-            f"{first} gives {list(a.shape)} and {second} {list(b.shape)} for one image; compare files without "
-            "suppression of boxes in the graph, of networks with the same classes."
-        )
+        way = "compare files of networks with the same classes and the same size of images"
+        if a.ndim == 2:  # boxes
+            way += ", without suppression of boxes in the graph"
+        raise DeployError(f"{first} gives {list(a.shape)} and {second} {list(b.shape)} for one image; {way}.")
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         raise DeployError(
             f"One of {first} and {second} gives NaN or infinity where the other does not; correct that one."

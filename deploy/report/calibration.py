@@ -60,7 +60,8 @@ def render_calibration(results: Results) -> Markup:
         return Markup()
     lead = (
         "Each prediction comes with a probability. If the probabilities are right, the marks lie on the thin line: of "
-        "the predictions made at 80 %, four in five are right. Below the line a network is overconfident."
+        "the predictions made at 80 %, four in five are right. Below the line a network is overconfident. Both are "
+        "counted as networks in fp32, before they are lowered."
     )
     said = "; ".join(
         f"{one.role}: {units.percent(one.right)} right at {units.percent(one.probability)} on average" for one in found

@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.report import units
 from deploy.report.markup import LEFT, NOWRAP, Markup, fill, section, table, td, th, tr
-from deploy.report.view import Results, mapping, ratio
+from deploy.report.view import Results, larger_ratio, mapping, ratio
 
 _SLACK = 1.0 + 1e-9
 
@@ -24,7 +24,7 @@ def goals_of(results: Results) -> list[tuple[str, str, str, bool | None]]:
     """Return (what, wanted, got, met) for each bound of the budget and for the accuracy; met is None where unknown."""
     plan, final, dense = results.plan(), results.final(), results.columns()[0]
     budget = mapping(plan.get("budget"))
-    share_of_time = units.number(final.record.get("ratio_to_dense"))
+    share_of_time = larger_ratio(final.record)
     got: dict[str, tuple[Any, Any]] = {
         "macs": (ratio(plan.get("macs_after"), plan.get("macs_before")), plan.get("macs_after")),
         "params": (ratio(plan.get("params_after"), plan.get("params_before")), plan.get("params_after")),

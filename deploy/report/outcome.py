@@ -16,7 +16,7 @@ from deploy.report.view import (
     Facts,
     Results,
     StepGain,
-    interval,
+    larger_ratio,
     mapping,
     noise_of,
     ratio,
@@ -58,7 +58,7 @@ def render_step_gains(results: Results) -> Markup:
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
     lead = (
         f"Test {results.metric()} without the step (ring) and with it (dot). "
-        "Both ends of a line have the same architecture."
+        "Both ends of a line have the same architecture, in fp32."
     )
     return section("What each step gained", lead, card(join(_step_gain(*line, low, span) for line in known)))
 
@@ -219,7 +219,7 @@ def _losses(results: Results) -> Markup:
         )
         for name, before, after in known[:SHOWN_LOSSES]
     ]
-    head = ("<Metric", "teacher", "student", "change")
+    head = ("<Metric", "teacher", "student, fp32", "change")
     return part("Where most was lost", "", table(head, lines, "tight")) if lines else Markup()
 
 
@@ -228,12 +228,15 @@ def _engines(results: Results) -> Markup:
     if not records:
         return Markup()
     head = ("<Engine", results.metric(), "best", "median", "p90", "p99", "time, dense = 1", "batch", "repeats")
-    lead = "In turns, by medians against the dense network; what the bundle runs was chosen by timings of its own."
+    lead = (
+        "In turns against the dense network, by best times and by medians: the larger of the two ratios. What the "
+        "bundle runs was chosen by timings of its own."
+    )
     return part("Every engine that was timed", lead, table(head, map(_engine, records)))
 
 
 def _engine(record: Facts) -> Markup:
-    ends, share = interval(record), units.number(record.get("ratio_to_dense"))
+    ends, share = speed_interval(record), larger_ratio(record)
     runtime = " ".join(str(record[key]) for key in ("runtime", "precision") if record.get(key) is not None)
     return tr(
         th(record.get("name"), runtime),

@@ -72,8 +72,8 @@ class Column:
         """How many times faster it is than the dense network."""
         if (given := number(self.record.get("speedup"))) is not None:
             return given
-        ratio = number(self.record.get("ratio_to_dense"))
-        return 1 / ratio if ratio else None
+        share = larger_ratio(self.record)
+        return 1 / share if share else None
 
 
 @dataclass(frozen=True)
@@ -305,9 +305,17 @@ def _against(final: Column, dense: Column, key: str) -> str:
 
 def speed_interval(record: Facts) -> tuple[float, float] | None:
     """Return the interval of the ratio that the speed-up is the inverse of: by best times or by medians, the larger."""
+    return interval(record, "best_interval" if _by_best(record) else "ratio_interval")
+
+
+def larger_ratio(record: Facts) -> float | None:
+    """Return the time as a share of the dense network's: by best times or by medians, the larger."""
+    return number(record.get("ratio_of_best" if _by_best(record) else "ratio_to_dense"))
+
+
+def _by_best(record: Facts) -> bool:
     best, median = number(record.get("ratio_of_best")), number(record.get("ratio_to_dense"))
-    by_best = best is not None and (median is None or best > median)
-    return interval(record, "best_interval" if by_best else "ratio_interval")
+    return best is not None and (median is None or best > median)
 
 
 def noise_of(records: Sequence[Facts]) -> str | None:

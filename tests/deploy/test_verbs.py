@@ -66,6 +66,13 @@ def test_quantize_writes_int8_beside_the_file_and_says_how_far_it_is(command, st
     assert found["bytes"] < found["fp32_bytes"]
     assert found["snr_db"] > 3
     assert Metadata.from_file(stated.with_name("net.int8.onnx")).classes == CLASSES
+    code, _, said = command("quantize", stated, photos)
+    assert code == 2
+    assert "net.int8.onnx is there already; name another file by --out, or this one to replace it" in said
+    code, out, _ = command("quantize", stated, photos, "--out", stated.with_name("net.int8.onnx"))
+    assert code == 0
+    assert "of 3 held-out images or of the 9 of the calibration, whichever are worse, at" in out
+    stated.with_name("net.int8.onnx").unlink()  # other tests write it by default too
     code, out, _ = command("quantize", stated, photos, "--precision", "fp16")
     assert code == 0
     assert "net.fp16.onnx" in out
@@ -131,6 +138,14 @@ def test_compare_takes_bundles_and_refuses_what_states_nothing(command, bundle_d
     assert "give --size, --mean and --std" in said
 
 
+def test_compare_refuses_classes_in_another_order(command, stated, cnn, images, photos, tmp_path):
+    other = deploy.export(cnn, images, tmp_path / "o.onnx", classes=tuple(reversed(CLASSES)))
+    code, out, said = command("compare", stated, other, photos)
+    assert (code, out) == (2, "")
+    assert f"Class 0 is {CLASSES[0]!r} in {stated} and {CLASSES[-1]!r} in" in said
+    assert "compare networks of the same classes in the same order" in said
+
+
 def test_compare_refuses_other_shapes(files):
     class Short:
         name, inputs, outputs = "short", {"image": None}, {"logits": None}
@@ -141,7 +156,9 @@ def test_compare_refuses_other_shapes(files):
     row = np.zeros((1, 16, 16), np.float32)
     with (
         deploy.load_engine(files["fp32"]) as engine,
-        pytest.raises(DeployError, match=r"gives \[5\] and short \[3\]"),
+        pytest.raises(
+            DeployError, match=r"gives \[5\] and short \[3\] for one image; compare files of networks with the s"
+        ),
     ):
         compare(engine, Short(), [("x", row, row)])
 

@@ -15,7 +15,7 @@ from deploy.report.comparison import pareto
 from deploy.report.evidence import _metric, stages
 from deploy.report.goals import goals_of
 from deploy.report.latencies import distributions, waterfall
-from deploy.report.view import Results
+from deploy.report.view import Results, larger_ratio, speed_interval
 
 SPEC = importlib.util.spec_from_file_location("niwaki_report_sample_2", Path(__file__).with_name("sample.py"))
 sample = importlib.util.module_from_spec(SPEC)
@@ -53,6 +53,21 @@ def page(ledger=None, bench=None, recipe=sample.RECIPE):
 )
 def test_a_figure_of_the_ledger_has_its_unit(name, value, said):
     assert _metric(name, value).replace(units.SPACE, " ") == said
+
+
+@pytest.mark.parametrize(
+    ("record", "ratio", "ends"),
+    [
+        ({"ratio_to_dense": 0.5, "ratio_of_best": 0.6, "ratio_interval": [0.4, 0.6], "best_interval": [0.5, 0.7]},
+         0.6, (0.5, 0.7)),
+        ({"ratio_to_dense": 0.7, "ratio_of_best": 0.6, "ratio_interval": [0.4, 0.8], "best_interval": [0.5, 0.7]},
+         0.7, (0.4, 0.8)),
+        ({"ratio_to_dense": 0.7, "ratio_interval": [0.4, 0.8]}, 0.7, (0.4, 0.8)),
+        ({}, None, None),
+    ],
+)  # fmt: skip
+def test_the_engines_ratio_is_the_inverse_of_the_speed_up(record, ratio, ends):
+    assert (larger_ratio(record), speed_interval(record)) == (ratio, ends)
 
 
 def test_what_the_test_stage_measured_are_shares():

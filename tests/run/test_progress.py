@@ -62,6 +62,11 @@ def test_what_cannot_be_counted_is_named(clock):
     assert said_by("lines", [(70.0, 0, 1, "proving the cut")], clock) == ["proving the cut"]
 
 
+def test_each_piece_of_work_is_named_when_it_begins(clock):
+    steps = [(1.0, 0, 1, "scoring"), (1.0, 0, 1, "scoring"), (1.0, 3, 40, "epoch"), (1.0, 0, 1, "proving the cut")]
+    assert said_by("lines", steps, clock) == ["scoring", "proving the cut"]
+
+
 def test_quiet_says_nothing(clock):
     console = Console(file=io.StringIO())
     with Ui(console, "quiet").stage(1, 1, "Train") as view:
