@@ -128,11 +128,11 @@ class Unreadable:
     """The files of a data set that cannot be read: they are left out, counted and named, up to a limit.
 
     Args:
-        limit: how many may be left out.
+        limit: how many may be left out, as a recipe says; None for none where there is no recipe.
         root: the notes name files relative to it, since a ledger names no folder of a machine.
     """
 
-    def __init__(self, limit: int, root: Path | None = None) -> None:
+    def __init__(self, limit: int | None, root: Path | None = None) -> None:
         self.limit, self.root = limit, root
         self.names: list[str] = []
         self.first: ImageError | None = None
@@ -165,10 +165,15 @@ class Unreadable:
         Raises:
             DataError: more is left out than may be.
         """
-        if len(self.names) > self.limit:
+        if len(self.names) > (self.limit or 0):
             which = f"{first(self.names)}; the first: " if len(self.names) > 1 else ""
+            allowed = "" if self.limit is None else f" and 'unreadable' allows {self.limit}"
+            left_out = (
+                f"unreadable: {len(self.names)} beside the path (such as --set target.unreadable={len(self.names)})"
+            )
+            way = "" if self.limit is None else f", or leave them out by {left_out}"
             raise DataError(
-                f"{len(self.names)} image(s) cannot be read and 'unreadable' allows {self.limit}; {which}{self.first}"
+                f"{len(self.names)} image(s) cannot be read{allowed}; mend or delete them{way}: {which}{self.first}"
             )
         endings = [f"{ending} ({count})" for ending, count in self.endings.most_common()]
         said = {

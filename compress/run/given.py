@@ -178,7 +178,7 @@ def images_in(folder: Path, network: GivenNetwork, count: int, seed: int) -> Giv
         raise DataError(f"{folder} gives {len(chosen)} images; give at least 8.")
     reader = reader_of(network.preprocessing())
     items = [(path, labels[path.relative_to(folder).parts[0]] if labelled else 0) for path in chosen]
-    images, targets = read_all(items, reader, Unreadable(0, folder), folder)
+    images, targets = read_all(items, reader, Unreadable(None, folder), folder)
     split = Split(images, torch.tensor(targets), reader)
     parts = [torch.arange(first, len(items), 2) for first in (0, 1)]
     batches = [[split.batch(own) for own in part.split(BATCH)] for part in parts]

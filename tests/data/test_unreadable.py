@@ -106,6 +106,7 @@ def test_unreadable_images_are_left_out_counted_and_named(make, tmp_path):
         message = str(caught.value)
         assert "\n" not in message
         assert f"2 image(s) cannot be read and 'unreadable' allows {limit};" in message
+        assert "or leave them out by unreadable: 2 beside the path (such as --set target.unreadable=2): " in message
         assert any(str(path) in message for path in damaged)
         assert all(str(path.relative_to(tmp_path)) in message for path in damaged)
     found = read(recipe, 2)
