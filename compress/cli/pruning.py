@@ -381,8 +381,8 @@ def _show_sensitivity(measured: Sensitivity, paths: Sequence[Path]) -> None:
         listed = ", ".join(f"{name} {value:+.2f}" for value, name in known)
         console.print(f"Rank correlation with the rise of the loss: {listed}", soft_wrap=True, markup=False)
         console.print(
-            "That is who foresees single cuts that nothing repairs; who keeps most after a whole cut is another question: "
-            "niwaki docs choosing.",
+            "That is who foresees single cuts that nothing repairs. Who keeps most after a whole cut is another "
+            "question: niwaki docs choosing.",
             soft_wrap=True,
             markup=False,
         )
