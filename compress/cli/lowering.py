@@ -204,31 +204,15 @@ def compare(
 ) -> None:
     """Compare two engines on your own images: agreement, signal-to-noise ratio, and where they differ."""
     from deploy.bench.comparing import compare as compared
-    from deploy.engines import load_engine
-    from deploy.errors import DeployError
-    from deploy.onnx.metadata import Metadata
     from deploy.processing.files import drawn, image_files
 
     runtimes = [*(runtime or []), *[None] * 2][:2] if len(runtime or []) != 1 else [runtime[0]] * 2  # type: ignore[index]
     with ExitStack() as stack:
-        engines: list[Engine] = []
-        named: list[tuple[Path, tuple[str, ...]]] = []
+        engines, named = [], []
         for path, which in zip((first, second), runtimes, strict=True):
-            if path.is_dir():
-                import deploy
-
-                engine: Engine = deploy.load(path, runtime=which)
-                classes: tuple[str, ...] = engine.classes  # type: ignore[attr-defined]
-            else:
-                engine = load_engine(path, runtime=which)
-                classes = (Metadata.from_file(path).classes or ()) if path.suffix == ".onnx" else ()
-            if classes:
-                named.append((path, classes))
-            stack.enter_context(engine)
-            engine.name = str(path)
-            if len(engine.inputs) != 1:
-                raise DeployError(f"{path} has {len(engine.inputs)} inputs; only engines on images can be compared.")
-            engines.append(engine)
+            engine, own = _opened(path, which)
+            engines.append(stack.enter_context(engine))
+            named += [(path, own)] if own else []
         classes = _same_classes(named)
         files = drawn(image_files(images), count, 0)
         prepare = _both((first, second), size, mean, std)
@@ -243,6 +227,28 @@ def compare(
         least_snr is not None and min(found.snr_db.values()) < least_snr
     ):
         raise typer.Exit(1)
+
+
+def _opened(path: Path, runtime: str | None) -> tuple[Engine, tuple[str, ...]]:
+    """Open a file or a bundle; its engine under the path's name, and its classes where it names them."""
+    import deploy
+    from deploy.engines import load_engine
+    from deploy.errors import DeployError
+    from deploy.onnx.metadata import Metadata
+
+    classes: tuple[str, ...] = ()
+    if path.is_dir():
+        engine: Engine = deploy.load(path, runtime=runtime)
+        classes = engine.classes  # type: ignore[attr-defined]
+    else:
+        engine = load_engine(path, runtime=runtime)
+        if path.suffix == ".onnx":
+            classes = Metadata.from_file(path).classes or ()
+    engine.name = str(path)
+    if len(engine.inputs) != 1:
+        engine.close()
+        raise DeployError(f"{path} has {len(engine.inputs)} inputs; only engines on images can be compared.")
+    return engine, classes
 
 
 def _same_classes(named: list[tuple[Path, tuple[str, ...]]]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from compress.errors import MissingError, ModelError
 from compress.files import read_bytes
 from compress.models.arguments import Arguments, Share
+from compress.recipe.yaml_text import parsed, told
 
 _LARGEST = 100_000
 """The largest number in a configuration: no file of a few bytes asks for a network of any size."""
@@ -233,9 +234,9 @@ def _yaml_of(name: str) -> dict[str, Any]:
     if file is None:
         raise ModelError(f"There is no {name}, and ultralytics has none; name one such as ultralytics:yolo11n.yaml.")
     try:
-        content = yaml.safe_load(read_bytes(file, 1 << 20).decode())
+        content = parsed(read_bytes(file, 1 << 20).decode())
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); correct it.") from None
+        raise ModelError(f"{file} is not YAML ({told(error)}); correct it.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds {type(content).__name__}, not a network; name another file.")
     return {**content, "scale": scale.group(1) if scale else content.get("scale", "")}
