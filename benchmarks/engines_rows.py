@@ -134,25 +134,10 @@ def build(network: Network, cut: str, sample: np.ndarray) -> tuple[Any, dict[str
 
 def _settle(model: Any, example: Any) -> None:
     """BatchNorm statistics of ``example``: otherwise values grow or fade from layer to layer."""
-    import torch
-    from torch import nn
-
+    from compress import prune
     from compress.models.detection import raw_heads
 
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        return
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = 1.0
-        norm.train()
-    with torch.no_grad():
-        heads = raw_heads(model)
-        if heads is None:
-            model(example)
-        else:
-            heads(model, example)
+    prune.recalibrated(model, [example], forward=raw_heads(model))
 
 
 def raw_twin(module: Any, side: int) -> Any:

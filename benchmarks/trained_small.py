@@ -226,18 +226,9 @@ def _enlarged(images: Tensor, side: int) -> Tensor:
 
 def settle(model: nn.Module, images: Tensor, side: int, batches: int = 20) -> None:
     """Take BatchNorm statistics anew: over a few hundred steps, averages with torchvision's momentum of 0.01 lag."""
-    import torch
+    from compress import prune
 
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        for part in images[: batches * BATCH].split(BATCH):
-            model(_enlarged(part, side))
-    model.eval()
+    prune.recalibrated(model, (_enlarged(part, side) for part in images[: batches * BATCH].split(BATCH)))
 
 
 def _shifted(images: Tensor) -> Tensor:

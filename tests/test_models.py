@@ -15,6 +15,7 @@ from compress.models import factory as models
 from compress.models import torchvision as zoo
 from compress.models.detection import example_input, raw_heads
 from compress.models.meta import on_meta
+from compress.models.norms import statistics_anew
 
 pytestmark = pytest.mark.heavy
 
@@ -270,3 +271,16 @@ def test_a_network_comes_back_as_it_was_saved(name, arguments, no_draw, tmp_path
     for got, expected in zip(outputs(back), outputs(model), strict=True):
         assert got.numel() > 0
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_taking_statistics_anew_leaves_modes_and_momenta_though_it_fails():
+    net = nn.Sequential(nn.BatchNorm1d(3, momentum=0.3), nn.Dropout(), nn.BatchNorm1d(3, track_running_stats=False))
+    net.train()
+    net[1].eval()
+    with pytest.raises(ZeroDivisionError), statistics_anew(net):
+        assert [module.training for module in net] == [True, False, False]
+        net(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]))
+        _ = 1 / 0
+    assert [module.training for module in (net, *net)] == [True, True, False, True]
+    assert net[0].momentum == 0.3
+    assert net[0].running_mean.tolist() == [2.0, 2.0, 2.0]

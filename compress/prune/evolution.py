@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import PlanError
+from compress.models.norms import statistics_anew
 from compress.prune.allocation import Limits, costs, ranked
 from compress.prune.budget import Budget
 from compress.prune.calibration import Forward, batches, run
@@ -187,20 +188,7 @@ def recalibrated(network: nn.Module, data: Iterable[Any], *, forward: Forward | 
     Raises:
         PlanError: there is no batch.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [m for m in norms if m.running_mean is not None]
-    momenta = [m.momentum for m in tracked]
-    network.eval()
-    for norm in tracked:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
-        norm.train()
-    try:
-        with torch.no_grad():
-            for batch in batches(data):
-                run(network, batch, forward)
-    finally:
-        for norm, momentum in zip(tracked, momenta, strict=True):
-            norm.momentum = momentum
-        network.eval()
-    return network
+    with statistics_anew(network), torch.no_grad():
+        for batch in batches(data):
+            run(network, batch, forward)
+    return network.eval()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import PlanError
+from compress.models.norms import norms, statistics_anew
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute
 from compress.prune.calibration import CalibrationBatch, Forward, batches, part, run
@@ -326,29 +327,17 @@ class _Job:
 
     def _statistics(self, fit: Sequence[CalibrationBatch], now: Tensor) -> tuple[bool, Tensor]:
         """Takes BatchNorm statistics anew, and keeps them where that lowers the measure."""
-        modules = [m for m in self.repaired.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        norms = [m for m in modules if m.running_mean is not None]
-        if not norms:
+        tracked = [m for m in norms(self.repaired) if m.running_mean is not None]
+        if not tracked:
             return False, now
-        old = [{name: b.clone() for name, b in m.named_buffers(recurse=False)} for m in norms]
-        momenta = [m.momentum for m in norms]
-        for m in norms:
-            m.reset_running_stats()
-            # None: the plain mean over all batches.
-            m.momentum = None
-            m.train()
-        try:
-            with torch.no_grad():
-                for batch in fit:
-                    run(self.repaired, batch, self.forward)
-        finally:
-            for m, momentum in zip(norms, momenta, strict=True):
-                m.momentum = momentum
-                m.eval()
+        old = [{name: b.clone() for name, b in m.named_buffers(recurse=False)} for m in tracked]
+        with statistics_anew(self.repaired), torch.no_grad():
+            for batch in fit:
+                run(self.repaired, batch, self.forward)
         anew = self.judge(self.repaired)
         if surely_lower(anew, now):
             return True, anew
-        for m, buffers in zip(norms, old, strict=True):
+        for m, buffers in zip(tracked, old, strict=True):
             for name, value in buffers.items():
                 getattr(m, name).copy_(value)
         return False, now

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from compress import cost, sparse
 from compress.data import ImageData
 from compress.data.seeds import hash_seed
+from compress.models.norms import norms
 from compress.models.weights import classifier_name, read_weights
 from compress.recipe.schema import TrainRecipe
 from compress.recipe.sparse import LAST_WEIGHTS, SparseRecipe
@@ -27,7 +28,7 @@ from compress.sparse import Keep, Masks
 from compress.sparse.gsm import parameters_by_name
 from compress.train import Fit, Trainable, evaluate
 from compress.train.loop import OptimizerOf, steps_for
-from compress.train.norms import adapt_statistics, norms
+from compress.train.norms import adapt_statistics
 from compress.train.schedule import make_optimizer
 from compress.train.tasks import TASKS
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data.images import Split
-
-
-def norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+from compress.models.norms import norms, statistics_anew
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -24,18 +20,7 @@ def adapt_statistics(model: nn.Module, split: Split, device: torch.device, batch
 
     After Li et al., Revisiting Batch Normalization for Practical Domain Adaptation (AdaBN), 2016.
     """
-    held = [(module, module.momentum, module.training) for module in norms(model)]
-    was_training = model.training
-    model.eval()
-    for module, _, _ in held:
-        module.reset_running_stats()
-        module.momentum = None
-        module.train()
-    with torch.no_grad():
+    with statistics_anew(model), torch.no_grad():
         for batch in split.batches(batch_size):
             if len(batch) > 1:
                 model(batch.images.to(device))
-    model.train(was_training)
-    for module, momentum, training in held:
-        module.momentum = momentum
-        module.train(training)
