@@ -51,9 +51,10 @@ def _accuracy(results: Results) -> list[tuple[str, str, str, bool | None]]:
     final, dense = results.final(), results.columns()[0]
     if final.accuracy is None or dense.accuracy is None:
         return []
+    gap = final.accuracy - dense.accuracy
     wanted = "no bound" if allowed is None else f"at most {units.points(allowed).lstrip('+')} lost"
-    met = None if allowed is None else final.accuracy - dense.accuracy >= -allowed - 1e-12
-    return [(f"test {results.metric()} against dense", wanted, units.change(dense.accuracy, final.accuracy), met)]
+    met = None if allowed is None else gap >= -allowed - 1e-12
+    return [(f"test {results.metric()} against dense", wanted, units.points(gap), met)]
 
 
 def _bound(value: float | None) -> str:

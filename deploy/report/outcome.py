@@ -32,6 +32,7 @@ def render_outcome(results: Results) -> Markup:
     images = results.test_images()
     metric = _capital(results.metric())
     lead = f"{metric} on {images:,} test images that no stage trained on or chose by." if images else ""
+    lead += " Differences are taken before rounding." if lead else ""
     if runtime := results.runtime():
         lead += f" Times are those of {RUNTIMES.get(runtime, runtime)}, which the bundle runs first, for all networks."
     if noise := noise_of(results.measured()):
@@ -89,7 +90,7 @@ def _networks(results: Results) -> Markup:
     def gap(column: Column) -> str:
         if column.accuracy is None or dense.accuracy is None:
             return ""
-        return units.change(dense.accuracy, column.accuracy)
+        return units.points(column.accuracy - dense.accuracy)
 
     def model(key: str) -> Callable[[Column], Any]:
         return lambda column: column.model.get(key)
@@ -215,7 +216,7 @@ def _losses(results: Results) -> Markup:
         tr(
             th(name.replace("accuracy_", "accuracy of ", 1).replace("_", " ")),
             *(td(units.percent(v)) for v in (before, after)),
-            td(units.change(before, after)),
+            td(units.points(after - before)),
         )
         for name, before, after in known[:SHOWN_LOSSES]
     ]
@@ -282,7 +283,7 @@ def _step_gain(step: StepGain, without: float, with_it: float, low: float, span:
     noise, doubt = step.noise, ""
     if noise is not None:
         doubt = f"{'within' if abs(gain) < noise else 'beyond'} chance (±{100 * noise:.1f})"
-    end = fill('<div class="gain">{gain}{doubt}</div>', gain=units.change(without, with_it), doubt=small(doubt))
+    end = fill('<div class="gain">{gain}{doubt}</div>', gain=units.points(gain), doubt=small(doubt))
     return fill(
         '<div class="buy">{title}<div class="track">{track}</div>{end}</div>', title=title, track=track, end=end
     )

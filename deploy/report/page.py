@@ -73,7 +73,7 @@ def _header(results: Results) -> Markup:
     macs = ratio(final.model.get("macs"), dense.model.get("macs"))
     against = ""
     if final.accuracy is not None and dense.accuracy is not None:
-        against = f", {units.change(dense.accuracy, final.accuracy)} against dense"
+        against = f", {units.points(final.accuracy - dense.accuracy)} against dense"
     runtime = results.runtime()
     where = f" on {RUNTIMES.get(runtime, runtime)}" if runtime else ""
     tiles = (

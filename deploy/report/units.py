@@ -92,14 +92,6 @@ def points(value: Any) -> str:
     return f"{sign}{abs(rounded):.1f}{SPACE}points"
 
 
-def change(before: Any, after: Any) -> str:
-    """Format the difference of two shares as they are shown, so that it agrees with both: 0.9612, 0.9549 -> −0.6."""
-    first, second = number(before), number(after)
-    if first is None or second is None:
-        return NONE
-    return points((round(100 * second, 1) - round(100 * first, 1)) / 100)
-
-
 def times(value: Any) -> str:
     """Format a factor: 2.412 -> 2.41×, with as many digits as the table in the terminal."""
     ratio = number(value)

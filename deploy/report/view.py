@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deploy.bench.conditions import Conditions
-from deploy.report.units import MINUS, change, count, milliseconds, number, percent, size, times
+from deploy.report.units import MINUS, count, milliseconds, number, percent, points, size, times
 
 Facts = Mapping[str, Any]
 
@@ -265,7 +265,7 @@ def _accuracy_claim(final: Column, dense: Column, images: int | None, metric: st
         claim = f"reaches {percent(final.accuracy)} {metric} on the {on}"
     if dense.accuracy is None:
         return claim
-    gap = change(dense.accuracy, final.accuracy)
+    gap = points(final.accuracy - dense.accuracy)
     if gap.startswith("±"):
         return f"{claim}, level with its dense teacher"
     side = "below" if gap.startswith(MINUS) else "above"
