@@ -22,7 +22,7 @@ from compress.prune.structures import StructureScales
 from compress.prune.widths import carried
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
-from compress.sparse.gsm import GSM, active, parameters_by_name
+from compress.sparse.gsm import GSM, active, parameters_by_name, weight_decay_for
 from compress.sparse.lobs import prune_layers
 from compress.sparse.magnitude import at_random, gradual_density, largest, prune_and_retrain
 from compress.sparse.masks import Handle, Keep, Masks, weights_of
@@ -115,15 +115,12 @@ def gsm(job: Job) -> Outcome:
 
 
 def _weight_decay(job: Job) -> float:
-    """The schedule's, or what shrinks a passive weight by e to the ``decay`` over the schedule, however short it is.
-
-    A step of rate r with momentum m and weight decay w shrinks it, in the long run, by r w / (1 - m) of itself.
-    """
+    """The schedule's, or what shrinks a passive weight by e to the ``decay`` over the schedule, however short it is."""
     if "decay" not in job.options:
         return job.schedule.weight_decay
     steps = -(-len(job.desk.data.train_labels) // job.schedule.batch_size)
     travelled = steps * sum(rate * epochs for rate, epochs in job.schedule.steps)
-    return float(job.options["decay"]) * (1 - job.schedule.momentum) / travelled
+    return weight_decay_for(float(job.options["decay"]), travelled, job.schedule.momentum)
 
 
 def _sensitivity(job: Job, masks: Masks) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class SparseRecipe(TrainRecipe):
     How many weights stay is said once: ``ratio`` (60 keeps every sixtieth), ``bytes`` of the sparse file, or
     ``milliseconds`` of one image on this CPU with only nonzero weights multiplied. ``han`` has ``quality`` for each
     round instead, ``dns`` ``c``, both by pattern of names or as one number. A ticket goes back to the weights that
-    transfer began with, or to those after ``rewind_epochs`` of training from there.
+    transfer began with, or to those after ``rewind_epochs`` of training from there. By ``decay`` a weight that learns
+    nothing in ``gsm`` shrinks by e to so much over the training, whatever its length, in place of ``weight_decay``.
     """
 
     method: Method
@@ -47,6 +48,7 @@ class SparseRecipe(TrainRecipe):
     gamma: Factor = 1e-4
     power: Factor = 1.0
     stop: Share = 0.6
+    decay: Annotated[float, Field(gt=0, le=1000)] | None = None
     images: Annotated[int, Field(ge=8, le=1_000_000)] = 1024
     pull: Factor = 1e-3
 
@@ -67,6 +69,10 @@ class SparseRecipe(TrainRecipe):
         odd = [key for key, own in (("found_by", "magnitude"), ("rewind_epochs", 0)) if getattr(self, key) != own]
         if odd and self.method != "ticket":
             raise ValueError(f"{odd[0]} belongs to ticket; {self.method} has none, leave it out")
+        if self.decay is not None and "gsm" not in (self.method, self.found_by):
+            raise ValueError(f"decay belongs to gsm; {self.method} has none, leave it out")
+        if self.decay is not None and "weight_decay" in self.model_fields_set:
+            raise ValueError("decay takes the place of weight_decay; leave one of them out")
         if self.found_by == "gsm" and self.rounds > 1:
             raise ValueError("gsm finds a ticket's masks in one training; leave rounds out")
         if "gsm" in (self.method, self.found_by) and self.optimizer != "sgd":

@@ -29,7 +29,7 @@ from compress.sparse.gsm import parameters_by_name
 from compress.train import Fit, Trainable, evaluate
 from compress.train.loop import OptimizerOf, steps_for
 from compress.train.norms import adapt_statistics
-from compress.train.schedule import make_optimizer
+from compress.train.schedule import cosine, make_optimizer
 from compress.train.tasks import TASKS
 
 
@@ -146,8 +146,16 @@ def _gsm(job: Thinning) -> Masks:
     keep, asked = job.keep(), job.asked
     momentum = asked.momentum if "momentum" in asked.model_fields_set else 0.98
 
+    steps = job.steps()
+    travelled = asked.lr * sum(cosine(step, steps, asked.warmup) for step in range(steps))
+    decay, weight_decay = asked.decay, asked.weight_decay
+    if decay is None:
+        decay = weight_decay * travelled / (1 - momentum)
+    else:
+        weight_decay = sparse.weight_decay_for(decay, travelled, momentum)
+
     def made(network: nn.Module, recipe: TrainRecipe) -> Optimizer:
-        return sparse.GSM(network.named_parameters(), recipe.lr, keep, momentum, recipe.weight_decay)
+        return sparse.GSM(network.named_parameters(), recipe.lr, keep, momentum, weight_decay)
 
     job.fit(job.network, "gsm", made, change={"evaluations": 1})
     before = job.metrics["val_accuracy_before_cut"] = job.accuracy(job.network)
@@ -158,7 +166,8 @@ def _gsm(job: Thinning) -> Masks:
     after = job.accuracy(job.network)
     job.notes.append(
         f"GSM: {ready.survivors} weights were alive of {keep} that stay, the largest that went {ready.gap:.2g} of the "
-        f"smallest that stayed; {100 * before:.1f} % before the cut, {100 * after:.1f} % after it, on validation."
+        f"smallest that stayed; {100 * before:.1f} % before the cut, {100 * after:.1f} % after it, on validation. "
+        f"Over the training a weight that learnt nothing shrank by e to the {decay:.2g} (sparse.decay)."
     )
     return masks
 

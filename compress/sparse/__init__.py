@@ -12,7 +12,7 @@ Zeros here and there make a file small. They do not make a dense runtime fast: f
 from compress.sparse.dns import DynamicSurgery
 from compress.sparse.dsd import dense_sparse_dense
 from compress.sparse.gradual import Gradual
-from compress.sparse.gsm import GSM, active
+from compress.sparse.gsm import GSM, active, weight_decay_for
 from compress.sparse.lobs import prune_layers
 from compress.sparse.magnitude import (
     at_random,
@@ -80,5 +80,6 @@ __all__ = [
     "sparse_bytes",
     "together",
     "two_of_four",
+    "weight_decay_for",
     "weights_of",
 ]

@@ -24,6 +24,18 @@ pytestmark = pytest.mark.heavy
 CHILD = Path(__file__).with_name("gsm_child.py")
 
 
+@pytest.mark.parametrize(("lr", "momentum", "steps"), [(0.01, 0.9, 2000), (0.002, 0.98, 8000), (0.03, 0.0, 500)])
+def test_what_learns_nothing_shrinks_by_what_was_asked_whatever_rate_and_length(lr, momentum, steps):
+    weights = nn.Parameter(torch.tensor([[1.0, 3.0]], dtype=torch.float64))
+    decay = sparse.weight_decay_for(5.0, lr * steps, momentum)
+    optimizer = sparse.GSM([weights], lr=lr, keep=1, momentum=momentum, weight_decay=decay)
+    for _ in range(steps):
+        weights.grad = torch.tensor([[0.0, 1e-9]], dtype=torch.float64)  # only the second learns
+        optimizer.step()
+    # By a part s within the memory of the momentum, 1 / (1 - beta) steps, a weight shrinks s faster than that.
+    assert weights[0, 0].log().item() == pytest.approx(-5.0, rel=0.03)
+
+
 def test_five_weights_by_hand():
     """lr 0.1, momentum 0.5, decay 0.01, Q = 2: T = 2, 0.9, 0.2, 0, 3, so the first and the last learn.
 
