@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, replaceable
 from compress.cli.probe import Probe, probe_first
 from compress.files import write_text
 from compress.terminal import plain
@@ -75,6 +75,8 @@ def bench(
     from deploy.bench.places import places_of
     from deploy.processing.files import image_files
 
+    if out is not None:
+        replaceable(out, ".json")
     places = places_of([str(path) for path in engines or []], name or [], runtime)
     if not places:
         raise typer.BadParameter("give ONNX files or bundles to time")
@@ -117,6 +119,6 @@ def report(
             if out is None and form != "html":
                 print(text, end="")
                 return
-            path = out or Path("report.html")
+            path = replaceable(out or Path("report.html"), ".html", ".md", ".json")
             write_text(path, text)
     print(json.dumps({"report": str(path)}) if as_json else plain(path))

@@ -43,15 +43,28 @@ def launched(name: str, otherwise: int) -> int:
     return int(said) if said.isdecimal() else otherwise
 
 
-def unused(path: Path) -> Path:
-    """Return the file that a command writes to by default; raise DeployError where it is there already.
+ForceFlag = Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")]
 
-    It may be a run's, whose hash is on record; a name that the user gave is replaced.
-    """
+
+def unused(path: Path, *, force: bool = False) -> Path:
+    """Return the file that a network is written to; raise DeployError where there is one, and it is to stay."""
     from deploy.errors import DeployError
 
-    if path.exists():
-        raise DeployError(f"{path} is there already; name another file by --out, or this one to replace it.")
+    if path.is_dir():
+        raise DeployError(f"{path} is a folder; name a file by --out.")
+    if path.exists() and not force:
+        raise DeployError(f"{path} is there already; name another file by --out, or add --force to replace it.")
+    return path
+
+
+def replaceable(path: Path, *endings: str) -> Path:
+    """Return the file that a text is written to; raise DeployError for a folder, or a file of another kind."""
+    from deploy.errors import DeployError
+
+    if path.is_dir():
+        raise DeployError(f"{path} is a folder; name a file in it.")
+    if path.exists() and path.suffix.lower() not in endings:
+        raise DeployError(f"{path} is there already and is no {' or '.join(endings)} file; name another one.")
     return path
 
 

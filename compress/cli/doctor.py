@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.cli.bundle import describe
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, replaceable
 from compress.cli.probe import Probe, probe_first
 from compress.terminal import Terminal
 
@@ -114,7 +114,7 @@ def _write_bill(bundle: Path, out: Path) -> None:
 
     if out.resolve().is_relative_to(bundle.resolve()):
         raise DeployError(f"{out} lies in the bundle, whose manifest does not name it; write it elsewhere.")
-    write_text(out, json.dumps(sbom(bundle, read_manifest(bundle)), indent=1) + "\n")
+    write_text(replaceable(out, ".json"), json.dumps(sbom(bundle, read_manifest(bundle)), indent=1) + "\n")
 
 
 def _describe_bundle(bundle: Path, *, as_json: bool) -> None:

@@ -33,6 +33,7 @@ def exported(
     name: str,
     out: Path | None,
     *,
+    force: bool,
     size: int | None,
     trust: tuple[str, ...],
     weights: str | None,
@@ -45,6 +46,7 @@ def exported(
     Args:
         name: what ``named_network`` takes.
         out: the file; by default named after the network.
+        force: replace it if it is there.
         size: height and width of the images.
         trust: modules that a saved network may import.
         weights: DEFAULT or a file, for a network that is not saved.
@@ -73,7 +75,7 @@ def exported(
         take_prepared(network.model, tuple(network.example.shape[-2:]))
     lowered = lower(network.model, kind, network.example, in_graph=in_graph)
     short = folder.resolve().name if about else name.rpartition(":")[2]
-    path = out or unused(Path(f"{short}.fp32.onnx"))
+    path = unused(out or Path(f"{short}.fp32.onnx"), force=force)
     stated = {} if about is None else _stated(folder, about, size)
     metadata = Metadata(model=short, **stated).properties()
     export_onnx(lowered.module, network.example, path, output_name=lowered.output_name, metadata=metadata, **settings)

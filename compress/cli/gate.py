@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, replaceable
 from compress.cli.timing import timed
 from compress.files import write_text
 from compress.terminal import Terminal, plain
@@ -114,7 +114,7 @@ def _tell(result: GateResult, summary: Path | None, junit: Path | None, *, as_js
         with summary.open("a", encoding="utf-8") as file:  # a step's summary is what all its commands added
             file.write(formats.markdown(result))
     if junit is not None:
-        write_text(junit, formats.junit(result))
+        write_text(replaceable(junit, ".xml"), formats.junit(result))
     if as_json:
         print(result.model_dump_json(indent=1))
     else:

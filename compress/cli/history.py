@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonFlag
+from compress.cli.common import JsonFlag, replaceable
 from compress.files import write_text
 from compress.terminal import Terminal, plain
 
@@ -42,7 +42,7 @@ def history(
         if len(told) != 1:
             raise DeployError(f"A plot shows one engine, and there are {len(told)}; name one by --engine.")
         ((name, entries),) = told.items()
-        write_text(picture, plot(entries, found[name], f"{name}, {metric}"))
+        write_text(replaceable(picture, ".svg"), plot(entries, found[name], f"{name}, {metric}"))
     if as_json:
         shown = {
             name: {

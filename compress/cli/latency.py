@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from compress.cli.common import JsonFlag, QuietFlag, need, search_here
+from compress.cli.common import JsonFlag, QuietFlag, need, replaceable, search_here
 from compress.errors import RecipeError
 from compress.terminal import Terminal, plain
 from compress.trust import trusted_modules
@@ -180,6 +180,6 @@ def _timed(folder: Path, runtimes: list[str], out: Path | None, *, quiet: bool) 
         raise RecipeError(f"{folder} holds no profile.json; make one with {command} first.")
     with Terminal(stderr=True, quiet=quiet).status("Timing layers"):
         table = profile_folder(folder, runtimes=runtimes)
-    path = out or folder / "latency.json"
+    path = replaceable(out or folder / "latency.json", ".json")
     table.write(path)
     return path, table

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.common import JsonFlag, QuietFlag, need, search_here, unused
+from compress.cli.common import ForceFlag, JsonFlag, QuietFlag, need, search_here, unused
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ LIMIT = 1e-4
 def export(
     model: Annotated[str, typer.Argument(help="torchvision:NAME, niwaki:NAME, module:function, or a saved network.")],
     out: Annotated[Path | None, typer.Option(help="The ONNX file; NAME.fp32.onnx by default.")] = None,
+    force: ForceFlag = False,
     weights: Annotated[str | None, typer.Option(help="Weights to load: DEFAULT or a file.")] = None,
     size: Annotated[int | None, typer.Option(min=1, max=4096, help="Height and width of the images.")] = None,
     task: Annotated[str | None, typer.Option(help="classification, detection or segmentation.")] = None,
@@ -71,6 +72,7 @@ def export(
             done = exported(
                 model,
                 out,
+                force=force,
                 size=size,
                 trust=tuple(trust or ()),
                 weights=weights,
@@ -96,6 +98,7 @@ def quantize(
     file: Annotated[Path, typer.Argument(help="An fp32 ONNX file.")],
     images: ImagesArgument,
     out: Annotated[Path | None, typer.Option(help="The new file; NAME.int8.onnx by default.")] = None,
+    force: ForceFlag = False,
     precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
     keep: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Operators left in fp32, such as depthwise; repeatable.")
@@ -118,7 +121,10 @@ def quantize(
 
     if fastest and (precision != "int8" or keep):
         raise DeployError("--fastest decides itself what stays in fp32; leave out --keep and --precision fp16.")
-    target = out or unused(file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx"))
+    target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
+    if target.resolve() == file.resolve():
+        raise DeployError(f"{file} would be replaced by what is made of it; name another file by --out.")
+    unused(target, force=force)
     console = Terminal(stderr=True, quiet=quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

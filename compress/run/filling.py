@@ -45,6 +45,11 @@ class Shipping:
     cache: Path | None = None
     table: Table | None = None
 
+    @property
+    def said(self) -> str:
+        """What is timed, in words: ``int8 on onnxruntime``."""
+        return f"{self.precision} on {self.runtime}"
+
     def precisions(self, layers: Sequence[PlacedLayer]) -> dict[str, Precision]:
         """Return the precision in which each layer ships."""
         found: dict[str, Precision] = {}

@@ -135,21 +135,21 @@ class FittedCut:
     networks: int
     rounds: int
 
-    def sentence(self, seconds: float) -> str:
-        """Say what was reached and how; ``seconds`` is what profiling took."""
+    def sentence(self, seconds: float, where: str) -> str:
+        """Say what was reached and how; ``seconds`` is what profiling took, ``where`` a precision and a runtime."""
         now = self.reading
         times = (
             f"{now.share:.3f} of the dense one's ({now.ms:.3g} of {now.dense_ms:.3g} ms), {self.asked:.3f} asked for"
         )
         if not self.networks:
-            return f"Latency of the cut network as the device's table predicts it: {times}; time the bundle there."
+            return f"Latency of the cut network, {where}, as the device's table says: {times}; time the bundle there."
         load = f", at a load of {max(now.load):.1f}" if now.load else ""
         under = 1 - now.share / self.asked
         load += f", {100 * under:.0f} % faster than asked for and nothing found nearer" if under > WITHIN else ""
         return (
-            f"Measured latency of the cut network: {times}{load}; {self.networks} network(s) measured in {self.rounds} "
-            f"round(s), the sum of the layers was off by {100 * self.additive_error:.1f} % at first, profiling took "
-            f"{seconds:.0f} s."
+            f"Measured latency of the cut network, {where}: {times}{load}; {self.networks} network(s) measured in "
+            f"{self.rounds} round(s), the sum of the layers was off by {100 * self.additive_error:.1f} % at first, "
+            f"profiling took {seconds:.0f} s."
         )
 
 
@@ -408,7 +408,7 @@ class LatencyFit:
         reading, groups = best.reading, best.plan.groups
         widths = ", ".join(f"{g.name} {g.after} of {g.before}" for g in groups[:3])
         widths += f" and {len(groups) - 3} groups more" if len(groups) > 3 else ""
-        takes = f"takes {reading.share:.3f} of the dense one's {reading.dense_ms:.3g} ms"
+        takes = f"takes {reading.share:.3f} of the dense one's {reading.dense_ms:.3g} ms, both in {self.shipping.said}"
         reach = target.said(reading.share, reading.dense_ms)
         if best.total <= floor * 1.001:
             return (

@@ -80,4 +80,4 @@ def cut_to_latency(
     limits = Limits(1, asked.min_kept, asked.max_ratio)
     fit = LatencyFit(network.model, network.model, model, ranked(trace, scores), shipping, limits, advance)
     found = fit.fit(asked.budget, Target.of(asked.budget))
-    return found.plan, found.sentence(seconds)
+    return found.plan, found.sentence(seconds, shipping.said)

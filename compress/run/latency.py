@@ -86,7 +86,7 @@ def timed_by_runtime(
         (name,) = tuple(engines[0].inputs)
         records = deploy.benchmark(engines, {name: image}, reference="fp32 onnxruntime", rounds=rounds)
     timed = [
-        Timed(precision=precision, runtime=runtime, share=record.ratio_to_dense or 1.0, accuracy=files[precision][1])
+        Timed(precision=precision, runtime=runtime, share=record.share or 1.0, accuracy=files[precision][1])
         for (precision, runtime), record in zip(pairs, records, strict=True)
     ]
     return timed, tuple(refused)
@@ -225,7 +225,7 @@ def within_latency(
     asked = job.recipe.prune
     made = job.fit(*networks, trace, scores)
     found = made.fit.fit(asked.budget, Target.of(asked.budget, turn, asked.rounds, asked.schedule))
-    return found, found.sentence(made.seconds)
+    return found, found.sentence(made.seconds, made.fit.shipping.said)
 
 
 def check_latency(recipe: Recipe, target: ImageData, model: nn.Module, trace: Trace, timer: Timer = time_files) -> None:

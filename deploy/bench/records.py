@@ -122,6 +122,11 @@ class Record(BaseModel):
             raise ValueError(f"record {self.name} is not measured and does not say why")
         return self
 
+    @property
+    def share(self) -> float | None:
+        """The time as a share of the reference's: by best times or by medians, the larger."""
+        return max((one for one in (self.ratio_to_dense, self.ratio_of_best) if one is not None), default=None)
+
 
 class Bench(BaseModel):
     """The records of one session, and the machine, versions and settings they were measured with."""

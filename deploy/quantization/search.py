@@ -26,7 +26,8 @@ class Int8Choice:
     Attributes:
         path: the int8 file.
         kept: the kinds of operators left in fp32, keys of ``deploy.quantization.int8.KINDS``.
-        ratio: milliseconds of the int8 file over those of the fp32 file, medians of interleaved rounds.
+        ratio: milliseconds of the int8 file over those of the fp32 file in interleaved rounds, by best times or by
+            medians, the larger.
         tried: that ratio for every set of kinds that was tried.
         runtime: what they were timed by; another one may find int8 faster, so this is no advice on what to ship.
     """
@@ -86,7 +87,7 @@ def fastest_int8(
                     int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds, min_snr_db=None)
                     engines.append(stack.enter_context(load_engine(path, threads=threads, runtime=runtime)))
                 rows = benchmark(engines, trial[0], rounds=rounds, warmup=3, runs_per_block=2)
-                tried.update((kinds, row.ratio_to_dense or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
+                tried.update((kinds, row.share or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
         attempt([(), *((kind,) for kind in present)])
         while True:

@@ -144,7 +144,7 @@ def test_int8_is_timed_at_the_size_of_the_calibration(exported, tmp_path, monkey
 
     def timed(engines, inputs, **_):
         asked.append({name: (array.shape, array.dtype) for name, array in inputs.items()})
-        return [None, *(type("Row", (), {"ratio_to_dense": 0.5}) for _ in engines[1:])]
+        return [None, *(type("Row", (), {"share": 0.5}) for _ in engines[1:])]
 
     monkeypatch.setattr(deploy.quantization.search, "benchmark", timed)
     noise = np.random.default_rng(0).random((2, 1, 24, 40), dtype=np.float32)

@@ -67,7 +67,7 @@ def test_the_choice_follows_the_times(depthwise, images, tmp_path, monkeypatch):
     def timed(engines, inputs, **_):
         sets = [tuple(scan(e.path).properties.get("niwaki.kept_fp32", "").split(",")) for e in engines[1:]]
         asked.append([tuple(k for k in kinds if k) for kinds in sets])
-        return [None, *(type("Row", (), {"ratio_to_dense": cost[kinds]}) for kinds in asked[-1])]
+        return [None, *(type("Row", (), {"share": cost[kinds]}) for kinds in asked[-1])]
 
     monkeypatch.setattr(deploy.quantization.search, "benchmark", timed)
     choice = fastest_int8(depthwise, tmp_path / "m.onnx", list(images))

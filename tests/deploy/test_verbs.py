@@ -68,8 +68,13 @@ def test_quantize_writes_int8_beside_the_file_and_says_how_far_it_is(command, st
     assert Metadata.from_file(stated.with_name("net.int8.onnx")).classes == CLASSES
     code, _, said = command("quantize", stated, photos)
     assert code == 2
-    assert "net.int8.onnx is there already; name another file by --out, or this one to replace it" in said
-    code, out, _ = command("quantize", stated, photos, "--out", stated.with_name("net.int8.onnx"))
+    assert "net.int8.onnx is there already; name another file by --out, or add --force to replace it" in said
+    before = stated.read_bytes()
+    code, _, said = command("quantize", stated, photos, "--out", stated, "--force")
+    assert code == 2
+    assert "would be replaced by what is made of it" in said
+    assert stated.read_bytes() == before
+    code, out, _ = command("quantize", stated, photos, "--force")
     assert code == 0
     assert "of 3 held-out images or of the 9 of the calibration, whichever are worse, at" in out
     stated.with_name("net.int8.onnx").unlink()  # other tests write it by default too
@@ -183,6 +188,19 @@ def test_export_writes_a_network_by_name_and_proves_it(command, tmp_path, monkey
     assert found["max_relative_error"] < 1e-4
     assert (found["opset"], found["task"]) == (18, "classification")
     assert (tmp_path / "lenet5.fp32.onnx").stat().st_size == found["bytes"]
+
+
+def test_no_file_of_another_kind_is_replaced(command, stated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = stated.read_bytes()
+    code, out, said = command("export", "niwaki:lenet5", "--size", "28", "--out", stated)
+    assert (code, out) == (2, "")
+    assert "is there already; name another file by --out, or add --force" in said
+    code, out, said = command("bench", stated, "--rounds", "5", "--seconds", "0", "--out", stated)
+    assert (code, out) == (2, "")
+    assert "is there already and is no .json file; name another one" in said
+    assert "is a folder; name a file in it" in command("bench", stated, "--out", tmp_path)[2]
+    assert stated.read_bytes() == before
 
 
 def test_export_of_a_saved_network_states_its_classes_and_preprocessing(command, tmp_path):

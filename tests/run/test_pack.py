@@ -101,7 +101,7 @@ def test_number_6_every_file_is_timed_on_every_runtime_in_one_sitting(monkeypatc
 
     def benchmark(engines, feeds, *, reference, rounds):
         assert (list(feeds), reference, rounds) == (["image"], "fp32 onnxruntime", 7)
-        return [type("Row", (), {"ratio_to_dense": 1.0 + place}) for place, _ in enumerate(engines)]
+        return [type("Row", (), {"share": 1.0 + place}) for place, _ in enumerate(engines)]
 
     monkeypatch.setattr(latency, "load_engine", load)
     monkeypatch.setattr(latency.deploy, "benchmark", benchmark)

@@ -29,7 +29,7 @@ from deploy.files import sha256
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
-from deploy.quantization.agreement import grade
+from deploy.quantization.agreement import Agreement, grade
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
@@ -38,6 +38,7 @@ from deploy.quantization.search import fastest_int8
 
 BATCHES = (1, 2, 7)
 FP32_PARITY = 1e-4
+_JUDGING = 64  # images that tell how near int8 is: of one alone the figure may be anything
 
 
 def export(work: Workspace, view: StageView) -> Outcome:
@@ -68,6 +69,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
                     lowered.module, work.example, fp32, output_name=lowered.output_name, metadata=about, **settings
                 )
             metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
+            rounded = (fp32, path)
         with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
         found[variant.name] = _parity(work, variant, lowered.module, path, notes)
@@ -86,7 +88,10 @@ def export(work: Workspace, view: StageView) -> Outcome:
     write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
-        said = f"int8 at {snr['int8']:.1f} dB on validation images, {grade(snr['int8'])}{_beside_fp32(metrics)}"
+        images = work.target.splits["val"].inputs(0, _JUDGING).numpy()
+        snr["int8"] = Agreement.of(*rounded, [image[None] for image in images]).snr_db
+        on = f"{len(images)} validation image{'' if len(images) == 1 else 's'}"
+        said = f"int8 at {snr['int8']:.1f} dB on {on}, {grade(snr['int8'])}{_beside_fp32(metrics)}"
         view.notes.append(said)
         notes.append(said)
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
