@@ -30,4 +30,15 @@ def message(fault: Mapping[str, Any]) -> str:
         return "there is no such key"
     if kind == "tuple_type":
         return "this is a list, such as [96, 96]"
-    return fault["msg"].removeprefix("Value error, ")
+    return _WANTED.get(str(kind)) or fault["msg"].removeprefix("Value error, ")
+
+
+_WANTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer is wanted"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is wanted"),
+    "string_type": "a text is wanted",
+    "dict_type": "a group of keys is wanted",
+    "model_type": "a group of keys is wanted",
+}
+"""What is wanted, by the kind of fault."""

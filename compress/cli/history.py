@@ -56,7 +56,8 @@ def history(
     console = Terminal()
     for name, entries in told.items():
         values = [entry.value for entry in entries]
-        line = f"{plain(name)}  {metric}  {sparkline(values[-60:])}  {values[-1]:.4g} ({len(values)} records)"
+        count = f"{len(values)} record{'' if len(values) == 1 else 's'}"
+        line = f"{plain(name)}  {metric}  {sparkline(values[-60:])}  {values[-1]:.4g} ({count})"
         console.print(line, markup=False, soft_wrap=True)
         for change in found[name]:
             console.print(f"  {change}", markup=False, soft_wrap=True)

@@ -194,6 +194,7 @@ def _asked(budget: Sequence[str], ratios: str | None, rest: dict[str, Any]) -> t
     from pydantic import ValidationError
 
     from compress.errors import RecipeError
+    from compress.prune import Budget
     from compress.recipe.schema import PruneRecipe
     from compress.validation import explain
 
@@ -202,6 +203,9 @@ def _asked(budget: Sequence[str], ratios: str | None, rest: dict[str, Any]) -> t
         key, separator, text = item.partition("=")
         if not separator or not text:
             raise RecipeError(f"--budget {item[:80]} is not KEY=VALUE, such as macs=0.5.")
+        if key not in Budget.model_fields:
+            known = ", ".join(Budget.model_fields)
+            raise RecipeError(f"--budget {item[:80]} has no known key; there are {known} (niwaki prune --help).")
         values = [_value(part) for part in text.split(",")]
         bounds[key] = values if len(values) > 1 else values[0]
     curves, by_pattern = _ratios(ratios)
@@ -413,7 +417,7 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
     if measured:
         shown.add_column(f"{found[0].metric} on {found[0].images} images, before → after")
     if all(one.reconstruction is not None for one in found):
-        shown.add_column("divergence, cut → repaired")
+        shown.add_column("KL divergence from the whole network, cut → repaired")
     for one in found:
         row = [
             escape(one.out),

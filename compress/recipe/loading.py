@@ -112,7 +112,7 @@ def _expanded(value: Any, path: Path) -> Any:
 
 def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> str:
     """Say the first fault in one sentence: file or override, key, value, way out."""
-    fault = error.errors()[0]
+    fault = _told_best(error.errors())
     unknown = fault["type"] == "extra_forbidden"
     keys = [*_keys(fault["loc"][:-1]), str(fault["loc"][-1])] if unknown else _keys(fault["loc"])
     where = _short(".".join(keys)) or "the recipe"
@@ -132,6 +132,13 @@ def _sentence(path: Path, overrides: Sequence[str], error: ValidationError) -> s
     except ValueError:  # Python writes no number of thousands of digits
         shown = ""
     return f"{source}: {where}: {said}{shown}; change it (niwaki docs recipes says what it may hold)."
+
+
+def _told_best(faults: Sequence[Any]) -> Any:
+    """Return the first fault; of a key that may be of several kinds the one of the kind that was given."""
+    first = faults[0]
+    same = [fault for fault in faults if fault["loc"][:-1] == first["loc"][:-1] and fault["input"] is first["input"]]
+    return next((fault for fault in same if not fault["type"].endswith("_type")), first)
 
 
 def _made_by(where: str, key: str, unknown: bool) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnx.soundness import check_inputs
 from deploy.onnx.wire import read_model
@@ -34,7 +35,8 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, path: Path, *, threads: int = 1, sha256: str | None = None, profile: bool = False) -> None:
         try:
-            import openvino as ov
+            with unreported():
+                import openvino as ov
         except ImportError as error:
             raise MissingDependency(
                 "The package openvino cannot be imported here; get it with `uv sync --extra openvino` or "

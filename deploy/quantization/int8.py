@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploy.engines import load_engine
 from deploy.engines.base import first_line
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError
 from deploy.onnx.file import missing_package, quiet
 from deploy.onnx.opsets import too_new
@@ -23,8 +22,6 @@ from deploy.quantization.qdq import quantise_biases, shift_activations, signed_f
 from deploy.quantization.sufficing import check_sufficing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx
 
     from deploy.engines.base import Engine
@@ -270,8 +267,9 @@ def _import_nncf(source: Calibrated, keep_fp32: Sequence[str], method: str = "fa
     kept = {*guarded_nodes(source.model), *_decoding(list(source.model.graph.node))}
     names = sorted(wanted | kept)
     try:
-        with quiet(), _no_telemetry():
+        with quiet(), unreported():
             import nncf
+            import onnxruntime  # noqa: F401 - NNCF imports it later, when nothing silences it
             from nncf.quantization import advanced_parameters as advanced
             from nncf.quantization import range_estimator as ranges
     except ImportError as error:
@@ -294,17 +292,3 @@ def _import_nncf(source: Calibrated, keep_fp32: Sequence[str], method: str = "fa
         # Only for a transformer does NNCF smooth at all.
         "model_type": nncf.ModelType.TRANSFORMER if method == "smooth" else None,
     }
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Keep NNCF from reporting its use over the network: set the variable that it reads while it is imported."""
-    before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["NNCF_CI"]
-        else:
-            os.environ["NNCF_CI"] = before

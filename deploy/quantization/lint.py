@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.engines.base import first_line
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet, read
 from deploy.quantization.agreement import GOOD_SNR_DB, Agreement
@@ -105,7 +106,9 @@ def _find_islands(graph: onnx.GraphProto) -> list[LintFinding]:
 def _find_unfused(path: Path, graph: onnx.GraphProto) -> list[LintFinding]:
     """Find quantised heavy operators that ONNX Runtime still runs in fp32 after all its optimisations."""
     import onnx
-    import onnxruntime as ort
+
+    with unreported():
+        import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()

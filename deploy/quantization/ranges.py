@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.engines.base import first_line
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet
 from deploy.onnx.opsets import too_new
@@ -112,7 +113,9 @@ def _range(peak: float, energy: float, noise: float) -> TensorRange:
 def _intermediates(model: onnx.ModelProto, feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
     """Yield the inputs and the outputs of all nodes, feed by feed, computed without any fusion."""
     import onnx
-    import onnxruntime as ort
+
+    with unreported():
+        import onnxruntime as ort
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

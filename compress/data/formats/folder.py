@@ -53,7 +53,9 @@ def _listed(folder: Path, unreadable: Unreadable) -> tuple[list[tuple[Path, int]
     existing(folder, "path and the names of the splits")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
-        raise DataError(f"{folder} has {len(names)} class folder(s); put each class's images in its own folder.")
+        if names:
+            raise DataError(f"{folder} has one class alone, {names[0]}; a classifier tells at least two apart.")
+        raise DataError(f"{folder} has no class folders; put each class's images in a folder of its own.")
     items: list[tuple[Path, int]] = []
     unreadable.unread(folder.iterdir())
     for label, name in enumerate(names):

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.engines.base import Engine, TensorSpec, check_threads, first_line, precision_of
 from deploy.engines.onnxruntime.amx_rewrite import has_amx, shift_weights, space_to_depth
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError, MissingDependency
 from deploy.onnx.opsets import too_new
 from deploy.onnx.wire import check_qdq, has_fp16_constants, read_model
@@ -59,7 +60,8 @@ class OnnxRuntimeEngine(Engine):
         profile: Path | None = None,
     ) -> None:
         try:
-            import onnxruntime as ort
+            with unreported():
+                import onnxruntime as ort
         except ImportError as error:
             raise MissingDependency(
                 "The package onnxruntime cannot be imported here; get it with `pip install onnxruntime`."

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.engines.base import first_line
+from deploy.engines.unreported import unreported
 from deploy.errors import DeployError, MissingDependency
 from deploy.files import replacing
 from deploy.onnx.wire import check_whole, read_model
@@ -36,7 +37,8 @@ def ort_from_onnx(src: Path, dst: Path) -> Path:
     if dst.suffix != ".ort":
         raise DeployError(f"{dst} would not be known as ONNX Runtime's format; give it the ending .ort.")
     try:
-        import onnxruntime as ort
+        with unreported():
+            import onnxruntime as ort
         from onnxruntime.tools.ort_format_model import create_config_from_models
     except ImportError as error:
         raise MissingDependency(
