@@ -121,10 +121,7 @@ def quantize(
 
     if fastest and (precision != "int8" or keep):
         raise DeployError("--fastest decides itself what stays in fp32; leave out --keep and --precision fp16.")
-    target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
-    if target.resolve() == file.resolve():
-        raise DeployError(f"{file} would be replaced by what is made of it; name another file by --out.")
-    unused(target, force=force)
+    target = _target(file, out, precision, force=force)
     console = Terminal(stderr=True, quiet=quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -157,13 +154,24 @@ def quantize(
         print(plain(f"{target}: {share}{agrees}{kept}"))
 
 
+def _target(file: Path, out: Path | None, precision: str, *, force: bool) -> Path:
+    """Where the new file goes; raise DeployError where that is the one it is made of, or one that is to stay."""
+    from deploy.errors import DeployError
+
+    target = out or file.with_name(f"{file.name.removesuffix('.onnx').removesuffix('.fp32')}.{precision}.onnx")
+    if target.resolve() == file.resolve():
+        raise DeployError(f"{file} would be replaced by what is made of it; name another file by --out.")
+    return unused(target, force=force)
+
+
 def _agreeing(found: Agreement, calibrated: int, held_out: int) -> str:
     """Say how near int8 is to fp32, and on which images."""
-    from deploy.quantization.agreement import grade
+    from deploy.quantization.agreement import MOST_IMAGES, grade
 
-    images = f"the {calibrated} images of the calibration"
+    # Both are the first so many of those that there are.
+    images = f"{min(calibrated, MOST_IMAGES)} images of the calibration"
     if held_out:
-        images = f"{held_out} held-out images or of the {calibrated} of the calibration, whichever are worse,"
+        images = f"{min(held_out, MOST_IMAGES)} held-out images or of {images}, whichever are worse,"
     agrees = f"agrees with fp32 on {100 * found.agreement:.1f} % of {images} at {found.snr_db:.1f} dB"
     return f"{agrees}, {grade(found.snr_db)}"
 

@@ -109,4 +109,5 @@ def _noise_of(result: Bench) -> list[str]:
 
 def _machine(result: Bench) -> str:
     threads = result.settings.get("threads")
-    return f"{result.machine.get('cpu', 'unknown CPU')}, {threads} thread(s); ms and shares of the first"
+    by = " and ".join(dict.fromkeys(record.runtime for record in result.records))
+    return f"{result.machine.get('cpu', 'unknown CPU')}, {threads} thread(s), {by}; ms and shares of the first"

@@ -120,7 +120,7 @@ class _Reminder:
             self.began, self.first, self.total = now, done, total
         self.last = done
         begins = total == 1 and done == 0 and text != self.named
-        if now - self.said < PAUSE and not begins:
+        if (done == total and not text) or (now - self.said < PAUSE and not begins):
             return
         self.named = text
         self.said, parts = now, [text]

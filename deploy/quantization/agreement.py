@@ -19,7 +19,8 @@ MIN_SNR_DB = 3.0
 GOOD_SNR_DB = 20.0
 """From here on the rounding is a tenth of what the network says, or less."""
 _MAX_GAP_DB = 10.0
-_MAX_IMAGES = 64
+MOST_IMAGES = 64
+"""Images that an agreement is counted on, at most."""
 
 
 def grade(snr_db: float) -> str:
@@ -54,7 +55,7 @@ class Agreement:
         with load_engine(fp32) as dense, load_engine(int8) as rounded:
             name = next(iter(dense.inputs))
             rows = []
-            for image in images[:_MAX_IMAGES]:
+            for image in images[:MOST_IMAGES]:
                 feed = {name: image} if isinstance(image, np.ndarray) else image
                 want, found = dense.run(feed), rounded.run(feed)
                 rows.append([_compare(want[key], found[key]) for key in want])

@@ -76,7 +76,7 @@ def test_quantize_writes_int8_beside_the_file_and_says_how_far_it_is(command, st
     assert stated.read_bytes() == before
     code, out, _ = command("quantize", stated, photos, "--force")
     assert code == 0
-    assert "of 3 held-out images or of the 9 of the calibration, whichever are worse, at" in out
+    assert "of 3 held-out images or of 9 images of the calibration, whichever are worse, at" in out
     stated.with_name("net.int8.onnx").unlink()  # other tests write it by default too
     code, out, _ = command("quantize", stated, photos, "--precision", "fp16")
     assert code == 0
