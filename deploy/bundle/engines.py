@@ -72,7 +72,8 @@ def load_best(
         return engine, why + (f"; passed over: {', '.join(skipped)}" if skipped else "")
     over = f" (passed over: {', '.join(skipped)})" if skipped else ""
     if runtime is not None:
-        command = f"niwaki build {shlex.quote(str(folder))}"
+        # Without it `build` takes TensorRT-RTX, whose engines run by another runtime.
+        command = f"niwaki build {shlex.quote(str(folder))}{' --runtime tensorrt' if runtime == 'tensorrt' else ''}"
         raise DeployError(f"{folder} holds no engine for {runtime}{over}; make one with `{command}`.")
     raise MissingDependency(f"No runtime here runs {folder}{over}; get one with `pip install onnxruntime`.")
 

@@ -60,6 +60,8 @@ def test_number_13_commands_within_errors_are_quoted_too(bundle_dir, tmp_path, m
     folder = bundle_dir.rename(tmp_path / "my bundle")
     with pytest.raises(DeployError, match=r"make one with `niwaki build '.*/my bundle'`\.$"):
         deploy.load(folder, runtime="tensorrt_rtx")
+    with pytest.raises(DeployError, match=r"make one with `niwaki build '.*/my bundle' --runtime tensorrt`\.$"):
+        deploy.load(folder, runtime="tensorrt")
     (tmp_path / "a b").mkdir()
     assert niwaki(monkeypatch, "profile", tmp_path / "a b") == 2
     assert "niwaki profile '" in " ".join(capsys.readouterr().err.split())

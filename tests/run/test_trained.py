@@ -90,8 +90,9 @@ def test_what_does_not_go_with_it_is_refused(tmp_path, change, said):
 def test_where_distilling_spoils_the_cut_network_the_student_is_that_network(home, ran):
     """A rate that is far too high, and a teacher whose answers alone are learned from."""
     spoiling = {**SHORT, "compare": [], "labels": 0.0, "lr": 3.0, "momentum": 0.0, "warmup": 0.0, "weight_decay": 0.0}
-    code, _, error = ran("spoilt", distill=spoiling)
+    code, said, error = ran("spoilt", distill=spoiling)
     assert (code, error) == (0, "")
+    assert "that is the network as it was cut, since training came to nothing better" in said
     ledger = Ledger.read(home / "spoilt/ledger.json")
     assert AS_CUT in next(entry.notes for entry in ledger.stages if entry.name == "distill")
     pruned, student = (load_file(home / "spoilt" / name / "model.safetensors") for name in ("pruned", "student"))

@@ -36,6 +36,8 @@ def distil(work: Workspace, view: StageView) -> Outcome:
     beside = work.ledger.model("teacher").val_accuracy
     more = "" if beside is None else f"; the teacher {100 * beside:.1f} %"
     view.notes.append(f"student: {on_validation(work, result.fit)}{more}")
+    if not result.fit.best_step:
+        view.notes.append("that is the network as it was cut, since training came to nothing better")
     return Outcome(
         metrics={"val_accuracy": result.fit.val_accuracy},
         training_flops=result.training_flops,
