@@ -142,7 +142,9 @@ class FittedCut:
             f"{now.share:.3f} of the dense one's ({now.ms:.3g} of {now.dense_ms:.3g} ms), {self.asked:.3f} asked for"
         )
         if not self.networks:
-            return f"Latency of the cut network, {where}, as the device's table says: {times}; time the bundle there."
+            return (
+                f"Latency of the cut network, {where}, as the device's table predicts: {times}; time the bundle there."
+            )
         load = f", at a load of {max(now.load):.1f}" if now.load else ""
         under = 1 - now.share / self.asked
         load += f", {100 * under:.0f} % faster than asked for and nothing found nearer" if under > WITHIN else ""

@@ -142,7 +142,9 @@ def test_the_target_is_hit_although_the_sum_of_layers_is_off(monkeypatch, net, t
     assert found.reading.share <= share * 1.05 and found.rounds <= 4
     assert machine.written == 1 + found.networks
     assert all(group.after % 16 == 0 for group in found.plan.groups)
-    assert f"{share:.3f} asked for" in found.sentence(12.0) and "12 s" in found.sentence(12.0)
+    said = found.sentence(12.0, "int8 on openvino")
+    assert said.startswith("Measured latency of the cut network, int8 on openvino: ")
+    assert f"{share:.3f} asked for" in said and "12 s" in said
     prune.validate(net, found.plan)
 
 
@@ -272,7 +274,7 @@ def test_a_devices_table_plans_without_measuring_here(monkeypatch, net, trace, s
     found = fit_on(machine, monkeypatch, net, trace, scores, table=table).fit(Budget(latency=0.6), Target(0.6))
     assert machine.timed == [] and machine.written == 0 and found.networks == 0
     assert 0.4 < found.reading.share <= 0.6
-    assert "device's table predicts" in found.sentence(0.0)
+    assert "device's table predicts" in found.sentence(0.0, "fp32 on onnxruntime")
     phone = Machine(lambda total: 2 * total + 3.0)
     whole, cut = (phone.write(model, Path(name)) for name, model in (("a", net), ("b", prune.apply(net, found.plan))))
     assert phone.ms_of(str(cut)) / phone.ms_of(str(whole)) == pytest.approx(found.reading.share, rel=0.02)
@@ -353,7 +355,9 @@ def test_times_that_jump_between_two_networks_are_met_by_measuring_several_at_on
     found = fit.fit(Budget(latency=0.4), Target(0.4))
     assert 0.4 * 0.95 <= found.reading.share <= 0.4 * 1.05
     assert found.rounds <= 4 and found.networks <= 1 + 3 * (found.rounds - 1)
-    assert f"{found.networks} network(s) measured in {found.rounds} round(s)" in found.sentence(1.0)
+    assert f"{found.networks} network(s) measured in {found.rounds} round(s)" in found.sentence(
+        1.0, "fp32 on onnxruntime"
+    )
 
 
 def test_a_mixed_network_keeps_the_other_bounds(monkeypatch, net, trace, scores):

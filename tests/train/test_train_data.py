@@ -279,7 +279,7 @@ def test_one_class_is_not_enough(tmp_path):
     for part in ("train", "test"):
         (tmp_path / part / "ant").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / part / "ant/0.png")
-    refused(tmp_path, tmp_path / "train", "1 class folder")
+    refused(tmp_path, tmp_path / "train", "one class alone, ant; a classifier tells at least two apart")
 
 
 def test_a_class_of_one_image_gives_no_validation_split(tree):
