@@ -417,7 +417,9 @@ def _show_pruned(found: Sequence[PrunedFigures]) -> None:
     if measured:
         shown.add_column(f"{found[0].metric} on {found[0].images} images, before → after")
     if all(one.reconstruction is not None for one in found):
-        shown.add_column("KL divergence from the whole network, cut → repaired")
+        measures = {(one.reconstruction or {}).get("measure") for one in found}
+        what = "KL divergence from" if measures == {"kl"} else "relative squared error against"
+        shown.add_column(f"{what} the whole network, cut → repaired")
     for one in found:
         row = [
             escape(one.out),
