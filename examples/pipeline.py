@@ -25,7 +25,7 @@ def train(model: nn.Module, loader: DataLoader) -> None:
 
 
 if __name__ == "__main__":
-    out, known = Path(sys.argv[1]), {"classes": ("dark", "bright")}
+    out, known = Path(sys.argv[1] if sys.argv[1:] else "runs/pipeline"), {"classes": ("dark", "bright")}
     labels = torch.arange(128) % 2
     loader = DataLoader(TensorDataset((1 + labels[:, None, None, None]) * torch.rand(128, 3, 32, 32) / 2, labels), 16)
     train(model := make(), loader)
