@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ RECIPE: dict[str, Any] = {
 STAGES = (
     "pretrain", "transfer", "twin", "prune", "distill", "finetuned", "scratch", "export", "test", "bench", "bundle",
 )  # fmt: skip
-DYING = "NIWAKI_TEST_DYING_WORKER"
 
 
 class Pictures:
@@ -48,9 +46,6 @@ class Pictures:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        # The environment names a file that is there once training is under way.
-        if os.environ.get(DYING) and Path(os.environ[DYING]).exists():
-            os._exit(9)
         return Image.fromarray(self.pixels[index]), self.labels[index]
 
 
@@ -58,12 +53,12 @@ def pictures(seed: int = 0) -> dict[str, Pictures]:
     return {name: Pictures(10 * seed + k, 32) for k, name in enumerate(("train", "val", "test"))}
 
 
-def start(home: Path, fault: str, *arguments: object, out: Path | str = "out", env: dict[str, str] | None = None):
+def start(home: Path, fault: str, *arguments: object, out: Path | str = "out"):
     """``niwaki run --resume`` with something that goes wrong in it, at work in a process of its own."""
     recipe = home / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     command = [fault, *arguments, "--", "run", recipe, "--out", out, "--resume", "--trust", "fault_recipe", "--quiet"]
-    return processes.started(*command, cwd=home, script=SCRIPT, env=processes.ENVIRONMENT | (env or {}))
+    return processes.started(*command, cwd=home, script=SCRIPT, env=processes.ENVIRONMENT)
 
 
 def ended(home: Path, fault: str, *arguments: object, **options: Any):

@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from torch.utils.data import dataloader
+from torch.utils.data import dataloader, get_worker_info
+from torch.utils.data._utils import fetch
 
 from compress.cli import app
 from compress.run import runner
@@ -116,9 +117,18 @@ def clock(seconds: str) -> None:
     time.time_ns = lambda: int(time.time() * 1e9)
 
 
-def worker(name: str) -> None:
-    """Let a data worker die once the training has left a checkpoint, and notice soon."""
+def worker(under_way: str) -> None:
+    """Let a data worker die at the next batch once that file, the training's checkpoint, is there; notice soon."""
     dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
+    real = fetch._MapDatasetFetcher.fetch
+
+    def dying(self: fetch._MapDatasetFetcher, index: Any) -> Any:
+        # Images that are prepared once are not read again: it is the batch that a worker is asked for.
+        if get_worker_info() is not None and Path(under_way).exists():
+            os._exit(9)
+        return real(self, index)
+
+    fetch._MapDatasetFetcher.fetch = dying
 
 
 def no_number(calls: str) -> None:

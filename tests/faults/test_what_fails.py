@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from fault_recipe import DYING, STAGES, ended, one_sentence, result
+from fault_recipe import STAGES, ended, one_sentence, result
 
 pytestmark = pytest.mark.faults
 
@@ -26,7 +26,7 @@ def test_a_clock_that_jumps_changes_nothing(expected, tmp_path):
 def test_a_data_worker_that_dies(expected, tmp_path):
     # Its checkpoint is there once a step is done.
     under_way = tmp_path / "out/checkpoints/transfer.training.safetensors"
-    done = ended(tmp_path, "worker", "transfer", env={DYING: str(under_way)})
+    done = ended(tmp_path, "worker", under_way)
     assert done.returncode == 1
     one_sentence(done.stderr)
     assert "A data worker died" in done.stderr
