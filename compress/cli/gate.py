@@ -63,6 +63,8 @@ def gate(
     from deploy.bench import formats
     from deploy.bench.records import Bench
 
+    if junit is not None:
+        replaceable(junit, ".xml")
     now = Bench.from_file(record)
     tolerances = _tolerances(latency_tolerance, accuracy_tolerance, tolerance or [], allow or [])
     if update_baseline and not baseline.exists():
@@ -114,7 +116,7 @@ def _tell(result: GateResult, summary: Path | None, junit: Path | None, *, as_js
         with summary.open("a", encoding="utf-8") as file:  # a step's summary is what all its commands added
             file.write(formats.markdown(result))
     if junit is not None:
-        write_text(replaceable(junit, ".xml"), formats.junit(result))
+        write_text(junit, formats.junit(result))
     if as_json:
         print(result.model_dump_json(indent=1))
     else:

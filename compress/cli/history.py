@@ -30,6 +30,8 @@ def history(
     from deploy.bench.records import Bench
     from deploy.errors import DeployError
 
+    if picture is not None:
+        replaceable(picture, ".svg")
     for path in records or []:
         bench = Bench.from_file(path)
         append(database, bench, commit)
@@ -42,7 +44,7 @@ def history(
         if len(told) != 1:
             raise DeployError(f"A plot shows one engine, and there are {len(told)}; name one by --engine.")
         ((name, entries),) = told.items()
-        write_text(replaceable(picture, ".svg"), plot(entries, found[name], f"{name}, {metric}"))
+        write_text(picture, plot(entries, found[name], f"{name}, {metric}"))
     if as_json:
         shown = {
             name: {

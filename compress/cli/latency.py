@@ -178,8 +178,8 @@ def _timed(folder: Path, runtimes: list[str], out: Path | None, *, quiet: bool) 
     if not folder.is_dir() or not (folder / "profile.json").is_file():
         command = f"niwaki profile {shlex.quote(str(folder))} --bundle DIR"
         raise RecipeError(f"{folder} holds no profile.json; make one with {command} first.")
+    path = replaceable(out or folder / "latency.json", ".json")
     with Terminal(stderr=True, quiet=quiet).status("Timing layers"):
         table = profile_folder(folder, runtimes=runtimes)
-    path = replaceable(out or folder / "latency.json", ".json")
     table.write(path)
     return path, table

@@ -14,13 +14,18 @@ def norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
+def tracking(network: nn.Module) -> list[_BatchNorm]:
+    """Return those of its BatchNorms that keep running statistics."""
+    return [module for module in norms(network) if module.running_mean is not None]
+
+
 @contextmanager
 def statistics_anew(network: nn.Module) -> Iterator[None]:
     """While it is open, running statistics are those of what the network is given, as plain means over batches.
 
     The network is in evaluation mode but for the norms that keep statistics; momenta and modes come back at the end.
     """
-    held = [(module, module.momentum) for module in norms(network) if module.running_mean is not None]
+    held = [(module, module.momentum) for module in tracking(network)]
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     for module, _ in held:

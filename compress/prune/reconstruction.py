@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from compress.errors import PlanError
-from compress.models.norms import norms, statistics_anew
+from compress.models.norms import statistics_anew, tracking
 from compress.prune.architecture import named_tensors
 from compress.prune.attention import substitute
 from compress.prune.calibration import CalibrationBatch, Forward, batches, part, run
@@ -327,7 +327,7 @@ class _Job:
 
     def _statistics(self, fit: Sequence[CalibrationBatch], now: Tensor) -> tuple[bool, Tensor]:
         """Takes BatchNorm statistics anew, and keeps them where that lowers the measure."""
-        tracked = [m for m in norms(self.repaired) if m.running_mean is not None]
+        tracked = tracking(self.repaired)
         if not tracked:
             return False, now
         old = [{name: b.clone() for name, b in m.named_buffers(recurse=False)} for m in tracked]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from compress.run.workspace import Workspace
+from deploy.quantization.agreement import MOST_IMAGES
 
 
 def calibration_images(work: Workspace) -> list[np.ndarray]:
@@ -17,5 +18,5 @@ def calibration_images(work: Workspace) -> list[np.ndarray]:
 
 
 def held_out_images(work: Workspace) -> list[np.ndarray]:
-    """Return up to 64 validation images, of which no range is taken; each float32 (C, H, W)."""
-    return list(work.target.splits["val"].inputs(0, 64).numpy())
+    """Return as many validation images as an agreement is counted on, of which no range is taken; float32 (C, H, W)."""
+    return list(work.target.splits["val"].inputs(0, MOST_IMAGES).numpy())

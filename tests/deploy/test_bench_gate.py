@@ -30,6 +30,22 @@ def bench(*records):
     return Bench(name="b", records=tuple(Record(name=name, **fields) for name, fields in records))
 
 
+def test_what_was_timed_on_a_runtime_that_is_not_used_here_is_passed_with_a_word():
+    old = bench(("int8", MEASURED), ("int8-openvino", {**MEASURED, "runtime": "openvino", "held": False}))
+    (found,) = [line for line in gate(bench(("int8", MEASURED)), old).lines if line.name == "int8-openvino"]
+    assert (found.what, found.value, found.ok) == ("presence", None, True)
+    assert (
+        found.note == "not measured here: nothing of this bench runs on openvino, and the baseline shows it for itself"
+    )
+
+
+@pytest.mark.parametrize(
+    ("median", "best", "share"), [(0.3, 0.9, 0.9), (0.9, 0.3, 0.9), (0.3, None, 0.3), (None, None, None)]
+)
+def test_a_records_share_is_the_larger_ratio(median, best, share):
+    assert Record(name="a", **MEASURED | {"ratio_to_dense": median, "ratio_of_best": best}).share == share
+
+
 @pytest.mark.parametrize(
     ("change", "fails"),
     [

@@ -81,6 +81,9 @@ def test_the_command_adds_shows_and_draws(tmp_path):
     assert "▁▁▁▁▁▁██████  0.5 (12 records)" in shown.stdout
     assert "+25.0 % since c6: 0.4 to 0.5" in shown.stdout
     assert ElementTree.parse(tmp_path / "p.svg").getroot().tag.endswith("svg")
+    refused = run.invoke(app, ["history", str(tmp_path / "0.json"), "--db", str(tmp_path / "n.db"), "--plot", database])
+    assert refused.exit_code != 0
+    assert not (tmp_path / "n.db").exists()  # nothing was added before it was refused
     told = json.loads(run.invoke(app, ["history", "--db", database, "--json"]).stdout)
     assert [one["value"] for one in told["engines"]["int8"]["values"]][-1] == 0.5
     assert told["engines"]["dense"]["changes"] == []

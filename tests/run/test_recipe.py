@@ -248,6 +248,13 @@ def test_a_wrong_indentation_is_found_at_its_line(tmp_path):
         load_recipe(path)
 
 
+def test_of_a_key_of_several_kinds_the_fault_is_that_of_the_kind_that_was_given(monkeypatch, tmp_path):
+    monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(DIGITS.with_name("hymenoptera.yaml"), ["target.val=1.5"])  # the name of a folder, or a share
+    assert str(caught.value).startswith("--set target.val=1.5: target.val: input should be less than 1 (given: 1.5)")
+
+
 def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
     for override, said in (
         ("transfer.epoch=3", "--set transfer.epoch=3: the key 'transfer.epoch' is unknown; did you mean 'epochs'?"),
@@ -258,6 +265,10 @@ def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
         (
             "prune.budget.macs=2",
             "--set prune.budget.macs=2: prune.budget.macs: input should be less than or equal to 1",
+        ),
+        (
+            "distill.epochs=abc",
+            "--set distill.epochs=abc: distill.epochs: an integer is wanted (given: 'abc'); change it",
         ),
         ("zzz=1", "--set zzz=1: the key 'zzz' is unknown; remove it or see niwaki docs recipes"),
     ):

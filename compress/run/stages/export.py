@@ -29,7 +29,7 @@ from deploy.files import sha256
 from deploy.onnx.metadata import Metadata
 from deploy.onnx.wire import scan
 from deploy.processing.preprocess import Preprocessing
-from deploy.quantization.agreement import MOST_IMAGES, Agreement, grade
+from deploy.quantization.agreement import Agreement, grade
 from deploy.quantization.calibration import KEPT
 from deploy.quantization.half import fp16_from_fp32
 from deploy.quantization.int8 import int8_from_fp32, int8_with_accuracy_control, signed_from_unsigned
@@ -87,7 +87,7 @@ def export(work: Workspace, view: StageView) -> Outcome:
     write_text(out / PARITY, json.dumps(found, indent=1) + "\n")
     view.notes.append(f"fp32 = torch within {worst['distilled']:.0e}")
     if "int8" in snr:
-        images = work.target.splits["val"].inputs(0, MOST_IMAGES).numpy()
+        images = held_out_images(work)
         snr["int8"] = Agreement.of(*rounded, [image[None] for image in images]).snr_db
         on = f"{len(images)} validation image{'' if len(images) == 1 else 's'}"
         said = f"int8 at {snr['int8']:.1f} dB on {on}, {grade(snr['int8'])}{_beside_fp32(metrics)}"
