@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,15 +31,30 @@ def message(fault: Mapping[str, Any]) -> str:
         return "there is no such key"
     if kind == "tuple_type":
         return "this is a list, such as [96, 96]"
-    return _WANTED.get(str(kind)) or fault["msg"].removeprefix("Value error, ")
+    return _WANTED.get(str(kind)) or worded(fault["msg"].removeprefix("Value error, "))
+
+
+def worded(said: str) -> str:
+    """Put what pydantic says of a value as this project does: "at least 1 is wanted"."""
+    for theirs, ours in _BOUNDS.items():
+        said = said.replace(f"Input should be {theirs} ", f"Input should be {ours} ")
+    return re.sub(r"Input should be (.+)", r"\1 is wanted", said)
 
 
 _WANTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer is wanted"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is wanted"),
+    "missing": "this key is missing",
     "string_type": "a text is wanted",
     "dict_type": "a group of keys is wanted",
     "model_type": "a group of keys is wanted",
 }
 """What is wanted, by the kind of fault."""
+
+_BOUNDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+}
+"""How pydantic tells a bound, and how we do."""

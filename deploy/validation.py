@@ -12,7 +12,7 @@ def explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
     value = f", not {_shorten(first['input'])}" if isinstance(first["input"], str | int | float) and field else ""
-    message = first["msg"].removeprefix("Value error, ")
+    message = "it is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}{value}" if field else message
 
 

@@ -1,6 +1,7 @@
 """The doctor names what is there and what is not, each with a way out, and never raises."""
 
 import importlib.metadata
+import importlib.util
 import io
 import json
 import subprocess
@@ -81,6 +82,7 @@ def test_a_missing_base_package_fails_and_an_extra_does_not(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor, "_pip", lambda: "pip")
     checks = doctor.diagnose()
     named = {check.name: check for check in checks}
     assert named["pydantic"] == doctor.Check("pydantic", False, True, "not installed", "pip install niwaki-vision")
@@ -94,7 +96,19 @@ def test_a_version_outside_the_range_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.10.1" if name == "torch" else real(name))
     (torch,) = (check for check in doctor.diagnose() if check.name == "torch [compress]")
     assert not torch.ok and torch.found.startswith("2.10.1, outside ")
-    assert torch.fix.startswith('pip install "torch<')
+    assert torch.fix.startswith(f'{doctor._pip()} install "torch<')
+
+
+@pytest.mark.parametrize(("there", "command"), [(True, "pip"), (False, "uv pip")])
+def test_the_command_that_installs_is_one_that_the_environment_has(monkeypatch, there, command):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+    assert doctor._install("niwaki-vision[serve]") == f'{command} install "niwaki-vision[serve]"'
+
+
+def test_a_package_that_several_extras_ask_for_is_listed_once(checks):
+    names = [check.name.partition(" ")[0] for check in checks[: [c.name for c in checks].index("Kernels for the CPU")]]
+    assert len(names) == len(set(names))
+    assert "matplotlib [compress, report]" in {check.name for check in checks}
 
 
 def test_not_installed_as_a_distribution(monkeypatch):

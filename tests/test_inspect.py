@@ -95,6 +95,7 @@ def test_groups_with_their_units_and_shares(seen):
     # Of 12 rows three stay, and of the classifier's 12 x 16 columns three times 16.
     assert groups["grouped"].parameters_share == pytest.approx((9 * 4 * 9 + 9 + 5 * 9 * 16) / parameters)
     assert seen.free_units == 16
+    assert seen.units == seen.free_units + sum(one.channels for one in seen.protected)
     assert 0.5 < seen.parameters_free < 1
     assert seen.seconds > 0
 

@@ -28,6 +28,7 @@ from compress.cli.pruning import prune, sensitivity
 from compress.cli.run import run
 from compress.cli.starting import init
 from compress.errors import INTERRUPTED, ElsewhereError, exit_code_of
+from compress.validation import worded
 
 app = typer.Typer(
     name="niwaki",
@@ -123,9 +124,10 @@ def _outlast() -> None:
 def _message(error: Exception) -> str:
     """Say in one sentence what went wrong, and the way out."""
     if hasattr(error, "format_message"):  # what the command line parser raises
-        return (
-            f"{error.format_message()} (niwaki --help lists the commands; niwaki docs reference/cli has their options)"
-        )
+        said = worded(error.format_message())
+        if sys.argv[1:2] == ["run"] and said.startswith("No such option"):
+            said += "; a key of the recipe is changed by --set, as in --set distill.epochs=5"
+        return f"{said} (niwaki --help lists the commands; niwaki docs reference/cli has their options)"
     if isinstance(error, OSError):
         path = error.filename2 or error.filename  # what was to be replaced says more than what with
         where = f" {path}" if path else ""

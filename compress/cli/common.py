@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from compress.errors import MissingError
+from compress.models.names import is_untrained
 from compress.terminal import Terminal, plain
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -19,13 +20,14 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", help="Print nothing but erro
 _SHOWN = 1200  # characters of a sentence
 
 
-def need(command: str, packages: tuple[str, ...]) -> None:
-    """Raise MissingError, with the way to get them, where packages of the training side are not installed."""
+def need(command: str, packages: tuple[str, ...], extra: str = "compress") -> None:
+    """Raise MissingError, with the extra that brings them, where packages that a command needs are not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
+        what = "the training side" if extra == "compress" else "them"
         raise MissingError(
-            f"niwaki {command} needs {', '.join(missing)}, not installed here; install the training side with: "
-            "pip install 'niwaki-vision[compress]'."
+            f"niwaki {command} needs {', '.join(missing)}, not installed here; install {what} with: "
+            f"pip install 'niwaki-vision[{extra}]'."
         )
 
 
@@ -41,6 +43,13 @@ def launched(name: str, otherwise: int) -> int:
     """Return the number that a launcher left in the environment under ``name``, or ``otherwise``."""
     said = os.environ.get(name, "")
     return int(said) if said.isdecimal() else otherwise
+
+
+def remark_untrained(name: str, weights: str | None, *, quiet: bool) -> None:
+    """Say so where a command works on a network with random weights: it computes nothing of use, whatever is proved."""
+    if not quiet and is_untrained(name, weights):
+        what = "--weights DEFAULT or FILE" if name.startswith("torchvision:") else "--weights FILE"
+        say(f"{name} has random weights, as none were named; {what} loads trained ones.")
 
 
 ForceFlag = Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ from compress.terminal import Terminal
 DISTRIBUTION = "niwaki-vision"
 TIMEOUT = 20  # seconds for a tool of the system to say who it is
 
-# Extra -> how it is got; an extra that is not named here comes with `pip install "niwaki-vision[EXTRA]"`.
+# Extra -> how it is got; one that is not named here comes with `pip install "niwaki-vision[EXTRA]"`.
 SPECIAL = {
     "tensorrt": "install TensorRT from NVIDIA's own package index, or use the extra tensorrt-rtx",
 }
@@ -170,25 +171,38 @@ def _python() -> Check:
 def _packages() -> list[Check]:
     requirements = _requirements()
     if not requirements:
-        fix = 'in a checkout run "uv sync" or "pip install .", elsewhere pip install its wheel'
+        fix = f'in a checkout run "uv sync" or "{_pip()} install .", elsewhere {_pip()} install its wheel'
         return [Check(DISTRIBUTION, False, True, "not installed as a distribution", fix)]
     found = f"{importlib.metadata.version(DISTRIBUTION)}"
-    return [Check(DISTRIBUTION, True, True, found), *map(_package, requirements)]
+    extras: dict[tuple[str, str], list[Requirement]] = {}
+    for requirement in requirements:
+        extras.setdefault((requirement.name, requirement.ranges), []).append(requirement)
+    return [Check(DISTRIBUTION, True, True, found), *map(_package, extras.values())]
 
 
-def _package(requirement: Requirement) -> Check:
-    extra = requirement.extra
-    title = f"{requirement.name} [{extra}]" if extra else requirement.name
-    fix = SPECIAL.get(extra, f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}")
+def _package(asked: Sequence[Requirement]) -> Check:
+    """Look for one package that the base, or several extras, ask for."""
+    requirement, extra = asked[0], asked[0].extra
+    title = f"{requirement.name} [{', '.join(one.extra for one in asked)}]" if extra else requirement.name
+    fix = SPECIAL.get(extra) or _install(f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION)
     found = _version(requirement.name)
     if found is None:
         if not requirement.applies():
             return Check(title, False, False, f"not for {sys.platform} on {platform.machine()}")
         return Check(title, False, not extra, "not installed", fix)
     if not satisfies(found, requirement.ranges):
-        way_out = f'pip install "{requirement.name}{requirement.ranges}"'
+        way_out = _install(f"{requirement.name}{requirement.ranges}")
         return Check(title, False, not extra, f"{found}, outside {requirement.ranges}", way_out)
     return Check(title, True, not extra, found)
+
+
+def _install(what: str) -> str:
+    """Return the command that installs a package into this environment; those that uv makes have no pip."""
+    return f'{_pip()} install "{what}"' if what != DISTRIBUTION else f"{_pip()} install {what}"
+
+
+def _pip() -> str:
+    return "uv pip" if importlib.util.find_spec("pip") is None else "pip"
 
 
 def _requirements() -> list[Requirement]:
@@ -246,7 +260,7 @@ def _kernels() -> Iterable[Check]:
     info = cpp_ext.build_info()
     build = info.get("build") or {}
     why = str(build.get("why") or "never built here")
-    rebuild = "in a checkout run: pip install --no-build-isolation --no-deps -e . (it needs torch and "
+    rebuild = f"in a checkout run: {_pip()} install --no-build-isolation --no-deps -e . (it needs torch and "
     unused = "" if _gpu().ok else "of use only where there is an NVIDIA GPU; "
     torch = _version("torch")
     for part, title, needs in (
@@ -255,9 +269,8 @@ def _kernels() -> Iterable[Check]:
     ):
         there, fix = bool(info.get(part)), f"{unused if part == 'cuda' else ''}{rebuild}{needs})"
         if there and torch is None:
-            yield Check(
-                title, False, False, "built, but torch is not installed", 'pip install "niwaki-vision[compress]"'
-            )
+            way_out = _install(f"{DISTRIBUTION}[compress]")
+            yield Check(title, False, False, "built, but torch is not installed", way_out)
             continue
         if there:
             works, says = _loads(part)
@@ -333,7 +346,7 @@ def _runtimes() -> Iterable[Check]:
         ("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx", _tensorrt),
     )
     for title, module, extra, look in looks:
-        fix = SPECIAL.get(extra, f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}")
+        fix = SPECIAL.get(extra) or _install(f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION)
         loaded = _load(module)
         if isinstance(loaded, str):
             yield Check(f"{title} works", False, not extra, loaded, fix)

@@ -60,8 +60,10 @@ def exported(
     Raises:
         NiwakiError, DeployError: one sentence about what cannot be used.
     """
-    network = named_network(name, size=size, trusted=trust)
     folder = Path(name)
+    short = folder.resolve().name if folder.is_dir() else name.rpartition(":")[2]
+    path = unused(out or Path(f"{short}.fp32.onnx"), force=force)
+    network = named_network(name, size=size, trusted=trust)
     about = artifact.describe(folder) if folder.is_dir() else None
     if weights is not None:
         if about is not None:
@@ -74,8 +76,6 @@ def exported(
         # Images come prepared, as a bundle gives them.
         take_prepared(network.model, tuple(network.example.shape[-2:]))
     lowered = lower(network.model, kind, network.example, in_graph=in_graph)
-    short = folder.resolve().name if about else name.rpartition(":")[2]
-    path = unused(out or Path(f"{short}.fp32.onnx"), force=force)
     stated = {} if about is None else _stated(folder, about, size)
     metadata = Metadata(model=short, **stated).properties()
     export_onnx(lowered.module, network.example, path, output_name=lowered.output_name, metadata=metadata, **settings)

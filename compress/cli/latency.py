@@ -133,13 +133,13 @@ def _say_noise(load: Sequence[float]) -> None:
 
 def explained_table(found: Explanation, *, everything: bool = False) -> Shown:
     """Return the layers that take time, in the order in which they run."""
-    shown = Shown(
-        "layer", "widths", "before", "expected", "now", "why", title=f"{found.runtime}, {found.threads} thread(s)"
-    )
+    times_of = ["time"] if found.before is None else ["before", "expected", "now"]
+    title = f"{found.runtime}, {found.threads} thread{'' if found.threads == 1 else 's'}"
+    shown = Shown("layer", "widths", *times_of, "why", title=title)
     least = 0.0 if everything else 0.005 * found.layers_ms
     for row in found.rows:
         if row.after_ms >= least:
-            times = [_ms(row.before_ms), _ms(row.expected_ms), _ms(row.after_ms)]
+            times = [_ms(ms) for ms in (row.before_ms, row.expected_ms, row.after_ms)][-len(times_of) :]
             why = f"{row.reason}: {row.said}" if row.reason else ""
             shown.add_row(escape(row.name[-40:]), row.widths, *times, escape(why))
     return shown

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.common import ForceFlag, JsonFlag, QuietFlag, need, search_here, unused
+from compress.cli.common import ForceFlag, JsonFlag, QuietFlag, need, remark_untrained, search_here, unused
 from compress.terminal import Terminal, plain
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def export(
                 settings={"opset": opset, "runtimes": tuple(runtime or ()), "dynamic_size": dynamic_size},
                 in_graph=in_graph,
             )
+    remark_untrained(model, weights, quiet=quiet)
     if as_json:
         print(json.dumps(done, indent=1))
     elif not quiet:
@@ -113,7 +114,7 @@ def quantize(
     as_json: JsonFlag = False,
 ) -> None:
     """Quantise an fp32 ONNX file on your own images and say how far it is from fp32; needs no torch."""
-    need("quantize", ("onnx", "nncf") if precision == "int8" else ("onnx", "onnxconverter_common"))
+    need("quantize", ("onnx", "nncf") if precision == "int8" else ("onnx", "onnxconverter_common"), "quantization")
     from deploy.errors import DeployError
     from deploy.onnx.wire import bytes_on_disk, scan
     from deploy.processing.files import drawn, image_files, prepared
@@ -132,8 +133,9 @@ def quantize(
         # A fifth is not calibrated on and tells whether the ranges hold for other images.
         held_out = [] if fastest or len(arrays) < 10 else arrays[::5]
         arrays = [one for k, one in enumerate(arrays) if not held_out or k % 5]
-        with console.status(f"Quantising to {precision}"):
-            said = _quantized((file, target), arrays, held_out, precision, {"keep": keep or [], "fastest": fastest})
+        with console.status(f"Quantising to {precision}") as status:
+            asked = {"keep": keep or [], "fastest": fastest, "tell": lambda doing: status.update(f"int8: {doing}")}
+            said = _quantized((file, target), arrays, held_out, precision, asked)
         found = Agreement.read(target)
     about = {
         "file": str(target),
@@ -189,7 +191,7 @@ def _quantized(
 
     src, dst = files
     if asked["fastest"]:
-        return {"kept": str(fastest_int8(src, dst, arrays))}
+        return {"kept": str(fastest_int8(src, dst, arrays, tell=asked["tell"]))}
     options = {"keep_fp32": tuple(asked["keep"])} if precision == "int8" else {}
     deploy.quantize(src, dst, arrays, precision=precision, held_out=held_out or None, **options)
     return {}
@@ -334,9 +336,9 @@ def _given(size: int | None, mean: str | None, std: str | None) -> Preprocessing
     """
     from pydantic import ValidationError
 
+    from compress.validation import explain
     from deploy.errors import DeployError
     from deploy.processing.preprocess import Preprocessing
-    from deploy.validation import explain
 
     if size is mean is std is None:
         return None

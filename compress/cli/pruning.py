@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from compress.cli.common import JsonFlag, QuietFlag, need, search_here
+from compress.cli.common import JsonFlag, QuietFlag, need, remark_untrained, search_here
+from compress.models.names import is_untrained
 from compress.terminal import Terminal
 from compress.trust import trusted_modules
 
@@ -114,8 +115,8 @@ def sensitivity(
 
         name, source = _network_of(model, data, trust or ())
         network = _given(name, size, weights, trust or ())
-        if weights is None and name.startswith(("torchvision:", "niwaki:")):
-            raise ModelError(f"{name} has random weights, which say nothing; add --weights DEFAULT.")
+        if is_untrained(name, weights):
+            raise ModelError(f"{name} has random weights, which say nothing; add --weights DEFAULT or FILE.")
         looked_at = _images(source, network, images, seed, trust or ())
         chosen = criterion or _criterion_for(network, looked_at)
         asked = _Asked(chosen, _known([*(criteria or ()), chosen])[:-1], tuple(protect or ()), shares, seed)
@@ -170,6 +171,7 @@ def prune(
         }  # fmt: skip
         asked, curves = _asked(budget or (), ratios, rest)
         network = _given(model, size, weights, trust or ())
+        remark_untrained(model, weights, quiet=quiet)
         looked_at = None if data is None else _images(data, network, images, seed, trust or ())
         if criterion is None:
             asked = asked.model_copy(update={"criterion": _criterion_for(network, looked_at)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 TABLES = ("torchvision", "niwaki", "timm", "transformers", "ultralytics", "smp")
@@ -23,3 +24,9 @@ def is_own_code(factory: str) -> bool:
     """Return whether a factory is ``module:function`` of the user's own rather than a name of a table."""
     module, colon, _ = RENAMED.get(factory, factory).partition(":")
     return bool(colon) and module not in TABLES
+
+
+def is_untrained(name: str, weights: str | None) -> bool:
+    """Return whether a network that a user names has random weights: one of a table with no weights beside it."""
+    known = not Path(name).is_dir() and ":" in name and not is_own_code(name)
+    return known and weights is None

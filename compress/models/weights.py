@@ -13,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.errors import ModelError, said_by
+from compress.errors import MissingError, ModelError, said_by
 
 
 def pretrained(factory: str, weights: str) -> dict[str, Tensor]:
     """Read the weights that a recipe names: DEFAULT (torchvision downloads them) or a local file.
 
     Raises:
-        ModelError: there is no such file, it is not a weight file, or DEFAULT cannot be downloaded.
+        MissingError: DEFAULT cannot be downloaded.
+        ModelError: there is no such file, or it is not a weight file.
     """
     return _default_weights(factory) if weights == "DEFAULT" else read_weights(Path(weights))
 
@@ -34,7 +35,7 @@ def _default_weights(factory: str) -> dict[str, Tensor]:
     try:
         return models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
-        raise ModelError(
+        raise MissingError(
             f"The weights of {name} cannot be downloaded ({error}); connect this machine, or name a local "
             ".safetensors or .pth file: --weights FILE, in a run --set model.weights=FILE."
         ) from None
@@ -47,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ModelError: the file is missing, damaged, or holds anything but tensors by name.
     """
     if not path.is_file():
-        raise ModelError(f"There is no weight file {path}; check model.weights.")
+        raise ModelError(f"There is no weight file {path}; check --weights, or model.weights of the recipe.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

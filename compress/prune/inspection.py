@@ -90,7 +90,7 @@ class Inspection(Frozen):
         forward: the function that was followed in place of the network's own forward pass, such as ``rcnn_heads``.
         parameters: parameters, shared ones once.
         macs: multiply-accumulates of one image.
-        units: sets of channels that live or die together.
+        units: sets of channels of parameters that live or die together: the free ones and the protected ones.
         free_units: units that may go, all groups together.
         parameters_free: share of the parameters that goes when every free group keeps a single unit.
         macs_free: the same of the MACs.
@@ -168,7 +168,7 @@ def inspect_model(
         forward="" if forward is None else getattr(forward, "__name__", type(forward).__name__),
         parameters=int(costs.parameters),
         macs=costs.macs / len(example),
-        units=trace.units,
+        units=len(set().union(*(own[own >= 0].tolist() for own in trace.slots.values()))),
         free_units=len(free),
         parameters_free=parameters,
         macs_free=macs,

@@ -175,7 +175,7 @@ def explained(
         row = LayerRow(
             name=one.name,
             kind=one.kind,
-            widths=_widths(shape, old_shape),
+            widths=_widths((one, shape), (old, old_shape)),
             before_ms=None if old is None else old.ms,
             expected_ms=expected,
             after_ms=one.ms,
@@ -269,10 +269,16 @@ def _share(one: LayerTime, shape: Shape, old: LayerTime | None, old_shape: Shape
     return one.macs / old.macs if one.macs and old.macs else None
 
 
-def _widths(shape: Shape, old: Shape) -> str:
-    """Say what a product reads and makes, before and after."""
+def _widths(now: tuple[LayerTime, Shape], before: tuple[LayerTime | None, Shape]) -> str:
+    """Say what a product reads and makes, by the shape of its weights, and what it did before the cut."""
+    layer, shape = before
+    ours, theirs = _width(*now), "" if layer is None else _width(layer, shape)
+    return f"{ours}, before {theirs}" if ours and theirs and ours != theirs else ours
+
+
+def _width(layer: LayerTime, shape: Shape) -> str:
     if len(shape) < 2:
         return ""
-    pair = (shape, old or shape)
-    now, then = (f"{s[0]} depthwise" if len(s) > 2 and s[1] == 1 else f"{s[1]} to {s[0]}" for s in pair)
-    return now if now == then else f"{now}, before {then}"
+    # Weights for one channel: of many that are each on their own, or of an image that has no more.
+    single = layer.reads[0][1:2] == (1,) if layer.reads else False
+    return f"{shape[0]} depthwise" if len(shape) > 2 and shape[1] == 1 and not single else f"{shape[1]} to {shape[0]}"

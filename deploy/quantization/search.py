@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ def fastest_int8(
     rounds: int = 15,
     held_out: Iterable[Any] = (),
     min_snr_db: float | None = MIN_SNR_DB,
+    tell: Callable[[str], None] = lambda doing: None,
 ) -> Int8Choice:
     """Quantise ``src`` to ``dst``, leaving in fp32 the kinds of operators that are faster so on this machine.
 
@@ -65,6 +66,7 @@ def fastest_int8(
         src, dst, calibration, seed, held_out, min_snr_db: as for ``int8_from_fp32``.
         threads, runtime: how the file will be run.
         rounds: of each comparison.
+        tell: called with what is being done, as it begins.
 
     Raises:
         DeployError, MissingDependency: as ``int8_from_fp32``.
@@ -83,9 +85,11 @@ def fastest_int8(
                 dense.name = "fp32"
                 engines = [dense]
                 for kinds in sets:
+                    tell(f"quantise with {' and '.join(kinds) or 'nothing'} in fp32")
                     path = Path(folder) / f"{'-'.join(kinds) or 'none'}.onnx"
                     int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds, min_snr_db=None)
                     engines.append(stack.enter_context(load_engine(path, threads=threads, runtime=runtime)))
+                tell(f"time {len(sets)} beside fp32")
                 rows = benchmark(engines, trial[0], rounds=rounds, warmup=3, runs_per_block=2)
                 tried.update((kinds, row.share or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 
@@ -97,6 +101,7 @@ def fastest_int8(
             if best == kept or tried[best] > tried[kept] * _MIN_GAIN:
                 break
             kept = best
+    tell("calibrate the fastest")
     how: dict[str, Any] = {"held_out": held_out, "min_snr_db": min_snr_db}
     int8_from_fp32(src, dst, source.feeds, seed=seed, keep_fp32=kept, **how)
     return Int8Choice(Path(dst), kept, tried[kept], tried, runtime)

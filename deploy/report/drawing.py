@@ -49,7 +49,7 @@ def drawn(draw: Callable[[Figure, FigureCanvasAgg], None], *, width: float, heig
     except ImportError as error:
         raise MissingDependency(
             f"the report draws its plot with matplotlib, which cannot be imported here ({error}): "
-            'pip install "niwaki-vision[compress]".'
+            'pip install "niwaki-vision[report]".'
         ) from error
     settings: Any = {
         "svg.fonttype": "none",

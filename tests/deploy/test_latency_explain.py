@@ -54,6 +54,8 @@ def test_depthwise_layers_that_dominate_are_memory_bound():
     rows = explained(after, before, [(32, 1, 3, 3), (32, 32, 3, 3)], [(64, 1, 3, 3), (64, 64, 3, 3)])
     assert [row.reason for row in rows] == ["memory-bound", ""]
     assert rows[0].widths == "32 depthwise, before 64 depthwise"
+    stem = explained([conv("s", 1, 8, 0.5)], [conv("s", 1, 16, 1.0)], [(8, 1, 3, 3)], [(16, 1, 3, 3)])
+    assert stem[0].widths == "1 to 8, before 1 to 16"  # an image of one channel
     found = Explanation(runtime="x", threads=1, after="a", after_ms=0.93, rows=tuple(rows))
     assert next(iter(found.by_reason())) == "memory-bound" and found.layers_ms == pytest.approx(0.925)
 

@@ -181,9 +181,10 @@ def test_predict_goes_through_a_folder(command, bundle_dir, photos, tmp_path):
 
 def test_export_writes_a_network_by_name_and_proves_it(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = command("export", "niwaki:lenet5", "--size", "28", "--json")
+    code, out, said = command("export", "niwaki:lenet5", "--size", "28", "--json")
     found = json.loads(out)
     assert code == 0
+    assert "niwaki:lenet5 has random weights" in said
     assert found["file"] == "lenet5.fp32.onnx"
     assert found["max_relative_error"] < 1e-4
     assert (found["opset"], found["task"]) == (18, "classification")

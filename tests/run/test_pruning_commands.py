@@ -2,6 +2,7 @@
 
 import json
 import math
+from urllib.error import URLError
 
 import onnx
 import pytest
@@ -222,6 +223,10 @@ def test_the_smallest_network_within_so_many_points(niwaki, tmp_path):
         ((), "Nothing says how much to remove; add --budget macs=0.5"),
         (("--budget", "macs"), "--budget macs is not KEY=VALUE"),
         (("--budget", "mac=1"), "niwaki prune --help"),
+        (("--budget", "macs=2"), "budget.macs: at most 1 is wanted; niwaki prune --help"),
+        (("--budget", "macs=0.5", "--scope", "all"), "scope: 'global', 'group', 'isomorphic' or 'per_mac' is wanted"),
+        (("--budget", "macs=0.5", "--images", "1"), "'--images': at least 8 is wanted"),
+        (("--budget", "macs=0.5", "--epochs", "1"), "No such option: --epochs (niwaki --help"),
         (("--budget", "macs=0.01"), "ask for macs: "),
         (("--budget", "macs=0.5", "--ratios", "0.5"), "--ratios already says how much to remove"),
         (("--budget", "macs=0.5", "--criterion", "fisher"), "There are no images, and the criterion fisher looks at"),
@@ -242,6 +247,30 @@ def test_prune_refuses_in_one_sentence(niwaki, tmp_path, arguments, said):
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_random_weights_are_said(niwaki, tmp_path):
+    asked = ("prune", "niwaki:lenet5", "--size", "28", "--budget", "macs=0.5")
+    code, out, said = niwaki(*asked, "--out", tmp_path / "cut", "--json")
+    assert (code, json.loads(out)["images"]) == (0, None)
+    assert "niwaki:lenet5 has random weights, as none were named; --weights FILE loads trained ones" in said
+    assert niwaki(*asked, "--out", tmp_path / "quiet", "--quiet") == (0, "", "")
+    code, _, said = niwaki(
+        "prune", "net", "--out", tmp_path / "half", "--budget", "macs=0.5", "--round-to", "1", "--min-kept", "2"
+    )
+    assert (code, said) == (0, "")  # what is saved has learnt
+
+
+def test_weights_out_of_reach_are_a_lack_of_the_machine(niwaki, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked = ("--weights", "DEFAULT", "--budget", "macs=0.5", "--out", tmp_path / "x")
+    code, _, said = niwaki("prune", "torchvision:squeezenet1_1", *asked)
+    assert code == 3
+    assert "The weights of squeezenet1_1 cannot be downloaded (<urlopen error no route to host>)" in said
 
 
 def test_prune_writes_over_nothing(niwaki, home):

@@ -61,8 +61,8 @@ FAULTS = {
     "both lengths": (put("distill", "training_flops", 1e9), "distill", "exactly one of epochs and training_flops"),
     "neither budget": (put("prune", "budget", {}), "prune.budget", "at least one of macs, params"),
     "a latency of nothing": (put("prune", "budget", {"latency": "0 ms"}), "prune.budget", "more than 0 ms"),
-    "budget over one": (put("prune", "budget", "macs", 1.5), "prune.budget.macs", "less than or equal to 1"),
-    "budget of zero": (put("prune", "budget", "macs", 0), "prune.budget.macs", "greater than 0"),
+    "budget over one": (put("prune", "budget", "macs", 1.5), "prune.budget.macs", "at most 1 is wanted"),
+    "budget of zero": (put("prune", "budget", "macs", 0), "prune.budget.macs", "more than 0 is wanted"),
     "no number": (put("transfer", "lr", float("nan")), "transfer.lr", "nan"),
     "infinite": (put("transfer", "lr", float("inf")), "transfer.lr", "inf"),
     "negative": (put("distill", "logits", -1), "distill.logits", "-1"),
@@ -252,7 +252,7 @@ def test_of_a_key_of_several_kinds_the_fault_is_that_of_the_kind_that_was_given(
     monkeypatch.setenv("NIWAKI_DATA", str(tmp_path))
     with pytest.raises(RecipeError) as caught:
         load_recipe(DIGITS.with_name("hymenoptera.yaml"), ["target.val=1.5"])  # the name of a folder, or a share
-    assert str(caught.value).startswith("--set target.val=1.5: target.val: input should be less than 1 (given: 1.5)")
+    assert str(caught.value).startswith("--set target.val=1.5: target.val: less than 1 is wanted (given: 1.5)")
 
 
 def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
@@ -264,7 +264,7 @@ def test_a_fault_of_an_override_names_it_and_the_key_that_was_meant():
         ),
         (
             "prune.budget.macs=2",
-            "--set prune.budget.macs=2: prune.budget.macs: input should be less than or equal to 1",
+            "--set prune.budget.macs=2: prune.budget.macs: at most 1 is wanted",
         ),
         (
             "distill.epochs=abc",
@@ -328,6 +328,7 @@ def test_wrong_usage_exits_two_with_a_hint(monkeypatch, capsys, arguments):
     assert code == 2
     one_sentence(error)
     assert "niwaki --help" in error
+    assert ("--set distill.epochs=5" in error) == ("--nonsense" in arguments)
 
 
 def test_help_lists_the_commands(monkeypatch, capsys):

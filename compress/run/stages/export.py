@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,38 +43,30 @@ FP32_PARITY = 1e-4
 def export(work: Workspace, view: StageView) -> Outcome:
     """Write every ONNX file and compare each with torch on real images at several batch sizes."""
     recipe, out = work.recipe, work.out
-    variants, settings = variants_of(recipe), exporting(work.deploy)
+    variants = variants_of(recipe)
     found: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = []
     metrics: dict[str, float] = {}
     for done, variant in enumerate(variants):
-        view.advance(done, len(variants), f"{variant.model} {variant.precision}")
-        path, fp32 = out / variant.onnx, out / f"deploy/{variant.model}.fp32.onnx"
+
+        def tell(doing: str, part: int = 0, *, done: int = done, variant: Variant = variant) -> None:
+            view.advance(3 * done + part, 3 * len(variants), f"{variant.model} {variant.precision}: {doing}")
+
+        tell("write")
+        path = out / variant.onnx
         trained = AWARE if variant.precision == "int8" and work.deploy.qat is not None else variant.model
-        lowered = lowered_of(work, work.load(trained))
-        about = _about(work, trained).properties()
-        if variant.precision == "fp32":
-            export_onnx(lowered.module, work.example, path, output_name=lowered.output_name, metadata=about, **settings)
-        elif variant.precision == "fp16":
-            fp16_from_fp32(fp32, path, calibration_images(work), seed=recipe.seed)
-            if kept := scan(path).properties.get(KEPT):
-                named = kept.split(",")
-                more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-                notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
-        else:
-            if trained == AWARE:
-                fp32 = fp32.with_name(f"{AWARE}.fp32.onnx")
-                export_onnx(
-                    lowered.module, work.example, fp32, output_name=lowered.output_name, metadata=about, **settings
-                )
-            metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes)
+        module, fp32 = _written(work, variant, trained, notes)
+        if variant.precision == "int8":
+            metrics["int8_time_of_fp32"] = _int8(work, fp32, path, notes, tell)
             rounded = (fp32, path)
+        tell("compare with torch", 1)
         with load_engine(path, threads=work.deploy.threads) as engine:
             _check_finite(work, engine, variant)
-        found[variant.name] = _parity(work, variant, lowered.module, path, notes)
+        found[variant.name] = _parity(work, variant, module, path, notes)
         if variant.model == "student":
+            tell("accuracy on validation", 2)
             metrics[f"val_accuracy_{variant.name}"] = accuracy_of_file(work, path, "val")
-    view.advance(len(variants), len(variants), "")
+    view.advance(3 * len(variants), 3 * len(variants), "")
     real = {n: [row for row in rows if row["inputs"] == "real"] for n, rows in found.items()}
     worst = {n: max(p["max_relative_error"] for p in rows) for n, rows in real.items() if rows}
     snr = {n: min(p["snr_db"] for p in rows) for n, rows in real.items() if rows}
@@ -95,6 +87,23 @@ def export(work: Workspace, view: StageView) -> Outcome:
         notes.append(said)
     metrics |= {f"parity_{n}": v for n, v in worst.items()} | {f"snr_db_{n}": v for n, v in snr.items()}
     return Outcome(metrics=metrics, notes=tuple(notes))
+
+
+def _written(work: Workspace, variant: Variant, trained: str, notes: list[str]) -> tuple[nn.Module, Path]:
+    """Write a variant's file, for int8 the fp32 one that it is made of; return what it computes, and the fp32 file."""
+    recipe, out, settings = work.recipe, work.out, exporting(work.deploy)
+    lowered = lowered_of(work, work.load(trained))
+    fp32 = out / f"deploy/{trained}.fp32.onnx"
+    if variant.precision == "fp32" or trained == AWARE:
+        about = _about(work, trained).properties()
+        export_onnx(lowered.module, work.example, fp32, output_name=lowered.output_name, metadata=about, **settings)
+    elif variant.precision == "fp16":
+        fp16_from_fp32(fp32, out / variant.onnx, calibration_images(work), seed=recipe.seed)
+        if kept := scan(out / variant.onnx).properties.get(KEPT):
+            named = kept.split(",")
+            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+            notes.append(f"{variant.onnx} keeps in fp32 what fp16 cannot hold: {', '.join(named[:5])}{more}")
+    return lowered.module, fp32
 
 
 def _parity(work: Workspace, variant: Variant, module: nn.Module, path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -155,14 +164,15 @@ def _about(work: Workspace, model: str) -> Metadata:
     )
 
 
-def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str]) -> float:
+def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str], tell: Callable[[str], None]) -> float:
     """Write the int8 file that is fastest here, and the signed one; return its time as a share of fp32's."""
     recipe, images, held_out = work.recipe, calibration_images(work), held_out_images(work)
     how: dict[str, Any] = {"threads": work.deploy.threads, "runtime": work.deploy.runtime}
-    choice = fastest_int8(fp32, path, images, seed=recipe.seed, held_out=held_out, **how)
+    choice = fastest_int8(fp32, path, images, seed=recipe.seed, held_out=held_out, tell=tell, **how)
     notes.append(f"int8: {choice}")
     signed = path.with_suffix(".trt.onnx")
     if (drop := work.deploy.accuracy_drop) is not None:
+        tell("give layers back to fp32 for accuracy")
         # Over what is kept for speed, layers are given back until validation images are told apart well enough.
         int8_with_accuracy_control(
             fp32,
