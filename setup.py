@@ -187,8 +187,9 @@ class PagesBuildPy(build_py):
         super().run()
         if self.editable_mode:
             return
-        for page in sorted((ROOT / "docs").rglob("*.md")):
-            target = Path(self.build_lib) / "compress/pages" / page.relative_to(ROOT / "docs")
+        pages = {page.relative_to(ROOT / "docs"): page for page in sorted((ROOT / "docs").rglob("*.md"))}
+        for name, page in {**pages, Path("readme.md"): ROOT / "README.md"}.items():
+            target = Path(self.build_lib) / "compress/pages" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(page, target)
 

@@ -31,6 +31,11 @@ def test_a_page_is_printed_as_it_is_where_there_is_no_terminal_but_for_remarks_t
     assert out == "".join(line for line in page.splitlines(keepends=True) if not line.startswith("<!-- needs:"))
 
 
+def test_the_readme_is_a_page(monkeypatch, capsys):
+    code, out, _ = said(monkeypatch, capsys, "docs", "README")
+    assert (code, out.partition("\n")[0]) == (0, "# Niwaki 庭木")
+
+
 def test_pages_are_listed_with_their_titles(monkeypatch, capsys):
     code, out, _ = said(monkeypatch, capsys, "docs", "--json")
     assert code == 0

@@ -37,11 +37,11 @@ def docs(
             width = max(map(len, listed))
             print("\n".join(f"{name:{width}}  {said}" for name, said in listed.items()))
         return
-    path = page(topic, found)
+    name = page(topic, found)
     # What is there for the tests of the pages is not for readers.
-    text = re.sub(r"<!--.*?-->\n?", "", path.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\n?", "", found[name].read_text("utf-8"), flags=re.DOTALL)
     if as_json:
-        print(json.dumps({"topic": path.relative_to(folder).with_suffix("").as_posix(), "text": text}))
+        print(json.dumps({"topic": name, "text": text}))
     elif sys.stdout.isatty():
         from rich.markdown import Markdown
 
@@ -59,21 +59,21 @@ def home() -> Path:
 
 
 def topics(folder: Path) -> dict[str, Path]:
-    """Return the pages by name, such as ``recipes`` and ``howto/cpp``, sorted."""
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*.md"), key=lambda path: (len(path.parts), path))
-    }
+    """Return the pages by name, such as ``recipes`` and ``howto/cpp``, sorted; ``readme`` first."""
+    pages = sorted(folder.rglob("*.md"), key=lambda path: (len(path.parts), path))
+    # A wheel carries it among the pages, a checkout has it beside their folder.
+    readme = {} if folder == INSTALLED else {"readme": folder.parent / "README.md"}
+    return readme | {path.relative_to(folder).with_suffix("").as_posix(): path for path in pages}
 
 
-def page(topic: str, found: dict[str, Path]) -> Path:
-    """Return the page of a name, or of the last part of one where that is unique; raise NiwakiError where none fits."""
+def page(topic: str, found: dict[str, Path]) -> str:
+    """Return the whole name of a page of which the last part may be enough; raise NiwakiError where none fits."""
     asked = topic.removesuffix(".md").removeprefix("docs/").lower()
     if asked in found:
-        return found[asked]
+        return asked
     fitting = [name for name in found if name.rpartition("/")[2] == asked]
     if len(fitting) == 1:
-        return found[fitting[0]]
+        return fitting[0]
     near = fitting or [name for name in found if asked and asked in name]
     hint = f"near it are {', '.join(near)}" if near else "niwaki docs lists them"
     raise NiwakiError(f"There is no page '{topic[:80]}'; {hint}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from deploy.engines.unreported import unreported
 from deploy.errors import DeployError
 from deploy.onnx.file import quiet, read
 from deploy.quantization.agreement import GOOD_SNR_DB, Agreement
+from deploy.quantization.calibration import KEPT
+from deploy.quantization.int8 import KINDS, operators
 
 if TYPE_CHECKING:
     import onnx
@@ -24,11 +27,15 @@ _HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 @dataclass(frozen=True)
 class LintFinding:
-    """One fault that the linter found: ``what`` is odd at ``where``, and ``why`` it matters."""
+    """One fault that the linter found: ``what`` is odd at ``where``, and ``why`` it matters.
+
+    Where the file itself says that it was made so (``niwaki quantize --keep``), it is ``intended``.
+    """
 
     what: str
     where: str
     why: str
+    intended: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what} ({self.why})"
@@ -46,7 +53,8 @@ def lint_qdq(path: Path) -> list[LintFinding]:
     from onnx import numpy_helper
 
     path = Path(path)
-    graph = read(path).graph
+    model = read(path)
+    graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not quantisers:
@@ -59,7 +67,7 @@ def lint_qdq(path: Path) -> list[LintFinding]:
         alike = f"{100 * stated.agreement:.0f} % of the answers alike"
         what = f"{stated.snr_db:.1f} dB against fp32 when it was made, {alike}"
         found.append(LintFinding(what, path.name, f"under {GOOD_SNR_DB:g} dB: measure its accuracy before it ships"))
-    found += _find_islands(graph)
+    found += _find_islands(graph, _kept(model))
     return found + _find_unfused(path, graph)
 
 
@@ -84,7 +92,13 @@ def _lint_quantiser(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> l
     return found
 
 
-def _find_islands(graph: onnx.GraphProto) -> list[LintFinding]:
+def _kept(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the kind of each operator that the file says was left in fp32 for speed or exactness, by its name."""
+    stated = next((one.value for one in model.metadata_props if one.key == KEPT), "")
+    return {name: kind for kind in stated.split(",") if kind in KINDS for name in operators(model, kind)}
+
+
+def _find_islands(graph: onnx.GraphProto, kept: Mapping[str, str]) -> list[LintFinding]:
     """Find heavy operators in fp32: those that read no dequantised tensor."""
     maker = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -99,7 +113,11 @@ def _find_islands(graph: onnx.GraphProto) -> list[LintFinding]:
         after = [one.op_type for name in node.output for one in readers.get(name, [])]
         if "DequantizeLinear" not in before:
             beside = "beside quantised operators" if "QuantizeLinear" in after else "on its own"
-            found.append(LintFinding(f"{node.op_type} in fp32 {beside}", node.name or node.output[0], "an island"))
+            kind = kept.get(node.name)
+            why = f"left so on purpose: {kind}" if kind else "its input and output are converted"
+            found.append(
+                LintFinding(f"{node.op_type} in fp32 {beside}", node.name or node.output[0], why, intended=bool(kind))
+            )
     return found
 
 

@@ -122,7 +122,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         units.percent(row["accuracy"]),
         units.percent(row["dense_accuracy"]),
-        units.percent(row["macs_of_dense"], 0),
+        units.percent(row["macs_of_dense"]),
         units.size(row["file_bytes"]),
         units.milliseconds(row["best_ms"]),
         units.milliseconds(row["median_ms"]),

@@ -138,7 +138,7 @@ def _metric(name: str, value: Any) -> str:
     if "accuracy" in name or name.startswith(("map", "miou", "iou_", "top", "macro_f1")):
         return units.percent(amount)
     if name.endswith("_share") or "_time_of_" in name:
-        return units.percent(amount, 0)
+        return units.percent(amount, 0 if "_time_of_" in name else 1)
     if name.startswith("speedup"):
         return units.times(amount)
     if name.startswith("snr_db"):

@@ -83,7 +83,7 @@ def _networks(results: Results) -> Markup:
     def share(value: Callable[[Column], Any]) -> Callable[[Column], str]:
         def beside(column: Column) -> str:
             part_of = ratio(value(column), value(dense))
-            return "" if part_of is None else units.percent(part_of, 0)
+            return "" if part_of is None else units.percent(part_of)
 
         return beside
 

@@ -78,9 +78,9 @@ def _header(results: Results) -> Markup:
     where = f" on {RUNTIMES.get(runtime, runtime)}" if runtime else ""
     tiles = (
         (units.percent(final.accuracy), f"test {results.metric()}{against}"),
-        (units.percent(macs, 0), f"of the MACs: {units.count(final.model.get('macs'))}"),
+        (units.percent(macs), f"of the MACs: {units.count(final.model.get('macs'))}"),
         (
-            units.percent(ratio(final.file_bytes, dense.file_bytes), 0),
+            units.percent(ratio(final.file_bytes, dense.file_bytes)),
             f"of the file size: {units.size(final.file_bytes)}",
         ),
         (

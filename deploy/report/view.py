@@ -275,9 +275,9 @@ def _accuracy_claim(final: Column, dense: Column, images: int | None, metric: st
 def _cost_claim(final: Column, dense: Column) -> str:
     macs = ratio(final.model.get("macs"), dense.model.get("macs"))
     bytes_ = ratio(final.file_bytes, dense.file_bytes)
-    needs = [f"{percent(macs, 0)} of the MACs"] if macs is not None else []
+    needs = [f"{percent(macs)} of the MACs"] if macs is not None else []
     if bytes_ is not None:
-        needs.append(f"{percent(bytes_, 0)} of the file size ({size(final.file_bytes)})")
+        needs.append(f"{percent(bytes_)} of the file size ({size(final.file_bytes)})")
     return f"needs {' and '.join(needs)}" if needs else ""
 
 

@@ -27,9 +27,10 @@ def test_the_file_states_how_close_it_is(files, images, tmp_path):
 
 
 def test_pixels_where_normalised_images_belong_are_refused(files, images, tmp_path):
-    pixels = [((image + 3) * 42).clip(0, 255) for image in images]
+    # Of nine bits: of eight, the gap is 9.7 dB on processors without VNNI, where sums of int8 products saturate.
+    pixels = [((image + 3) * 84).clip(0, 511) for image in images]
     with pytest.raises(DeployError, match=r"dB on its calibration and at .* dB on held-out images; prepare both alike"):
-        int8_from_fp32(files["fp32"], tmp_path / "x.onnx", pixels, held_out=list(images))
+        int8_from_fp32(files["fp32"], tmp_path / "x.onnx", pixels, held_out=list(images), min_snr_db=0.0)
     assert list(tmp_path.iterdir()) == []
     told = int8_from_fp32(files["fp32"], tmp_path / "x.onnx", pixels, held_out=list(images), min_snr_db=None)
     assert Agreement.read(told).snr_db < 20

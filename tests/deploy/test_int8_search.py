@@ -115,7 +115,13 @@ def test_accuracy_control_gives_layers_back_until_the_drop_is_small(files, image
 def test_the_linter_passes_what_we_write_and_names_what_is_kept(files, depthwise, images, tmp_path):
     assert [f for f in lint_qdq(files["int8"]) if "fused" not in f.what] == []
     kept = int8_from_fp32(depthwise, tmp_path / "b.onnx", list(images), keep_fp32=["depthwise"])
-    assert any(f.what.startswith("Conv in fp32") for f in lint_qdq(kept))
+    islands = [f for f in lint_qdq(kept) if f.what.startswith("Conv in fp32")]
+    assert islands and all(f.intended and f.why == "left so on purpose: depthwise" for f in islands)
+    model = onnx.load(kept)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "untold.onnx")
+    untold = [f for f in lint_qdq(tmp_path / "untold.onnx") if f.what.startswith("Conv in fp32")]
+    assert len(untold) == len(islands) and not any(f.intended for f in untold)
     with pytest.raises(DeployError, match="is not quantised"):
         lint_qdq(files["fp32"])
 

@@ -40,7 +40,7 @@ def page(ledger=None, bench=None, recipe=sample.RECIPE):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("macs_share", 0.44, "44 %"),
+        ("macs_share", 0.44, "44.0 %"),
         ("engines", 4.0, "4"),
         ("int8_time_of_fp32", 0.99, "99 %"),
         ("openvino_time_of_onnxruntime", 0.707, "71 %"),

@@ -192,7 +192,9 @@ def _int8(work: Workspace, fp32: Path, path: Path, notes: list[str], tell: Calla
             signed_from_unsigned(whole, signed)
     else:
         signed_from_unsigned(path, signed)
-    odd = Counter((finding.what, finding.why) for finding in lint_qdq(path))
+    # What is kept is said above, and how near the whole file is to fp32 at the end, on more images.
+    told = (finding for finding in lint_qdq(path) if not finding.intended and finding.where != path.name)
+    odd = Counter((finding.what, finding.why) for finding in told)
     notes.extend(f"int8: {f'{count} times ' if count > 1 else ''}{what} ({why})" for (what, why), count in odd.items())
     return choice.ratio
 
