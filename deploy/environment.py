@@ -6,7 +6,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deploy.engines.cores import cpu_quota, usable_cores
 
@@ -14,11 +14,17 @@ from deploy.engines.cores import cpu_quota, usable_cores
 def machine_info() -> dict[str, Any]:
     """Return this machine's CPU model, usable cores, platform and Python version; never a host or user name.
 
-    Where the platform tells: the cores that this process may use by number, how many a container's limit leaves it, how
-    the clock is governed, and the load.
+    Where the platform tells: how int8 products are summed, the cores that this process may use by number, how many a
+    container's limit leaves it, how the clock is governed, and the load.
     """
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    told = {"affinity": affinity, "cpu_quota": cpu_quota(), "governor": _governor(), "load": load_average()}
+    told = {
+        "int8_sums": int8_sums(),
+        "affinity": affinity,
+        "cpu_quota": cpu_quota(),
+        "governor": _governor(),
+        "load": load_average(),
+    }
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
@@ -27,6 +33,22 @@ def machine_info() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: value for name, value in told.items() if value is not None},
     }
+
+
+def int8_sums(cpuinfo: Path = Path("/proc/cpuinfo")) -> Literal["exact", "saturating"] | None:
+    """Return what this processor's sums of products of uint8 by int8 are; None where the system does not say.
+
+    An x86 processor without VNNI adds two products in 16 bits, where large ones saturate: ONNX Runtime and OpenVINO
+    then answer a little differently from the file, and from other processors.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), None)
+    if flags is None:  # not an x86 processor
+        return None
+    return "exact" if {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags) else "saturating"
 
 
 def load_average() -> float | None:

@@ -34,6 +34,7 @@ from compress.cli.bundle import describe
 from compress.cli.common import JsonFlag, replaceable
 from compress.cli.probe import Probe, probe_first
 from compress.terminal import Terminal
+from deploy.environment import int8_sums
 
 DISTRIBUTION = "niwaki-vision"
 TIMEOUT = 20  # seconds for a tool of the system to say who it is
@@ -133,7 +134,7 @@ def _describe_bundle(bundle: Path, *, as_json: bool) -> None:
 
 def diagnose() -> list[Check]:
     """Look at everything, base first; no check raises."""
-    return [_python(), *_packages(), *_kernels(), *_tools(), *_runtimes()]
+    return [_python(), *_packages(), *_kernels(), *_tools(), *_runtimes(), *_int8()]
 
 
 def render(checks: Sequence[Check], console: Console) -> None:
@@ -355,6 +356,14 @@ def _runtimes() -> Iterable[Check]:
             yield Check(f"{title} works", True, not extra, look(loaded))
         except BROKEN as error:
             yield Check(f"{title} works", False, not extra, _first_line(error), fix)
+
+
+def _int8() -> Iterable[Check]:
+    """Say whether int8 files answer here as they do elsewhere, where the system tells."""
+    if (sums := int8_sums()) is not None:
+        found = "VNNI" if sums == "exact" else "no VNNI: products saturate in 16 bits, and int8 gains little time"
+        fix = "int8 answers a little differently here: measure its accuracy on this processor (niwaki docs engines)"
+        yield Check("Exact sums in int8", sums == "exact", False, found, fix)
 
 
 def _tensorrt(module: ModuleType) -> str:

@@ -58,6 +58,9 @@ class Match:
         if not self.same_processor():
             was, now = (str(bench.machine.get("cpu", "unknown")) for bench in (self.past, self.now))
             note = "another processor: ratios are compared and milliseconds are not; ratios may differ by a third too"
+            sums = [bench.machine.get("int8_sums") for bench in (self.past, self.now)]
+            if self.old.precision == "int8" and None not in sums and sums[0] != sums[1]:
+                note += "; without VNNI int8 sums saturate, so that answers differ as well"
             yield self.line("machine", now, was, None, True, note=note)
         was, now = self._version(self.past), self._version(self.now)
         if was != now:

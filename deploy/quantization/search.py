@@ -85,11 +85,10 @@ def fastest_int8(
                 dense.name = "fp32"
                 engines = [dense]
                 for kinds in sets:
-                    tell(f"quantise with {' and '.join(kinds) or 'nothing'} in fp32")
+                    tell(f"try with {' and '.join(kinds) or 'nothing'} in fp32")
                     path = Path(folder) / f"{'-'.join(kinds) or 'none'}.onnx"
                     int8_from_fp32(src, path, trial, seed=seed, keep_fp32=kinds, min_snr_db=None)
                     engines.append(stack.enter_context(load_engine(path, threads=threads, runtime=runtime)))
-                tell(f"time {len(sets)} beside fp32")
                 rows = benchmark(engines, trial[0], rounds=rounds, warmup=3, runs_per_block=2)
                 tried.update((kinds, row.share or 1.0) for kinds, row in zip(sets, rows[1:], strict=True))
 

@@ -7,7 +7,7 @@ import pytest
 
 from deploy.bench.conditions import Watch
 from deploy.bench.energy import PowerMeter
-from deploy.environment import clock_mhz
+from deploy.environment import clock_mhz, int8_sums
 
 
 class NvmlError(Exception):
@@ -98,3 +98,18 @@ def test_the_clock_is_that_of_the_cores_that_may_be_used(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "scaling_cur_freq").write_text(f"{kilohertz}\n")
     assert clock_mhz(tmp_path) == 3050.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sums"),
+    [
+        ("flags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni", "exact"),
+        ("flags\t\t: fpu avx2 avx_vnni", "exact"),
+        ("flags\t\t: fpu avx2 avx512f", "saturating"),
+        ("Features\t: fp asimd asimddp", None),  # aarch64
+    ],
+)
+def test_the_processor_tells_how_it_sums_products_of_int8(tmp_path, flags, sums):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: any\n{flags}\n")
+    assert int8_sums(tmp_path / "cpuinfo") == sums
+    assert int8_sums(tmp_path / "none") is None

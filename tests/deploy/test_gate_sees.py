@@ -76,6 +76,15 @@ def test_other_threads_fail_and_another_version_or_processor_is_said():
     assert any("another processor" in note for note in said)
 
 
+def test_a_baseline_whose_int8_sums_are_of_the_other_kind_is_said_of_int8_alone():
+    here, there = ({"cpu": kind, "int8_sums": kind} for kind in ("saturating", "exact"))
+    found = gate(bench(machine=here), bench(machine=there))
+    said = {line.name for line in found.lines if "int8 sums saturate, so that answers differ" in (line.note or "")}
+    assert said == {"int8"}
+    alike = gate(bench(machine=here), bench(machine=here | {"cpu": "another"}))
+    assert not any("saturate" in (line.note or "") for line in alike.lines)
+
+
 def test_a_reference_is_known_by_its_content_and_not_by_its_name():
     """A slower reference hid a student that was 20 % slower."""
     slower = {"sha256": "a" * 64, "structure": "A" * 64}
