@@ -109,7 +109,7 @@ def rank_of(parent, rank):
     [
         (["--out", "holds"], 2, "not empty and holds no run"),
         (["--set", "source.train.batch_size=33"], 1, "make batch_size a multiple of 2"),
-        (["--set", "prune.budget.macs=7"], 2, "less than or equal to 1"),
+        (["--set", "prune.budget.macs=7"], 2, "at most 1 is wanted"),
     ],
 )
 def test_an_error_is_one_sentence_of_one_process_and_its_exit_code(tmp_path, given, code, said):

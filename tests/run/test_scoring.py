@@ -216,7 +216,7 @@ def test_a_run_says_before_it_trains_that_a_pattern_matches_nothing(tmp_path):
         ({"search": {}, "budget": {"max_drop": 1.0}}, "search finds one cut within a budget that can be computed"),
         ({"search": {}, "ratio": 0.5}, "search finds one cut within a budget that can be computed"),
         ({"budget": {"macs": [0.5, 0.5]}}, "names a share twice"),
-        ({"budget": {"macs": [0.5, 1.5]}}, "less than or equal to 1"),
+        ({"budget": {"macs": [0.5, 1.5]}}, "at most 1 is wanted"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, keys, said):
