@@ -88,7 +88,7 @@ def recipe_for(folder: Path, found: Found, name: str, weights: str | None = "DEF
         resize=part["resize"],
         batch=batch,
         epochs=epochs,
-        distil=40 if found.task == "classification" and found.images < 1000 else 2 * epochs,
+        distil=80 if found.task == "classification" and found.images < 1000 else 2 * epochs,
         augment=part["augment"],
         distilling="".join(f"  {line}\n" for line in part["distill"].splitlines()),
     )
